@@ -1,0 +1,90 @@
+"""The vocabulary that describes convs and activations without torch.
+
+Pairs are always (height, width). Padding is ((top, bottom), (left, right)), so that "same" padding, which is
+uneven for even sizes and strides, needs no case of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from layerfold.errors import UsageError
+
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+Shape = tuple[int, int, int]
+"""(channels, height, width); the batch size is stated elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSpec:
+    """One 2-d convolution with zero padding, and always with a bias (BatchNorm is folded into it).
+
+    Attributes:
+        in_channels, out_channels: channel counts, both multiples of ``groups``.
+        kernel_size, stride, dilation: (height, width).
+        padding: ((top, bottom), (left, right)), each at least 0.
+        groups: 1 for a dense conv.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: Padding = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise UsageError(
+                f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}"
+            )
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.groups == self.in_channels == self.out_channels and self.groups > 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        return self.kernel_size == (1, 1) and self.groups == 1
+
+    @property
+    def num_params(self) -> int:
+        """Weights and biases."""
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel_size[0] * self.kernel_size[1] \
+            + self.out_channels
+
+    def output_size(self, input_size: Pair) -> Pair:
+        """Return the (height, width) of the output for an input of that (height, width)."""
+        sizes = []
+        for axis in (0, 1):
+            extent = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
+            sizes.append((input_size[axis] + sum(self.padding[axis]) - extent) // self.stride[axis] + 1)
+        return sizes[0], sizes[1]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return (channels, height, width) of the output."""
+        return (self.out_channels, *self.output_size(input_shape[1:]))
+
+    def macs(self, input_shape: Shape) -> int:
+        """Return the multiply-adds of one image (1 MAC = 2 FLOPs)."""
+        height, width = self.output_size(input_shape[1:])
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        return height * width * self.out_channels * (self.in_channels // self.groups) * taps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationSpec:
+    """An elementwise nonlinearity: its kind, and the numbers that go with it.
+
+    Attributes:
+        kind: lower-case name, for example ``relu6``, ``silu``, ``leaky_relu``.
+        params: sorted (name, value) pairs, for example ``(("negative_slope", 0.01),)``.
+    """
+
+    kind: str
+    params: tuple[tuple[str, float], ...] = ()
+
+    def __str__(self) -> str:
+        return self.kind + "".join(f",{name}={value:g}" for name, value in self.params)

@@ -1,0 +1,25 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_path() -> Path:
+    """Return the folder of shared test data (``../shared`` or ``LAYERFOLD_SHARED``).
+
+    Skips where it is absent; with ``LAYERFOLD_REQUIRE_SHARED=1`` (CI) its absence is a failure.
+    """
+    path = Path(os.environ.get("LAYERFOLD_SHARED", _ROOT.parent / "shared"))
+    if not (path / "seed_tables").is_dir():
+        reason = f"no shared test data at {path}; set LAYERFOLD_SHARED to its folder"
+        if os.environ.get("LAYERFOLD_REQUIRE_SHARED") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
