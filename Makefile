@@ -1,0 +1,53 @@
+# Two commands for newcomers, each doing all its set-up: `make demo` and `make test`.
+# The environment is made once, in .venv, and again only after pyproject.toml changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+OUT ?= demo-out
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test test-slow lint install clean
+
+help:
+	@echo "make demo       compress a small trained network on this CPU; results in $(OUT)/ (report.html)"
+	@echo "make test       the tests"
+	@echo "make test-slow  the tests marked slow"
+	@echo "make lint       ruff, mypy --strict, import contracts"
+	@echo "make clean      remove $(VENV), $(OUT) and caches"
+
+demo: $(STAMP)
+	$(BIN)/python -m layerfold demo -o $(OUT) $(DEMO_FLAGS)
+
+# One thread a worker: two workers on two cores would otherwise fight for them.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TEST_FLAGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(STAMP)
+
+# The stamp is written last, so an install that was cut short is done again.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: $$($(PYTHON) --version) found, but layerfold needs Python 3.11 to 3.13; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "Installing into $(VENV); the first time this downloads PyTorch and takes a few minutes."
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[demo,dev,tensorrt]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,121 @@
+"""layerfold makes a trained CNN meet a latency budget on a given device by merging convolutions.
+
+The names below are the whole public surface (DESIGN.md, section 10). A name is looked up in its home module when it
+is first used, so that ``import layerfold`` and ``layerfold --help`` start without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from layerfold.errors import (
+    DataError,
+    DeviceUnavailableError,
+    EquivalenceError,
+    ExportError,
+    FinetuneError,
+    InfeasibleBudgetError,
+    LayerfoldError,
+    MergeError,
+    MissingEntryError,
+    OptionalDependencyError,
+    ProfilerError,
+    ProvenanceMismatchError,
+    SolutionError,
+    TableError,
+    UnstableMeasurementError,
+    UnsupportedGraphError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from layerfold.data import open_data
+    from layerfold.export import export_network
+    from layerfold.finetune import evaluate_network, finetune_network
+    from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, trace_network
+    from layerfold.importance import estimate_importance
+    from layerfold.merge import build_train_form, merge_network
+    from layerfold.models import load_model
+    from layerfold.pipeline import compress_network
+    from layerfold.profiler import benchmark_networks, profile_network, verify_solution
+    from layerfold.solver import Frontier, Solution, compute_optimal_latency, extend_importance, solve_frontier
+    from layerfold.tables import ImportanceTable, LatencyTable
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "layerfold.data": ("open_data",),
+    "layerfold.export": ("export_network",),
+    "layerfold.finetune": ("evaluate_network", "finetune_network"),
+    "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "trace_network"),
+    "layerfold.importance": ("estimate_importance",),
+    "layerfold.merge": ("build_train_form", "merge_network"),
+    "layerfold.models": ("load_model",),
+    "layerfold.pipeline": ("compress_network",),
+    "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
+    "layerfold.solver": ("Frontier", "Solution", "compute_optimal_latency", "extend_importance", "solve_frontier"),
+    "layerfold.tables": ("ImportanceTable", "LatencyTable"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Barrier",
+    "Chain",
+    "DataError",
+    "DeviceUnavailableError",
+    "EquivalenceError",
+    "ExportError",
+    "FinetuneError",
+    "Frontier",
+    "ImportanceTable",
+    "InfeasibleBudgetError",
+    "LatencyTable",
+    "Layer",
+    "LayerfoldError",
+    "MergeError",
+    "MissingEntryError",
+    "Network",
+    "OptionalDependencyError",
+    "ProfilerError",
+    "ProvenanceMismatchError",
+    "Residual",
+    "Segment",
+    "Solution",
+    "SolutionError",
+    "TableError",
+    "UnstableMeasurementError",
+    "UnsupportedGraphError",
+    "UsageError",
+    "__version__",
+    "benchmark_networks",
+    "build_train_form",
+    "compress_network",
+    "compute_optimal_latency",
+    "estimate_importance",
+    "evaluate_network",
+    "export_network",
+    "extend_importance",
+    "finetune_network",
+    "load_model",
+    "merge_network",
+    "open_data",
+    "profile_network",
+    "solve_frontier",
+    "trace_network",
+    "verify_solution",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the home module of a public name when the name is first used."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'layerfold' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

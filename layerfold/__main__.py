@@ -1,0 +1,10 @@
+"""``python -m layerfold``: the same as the console script."""
+
+from __future__ import annotations
+
+import sys
+
+from layerfold.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
