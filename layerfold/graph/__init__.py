@@ -1,1 +1,24 @@
-"""TODO"""
+"""The network as layers, chains, residuals and barriers; read with torch.fx, described without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from layerfold.graph.network import Barrier, Chain, Layer, Network, Residual, Segment
+from layerfold.graph.specs import ActivationSpec, ConvSpec
+
+if TYPE_CHECKING:
+    from layerfold.graph.trace import trace_network
+
+__all__ = [
+    "ActivationSpec", "Barrier", "Chain", "ConvSpec", "Layer", "Network", "Residual", "Segment", "trace_network",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # Tracing needs torch; the words do not, and the solver's command line must start without it.
+    if name == "trace_network":
+        from layerfold.graph.trace import trace_network
+
+        return trace_network
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

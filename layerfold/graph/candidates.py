@@ -1,0 +1,95 @@
+"""Which segments may be merged, and into what (DESIGN.md, sections 4 and 5)."""
+
+from __future__ import annotations
+
+from layerfold.errors import SolutionError
+from layerfold.graph.footprint import Footprint
+from layerfold.graph.network import Chain, Network, Residual, Segment
+
+
+def crosses(start: int, end: int, residual: Residual) -> bool:
+    """Say whether the segment's interval and the residual's overlap without one holding the other."""
+    return start < residual.src < end < residual.dst or residual.src < start < residual.dst < end
+
+
+def inner_residuals(net: Network, start: int, end: int) -> list[Residual]:
+    """Return the residuals that a segment takes in whole, in order of dst and then of the traced additions."""
+    return [residual for residual in net.residuals if start <= residual.src and residual.dst <= end]
+
+
+def merged_segment(net: Network, start: int, end: int) -> Segment:
+    """Return layers start+1..end as one merged segment.
+
+    Raises:
+        SolutionError: the positions lie in no common chain, or cross a residual.
+    """
+    if not 0 <= start < end <= len(net.layers) or net.chain_of(start + 1) != net.chain_of(end):
+        chains = ", ".join(f"{chain.start}..{chain.end}" for chain in net.chains)
+        raise SolutionError(
+            f"segment ({start}, {end}): both ends must lie in one chain, start below end; chains: {chains}"
+        )
+    for residual in net.residuals:
+        if crosses(start, end, residual):
+            raise SolutionError(
+                f"segment ({start}, {end}) crosses the residual ({residual.src}, {residual.dst}); "
+                f"stop merging at {residual.src} or {residual.dst}"
+            )
+    first, last = net.layer(start + 1), net.layer(end)
+    inside = inner_residuals(net, start, end)
+    if end - start == 1 and not inside:
+        conv = first.conv
+    else:
+        prints = [Footprint.identity(first.conv.in_channels)]
+        for position in range(start + 1, end + 1):
+            current = prints[-1].then(net.layer(position).conv)
+            for residual in inside:
+                if residual.dst == position:
+                    branch = prints[residual.src - start]
+                    for shortcut in residual.shortcut:
+                        branch = branch.then(shortcut)
+                    current = current.plus(branch)
+            prints.append(current)
+        conv = prints[-1].conv(first.conv.in_channels)
+    return Segment(
+        start=start,
+        end=end,
+        conv=conv,
+        input_shape=first.input_shape,
+        output_shape=last.output_shape,
+        activation=last.activation,
+        open_residuals=tuple(r for r in net.residuals if r.dst == end and r.src < start),
+    )
+
+
+def list_candidates(
+    net: Network, *, stop_at_strides: bool, max_kernel: int, max_growth: float | None
+) -> list[Segment]:
+    """See :meth:`Network.candidates`."""
+    found = []
+    for chain in net.chains:
+        for start in range(chain.start, chain.end):
+            for end in range(start + 1, _furthest_end(net, chain, start, stop_at_strides) + 1):
+                if any(crosses(start, end, residual) for residual in net.residuals):
+                    continue
+                segment = merged_segment(net, start, end)
+                if segment.num_layers == 1 or _is_small_enough(net, segment, max_kernel, max_growth):
+                    found.append(segment)
+    return found
+
+
+def _furthest_end(net: Network, chain: Chain, start: int, stop_at_strides: bool) -> int:
+    """Return the last end allowed: past a strided layer c, position c+1 is the last (Kim et al. 2023, published code)."""
+    if stop_at_strides:
+        for position in range(start + 1, chain.end + 1):
+            if max(net.layer(position).conv.stride) > 1:
+                return min(position + 1, chain.end)
+    return chain.end
+
+
+def _is_small_enough(net: Network, segment: Segment, max_kernel: int, max_growth: float | None) -> bool:
+    if max(segment.conv.kernel_size) > max_kernel:
+        return False
+    if max_growth is None:
+        return True
+    replaced = sum(net.segment(m - 1, m).macs for m in range(segment.start + 1, segment.end + 1))
+    return segment.macs <= max_growth * replaced

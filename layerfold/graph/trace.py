@@ -1,0 +1,128 @@
+"""From a module to a Network: torch.fx tracing with the leaf rules of timm and torchvision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from layerfold.errors import UnsupportedGraphError, UsageError, nearest_names
+from layerfold.graph.chains import describe_graph
+from layerfold.graph.network import Network
+from layerfold.graph.normalise import NormBeforeAct, normalise_modules
+
+_LEAF_NAMES = frozenset({"FrozenBatchNorm2d", "StochasticDepth", "DropPath", "DropBlock2d", "DropBlock2D"})
+
+
+class _Tracer(fx.Tracer):
+    """Keeps convs, norms and activations whole, and writes a fused norm-and-activation as two nodes."""
+
+    def __init__(self, leaf_modules: tuple[type[nn.Module], ...], leaf_functions: tuple[Callable[..., Any], ...]):
+        super().__init__(autowrap_functions=leaf_functions)
+        self._leaf_modules = leaf_modules
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm, *self._leaf_modules)):
+            return True
+        if type(module).__name__ in _LEAF_NAMES or type(module).__module__.startswith("timm.layers.activations"):
+            return True
+        return super().is_leaf_module(module, qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        value = super().call_module(m, forward, args, kwargs)
+        if isinstance(m, NormBeforeAct) and not isinstance(m.act, nn.Identity):
+            return super().call_module(m.act, m.act.forward, (value,), {})
+        return value
+
+
+def _leaf_rules() -> tuple[tuple[type[nn.Module], ...], tuple[Callable[..., Any], ...]]:
+    """Return timm's own list of what must not be traced through; nothing where timm is absent."""
+    try:
+        from timm.models import _features_fx as rules
+    except ImportError:
+        return (), ()
+    return tuple(rules.get_notrace_modules()), tuple(rules.get_notrace_functions())
+
+
+def trace_module(model: nn.Module) -> fx.GraphModule:
+    """Trace a normalised copy of ``model`` in eval mode; the model itself is left untouched.
+
+    Raises:
+        UnsupportedGraphError: tracing failed; names the module and the cause.
+    """
+    root = normalise_modules(model).eval()
+    leaf_modules, leaf_functions = _leaf_rules()
+    tracer = _Tracer(leaf_modules, leaf_functions)
+    try:
+        graph = tracer.trace(root)
+    except Exception as error:
+        where = getattr(tracer, "scope", None)
+        path = getattr(where, "module_path", "") or "(the model's own forward)"
+        cause = " ".join(str(error).split())[:200]
+        raise UnsupportedGraphError(
+            f"model {type(model).__name__} cannot be traced: {path}: {cause}; "
+            "write that part without data-dependent control flow, or give the model without it"
+        ) from error
+    return fx.GraphModule(root, graph, class_name=type(model).__name__)
+
+
+def trace_network(
+    model: nn.Module,
+    example_input: torch.Tensor | tuple[torch.Tensor, ...],
+    exclude: Iterable[str] = (),
+) -> Network:
+    """Trace a CNN into layers, chains, residuals and barriers (DESIGN.md, section 3).
+
+    Args:
+        model: any module that torch.fx can trace; left untouched.
+        example_input: [N, C, H, W], or a tuple of the model's inputs. Sizes in the result are those at this input.
+        exclude: qualified names of modules whose convs stay out of every chain, with everything below them.
+
+    Returns:
+        A description only; it holds no weights.
+
+    Raises:
+        UnsupportedGraphError: the model cannot be traced, cannot run on the input, or has no conv to work on.
+        UsageError: ``exclude`` names no module of the model.
+    """
+    names = {name for name, _ in model.named_modules()}
+    excluded = tuple(exclude)
+    for name in excluded:
+        if name not in names or not name:
+            raise UsageError(f"exclude={name!r}: the model has no module of that name{nearest_names(name, names)}")
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    module = trace_module(model)
+    _record_shapes(module, inputs)
+    network = describe_graph(module, excluded, tuple(tuple(value.shape) for value in inputs))
+    if not network.layers:
+        raise UnsupportedGraphError(
+            f"model {type(model).__name__} has no conv in any chain, so there is nothing to merge; give a CNN"
+        )
+    return network
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            n.meta["shape"] = tuple(value.shape)
+        return value
+
+
+def _record_shapes(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Run once and store each node's output shape; weights and inputs stay as they are."""
+    try:
+        with torch.no_grad():
+            _ShapeRecorder(module).run(*(copy.deepcopy(value) for value in inputs))
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
+        cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UnsupportedGraphError(
+            f"example_input of shape {shapes} does not run through {type(module).__name__}: {cause}; "
+            "give the input size and channels that the model was made for"
+        ) from error
