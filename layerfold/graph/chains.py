@@ -350,13 +350,17 @@ def _barriers(
     inside: set[fx.Node] = set()
     for layer in [layer for chain in chains for layer in chain] + [c for r in residuals.values() for c in r[2]]:
         inside.update(node for node in (layer.conv, layer.norm, layer.activation, *layer.adds) if node is not None)
+    index = {layer.conv: i for i, layer in enumerate((layer for chain in chains for layer in chain), start=1)}
+    after = 0
     for node in reader.nodes:
+        after = max(after, index.get(node, 0))
         if node in inside or node.op in ("placeholder", "output", "get_attr") or reader.roles[node] is Role.PASS:
             continue
         if len(node.meta.get("shape", ())) < 2:
             continue
         kind, reason = barrier_reason(node, reader.modules)
-        yield Barrier(name=str(node.target) if node.op == "call_module" else node.name, kind=kind, reason=reason)
+        name = str(node.target) if node.op == "call_module" else node.name
+        yield Barrier(name=name, kind=kind, reason=reason, after=after)
 
 
 def _macs(node: fx.Node, modules: dict[str, nn.Module]) -> int:

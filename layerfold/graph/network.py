@@ -82,11 +82,13 @@ class Barrier:
         name: the node's name in the traced graph, or the module's qualified name.
         kind: what it is, for example ``max_pool2d``.
         reason: one clause that says why nothing merges across it.
+        after: index of the last layer before it, 0 before the first.
     """
 
     name: str
     kind: str
     reason: str
+    after: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
