@@ -1,0 +1,100 @@
+"""Compare runners so that drift cancels: ABBA order, and an interval on the paired ratio.
+
+In one round each runner is timed once forwards and once backwards (A B C C B A), so that a linear drift adds
+the same to all of them. The ratio of a round is formed within the round, before any median is taken.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from layerfold.errors import UsageError
+from layerfold.profiler.measure import (
+    Measurement,
+    MeasurePolicy,
+    TimedRunner,
+    is_narrow,
+    median_interval,
+    summarise_blocks,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioInterval:
+    """A latency relative to the first runner's: median over rounds and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runners measured against each other.
+
+    Attributes:
+        measurements: by name, in the order given; values are per round.
+        ratios: by name, latency divided by that of the first (exactly 1 for the first itself).
+    """
+
+    measurements: dict[str, Measurement]
+    ratios: dict[str, RatioInterval]
+
+
+def compare_runners(
+    runners: Mapping[str, Callable[[], object]],
+    policy: MeasurePolicy | None = None,
+    *,
+    min_rounds: int = 20,
+) -> Comparison:
+    """Measure runners against the first of them, interleaved in ABBA order.
+
+    Stops when every median and every ratio has reached the policy's target, or when each runner has had
+    ``cap_s`` seconds.
+
+    Args:
+        runners: name -> function that does one forward pass; the first is the reference.
+        policy: when to stop; ``min_blocks`` is replaced by ``min_rounds``.
+        min_rounds: least number of rounds.
+    """
+    if not runners:
+        raise UsageError("runners is empty; give at least one to measure")
+    policy = policy or MeasurePolicy()
+    timed = {name: TimedRunner(run, policy) for name, run in runners.items()}
+    for runner in timed.values():
+        runner.warm_up()
+    names = list(timed)
+    reference = names[0]
+    values_ms: dict[str, list[float]] = {name: [] for name in names}
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    deadline = time.perf_counter() + policy.cap_s * len(names)
+    next_check = min_rounds
+    narrow: dict[str, bool] = dict.fromkeys(names, False)
+    while True:
+        order = names if len(values_ms[reference]) % 2 == 0 else names[::-1]
+        round_ms = dict.fromkeys(names, 0.0)
+        for name in (*order, *order[::-1]):
+            round_ms[name] += timed[name].block_ms() / 2
+        for name in names:
+            values_ms[name].append(round_ms[name])
+            ratios[name].append(round_ms[name] / round_ms[reference])
+        rounds = len(values_ms[reference])
+        if rounds >= next_check:
+            narrow = {name: is_narrow(values_ms[name], policy.target) for name in names}
+            if all(narrow.values()) and all(is_narrow(ratios[name], policy.target) for name in names[1:]):
+                break
+            next_check = rounds + max(rounds // 16, 1)
+        if rounds >= 6 and time.perf_counter() > deadline:
+            break
+    measured = {
+        name: summarise_blocks(values_ms[name], runs=2 * rounds * timed[name].runs_per_block, is_settled=narrow[name])
+        for name in names
+    }
+    intervals = {}
+    for name in names:
+        low, high = median_interval(ratios[name])
+        intervals[name] = RatioInterval(median=statistics.median(ratios[name]), low=low, high=high)
+    return Comparison(measurements=measured, ratios=intervals)

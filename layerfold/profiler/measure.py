@@ -1,0 +1,219 @@
+"""How latencies are measured: one policy for table entries and whole networks alike.
+
+A *runner* is a function without arguments that does one forward pass. A *block* is as many passes as make
+the timer's own cost negligible; its value is the mean time of one pass. Runners are interleaved in random
+order block by block, so that drift of the machine (clocks, neighbours) spreads over all of them and does not
+become bias. The reported latency is the median over blocks, with a distribution-free 95 % interval from order
+statistics (Hahn and Meeker, *Statistical Intervals*, 1991, section 5.2).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from layerfold.errors import UsageError
+
+CONFIDENCE = 0.95
+_ROUGH_BLOCKS = 3
+_WARMUP_WINDOW = 3
+_WARMUP_GAIN = 0.03
+_BLOCK_MEMORY = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurePolicy:
+    """When a measurement has settled, and when to give up.
+
+    Attributes:
+        target: half-width of the 95 % interval of the median, relative to the median, at which to stop.
+        cap_s: seconds of timed running after which a runner is given up as unsettled.
+        min_blocks: least number of blocks (6 is the least for which a 95 % rank interval exists).
+        block_ms: least length of a block; 0.2 ms keeps the timer's share under 0.1 %.
+        warmup_cap_s: most seconds of warm-up a runner.
+    """
+
+    target: float = 0.01
+    cap_s: float = 10.0
+    min_blocks: int = 10
+    block_ms: float = 0.5
+    warmup_cap_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1:
+            raise UsageError(f"target={self.target} must lie between 0 and 1; 0.01 asks for an interval of +-1 %")
+        if self.cap_s <= 0:
+            raise UsageError(f"cap_s={self.cap_s} must be above 0 seconds")
+        if self.min_blocks < 6:
+            raise UsageError(f"min_blocks={self.min_blocks} must be at least 6, or no 95 % interval exists")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The latency of one runner.
+
+    Attributes:
+        median_ms: median over blocks of the mean time of one pass.
+        low_ms, high_ms: 95 % interval of that median (of a rough measurement: least and largest block).
+        spread_ms: robust standard deviation of the blocks (interquartile range / 1.349).
+        blocks, runs: timed blocks, and timed passes in them.
+        is_settled: whether the interval reached its target before the time cap.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    spread_ms: float
+    blocks: int
+    runs: int
+    is_settled: bool
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval's width, relative to the median."""
+        return (self.high_ms - self.low_ms) / 2 / self.median_ms
+
+
+def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the narrowest symmetric pair of order statistics that holds the median with ``confidence``.
+
+    With fewer than six values no pair reaches 95 %; the extremes are returned then.
+    """
+    ordered = sorted(values)
+    rank = _interval_rank(len(ordered), confidence)
+    return ordered[rank], ordered[-1 - rank]
+
+
+def _interval_rank(count: int, confidence: float) -> int:
+    """Return the largest r such that x[r] .. x[count-1-r] covers the median with ``confidence``; 0 at least."""
+    if count > 200:  # the normal approximation is within one rank from here on
+        z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+        return max(math.floor((count - z * math.sqrt(count)) / 2) - 1, 0)
+    tail, rank = 0.0, 0
+    for hits in range(count // 2):
+        tail += math.comb(count, hits) * 0.5**count
+        if 2 * tail > 1 - confidence:
+            break
+        rank = hits
+    return rank
+
+
+def summarise_blocks(values_ms: Sequence[float], *, runs: int, is_settled: bool, is_rough: bool = False) -> Measurement:
+    """Return the measurement that the block values amount to."""
+    low_ms, high_ms = (min(values_ms), max(values_ms)) if is_rough else median_interval(values_ms)
+    spread_ms = 0.0
+    if len(values_ms) > 1:
+        quartiles = statistics.quantiles(values_ms, n=4, method="inclusive")
+        spread_ms = (quartiles[2] - quartiles[0]) / 1.349
+    return Measurement(median_ms=statistics.median(values_ms), low_ms=low_ms, high_ms=high_ms, spread_ms=spread_ms,
+                       blocks=len(values_ms), runs=runs, is_settled=is_settled)
+
+
+def is_narrow(values: Sequence[float], target: float) -> bool:
+    """Say whether the median's 95 % interval is narrower than +-``target`` of the median."""
+    low, high = median_interval(values)
+    return (high - low) / 2 < target * statistics.median(values)
+
+
+@dataclass
+class TimedRunner:
+    """A runner with its block size and the values measured so far."""
+
+    run: Callable[[], object]
+    policy: MeasurePolicy
+    runs_per_block: int = 1
+    values_ms: list[float] = field(default_factory=list)
+    timed_s: float = 0.0
+    pass_ms: float = 0.0
+    is_settled: bool = False
+    _next_check: int = 0
+
+    def block_ms(self) -> float:
+        """Run one block and return the mean time of a pass, in milliseconds."""
+        run, repeats = self.run, range(self.runs_per_block)
+        began = time.perf_counter_ns()
+        for _ in repeats:
+            run()
+        return (time.perf_counter_ns() - began) / 1e6 / self.runs_per_block
+
+    def warm_up(self) -> None:
+        """Run until passes no longer get faster, and fix the block size. At least two passes, the first untimed."""
+        policy, values = self.policy, []
+        began = time.perf_counter()
+        self.run()
+        while True:
+            value_ms = self.block_ms()
+            values.append(value_ms)
+            if self.runs_per_block * value_ms < policy.block_ms:
+                self.runs_per_block = math.ceil(policy.block_ms / max(value_ms, 1e-6))
+            window = _WARMUP_WINDOW
+            has_levelled = len(values) >= 2 * window and (
+                min(values[-window:]) > (1 - _WARMUP_GAIN) * min(values[:-window])
+            )
+            if has_levelled or time.perf_counter() - began > policy.warmup_cap_s or value_ms > 1e3 * policy.cap_s / 4:
+                break
+        self.pass_ms = min(values)
+
+    def add_block(self) -> None:
+        """Time one more block and decide whether the measurement has settled."""
+        value_ms = self.block_ms()
+        self.values_ms.append(value_ms)
+        self.timed_s += value_ms * self.runs_per_block / 1e3
+        count = len(self.values_ms)
+        if count >= max(self.policy.min_blocks, self._next_check):
+            self.is_settled = is_narrow(self.values_ms, self.policy.target)
+            self._next_check = count + max(count // 16, 1)  # sorting at every block would cost more than the blocks
+
+    @property
+    def is_done(self) -> bool:
+        is_over = self.timed_s >= self.policy.cap_s and len(self.values_ms) >= _ROUGH_BLOCKS
+        return self.is_settled or is_over or len(self.values_ms) >= _BLOCK_MEMORY
+
+    def measurement(self, *, is_rough: bool = False) -> Measurement:
+        return summarise_blocks(self.values_ms, runs=len(self.values_ms) * self.runs_per_block,
+                                is_settled=self.is_settled, is_rough=is_rough)
+
+
+def measure_runners(
+    runners: Sequence[Callable[[], object]],
+    policy: MeasurePolicy | None = None,
+    *,
+    rough_above_ms: Sequence[float] | None = None,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Measure each runner, interleaved block by block in random order.
+
+    Args:
+        runners: functions that do one forward pass each. Keep few sessions alive at a time: call this
+            with chunks, since the threads and memory of idle sessions disturb the one that runs.
+        policy: when to stop.
+        rough_above_ms: for each runner, the latency above which three blocks are enough (a candidate many times
+            slower than what it replaces needs no precise value). Such a measurement has ``is_settled=False``.
+        seed: of the random order.
+
+    Returns:
+        One measurement a runner, in the order given.
+    """
+    policy = policy or MeasurePolicy()
+    shuffle = random.Random(seed).shuffle
+    timed = [TimedRunner(run, policy) for run in runners]
+    limits = list(rough_above_ms) if rough_above_ms is not None else [math.inf] * len(timed)
+    rough: set[int] = set()
+    for index, runner in enumerate(timed):
+        runner.warm_up()
+        if runner.pass_ms > limits[index]:
+            rough.add(index)
+            runner.runs_per_block = 1
+            for _ in range(_ROUGH_BLOCKS):
+                runner.add_block()
+    active = [index for index in range(len(timed)) if index not in rough]
+    while active:
+        shuffle(active)
+        for index in active:
+            timed[index].add_block()
+        active = [index for index in active if not timed[index].is_done]
+    return [runner.measurement(is_rough=index in rough) for index, runner in enumerate(timed)]
