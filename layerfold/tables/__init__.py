@@ -1,1 +1,7 @@
-"""TODO"""
+"""Latency and importance tables: types, files, checks (DESIGN.md, section 6). No torch."""
+
+from layerfold.tables._importance import ImportanceEntry, ImportanceTable
+from layerfold.tables._latency import LatencyEntry, LatencyTable
+from layerfold.tables._provenance import Provenance
+
+__all__ = ["ImportanceEntry", "ImportanceTable", "LatencyEntry", "LatencyTable", "Provenance"]

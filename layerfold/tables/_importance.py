@@ -1,0 +1,181 @@
+"""The importance table: what replacing a segment does to the score."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from layerfold.errors import MissingEntryError, TableError
+from layerfold.tables._csv import LARGEST, Row, read_rows, write_rows
+from layerfold.tables._provenance import Provenance
+
+_MEASURED = ("train_loss", "train_acc", "val_loss", "val_acc")
+_KNOWN = ("id", "st", "end", "st_act", "end_act", *_MEASURED, "importance", "imp", "breaks")
+Key = tuple[int, int, int, int]
+"""(start, end, start_act, end_act)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceEntry:
+    """The importance of one segment between two activation states.
+
+    Attributes:
+        start, end: positions, 0 <= start < end.
+        start_act, end_act: 1 if the slot at that position holds an activation, else 0. Positions that are
+            activated in the original appear with 1 only; originally empty slots may appear with both; a chain's
+            start has 1, a chain's end its original state.
+        importance: the change of the score in points when the segment replaces its layers, higher is better. In a
+            file it is the column ``importance`` if there is one, else ``imp`` (extended tables), else ``val_acc``,
+            the difference of the validation accuracy to the unmodified network.
+        train_loss, train_acc, val_loss, val_acc: differences to the unmodified network; None if not measured.
+        extra: further columns of the estimator, name to number or text.
+        breaks: in an extended table, the inner positions without activation, with start and end around them.
+    """
+
+    start: int
+    end: int
+    start_act: int
+    end_act: int
+    importance: float
+    train_loss: float | None = None
+    train_acc: float | None = None
+    val_loss: float | None = None
+    val_acc: float | None = None
+    extra: Mapping[str, float | str] = field(default_factory=dict)
+    breaks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise TableError(f"importance entry st={self.start}, end={self.end}: expected 0 <= st < end")
+        if self.start_act not in (0, 1) or self.end_act not in (0, 1):
+            raise TableError(
+                f"importance entry ({self.start},{self.end}): activation states "
+                f"({self.start_act},{self.end_act}), expected 0 or 1"
+            )
+        if not abs(self.importance) <= LARGEST:
+            raise TableError(
+                f"importance entry ({self.start},{self.end}): importance={self.importance!r}, "
+                "expected points between -1e9 and 1e9"
+            )
+
+    @property
+    def key(self) -> Key:
+        return self.start, self.end, self.start_act, self.end_act
+
+
+class ImportanceTable:
+    """Importances by (start, end, start_act, end_act), each once, and how they were estimated.
+
+    Args:
+        entries: at least one.
+        provenance: what the sidecar says; ``left_out`` names segments that are absent on purpose.
+        source: name of the file, for error lines.
+    """
+
+    def __init__(
+        self, entries: Iterable[ImportanceEntry], *, provenance: Provenance | None = None,
+        source: str = "importance table",
+    ) -> None:
+        self.entries: tuple[ImportanceEntry, ...] = tuple(entries)
+        self.provenance = provenance or Provenance(kind="importance")
+        self.source = source
+        if not self.entries:
+            raise TableError(f"{source}: no entries; expected one for each segment")
+        self._by_key: dict[Key, ImportanceEntry] = {}
+        for entry in self.entries:
+            if self._by_key.setdefault(entry.key, entry) is not entry:
+                raise TableError(f"{source}: (st,end,st_act,end_act)={entry.key} given twice, expected once")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        return f"ImportanceTable({len(self.entries)} entries, source={self.source!r})"
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_key
+
+    @cached_property
+    def segments(self) -> frozenset[tuple[int, int]]:
+        """Every (start, end) with at least one entry."""
+        return frozenset((entry.start, entry.end) for entry in self.entries)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the numbers, whatever the order of the rows."""
+        rows = sorted((*entry.key, entry.importance) for entry in self.entries)
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+    def entry(self, start: int, end: int, start_act: int = 1, end_act: int = 1) -> ImportanceEntry:
+        """Return one entry, or raise MissingEntryError."""
+        found = self._by_key.get((start, end, start_act, end_act))
+        if found is None:
+            raise MissingEntryError(
+                f"{self.source}: no entry for st={start}, end={end}, st_act={start_act}, end_act={end_act}; "
+                "estimate it with `layerfold importance`"
+            )
+        return found
+
+    @classmethod
+    def read(cls, path: str | Path) -> ImportanceTable:
+        """Read an importance table, ours, a published one, or an extended one.
+
+        Raises:
+            TableError: one line with file, row, column, what is wrong, what was expected.
+        """
+        header, rows, provenance = read_rows(Path(path), ("st", "end", "st_act", "end_act"))
+        column = next((name for name in ("importance", "imp", "val_acc") if name in header), None)
+        if column is None:
+            raise TableError(f"{path}: row 1: no column 'val_acc', 'importance' or 'imp', expected one of them")
+        extra_names = [name for name in header if name not in _KNOWN]
+        entries = []
+        seen: dict[Key, int] = {}
+        for row in rows:
+            start, end = row.position("st"), row.position("end")
+            if start >= end:
+                raise row.error("end", f"a position after st={start}")
+            measured = {name: row.optional_number(name) for name in _MEASURED}
+            entry = ImportanceEntry(
+                start=start,
+                end=end,
+                start_act=row.state("st_act"),
+                end_act=row.state("end_act"),
+                importance=row.number_in(column, -LARGEST, "points between -1e9 and 1e9"),
+                extra={name: _number_or_text(row, name) for name in extra_names},
+                breaks=row.breaks("breaks", start, end),
+                **measured,
+            )
+            if entry.key in seen:
+                raise row.error("st", f"each (st,end,st_act,end_act) once; {entry.key} stands in row {seen[entry.key]} too")
+            seen[entry.key] = row.number
+            entries.append(entry)
+        return cls(entries, provenance=provenance, source=str(path))
+
+    def write(self, path: str | Path) -> None:
+        """Write the CSV and its sidecar; extended tables get ``imp`` and ``breaks``."""
+        keys = ("id", "st", "end", "st_act", "end_act")
+        if all(entry.breaks is not None for entry in self.entries):
+            header = (*keys, "imp", "breaks")
+            rows = [
+                [index, *entry.key, entry.importance, entry.breaks] for index, entry in enumerate(self.entries)
+            ]
+        else:
+            extra_names = list(dict.fromkeys(name for entry in self.entries for name in entry.extra))
+            own = ("importance",) if any(entry.importance != entry.val_acc for entry in self.entries) else ()
+            header = (*keys, *_MEASURED, *own, *extra_names)
+            rows = []
+            for index, entry in enumerate(self.entries):
+                cells: list[object] = [index, *entry.key, *(getattr(entry, name) for name in _MEASURED)]
+                cells += [entry.importance] if own else []
+                rows.append(cells + [entry.extra.get(name) for name in extra_names])
+        write_rows(Path(path), header, rows, replace(self.provenance, kind=self.provenance.kind or "importance"))
+
+
+def _number_or_text(row: Row, name: str) -> float | str:
+    try:
+        return float(row.cells[name])
+    except ValueError:
+        return row.text(name)

@@ -1,0 +1,270 @@
+"""The latency table: measured milliseconds of every segment."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from layerfold.errors import MissingEntryError, TableError
+from layerfold.tables._csv import LARGEST, read_rows, write_rows
+from layerfold.tables._provenance import Provenance
+
+_COLUMNS = ("id", "st", "end", "time", "stdev", "st_act", "end_act", "signature", "runs")
+
+
+class HasMergePositions(Protocol):
+    """What a solution must have for its latency to be predicted."""
+
+    @property
+    def merge_pos(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyEntry:
+    """The latency of one segment, layers start+1..end merged into one conv.
+
+    Attributes:
+        start, end: positions, 0 <= start < end.
+        latency_ms: median of one forward pass, above 0.
+        spread_ms: standard deviation of that number, at least 0; 0 where unknown.
+        start_act, end_act: whether the measured segment had an activation before and behind it; None if unknown.
+        signature: what decides the latency (``Segment.signature``); empty if unknown.
+        runs: number of timed forward passes; 0 if unknown.
+        macs, params: multiply-adds of one image and parameters of the merged conv; None: read from the signature.
+        breaks: in a table of optimal latencies, where merging stops from ``start`` to ``end``, both included.
+    """
+
+    start: int
+    end: int
+    latency_ms: float
+    spread_ms: float = 0.0
+    start_act: int | None = None
+    end_act: int | None = None
+    signature: str = ""
+    runs: int = 0
+    macs: int | None = None
+    params: int | None = None
+    breaks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise TableError(f"latency entry st={self.start}, end={self.end}: expected 0 <= st < end")
+        if not (0.0 < self.latency_ms <= LARGEST):
+            raise TableError(
+                f"latency entry ({self.start},{self.end}): latency_ms={self.latency_ms!r}, "
+                "expected milliseconds above 0 and at most 1e9"
+            )
+        if not (0.0 <= self.spread_ms <= LARGEST):
+            raise TableError(
+                f"latency entry ({self.start},{self.end}): spread_ms={self.spread_ms!r}, "
+                "expected milliseconds from 0 to 1e9"
+            )
+
+
+class LatencyTable:
+    """Latencies of segments, each segment once, and where they were measured.
+
+    Args:
+        entries: at least one; together they must lead from each chain's start to its end.
+        provenance: what the sidecar says; unknown by default, and then there is one chain from the least
+            start to the greatest end, a fixed part of 0 ms and a scale of 1.
+        source: name of the file, for error lines.
+
+    Raises:
+        TableError: a repeated segment, one outside all chains, or a gap that makes a chain's end unreachable.
+    """
+
+    def __init__(
+        self, entries: Iterable[LatencyEntry], *, provenance: Provenance | None = None, source: str = "latency table"
+    ) -> None:
+        self.entries: tuple[LatencyEntry, ...] = tuple(entries)
+        self.provenance = provenance or Provenance(kind="latency")
+        self.source = source
+        if not self.entries:
+            raise TableError(f"{source}: no entries; expected one for each segment")
+        self._by_segment: dict[tuple[int, int], LatencyEntry] = {}
+        for entry in self.entries:
+            if self._by_segment.setdefault((entry.start, entry.end), entry) is not entry:
+                raise TableError(f"{source}: segment ({entry.start},{entry.end}) given twice, expected once")
+        self._check_chains()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        return f"LatencyTable({len(self.entries)} entries, chains={list(self.chains)}, source={self.source!r})"
+
+    @cached_property
+    def chains(self) -> tuple[tuple[int, int], ...]:
+        """(start, end) of every chain."""
+        if self.provenance.chains:
+            return self.provenance.chains
+        return ((min(entry.start for entry in self.entries), max(entry.end for entry in self.entries)),)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the numbers, whatever the order of the rows."""
+        rows = sorted((entry.start, entry.end, entry.latency_ms, entry.spread_ms) for entry in self.entries)
+        return hashlib.sha256(repr((rows, self.provenance.fixed_ms, self.provenance.scale)).encode()).hexdigest()[:16]
+
+    def entry(self, start: int, end: int) -> LatencyEntry:
+        """Return the entry of layers start+1..end, or raise MissingEntryError."""
+        found = self._by_segment.get((start, end))
+        if found is None:
+            raise MissingEntryError(
+                f"{self.source}: no entry for segment ({start},{end}); it is no candidate of this table, "
+                "choose another or profile it"
+            )
+        return found
+
+    def __contains__(self, segment: object) -> bool:
+        return segment in self._by_segment
+
+    def segments_of(self, merge_pos: Iterable[int]) -> list[tuple[int, int]]:
+        """Return the segments between the positions of ``merge_pos``; every chain's end is implied."""
+        stops = sorted(set(merge_pos))
+        found = []
+        for start, end in self.chains:
+            inner = [start, *(stop for stop in stops if start < stop < end), end]
+            found += list(zip(inner, inner[1:], strict=False))
+        return found
+
+    def predict_ms(self, solution: HasMergePositions) -> float:
+        """Return the end-to-end latency of a solution: fixed + scale * sum of its segments' entries."""
+        return self.end_to_end_ms(self.sum_ms(self.segments_of(solution.merge_pos)))
+
+    def sum_ms(self, segments: Iterable[tuple[int, int]]) -> float:
+        """Return the exactly rounded sum of the entries of ``segments``."""
+        return math.fsum(self.entry(start, end).latency_ms for start, end in segments)
+
+    def end_to_end_ms(self, sum_ms: float) -> float:
+        """Turn a sum of entries into an end-to-end latency."""
+        return self.provenance.fixed_ms + self.provenance.scale * sum_ms
+
+    @cached_property
+    def original_ms(self) -> float:
+        """Predicted end-to-end latency of the original network: every layer on its own."""
+        singles = [(position, position + 1) for start, end in self.chains for position in range(start, end)]
+        return self.end_to_end_ms(self.sum_ms(singles))
+
+    def with_calibration(self, *, fixed_ms: float, scale: float) -> LatencyTable:
+        """Return the same entries with another fixed part and scale."""
+        return LatencyTable(
+            self.entries, provenance=replace(self.provenance, fixed_ms=fixed_ms, scale=scale), source=self.source
+        )
+
+    def useful_segments(self) -> tuple[tuple[int, int], ...]:
+        """Return the segments whose own latency is strictly below the best sum over proper breaks, by (start, end).
+
+        The others need no importance: merging them in parts is at least as fast. Single layers are always in.
+        """
+        best: dict[tuple[int, int], float] = {}
+        useful = []
+        by_end: dict[int, list[LatencyEntry]] = {}
+        for entry in self.entries:
+            by_end.setdefault(entry.end, []).append(entry)
+        for chain_start, chain_end in self.chains:
+            for start in range(chain_start, chain_end):
+                best[start, start] = 0.0
+                for end in range(start + 1, chain_end + 1):
+                    own, parts = math.inf, math.inf
+                    for entry in by_end.get(end, ()):
+                        if entry.start == start:
+                            own = entry.latency_ms
+                        elif entry.start > start and (start, entry.start) in best:
+                            parts = min(parts, best[start, entry.start] + entry.latency_ms)
+                    if own < math.inf or parts < math.inf:
+                        best[start, end] = min(own, parts)
+                    if own < parts or (own < math.inf and end == start + 1):
+                        useful.append((start, end))
+        return tuple(sorted(useful))
+
+    @classmethod
+    def read(cls, path: str | Path) -> LatencyTable:
+        """Read a latency table, ours or a published one (its first five columns), or one of optimal latencies.
+
+        Raises:
+            TableError: one line with file, row, column, what is wrong, what was expected.
+        """
+        _, rows, provenance = read_rows(Path(path), ("st", "end", "time"))
+        entries = []
+        seen: dict[tuple[int, int], int] = {}
+        for row in rows:
+            start, end = row.position("st"), row.position("end")
+            if start >= end:
+                raise row.error("end", f"a position after st={start}")
+            if (start, end) in seen:
+                raise row.error("st", f"each segment once; ({start},{end}) stands in row {seen[start, end]} too")
+            seen[start, end] = row.number
+            has_spread = row.cells.get("stdev", "") != ""
+            entries.append(
+                LatencyEntry(
+                    start=start,
+                    end=end,
+                    latency_ms=row.number_in("time", 0.0, "milliseconds above 0 and at most 1e9", open_end=True),
+                    spread_ms=row.number_in("stdev", 0.0, "milliseconds from 0 to 1e9") if has_spread else 0.0,
+                    start_act=row.optional_state("st_act"),
+                    end_act=row.optional_state("end_act"),
+                    signature=row.text("signature"),
+                    runs=row.count("runs") or 0,
+                    macs=row.count("macs"),
+                    params=row.count("params"),
+                    breaks=row.breaks("breaks", start, end),
+                )
+            )
+        return cls(entries, provenance=provenance, source=str(path))
+
+    def write(self, path: str | Path) -> None:
+        """Write the CSV and its sidecar; tables of optimal latencies get the published columns and ``breaks``."""
+        header: tuple[str, ...] = _COLUMNS
+        if all(entry.breaks is not None for entry in self.entries):
+            header = (*_COLUMNS[:5], "breaks")
+        header += tuple(
+            name for name in ("macs", "params") if any(getattr(entry, name) is not None for entry in self.entries)
+        )
+        rows = []
+        for index, entry in enumerate(self.entries):
+            cells = {
+                "id": index, "st": entry.start, "end": entry.end, "time": entry.latency_ms, "stdev": entry.spread_ms,
+                "st_act": entry.start_act, "end_act": entry.end_act, "signature": entry.signature,
+                "runs": entry.runs, "macs": entry.macs, "params": entry.params, "breaks": entry.breaks,
+            }
+            rows.append([cells[name] for name in header])
+        write_rows(Path(path), header, rows, replace(self.provenance, kind=self.provenance.kind or "latency"))
+
+    def _check_chains(self) -> None:
+        for start, end in self.chains:
+            reached = {start}
+            for entry in sorted(self.entries, key=lambda each: (each.start, each.end)):
+                if start <= entry.start and entry.end <= end and entry.start in reached:
+                    reached.add(entry.end)
+            if end not in reached:
+                raise TableError(
+                    f"{self.source}: no entries lead from {start} to {end}, the last position reached is "
+                    f"{max(reached)}; expected entries that join up (missing rows?)"
+                )
+        for entry in self.entries:
+            if not any(start <= entry.start and entry.end <= end for start, end in self.chains):
+                raise TableError(
+                    f"{self.source}: segment ({entry.start},{entry.end}) lies in no chain; expected one inside "
+                    f"{' or '.join(f'{start}..{end}' for start, end in self.chains)}"
+                )
+
+
+def check_entries(tables: Sequence[LatencyTable]) -> None:
+    """Refuse latency tables of several devices that do not cover the same segments."""
+    first = tables[0]
+    for other in tables[1:]:
+        if first.chains != other.chains:
+            raise TableError(f"{first.source} and {other.source}: chains differ ({first.chains} and {other.chains})")
+        for segment in sorted(set(first._by_segment) ^ set(other._by_segment)):
+            lacking = other if segment in first else first
+            raise MissingEntryError(
+                f"{lacking.source}: no entry for segment ({segment[0]},{segment[1]}), which the other table has; "
+                "profile the same candidates on every device"
+            )
