@@ -183,6 +183,7 @@ def measure_runners(
     policy: MeasurePolicy | None = None,
     *,
     rough_above_ms: Sequence[float] | None = None,
+    on_finished: Callable[[int, Measurement], None] | None = None,
     seed: int = 0,
 ) -> list[Measurement]:
     """Measure each runner, interleaved block by block in random order.
@@ -193,6 +194,7 @@ def measure_runners(
         policy: when to stop.
         rough_above_ms: for each runner, the latency above which three blocks are enough (a candidate many times
             slower than what it replaces needs no precise value). Such a measurement has ``is_settled=False``.
+        on_finished: called with (index, measurement) the moment one is finished, so that it can be stored.
         seed: of the random order.
 
     Returns:
@@ -202,18 +204,26 @@ def measure_runners(
     shuffle = random.Random(seed).shuffle
     timed = [TimedRunner(run, policy) for run in runners]
     limits = list(rough_above_ms) if rough_above_ms is not None else [math.inf] * len(timed)
-    rough: set[int] = set()
+    found: dict[int, Measurement] = {}
+
+    def finish(index: int, *, is_rough: bool = False) -> None:
+        found[index] = timed[index].measurement(is_rough=is_rough)
+        if on_finished is not None:
+            on_finished(index, found[index])
+
     for index, runner in enumerate(timed):
         runner.warm_up()
         if runner.pass_ms > limits[index]:
-            rough.add(index)
             runner.runs_per_block = 1
             for _ in range(_ROUGH_BLOCKS):
                 runner.add_block()
-    active = [index for index in range(len(timed)) if index not in rough]
+            finish(index, is_rough=True)
+    active = [index for index in range(len(timed)) if index not in found]
     while active:
         shuffle(active)
         for index in active:
             timed[index].add_block()
-        active = [index for index in active if not timed[index].is_done]
-    return [runner.measurement(is_rough=index in rough) for index, runner in enumerate(timed)]
+            if timed[index].is_done:
+                finish(index)
+        active = [index for index in active if index not in found]
+    return [found[index] for index in range(len(timed))]
