@@ -1,1 +1,10 @@
-"""TODO"""
+"""Images and labels: three splits as torch Datasets, and batches fast enough for two cores."""
+
+from __future__ import annotations
+
+from layerfold.data._image_data import ImageData
+from layerfold.data._loader import BatchLoader
+from layerfold.data._open import open_data
+from layerfold.data._preprocessing import Preprocessing
+
+__all__ = ["BatchLoader", "ImageData", "Preprocessing", "open_data"]

@@ -93,7 +93,8 @@ def _check_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
             remedy = f"for a classifier of {stored[0]} classes pass num_classes={stored[0]}"
         elif len(stored) == 4 and stored[0] == wanted[0] and stored[2:] == wanted[2:] and len(wrong) == 1:
             remedy = f"for {stored[1]}-channel input pass in_channels={stored[1]}"
-        raise UsageError(f"weights={path}: key {key!r} has shape {stored}, the model's is {wanted} ({counts}); {remedy}")
+        raise UsageError(f"weights={path}: key {key!r} has shape {stored}, the model's is {wanted} ({counts}); "
+                         f"{remedy}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

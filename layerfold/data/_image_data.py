@@ -1,0 +1,111 @@
+"""A data set: its three splits, and what a report must say about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from layerfold.data._loader import BatchLoader
+from layerfold.data._splits import DatasetSplit, Split
+from layerfold.errors import DataError, UsageError, nearest_names
+
+SplitName = Literal["train", "holdout", "test"]
+_SPLIT_NAMES = ("train", "holdout", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Images in three splits, ready for one model.
+
+    A factory of the user's own may build one from any torch Datasets of (float tensor [channels, height, width],
+    int label).
+
+    Attributes:
+        name: for reports.
+        num_classes: labels are 0..num_classes-1.
+        input_shape: (channels, height, width) of every image.
+        train: for finetuning, or None where there are no images for it.
+        holdout: for choices made on the way (importance, the best epoch); never trained on, never reported.
+        test: for the reported accuracy only.
+        details: how the splits were made and the images prepared.
+        fingerprint: SHA-256 over content, splits and preprocessing; computed from a few items where not given.
+    """
+
+    name: str
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    train: Dataset[Any] | None
+    holdout: Dataset[Any]
+    test: Dataset[Any]
+    details: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DataError(f"{self.name}: has {self.num_classes} class; at least 2 are needed")
+        for name in _SPLIT_NAMES:
+            dataset = getattr(self, name)
+            if dataset is None and name == "train":
+                continue
+            if not isinstance(dataset, Split):
+                dataset = DatasetSplit(dataset, self.num_classes, self.input_shape, f"{self.name}, {name}")
+                object.__setattr__(self, name, dataset)
+            if len(dataset) == 0:
+                raise DataError(f"{self.name}: split {name!r} is empty")
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", _fingerprint_of_items(self))
+
+    def split(self, name: str) -> Split:
+        """Return the split of that name.
+
+        Raises:
+            UsageError: no such split.
+            DataError: there are no images for training.
+        """
+        if name not in _SPLIT_NAMES:
+            raise UsageError(f"split={name!r}: must be one of {', '.join(_SPLIT_NAMES)}"
+                             f"{nearest_names(name, _SPLIT_NAMES)}")
+        found: Split | None = getattr(self, name)
+        if found is None:
+            raise DataError(f"{self.name}: has no images for training, only for evaluation; "
+                            "add a train split, or do without finetuning")
+        return found
+
+    def loader(
+        self, split: str, batch_size: int, *, shuffle: bool = False, augment: bool = False,
+        limit: int | None = None, seed: int = 0, drop_last: bool = False,
+    ) -> BatchLoader:
+        """Return batches of ``split``; see ``BatchLoader`` for the arguments."""
+        return BatchLoader(self.split(split), batch_size, shuffle=shuffle, augment=augment, limit=limit,
+                           seed=seed, drop_last=drop_last)
+
+    def preload(self, *splits: str) -> None:
+        """Decode the images of these splits now (all, if none is named), so that a broken one shows at once."""
+        for name in splits or _SPLIT_NAMES:
+            if getattr(self, name) is not None or name != "train":
+                self.split(name).preload()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a report says: name, classes, sizes, how the splits were made, fingerprint."""
+        sizes = {name: 0 if getattr(self, name) is None else len(self.split(name)) for name in _SPLIT_NAMES}
+        return {"name": self.name, "num_classes": self.num_classes, "input_shape": list(self.input_shape),
+                "num_images": sizes, **self.details, "fingerprint": self.fingerprint}
+
+
+def _fingerprint_of_items(data: ImageData, most: int = 8) -> str:
+    """Hash sizes and a few evenly spaced items: a foreign Dataset shows no more without reading it whole."""
+    digest = hashlib.sha256(json.dumps([data.name, data.num_classes, data.input_shape]).encode())
+    for name in _SPLIT_NAMES:
+        if getattr(data, name) is None:
+            continue
+        split = data.split(name)
+        digest.update(f"{name} {len(split)}".encode())
+        for index in np.unique(np.linspace(0, len(split) - 1, most).astype(int)):
+            image, label = split[int(index)]
+            digest.update(image.contiguous().numpy().tobytes() + f" {label}".encode())
+    return digest.hexdigest()[:16]

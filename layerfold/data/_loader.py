@@ -1,0 +1,79 @@
+"""Batches of one split, in an order that the seed and the epoch decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerfold.data._splits import Split
+from layerfold.errors import UsageError
+
+
+class BatchLoader:
+    """Iterable over (images float32 [batch, channels, height, width], labels int64 [batch]).
+
+    Each pass over it is one epoch with an order (and augmentation) of its own; ``set_epoch`` says which.
+
+    Args:
+        split: where the images come from.
+        batch_size: images a batch; the last one may be smaller.
+        shuffle: whether rows come in an order drawn from the seed and the epoch.
+        augment: whether images are cropped and mirrored at random.
+        limit: use only this many images, drawn from the seed, the same in every epoch.
+        seed: of order, limit and augmentation.
+        drop_last: leave out a last batch that is not full (unless it is the only one).
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, *, shuffle: bool = False, augment: bool = False,
+        limit: int | None = None, seed: int = 0, drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size={batch_size}: must be at least 1")
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit={limit}: must be at least 1")
+        self._split, self._batch_size, self._seed = split, batch_size, seed
+        self._shuffle, self._augment, self._drop_last = shuffle, augment, drop_last
+        self._rows = _limited_rows(len(split), limit, seed)
+        self._epoch = 0
+
+    @property
+    def num_images(self) -> int:
+        """Images that one epoch draws from."""
+        return len(self._rows)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self._rows), self._batch_size)
+        return full + bool(rest and (not self._drop_last or not full))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next pass is; later passes count on from it."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.starting_at(0)
+
+    def starting_at(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the epoch from that batch on (counted from 0): how an interrupted epoch goes on."""
+        epoch = self._epoch
+        self._epoch += 1
+        rows = self._rows
+        if self._shuffle:
+            rows = np.random.default_rng((self._seed, epoch, 0)).permutation(rows)
+        seeds = None
+        if self._augment:
+            drawn = np.random.default_rng((self._seed, epoch, 1)).integers(0, 2**62, size=len(self))
+            seeds = [int(value) for value in drawn[batch:]]
+        size = self._batch_size
+        chosen = [rows[index * size : (index + 1) * size].tolist() for index in range(batch, len(self))]
+        return self._split.batches(chosen, seeds)
+
+
+def _limited_rows(available: int, limit: int | None, seed: int) -> NDArray[np.int64]:
+    if limit is None or limit >= available:
+        return np.arange(available, dtype=np.int64)
+    # Drawn, not the first ones: folders are sorted by class.
+    return np.sort(np.random.default_rng((seed, 2)).permutation(available)[:limit]).astype(np.int64)

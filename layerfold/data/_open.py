@@ -1,0 +1,235 @@
+"""``open_data``: from a source's name to three splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layerfold.data._image_data import ImageData
+from layerfold.data._preprocessing import Preprocessing, default_normalisation
+from layerfold.data._splits import ArraySplit, EncodedImages, FileSplit, Split
+from layerfold.data._splitting import Rows, holdout_size, stratified_parts
+from layerfold.data._stored import StoredData, read_folder, read_mnist5k, read_parquet
+from layerfold.errors import DataError, UsageError, nearest_names
+from layerfold.factories import call_factory, is_factory_source
+
+MOST_ARRAY_BYTES = 2**30
+_SOURCES = ("folder", "parquet", "mnist5k")
+_PROBED = 16
+
+
+def open_data(
+    source: str,
+    *,
+    input_shape: tuple[int, int, int],
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
+    num_classes: int | None = None,
+    holdout: float | None = None,
+    seed: int = 0,
+    max_array_bytes: int = MOST_ARRAY_BYTES,
+) -> ImageData:
+    """Open images for one model.
+
+    The test split is the source's ``test``, else its ``val``. The holdout is drawn from train, every class in
+    proportion; where train, val and test are all there, val is the holdout. A source without train (only val or
+    only test) is divided into holdout and test halves. A source with nothing but train gives test images too, as
+    many as the holdout. ``mnist5k`` is 4,000 / 500 / 500.
+
+    Args:
+        source: ``folder:PATH``, ``parquet:PATH``, ``mnist5k``, or ``path/to/file.py:factory`` that returns an
+            ``ImageData`` or a (train, test) pair of Datasets; the factory may have parameters ``input_shape``,
+            ``mean``, ``std``, ``num_classes``, ``seed``.
+        input_shape: (channels, height, width) that the model takes; 1 or 3 channels.
+        mean, std: normalisation per channel, images in 0..1; ImageNet's by default.
+        interpolation, crop_pct: as in timm; bicubic and 0.875 by default. Images that all have the input size
+            already are neither resized nor cropped.
+        num_classes: outputs of the model; labels must be below it. By default what the labels show.
+        holdout: share of train (below 1) or number of images; by default 10 %, at most 2,000.
+        seed: of the splits.
+        max_array_bytes: a split whose decoded pixels need more is read image by image.
+
+    Raises:
+        UsageError: an unknown or missing source, an option outside its range.
+        DataError: unreadable tables, labels outside the range, a split with fewer than two classes.
+        OptionalDependencyError: the package that reads the source is not installed.
+    """
+    default_mean, default_std = default_normalisation(input_shape[0])
+    preprocessing = Preprocessing(
+        input_shape=input_shape,
+        mean=tuple(mean) if mean is not None else default_mean,
+        std=tuple(std) if std is not None else default_std,
+        interpolation=interpolation or "bicubic",
+        crop_pct=0.875 if crop_pct is None else crop_pct,
+    )
+    if is_factory_source(source):
+        return _from_factory(source, preprocessing, num_classes, holdout, seed)
+    kind, _, path = source.partition(":")
+    if kind not in _SOURCES or (kind == "mnist5k") == bool(path):
+        raise UsageError(f"--data {source!r}: give folder:PATH, parquet:PATH, mnist5k or path/to/file.py:factory"
+                         f"{nearest_names(kind, _SOURCES)}")
+    if kind == "mnist5k":
+        stored = read_mnist5k()
+        # Digits are centred in their frame: cropping would only enlarge them.
+        preprocessing = replace(preprocessing, crop_pct=1.0)
+    else:
+        stored = read_folder(Path(path)) if kind == "folder" else read_parquet(Path(path))
+    return _split_stored(source, stored, preprocessing, num_classes, holdout, seed, max_array_bytes)
+
+
+def _split_stored(
+    source: str, stored: StoredData, preprocessing: Preprocessing, num_classes: int | None,
+    holdout: float | None, seed: int, max_array_bytes: int,
+) -> ImageData:
+    classes = _check_labels(source, stored, num_classes)
+    is_mnist = source == "mnist5k"
+    preprocessing = replace(preprocessing, is_resized=not _have_input_size(stored, preprocessing))
+    rows, how = _choose_rows(stored, holdout, seed)
+    side = min(preprocessing.input_shape[1:])
+    splits: dict[str, Split] = {}
+    for name, (pool, chosen) in rows.items():
+        images = stored.pools[pool]
+        _check_split(f"{source}, {name}", images.labels[chosen])
+        if len(chosen) * int(np.prod(preprocessing.input_shape)) <= max_array_bytes:
+            # 4 pixels of 32, the usual shift for small images; half of it for digits, and digits are not mirrored.
+            padding = max(1, side // (16 if is_mnist else 8))
+            splits[name] = ArraySplit(images, chosen, preprocessing, crop_padding=padding, flip=not is_mnist)
+        else:
+            splits[name] = FileSplit(images, chosen, preprocessing)
+    prepared = asdict(preprocessing)
+    prepared.pop("input_shape")
+    details = {"source": source, "splits": how, "seed": seed, "preprocessing": prepared}
+    digest = hashlib.sha256(json.dumps([stored.content_hash, preprocessing.input_shape, prepared]).encode())
+    for name, (pool, chosen) in rows.items():
+        digest.update(f"{name} {pool}".encode() + chosen.tobytes() + stored.pools[pool].labels[chosen].tobytes())
+    return ImageData(
+        name=_name_of(source), num_classes=classes, input_shape=preprocessing.input_shape, train=splits.get("train"),
+        holdout=splits["holdout"], test=splits["test"], details=details, fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def _choose_rows(
+    stored: StoredData, holdout: float | None, seed: int
+) -> tuple[dict[str, tuple[str, Rows]], str]:
+    """Return (pool, rows) of each split, and one sentence that says how they were chosen."""
+    pools = stored.pools
+    everything = {pool: np.arange(len(images.labels), dtype=np.int64) for pool, images in pools.items()}
+    if len(pools) == 3 and holdout is None:
+        return ({"train": ("train", everything["train"]), "holdout": ("val", everything["val"]),
+                 "test": ("test", everything["test"])}, "as the source has them, val as holdout")
+    if "train" not in pools:
+        if len(pools) == 2:
+            return ({"holdout": ("val", everything["val"]), "test": ("test", everything["test"])},
+                    "as the source has them, val as holdout; no train")
+        (pool,) = pools
+        labels = pools[pool].labels
+        size = holdout_size(0.5 if holdout is None else holdout, len(labels))
+        first, second = stratified_parts(labels, [size], seed)
+        return ({"holdout": (pool, first), "test": (pool, second)},
+                f"{pool} divided by seed {seed} into holdout and test; no train")
+    labels = pools["train"].labels
+    size = holdout_size(holdout, len(labels))
+    if len(pools) == 1:
+        first, second, rest = stratified_parts(labels, [size, size], seed)
+        return ({"train": ("train", rest), "holdout": ("train", first), "test": ("train", second)},
+                f"one set divided by seed {seed} into train, holdout and test")
+    test = "test" if "test" in pools else "val"
+    first, rest = stratified_parts(labels, [size], seed)
+    return ({"train": ("train", rest), "holdout": ("train", first), "test": (test, everything[test])},
+            f"holdout drawn from train by seed {seed}; {test} as test")
+
+
+def _check_labels(source: str, stored: StoredData, num_classes: int | None) -> int:
+    """Return the number of classes, once every label is in range."""
+    highest = max(int(images.labels.max(initial=0)) for images in stored.pools.values())
+    if num_classes is not None and stored.num_classes is not None and num_classes != stored.num_classes:
+        raise DataError(f"--data {source}: has {stored.num_classes} classes, the model {num_classes} outputs; "
+                        f"pass --num-classes {stored.num_classes}, or give images of the model's own classes")
+    classes = num_classes or stored.num_classes or highest + 1
+    for images in stored.pools.values():
+        outside = np.flatnonzero((images.labels < 0) | (images.labels >= classes))
+        if len(outside):
+            row = int(outside[0])
+            raise DataError(f"{images.locate(row)}: label {images.labels[row]} is outside 0..{classes - 1}")
+    return classes
+
+
+def _check_split(what: str, labels: Rows) -> None:
+    found = np.unique(labels)
+    if len(labels) == 0:
+        raise DataError(f"--data {what}: the split is empty; give more images")
+    if len(found) < 2:
+        raise DataError(f"--data {what}: all {len(labels)} images have label {found[0]}; "
+                        "at least two classes are needed")
+
+
+def _have_input_size(stored: StoredData, preprocessing: Preprocessing) -> bool:
+    """Say whether the stored images have the model's input size, from a few of each pool (broken ones show later)."""
+    height, width = preprocessing.input_shape[1:]
+    for images in stored.pools.values():
+        for row in np.unique(np.linspace(0, max(len(images.labels) - 1, 0), _PROBED).astype(int)):
+            if not _has_size(images, int(row), (width, height)):
+                return False
+    return True
+
+
+def _has_size(images: EncodedImages, row: int, size: tuple[int, int]) -> bool:
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(images.read(row))) as image:
+            return bool(image.size == size)
+    except Exception:
+        return True
+
+
+def _from_factory(
+    source: str, preprocessing: Preprocessing, num_classes: int | None, holdout: float | None, seed: int
+) -> ImageData:
+    made = call_factory(source, input_shape=preprocessing.input_shape, mean=preprocessing.mean,
+                        std=preprocessing.std, num_classes=num_classes, seed=seed)
+    if isinstance(made, ImageData):
+        return made
+    if not (isinstance(made, tuple) and len(made) == 2 and all(hasattr(part, "__getitem__") for part in made)):
+        raise UsageError(f"--data {source}: the factory returned a {type(made).__name__}; "
+                         "return an ImageData or a (train, test) pair of Datasets")
+    return _split_datasets(source, made[0], made[1], preprocessing.input_shape, num_classes, holdout, seed)
+
+
+def _split_datasets(
+    source: str, train: Any, test: Any, input_shape: tuple[int, int, int], num_classes: int | None,
+    holdout: float | None, seed: int,
+) -> ImageData:
+    from torch.utils.data import Subset
+
+    if len(train) < 2:
+        raise DataError(f"--data {source}: the train Dataset has {len(train)} items; a holdout is drawn from it")
+    targets = getattr(train, "targets", None)
+    if num_classes is None:
+        named = getattr(train, "classes", None)
+        if named is None and targets is None:
+            raise UsageError(f"--data {source}: the number of classes cannot be told; pass num_classes, or give the "
+                             "train Dataset an attribute `classes` or `targets`")
+        num_classes = len(named) if named is not None else int(np.max(np.asarray(targets))) + 1
+    # Without labels at hand every item counts as one class: a plain random draw.
+    labels = np.zeros(len(train), np.int64) if targets is None else np.asarray(targets).astype(np.int64)
+    first, rest = stratified_parts(labels, [holdout_size(holdout, len(train))], seed)
+    return ImageData(
+        name=_name_of(source), num_classes=num_classes, input_shape=input_shape,
+        train=Subset(train, rest.tolist()), holdout=Subset(train, first.tolist()), test=test,
+        details={"source": source, "seed": seed, "splits": f"holdout drawn from train by seed {seed}"},
+    )
+
+
+def _name_of(source: str) -> str:
+    kind, _, path = source.partition(":")
+    return Path(path).resolve().name if kind in ("folder", "parquet") else source.rpartition("/")[2]

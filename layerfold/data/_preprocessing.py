@@ -1,0 +1,109 @@
+"""From encoded bytes to the pixels a model sees."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerfold.errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Resize, centre crop, normalise: timm's transform for evaluation.
+
+    Attributes:
+        input_shape: (channels, height, width); one channel is read as grey.
+        mean, std: per channel, for images in 0..1.
+        interpolation: how images are resized.
+        crop_pct: the short side is resized to the crop's size / ``crop_pct`` before the centre crop.
+        is_resized: False where the stored images already have the input size: they are taken as they are.
+    """
+
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    is_resized: bool = True
+
+    def __post_init__(self) -> None:
+        channels = self.input_shape[0]
+        if channels not in (1, 3):
+            raise UsageError(f"input_shape={self.input_shape}: images have 1 or 3 channels")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise UsageError(f"{name}={values}: the input has {channels} channels; give {channels} numbers")
+        if not all(value > 0 for value in self.std):
+            raise UsageError(f"std={self.std}: every number must be above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(f"interpolation={self.interpolation!r}: must be one of {', '.join(INTERPOLATIONS)}")
+        if not 0 < self.crop_pct <= 1:
+            raise UsageError(f"crop_pct={self.crop_pct}: must be above 0 and at most 1")
+
+    def pixels(self, encoded: bytes) -> NDArray[np.uint8]:
+        """Return one image as uint8 [height, width, channels]; raises what Pillow raises for a broken image."""
+        image = self.open_image(encoded)
+        height, width = self.input_shape[1:]
+        if self.is_resized or image.size != (width, height):
+            pixels = np.moveaxis(np.asarray(self._resize(image)), 0, -1)
+        else:
+            pixels = np.asarray(image)
+        return pixels.reshape(height, width, self.input_shape[0])
+
+    def open_image(self, encoded: bytes) -> Any:
+        """Return the decoded Pillow image in grey or RGB."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.convert("L" if self.input_shape[0] == 1 else "RGB")
+
+    @cached_property
+    def _resize(self) -> Callable[[Any], NDArray[np.uint8]]:
+        from timm.data.transforms_factory import transforms_imagenet_eval
+
+        transform: Callable[[Any], NDArray[np.uint8]] = transforms_imagenet_eval(
+            img_size=self.input_shape[1:], crop_pct=self.crop_pct, interpolation=self.interpolation, use_prefetcher=True
+        )
+        return transform
+
+    @cached_property
+    def training_transform(self) -> Callable[[Any], Tensor]:
+        """timm's transform for training (random resized crop and flip), for sets too large to hold decoded."""
+        from timm.data.transforms_factory import transforms_imagenet_train
+
+        transform: Callable[[Any], Tensor] = transforms_imagenet_train(
+            img_size=self.input_shape[1:], interpolation=self.interpolation, color_jitter=0.0,
+            mean=self.mean, std=self.std,
+        )
+        return transform
+
+    def normalise(self, images_NHWC: NDArray[np.uint8]) -> Tensor:
+        """Return float32 [batch, channels, height, width], stored channels last, of uint8 [batch, h, w, channels]."""
+        count, height, width, channels = images_NHWC.shape
+        mean = np.tile(np.asarray(self.mean, dtype=np.float32) * 255, width)
+        scale = np.tile(1 / (np.asarray(self.std, dtype=np.float32) * 255), width)
+        # Whole rows at a time: an inner loop over three channels would be many times slower.
+        rows = images_NHWC.reshape(count * height, width * channels).astype(np.float32)
+        rows -= mean
+        rows *= scale
+        return torch.from_numpy(rows.reshape(images_NHWC.shape)).permute(0, 3, 1, 2)
+
+
+def default_normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return ImageNet's mean and std per channel; for another number of channels, their average."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (sum(IMAGENET_MEAN) / 3,) * channels, (sum(IMAGENET_STD) / 3,) * channels

