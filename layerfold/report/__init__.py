@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from layerfold.report.drawing import network_svg
+from layerfold.report.data import MergedSegment, ReportData, ResultRow, StepTime, VerifyRound
+from layerfold.report.drawing import conv_text, network_svg
+from layerfold.report.frontier import MeasuredPoint, frontier_png
+from layerfold.report.page import write_report
+from layerfold.report.terminal import result_table_text
 
-__all__ = ["network_svg"]
+__all__ = [
+    "MeasuredPoint",
+    "MergedSegment",
+    "ReportData",
+    "ResultRow",
+    "StepTime",
+    "VerifyRound",
+    "conv_text",
+    "frontier_png",
+    "network_svg",
+    "result_table_text",
+    "write_report",
+]

@@ -1,0 +1,137 @@
+"""The frontier as a picture: what each latency buys, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerfold.report.words import ms_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Point = tuple[float, float]
+"""(latency_ms, importance)."""
+
+_INK, _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#1c2430", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8d97a3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPoint:
+    """A plan that was built and measured.
+
+    Attributes:
+        predicted_ms: what the tables promised.
+        measured_ms, low_ms, high_ms: median and 95 % interval.
+        importance: predicted importance of the plan.
+        is_within: whether it meets the budget; None where there is none.
+    """
+
+    predicted_ms: float
+    measured_ms: float
+    low_ms: float
+    high_ms: float
+    importance: float
+    is_within: bool | None = None
+
+
+def frontier_png(
+    points: Sequence[Point],
+    path: str | Path,
+    *,
+    original: Point | None = None,
+    budget_ms: float | None = None,
+    chosen: Point | None = None,
+    measured: Sequence[MeasuredPoint] = (),
+    least: Point | None = None,
+    title: str = "",
+    importance_label: str = "importance (points, higher is better)",
+) -> Path:
+    """Plot latency against importance for every Pareto-optimal plan, as a PNG file.
+
+    Args:
+        points: the frontier, predicted end to end.
+        original: the unmodified network, measured latency and importance 0.
+        budget_ms: the budget, drawn as a line; what lies beyond is shaded.
+        chosen: the plan taken, as predicted.
+        measured: plans that were built and measured, with their intervals.
+        least: the fastest plan.
+        title: the heading; none where it is empty.
+
+    Returns:
+        ``path``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 4.8), dpi=160, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    frontier = sorted(points)
+    axes.step([p[0] for p in frontier], [p[1] for p in frontier], where="post", color=_BLUE, linewidth=1.4, alpha=0.75)
+    size = 16 if len(frontier) < 80 else 6
+    label = f"{len(frontier)} Pareto-optimal plans, predicted"
+    axes.scatter([p[0] for p in frontier], [p[1] for p in frontier], s=size, color=_BLUE, label=label, zorder=3)
+    if original is not None:
+        axes.scatter(*original, marker="s", s=60, color=_INK, label="original, measured", zorder=5)
+    if least is not None and least != chosen:
+        axes.scatter(*least, marker="<", s=60, facecolor="white", edgecolor=_BLUE, label="fastest plan", zorder=4)
+    _draw_measured(axes, measured)
+    if chosen is not None:
+        axes.scatter(*chosen, marker="o", s=120, facecolor="none", edgecolor=_GREEN, linewidth=2,
+                     label="chosen, predicted", zorder=6)  # fmt: skip
+    if budget_ms is not None:
+        _draw_budget(axes, budget_ms)
+    axes.set_xlabel("latency of one forward pass (ms)")
+    axes.set_ylabel(importance_label)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.grid(color="#e5e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.savefig(path, format="png")
+    return Path(path)
+
+
+def _draw_measured(axes: Axes, measured: Sequence[MeasuredPoint]) -> None:
+    """Draw each measured plan with its interval, and a thin line from what was predicted for it."""
+    labelled = set()
+    for point in measured:
+        is_over = point.is_within is False
+        label = "measured, over the budget" if is_over else "measured, 95 % interval"
+        colour, marker = (_RED, "X") if is_over else (_GREEN, "D")
+        axes.plot([point.predicted_ms, point.measured_ms], [point.importance] * 2, color=_GREY, linewidth=0.9, zorder=4)
+        axes.errorbar(
+            point.measured_ms,
+            point.importance,
+            xerr=[[max(point.measured_ms - point.low_ms, 0.0)], [max(point.high_ms - point.measured_ms, 0.0)]],
+            fmt=marker,
+            markersize=7,
+            color=colour,
+            capsize=3,
+            label=None if label in labelled else label,
+            zorder=6,
+        )
+        labelled.add(label)
+
+
+def _draw_budget(axes: Axes, budget_ms: float) -> None:
+    left, right = axes.get_xlim()
+    left, right = min(left, budget_ms * 0.98), max(right, budget_ms * 1.02)
+    axes.axvspan(budget_ms, right, color=_ORANGE, alpha=0.10, zorder=0)
+    axes.axvline(budget_ms, color=_ORANGE, linewidth=1.6, linestyle="--", zorder=2)
+    axes.annotate(
+        f"budget {ms_text(budget_ms)}",
+        xy=(budget_ms, 0.02),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 0),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        va="bottom",
+        fontsize=9,
+        color="#8a5a00",
+    )
+    axes.set_xlim(left, right)
