@@ -1,1 +1,14 @@
-"""TODO"""
+"""Options, frontiers, solutions: the exact choice of what to merge (DESIGN.md, section 7). No torch."""
+
+from layerfold.solver._extension import extend_importance
+from layerfold.solver._frontier import Frontier
+from layerfold.solver._limits import Limits
+from layerfold.solver._options import Option, Plan
+from layerfold.solver._solution import Solution, SolutionSegment
+from layerfold.solver._solve import solve_frontier
+from layerfold.solver._stage1 import compute_optimal_latency
+
+__all__ = [
+    "Frontier", "Limits", "Option", "Plan", "Solution", "SolutionSegment", "compute_optimal_latency",
+    "extend_importance", "solve_frontier",
+]

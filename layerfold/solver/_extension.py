@@ -1,0 +1,160 @@
+"""Importances made comparable (alpha) and extended over inner positions without activation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.errors import UsageError
+from layerfold.tables import ImportanceEntry, ImportanceTable
+
+Floats = NDArray[np.float64]
+Normalise = Literal["single", "default", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendedImportance:
+    """I_ext of one chain.
+
+    Attributes:
+        start: the chain's start; row and column r stand for position start + r.
+        values: values[a][b][i, j] = I_ext(start + i, start + j, a, b); minus infinity where there is none.
+        last: last[a][b][i, j] = row of the last inner position without activation, or -1 where the segment's own
+            importance is the best.
+    """
+
+    start: int
+    values: tuple[tuple[Floats, Floats], tuple[Floats, Floats]]
+    last: tuple[tuple[NDArray[np.int32], NDArray[np.int32]], tuple[NDArray[np.int32], NDArray[np.int32]]]
+
+    def breaks(self, start: int, end: int, start_act: int, end_act: int) -> tuple[int, ...]:
+        """Return start, the inner positions without activation over which the importance was extended, and end."""
+        row, position, state = start - self.start, end - self.start, end_act
+        found = [end]
+        while (before := int(self.last[start_act][state][row, position])) >= 0:
+            found.append(before + self.start)
+            position, state = before, 0
+        return (start, *reversed(found))
+
+
+def extended_importance(importances: dict[tuple[int, int, int, int], float], chain: tuple[int, int]) -> ExtendedImportance:
+    """Compute I_ext(i, j, a, b) = max(I(i, j, a, b), max over k of I_ext(i, k, a, 0) + I(k, j, 0, b)).
+
+    On ties the segment's own importance wins, then the break nearest to the start.
+
+    Args:
+        importances: (start, end, start_act, end_act) to importance; those outside the chain are passed over.
+        chain: (start, end).
+
+    Paper: appendix B.
+    """
+    chain_start, chain_end = chain
+    size = chain_end - chain_start + 1
+    values = tuple(tuple(np.full((size, size), -math.inf, order="F") for _ in (0, 1)) for _ in (0, 1))
+    last = tuple(tuple(np.full((size, size), -1, dtype=np.int32, order="F") for _ in (0, 1)) for _ in (0, 1))
+    inside = [key for key in importances if chain_start <= key[0] and key[1] <= chain_end]
+    # By end, so that every I_ext(., k) is final when it is read; own importances first, so that they win ties.
+    inside.sort(key=lambda key: (key[1], key[0], key[2], key[3]))
+    position = 0
+    while position < len(inside):
+        stop = position
+        while stop < len(inside) and inside[stop][1] == inside[position][1]:
+            stop += 1
+        group = inside[position:stop]
+        for key in group:
+            values[key[2]][key[3]][key[0] - chain_start, key[1] - chain_start] = importances[key]
+        for key in group:
+            if key[2] == 1 or key[0] == chain_start:
+                continue
+            before, here = key[0] - chain_start, key[1] - chain_start
+            for start_act in (0, 1):
+                target, source = values[start_act][key[3]], values[start_act][0]
+                way = source[:before, before] + importances[key]
+                better = way > target[:before, here]
+                if better.any():
+                    target[:before, here][better] = way[better]
+                    last[start_act][key[3]][:before, here][better] = before
+        position = stop
+    return ExtendedImportance(start=chain_start, values=values, last=last)  # type: ignore[arg-type]
+
+
+def normalised_importances(
+    importance: ImportanceTable, alpha: float, normalise: Normalise
+) -> dict[tuple[int, int, int, int], float]:
+    """Return importance less ``alpha`` times a mean importance, by (start, end, start_act, end_act).
+
+    A network of many small segments sums many small losses. Taking ``alpha`` times the mean (mostly below 0) from
+    every term counters that bias.
+
+    Args:
+        alpha: at least 0; 0 changes nothing.
+        normalise: over which entries the mean goes: ``single``: single-layer segments; ``default``: those whose
+            two ends have an activation; ``all``: every entry.
+
+    Raises:
+        UsageError: alpha not a number from 0 to 1e6, an unknown ``normalise``, or no entry to take the mean over.
+    """
+    if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1e6):
+        raise UsageError(f"alpha={alpha!r}: expected a number from 0 to 1e6, for example 1.0")
+    chosen: dict[str, Callable[[ImportanceEntry], bool]] = {
+        "single": lambda entry: entry.end == entry.start + 1,
+        "default": lambda entry: entry.start_act == 1 and entry.end_act == 1,
+        "all": lambda entry: True,
+    }
+    if normalise not in chosen:
+        raise UsageError(f"normalise={normalise!r}: expected {', '.join(get_args(Normalise))}")
+    shift = 0.0
+    if alpha:
+        over = [entry.importance for entry in importance.entries if chosen[normalise](entry)]
+        if not over:
+            raise UsageError(
+                f"normalise={normalise!r}: {importance.source} has no such entry to take the mean over; "
+                "use normalise='all' or alpha=0"
+            )
+        shift = alpha * math.fsum(over) / len(over)
+    return {entry.key: entry.importance - shift for entry in importance.entries}
+
+
+def extend_importance(
+    importance: ImportanceTable, alpha: float = 0.0, normalise: Normalise = "single"
+) -> ImportanceTable:
+    """Return I_ext: every (start, end, start_act, end_act) that has an importance, its own or extended.
+
+    Args:
+        importance: measured importances; the chains are those of its provenance, else one chain over all.
+        alpha, normalise: as in :func:`normalised_importances`; normalised first, then extended.
+
+    Returns:
+        a table whose entries carry ``breaks``: start, the inner positions without activation, end.
+    """
+    importances = normalised_importances(importance, alpha, normalise)
+    chains = importance.provenance.chains or (
+        (min(entry.start for entry in importance.entries), max(entry.end for entry in importance.entries)),
+    )
+    entries = []
+    for chain in chains:
+        extended = extended_importance(importances, chain)
+        finite = [
+            (int(row) + chain[0], int(column) + chain[0], start_act, end_act)
+            for start_act in (0, 1)
+            for end_act in (0, 1)
+            for row, column in zip(*np.nonzero(extended.values[start_act][end_act] > -math.inf), strict=True)
+        ]
+        for start, end, start_act, end_act in sorted(finite):
+            value = extended.values[start_act][end_act][start - chain[0], end - chain[0]]
+            entries.append(
+                ImportanceEntry(
+                    start=start, end=end, start_act=start_act, end_act=end_act, importance=float(value),
+                    breaks=extended.breaks(start, end, start_act, end_act),
+                )
+            )
+    return ImportanceTable(
+        entries,
+        provenance=replace(importance.provenance, kind="extended-importance"),
+        source=f"{importance.source} (extended)",
+    )

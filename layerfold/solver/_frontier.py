@@ -1,0 +1,306 @@
+"""Every Pareto-optimal solution, by rising latency: one solve answers all budgets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.errors import InfeasibleBudgetError, UsageError
+from layerfold.solver._labels import ChainFrontier
+from layerfold.solver._solution import Solution, SolutionSegment
+from layerfold.solver._sum import SummedFrontier
+from layerfold.solver._vector_costs import CostColumns
+from layerfold.tables import ImportanceTable, LatencyTable
+from layerfold.tables._csv import replace_text
+
+Floats = NDArray[np.float64]
+BudgetOf = Literal["end-to-end", "segments"]
+_ROUNDING = 1e-12
+
+
+class Frontier:
+    """Non-dominated solutions; made by :func:`solve_frontier`.
+
+    ``len``, indexing and iteration give :class:`Solution` objects by rising latency (of the first device).
+
+    Attributes:
+        latencies_ms: [points, devices] end-to-end latency of each point; with ``risk`` the latency that is
+            kept with that probability.
+        importances: [points] in points.
+        gaps: [points] points of importance that any solution no slower could have more; all 0 where exact.
+        alpha, risk: what it was solved with.
+    """
+
+    def __init__(
+        self, *, summed: SummedFrontier, points: NDArray[np.int64], latencies_ms: Floats, gaps: Floats,
+        columns: CostColumns, importance: ImportanceTable, alpha: float, risk: float | None,
+    ) -> None:
+        self._summed = summed
+        self._points = points
+        self._columns = columns
+        self._importance = importance
+        self.latencies_ms = latencies_ms
+        self.importances: Floats = summed.importances[points]
+        self.gaps = gaps
+        self.alpha = alpha
+        self.risk = risk
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __iter__(self) -> Iterator[Solution]:
+        return (self[index] for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Solution: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Solution]: ...
+    def __getitem__(self, index: int | slice) -> Solution | list[Solution]:
+        if isinstance(index, slice):
+            return [self._solution(each) for each in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"point {index} of a frontier of {len(self)}")
+        return self._solution(index % len(self))
+
+    def __repr__(self) -> str:
+        low, high = self.latencies_ms[0, 0], self.latencies_ms[-1, 0]
+        return f"Frontier({len(self)} points, {low:.4g} to {high:.4g} ms)"
+
+    @property
+    def latency(self) -> LatencyTable:
+        """The first device's latency table."""
+        return self._columns.tables[0]
+
+    @property
+    def original_ms(self) -> float:
+        """Predicted end-to-end latency of the original network on the first device."""
+        return self.latency.original_ms
+
+    @property
+    def is_exact(self) -> bool:
+        return not self.gaps.any()
+
+    @cached_property
+    def least_ms(self) -> float:
+        """The least reachable end-to-end latency on the first device."""
+        return float(self.latencies_ms[:, 0].min())
+
+    def at(
+        self, *, budget_ms: float | Sequence[float] | None = None, speedup: float | None = None,
+        budget_of: BudgetOf = "end-to-end",
+    ) -> Solution:
+        """Return the solution of highest importance within a budget; of equal ones, the fastest.
+
+        Args:
+            budget_ms: milliseconds above 0; one number a device where several were solved for.
+            speedup: instead of a budget: original latency / budget, above 0; applies to every device.
+            budget_of: ``end-to-end``, or ``segments`` for the bare sum of the entries (the paper's T0).
+
+        Raises:
+            InfeasibleBudgetError: names the least reachable latency.
+            UsageError: neither or both of budget and speedup, or one that is not above 0.
+        """
+        budgets = self._budgets(budget_ms, speedup, budget_of)
+        fits = np.flatnonzero((self.latencies_ms <= budgets * (1.0 + _ROUNDING)).all(axis=1))
+        # Highest importance first, then fastest. A point that fits by rounding only is checked exactly.
+        for index in fits[np.lexsort((self.latencies_ms[fits, 0], -self.importances[fits]))].tolist():
+            solution = self._solution(index, budget_ms=float(budgets[0]))
+            if all(exact <= budget for exact, budget in zip(self._exact_ms(index), budgets.tolist(), strict=True)):
+                return solution
+        raise self._infeasible(budgets, budget_of)
+
+    def knee(self) -> Solution:
+        """Return the point farthest above the line from the fastest to the best point, both axes scaled to 1."""
+        if len(self) < 3:
+            return self._solution(len(self) - 1)
+        latency, importance = self.latencies_ms[:, 0], self.importances
+        across, up = np.ptp(latency), np.ptp(importance)
+        if across == 0.0 or up == 0.0:
+            return self._solution(0)
+        distance = (importance - importance.min()) / up - (latency - latency.min()) / across
+        return self._solution(int(distance.argmax()))
+
+    def index_of(self, solution: Solution) -> int:
+        """Return the index of the point with that solution's predicted latency and importance."""
+        for index in range(len(self)):
+            if self.importances[index] == solution.importance and self[index].merge_pos == solution.merge_pos:
+                return index
+        raise UsageError("the solution is no point of this frontier; take one from frontier.at(...)")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all points with what they were solved from, ready for ``json.dumps``."""
+        return {
+            "schema": 1,
+            "model": self.latency.provenance.model,
+            "original_ms": self.original_ms,
+            "alpha": self.alpha,
+            "risk": self.risk,
+            "tables": self._hashes,
+            "points": [
+                {
+                    "latency_ms": self.latencies_ms[index].tolist(),
+                    "importance": float(self.importances[index]),
+                    "gap": float(self.gaps[index]),
+                    "act_pos": list(solution.act_pos),
+                    "merge_pos": list(solution.merge_pos),
+                }
+                for index, solution in enumerate(self)
+            ],
+        }
+
+    def write_json(self, path: str | Path) -> None:
+        """Write :meth:`to_json` to a file, by an atomic replace."""
+        replace_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+
+    def write_csv(self, path: str | Path) -> None:
+        """Write one row a point: latency a device, speed-up, importance, gap, act_pos, merge_pos."""
+        devices = self.latencies_ms.shape[1]
+        names = ["latency_ms", *(f"latency_{device + 1}_ms" for device in range(1, devices))]
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["id", *names, "speedup", "importance", "gap", "act_pos", "merge_pos"])
+        for index, solution in enumerate(self):
+            numbers = [*self.latencies_ms[index].tolist(), self.original_ms / self.latencies_ms[index, 0]]
+            writer.writerow([
+                index, *map(repr, map(float, numbers)), repr(float(self.importances[index])),
+                repr(float(self.gaps[index])), ",".join(map(str, solution.act_pos)),
+                ",".join(map(str, solution.merge_pos)),
+            ])
+        replace_text(Path(path), buffer.getvalue())
+
+    def plot(
+        self, path: str | Path, *, budget_ms: float | None = None, chosen: Solution | None = None, title: str = ""
+    ) -> None:
+        """Draw the frontier with the original, the budget and the chosen point into an image file."""
+        from layerfold.solver._plot import plot_frontier
+
+        plot_frontier(self, Path(path), budget_ms=budget_ms, chosen=chosen, title=title)
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        names = ["latency", *(f"latency_{device + 1}" for device in range(1, self._columns.num_devices))]
+        hashes = {name: table.hash for name, table in zip(names, self._columns.tables, strict=True)}
+        return {**hashes, "importance": self._importance.hash}
+
+    def _budgets(
+        self, budget_ms: float | Sequence[float] | None, speedup: float | None, budget_of: BudgetOf
+    ) -> Floats:
+        if (budget_ms is None) == (speedup is None):
+            raise UsageError(f"budget_ms={budget_ms!r}, speedup={speedup!r}: give one of the two")
+        tables = self._columns.tables
+        if speedup is not None:
+            if not (_is_number(speedup) and speedup > 0.0):
+                raise UsageError(f"speedup={speedup!r}: expected a factor above 0, for example 1.5")
+            return np.array([table.original_ms / speedup for table in tables])
+        values = [budget_ms] if isinstance(budget_ms, (int, float, np.floating)) else list(budget_ms or ())
+        if len(values) != len(tables):
+            raise UsageError(f"budget_ms={budget_ms!r}: {len(values)} budgets, expected one for each of {len(tables)} devices")
+        for value in values:
+            if not (_is_number(value) and value > 0.0):
+                raise UsageError(f"budget_ms={value!r}: expected milliseconds above 0, for example 4.5")
+        if budget_of == "segments":
+            values = [table.end_to_end_ms(float(value)) for table, value in zip(tables, values, strict=True)]
+        elif budget_of != "end-to-end":
+            raise UsageError(f"budget_of={budget_of!r}: expected 'end-to-end' or 'segments'")
+        return np.array(values, dtype=float)
+
+    def _infeasible(self, budgets: Floats, budget_of: BudgetOf) -> InfeasibleBudgetError:
+        least = self.latencies_ms.min(axis=0)
+        worst = int(np.argmax(least / budgets))
+        asked, reachable = float(budgets[worst]), float(least[worst])
+        table = self._columns.tables[worst]
+        if budget_of == "segments":
+            asked = (asked - table.provenance.fixed_ms) / table.provenance.scale
+            reachable = (reachable - table.provenance.fixed_ms) / table.provenance.scale
+        where = f" on {table.source}" if len(budgets) > 1 else ""
+        together = "; no plan meets all budgets together" if reachable <= asked else ""
+        return InfeasibleBudgetError(
+            f"budget {asked:.6g} ms{where}: no plan meets it, the least reachable latency is {_round_up(reachable)} ms"
+            f"{together}; raise the budget or widen the candidates",
+            budget_ms=asked, least_ms=reachable,
+        )
+
+    def _exact_ms(self, index: int) -> list[float]:
+        """Return the latency on each device from exactly rounded sums."""
+        segments = self._segments(index)
+        found = []
+        for table in self._columns.tables:
+            entries = [table.entry(start, end) for start, end in segments]
+            sum_ms = math.fsum(entry.latency_ms for entry in entries)
+            if self.risk is not None:
+                from layerfold.solver._risk import quantile
+
+                sum_ms += quantile(self.risk) * math.sqrt(math.fsum(entry.spread_ms**2 for entry in entries))
+            found.append(table.end_to_end_ms(sum_ms))
+        return found
+
+    def _paths(self, index: int) -> list[tuple[ChainFrontier, list[int]]]:
+        choice = self._summed.choice[self._points[index]]
+        return [(chain, chain.path(int(point))) for chain, point in zip(self._summed.chains, choice, strict=True)]
+
+    def _segments(self, index: int) -> list[tuple[int, int]]:
+        found = []
+        for chain, path in self._paths(index):
+            for option in path:
+                breaks = chain.options.plan_of(option).breaks
+                found += list(zip(breaks, breaks[1:], strict=False))
+        return found
+
+    def _solution(self, index: int, *, budget_ms: float | None = None) -> Solution:
+        from layerfold.solver._version import version
+
+        acts, importances = [], []
+        for chain, path in self._paths(index):
+            ends = chain.options.to_state[path]
+            acts += [int(state) // 2 + chain.options.chain[0] for state in ends if state % 2]
+            importances += chain.options.importances[path].tolist()
+        segments = self._segments(index)
+        latency = self.latency
+        costs = {}
+        for device, table in enumerate(self._columns.tables[1:], start=2):
+            costs[f"latency_{device}_ms"] = table.end_to_end_ms(table.sum_ms(segments))
+        if self.risk is not None:
+            costs["latency_at_risk_ms"] = float(self.latencies_ms[index, 0])
+        caps = self._summed.costs[self._points[index], self._columns.count - len(self._columns.caps) :]
+        costs.update({name: float(value) for (name, _), value in zip(self._columns.caps, caps, strict=True)})
+        gap = float(self.gaps[index])
+        return Solution(
+            act_pos=tuple(acts),
+            merge_pos=tuple(end for _, end in segments),
+            model=latency.provenance.model,
+            network_hash=latency.provenance.network_hash,
+            budget_ms=budget_ms,
+            predicted_ms=latency.end_to_end_ms(latency.sum_ms(segments)),
+            importance=math.fsum(importances),
+            segments=tuple(
+                SolutionSegment(
+                    start=start, end=end, plan="merge" if end > start + 1 else "keep",
+                    latency_ms=latency.entry(start, end).latency_ms,
+                )
+                for start, end in segments
+            ),
+            table_hashes=self._hashes,
+            version=version(),
+            status="within" if gap else "optimal",
+            gap=gap,
+            costs=costs,
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _round_up(value_ms: float) -> str:
+    """Return a number of milliseconds that, used as a budget, is met."""
+    digits = 10 ** (6 - math.ceil(math.log10(value_ms))) if value_ms > 0 else 1.0
+    return f"{math.ceil(value_ms * digits) / digits:.7g}"

@@ -1,0 +1,74 @@
+"""Limits beside the budget, and decisions that are fixed beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from layerfold.errors import TableError, UsageError
+from layerfold.tables import LatencyEntry
+from layerfold.tables._signature import conv_sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a solution must keep to, beside the budget.
+
+    Attributes:
+        max_params: most parameters of the merged convs of all chains (what lies outside chains does not count).
+        max_macs: most multiply-adds of the merged convs of all chains, for one image.
+        max_merged: most segments of more than one layer.
+        keep_activations: positions whose activation stays (an empty slot named here is filled).
+        drop_activations: positions that get no activation.
+        never_merge: layers that stay convs of their own.
+        max_kernel: largest kernel height or width of a merged segment; single layers may be larger.
+    """
+
+    max_params: float | None = None
+    max_macs: float | None = None
+    max_merged: int | None = None
+    keep_activations: frozenset[int] = frozenset()
+    drop_activations: frozenset[int] = frozenset()
+    never_merge: frozenset[int] = frozenset()
+    max_kernel: int | None = None
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name.startswith("max_"):
+                if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1e18):
+                    raise UsageError(f"{each.name}={value!r}: expected a number of at least 0")
+            else:
+                object.__setattr__(self, each.name, frozenset(value))
+        both = sorted(self.keep_activations & self.drop_activations)
+        if both:
+            raise UsageError(f"positions {both}: an activation cannot be both kept and dropped; name each once")
+
+    def allows(self, entry: LatencyEntry, source: str) -> bool:
+        """Say whether an entry's segment may be used.
+
+        Raises:
+            TableError: a kernel limit on a table that does not say how large its merged kernels are.
+        """
+        if entry.end == entry.start + 1:
+            return True
+        if any(entry.start < layer <= entry.end for layer in self.never_merge):
+            return False
+        if self.max_kernel is None:
+            return True
+        kernel = conv_sizes(entry.signature).kernel if entry.signature else None
+        if kernel is None:
+            raise TableError(
+                f"{source}: segment ({entry.start},{entry.end}) has no signature that tells its kernel, "
+                "so max_kernel cannot be checked; profile the network with layerfold"
+            )
+        return kernel <= self.max_kernel
+
+    def check_positions(self, chains: tuple[tuple[int, int], ...], source: str) -> None:
+        """Refuse positions and layers that lie in no chain."""
+        for name in ("keep_activations", "drop_activations", "never_merge"):
+            for position in sorted(getattr(self, name)):
+                if not any(start < position <= end for start, end in chains):
+                    raise UsageError(
+                        f"{name}={position}: not in {source}, expected one in "
+                        f"{', '.join(f'{start + 1}..{end}' for start, end in chains)}"
+                    )

@@ -1,0 +1,125 @@
+"""What the solver chooses from: options, each a way to realise a stretch of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.errors import UsageError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do in one stretch.
+
+    Attributes:
+        breaks: the stretch's start, where merging stops inside it, and its end.
+        label: a name for kinds of options that are told apart by more than their breaks.
+    """
+
+    breaks: tuple[int, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One way from (start, start_act) to (end, end_act) with no activation in between.
+
+    Attributes:
+        start, end: positions, start < end.
+        start_act, end_act: 1 if the slot there holds an activation, else 0.
+        latency_ms: sum of the entries of the plan's segments.
+        importance: in points, higher is better.
+        plan: what to do there.
+        more_costs: further costs, in the order of the problem's limits (a second device, parameters, ...).
+    """
+
+    start: int
+    start_act: int
+    end: int
+    end_act: int
+    latency_ms: float
+    importance: float
+    plan: Plan
+    more_costs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOptions:
+    """The options of one chain as arrays, by rising (to_state, from_state, first cost).
+
+    State number = 2 * (position - chain start) + activation.
+
+    Attributes:
+        chain: (start, end).
+        from_state, to_state: [options].
+        costs: [options, columns].
+        importances: [options].
+        plan_of: index of an option to its plan; plans are made only for what is chosen.
+    """
+
+    chain: tuple[int, int]
+    from_state: Ints
+    to_state: Ints
+    costs: Floats
+    importances: Floats
+    plan_of: Callable[[int], Plan] = field(repr=False)
+
+    @property
+    def num_states(self) -> int:
+        return 2 * (self.chain[1] - self.chain[0] + 1)
+
+    @property
+    def end_states(self) -> tuple[int, int]:
+        return self.num_states - 2, self.num_states - 1
+
+    def option(self, index: int) -> Option:
+        """Return option ``index`` as an object."""
+        start, end = int(self.from_state[index]), int(self.to_state[index])
+        latency_ms, *more = self.costs[index].tolist()
+        return Option(
+            start=self.chain[0] + start // 2, start_act=start % 2, end=self.chain[0] + end // 2, end_act=end % 2,
+            latency_ms=latency_ms, importance=float(self.importances[index]), plan=self.plan_of(index),
+            more_costs=tuple(more),
+        )
+
+
+def chain_options(
+    *, chain: tuple[int, int], from_state: Ints, to_state: Ints, costs: Floats, importances: Floats,
+    plan_of: Callable[[int], Plan],
+) -> ChainOptions:
+    """Return options sorted as :class:`ChainOptions` wants them; ``plan_of`` takes indices in the order given."""
+    order = np.lexsort((-importances, costs[:, 0], from_state, to_state))
+    return ChainOptions(
+        chain=chain, from_state=from_state[order], to_state=to_state[order], costs=costs[order],
+        importances=importances[order], plan_of=lambda index: plan_of(int(order[index])),
+    )
+
+
+def gather_options(options: Sequence[Option], chain: tuple[int, int]) -> ChainOptions:
+    """Return option objects as arrays; those of other chains are passed over.
+
+    Raises:
+        UsageError: an option whose states are no 0 or 1, or whose number of costs differs from the others'.
+    """
+    start, end = chain
+    inside = [option for option in options if start <= option.start < option.end <= end]
+    for option in inside:
+        if len(option.more_costs) != len(inside[0].more_costs):
+            raise UsageError(f"{option}: {len(option.more_costs)} more costs, expected {len(inside[0].more_costs)}")
+        if option.start_act not in (0, 1) or option.end_act not in (0, 1):
+            raise UsageError(f"{option}: activation states must be 0 or 1")
+    return chain_options(
+        chain=chain,
+        from_state=np.array([2 * (each.start - start) + each.start_act for each in inside], dtype=np.int64),
+        to_state=np.array([2 * (each.end - start) + each.end_act for each in inside], dtype=np.int64),
+        costs=np.array([(each.latency_ms, *each.more_costs) for each in inside], dtype=float).reshape(len(inside), -1),
+        importances=np.array([each.importance for each in inside], dtype=float),
+        plan_of=lambda index: inside[index].plan,
+    )

@@ -1,0 +1,153 @@
+"""From tables to options: what may be chosen in each chain, and at which costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerfold.errors import MissingEntryError, TableError
+from layerfold.solver._extension import ExtendedImportance, extended_importance
+from layerfold.solver._limits import Limits
+from layerfold.solver._options import ChainOptions, Plan, chain_options
+from layerfold.solver._stage1 import OptimalSums, optimal_sums
+from layerfold.solver._vector_costs import CostColumns, VectorSums, vector_sums
+from layerfold.tables import ImportanceTable, LatencyEntry, LatencyTable
+from layerfold.tables._latency import check_entries
+from layerfold.tables._provenance import check_same_source
+
+Key = tuple[int, int, int, int]
+_ROUNDING = 1e-12
+
+
+def check_tables(latencies: Sequence[LatencyTable], importance: ImportanceTable) -> None:
+    """Refuse tables that do not belong together, and importance tables with gaps.
+
+    Raises:
+        ProvenanceMismatchError: different networks or input shapes.
+        MissingEntryError: a segment of the latency table without importance that is not left out on purpose.
+        TableError: an importance for a segment outside all chains.
+    """
+    latency = latencies[0]
+    for other in latencies[1:]:
+        check_same_source(
+            latency.provenance, other.provenance, (latency.source, other.source),
+            ignore=("device", "dtype", "backend", "batch"),
+        )
+    check_entries(latencies)
+    check_same_source(
+        latency.provenance, importance.provenance, (latency.source, importance.source),
+        ignore=("device", "dtype", "backend", "batch"),
+    )
+    left_out = set(importance.provenance.left_out)
+    for entry in latency.entries:
+        segment = (entry.start, entry.end)
+        if segment not in importance.segments and segment not in left_out:
+            raise MissingEntryError(
+                f"{importance.source}: no entry for st={entry.start}, end={entry.end}, which {latency.source} has; "
+                "estimate it with `layerfold importance`, or name it in left_out"
+            )
+    for start, end in sorted(importance.segments):
+        if not any(chain_start <= start and end <= chain_end for chain_start, chain_end in latency.chains):
+            raise TableError(
+                f"{importance.source}: segment ({start},{end}) lies in no chain of {latency.source} "
+                f"({', '.join(f'{a}..{b}' for a, b in latency.chains)}); is it for another network?"
+            )
+
+
+def build_options(
+    latencies: Sequence[LatencyTable], importances: dict[Key, float], limits: Limits, columns: CostColumns
+) -> list[ChainOptions]:
+    """Return the options of every chain.
+
+    Raises:
+        MissingEntryError: no options lead from a chain's start to its end.
+    """
+    latency = latencies[0]
+    found = []
+    for chain in latency.chains:
+        extended = extended_importance(importances, chain)
+        allowed = [entry for entry in latency.entries if limits.allows(entry, latency.source)]
+        if columns.is_single:
+            options = _single_cost_options(allowed, extended, chain, limits)
+        else:
+            options = _vector_options(allowed, extended, chain, limits, columns)
+        found.append(options)
+    return found
+
+
+def _single_cost_options(
+    entries: list[LatencyEntry], extended: ExtendedImportance, chain: tuple[int, int], limits: Limits
+) -> ChainOptions:
+    sums = optimal_sums(entries, chain)
+    rows, columns, from_state, to_state, values = _candidates(extended, chain, limits)
+    keep = np.isfinite(sums.sums_ms[rows, columns])
+    # An importance extended over k without a merge across k is the same as two options that meet in (k, 0).
+    last = np.empty(len(rows), dtype=np.int64)
+    for start_act in (0, 1):
+        for end_act in (0, 1):
+            here = (from_state % 2 == start_act) & (to_state % 2 == end_act)
+            last[here] = extended.last[start_act][end_act][rows[here], columns[here]]
+    parted = np.flatnonzero(last >= 0)
+    whole = sums.sums_ms[rows[parted], columns[parted]]
+    parts = sums.sums_ms[rows[parted], last[parted]] + sums.sums_ms[last[parted], columns[parted]]
+    keep[parted] &= whole < parts * (1.0 - _ROUNDING)
+    rows, columns, from_state, to_state, values = (
+        each[keep] for each in (rows, columns, from_state, to_state, values)
+    )
+    return chain_options(
+        chain=chain, from_state=from_state, to_state=to_state, costs=sums.sums_ms[rows, columns][:, None],
+        importances=values, plan_of=_plan_of(sums, rows, columns),
+    )
+
+
+def _plan_of(sums: OptimalSums, rows: np.ndarray, columns: np.ndarray):  # type: ignore[no-untyped-def, type-arg]
+    return lambda index: Plan(breaks=sums.breaks(int(rows[index]) + sums.start, int(columns[index]) + sums.start))
+
+
+def _vector_options(
+    entries: list[LatencyEntry], extended: ExtendedImportance, chain: tuple[int, int], limits: Limits,
+    columns: CostColumns,
+) -> ChainOptions:
+    sums: VectorSums = vector_sums(entries, chain, columns)
+    rows, ends, from_state, to_state, values = _candidates(extended, chain, limits)
+    picked: list[int] = []
+    costs: list[tuple[float, ...]] = []
+    plans: list[tuple[int, ...]] = []
+    for index, (row, end, start, stop) in enumerate(
+        zip(rows.tolist(), ends.tolist(), from_state.tolist(), to_state.tolist(), strict=True)
+    ):
+        last = int(extended.last[start % 2][stop % 2][row, end])
+        for cost, breaks in sums.ways(row, end):
+            if last < 0 or last + chain[0] not in breaks:
+                picked.append(index)
+                costs.append(cost)
+                plans.append(breaks)
+    return chain_options(
+        chain=chain, from_state=from_state[picked], to_state=to_state[picked],
+        costs=np.array(costs, dtype=float).reshape(len(picked), columns.count), importances=values[picked],
+        plan_of=lambda index: Plan(breaks=plans[index]),
+    )
+
+
+def _candidates(extended: ExtendedImportance, chain: tuple[int, int], limits: Limits):  # type: ignore[no-untyped-def]
+    """Return (rows, columns, from states, to states, importances) of every extended importance that limits allow."""
+    size = chain[1] - chain[0] + 1
+    kept = np.array([position in limits.keep_activations for position in range(chain[0], chain[1] + 1)])
+    dropped = np.array([position in limits.drop_activations for position in range(chain[0], chain[1] + 1)])
+    before = np.concatenate(([0], np.cumsum(kept)))
+    parts = []
+    for start_act in (0, 1):
+        for end_act in (0, 1):
+            values = extended.values[start_act][end_act]
+            rows, columns = np.nonzero(values > -np.inf)
+            # No option may run over a kept activation, stop at one without it, or stop at a dropped one with it.
+            fine = before[columns] - before[rows + 1] == 0
+            fine &= ~(kept[columns] if end_act == 0 else dropped[columns])
+            starts_inside = rows > 0
+            fine &= ~(starts_inside & (kept[rows] if start_act == 0 else dropped[rows]))
+            fine &= starts_inside | (start_act == 1)
+            rows, columns = rows[fine], columns[fine]
+            parts.append((rows, columns, 2 * rows + start_act, 2 * columns + end_act, values[rows, columns]))
+    del size
+    return tuple(np.concatenate([part[each] for part in parts]) for each in range(5))

@@ -1,0 +1,236 @@
+"""The answer: where activations stay, where merging stops, and what that costs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from layerfold.errors import OptionalDependencyError, SolutionError
+from layerfold.tables._csv import replace_text
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolutionSegment:
+    """One segment of a solution.
+
+    Attributes:
+        start, end: positions; layers start+1..end become one conv.
+        plan: ``merge`` for several layers, ``keep`` for a single one.
+        latency_ms: the table's entry; None if unknown.
+    """
+
+    start: int
+    end: int
+    plan: str = "merge"
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """Which activations stay (A) and where merging stops (S).
+
+    By hand: ``Solution(act_pos=[1, 3], merge_pos=[1, 2, 3])``.
+
+    Attributes:
+        act_pos: positions with an activation, rising. A solver's solution holds a chain's end too if the original
+            keeps an activation there.
+        merge_pos: positions where merging stops, rising; ``act_pos`` is a subset of it.
+        model: what the user called the model.
+        network_hash: ``Network.hash`` of the network it was made for; empty if unknown.
+        budget_ms: the end-to-end budget it was chosen for.
+        predicted_ms: fixed + scale * sum of the table's entries.
+        measured_ms: measured end-to-end latency of the merged network.
+        importance: sum of importances, in points.
+        segments: what is merged.
+        table_hashes: name of a table to its hash.
+        version: version of layerfold that made it.
+        status: ``optimal`` (proven), ``within`` (proven to miss the best importance by at most ``gap``), or
+            ``given`` (by hand, or from a file that does not say).
+        gap: points of importance that a better solution could have at most; 0 if optimal, None if unknown.
+        costs: further costs by name (a second device, parameters, ...).
+
+    Raises:
+        SolutionError: positions that are no whole numbers above 0, or an ``act_pos`` that is not in ``merge_pos``.
+    """
+
+    act_pos: tuple[int, ...]
+    merge_pos: tuple[int, ...]
+    model: str = ""
+    network_hash: str = ""
+    budget_ms: float | None = None
+    predicted_ms: float | None = None
+    measured_ms: float | None = None
+    importance: float | None = None
+    segments: tuple[SolutionSegment, ...] = ()
+    table_hashes: Mapping[str, str] = field(default_factory=dict)
+    version: str = ""
+    status: str = "given"
+    gap: float | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "act_pos", _positions(self.act_pos, "act_pos"))
+        object.__setattr__(self, "merge_pos", _positions(self.merge_pos, "merge_pos"))
+        alone = [position for position in self.act_pos if position not in set(self.merge_pos)]
+        if alone:
+            raise SolutionError(
+                f"act_pos={alone}: not in merge_pos; an activation can only stay where merging stops, add it there"
+            )
+
+    @classmethod
+    def read(cls, path: str | Path) -> Solution:
+        """Read a solution: our JSON, or a published ``checkpoint.pth`` (a dict with ``act_pos`` and ``merge_pos``).
+
+        Raises:
+            SolutionError: no such file, not that format, or positions that break a rule.
+        """
+        path = Path(path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise SolutionError(f"{path}: cannot be read ({error.strerror}); expected a solution file") from None
+        data = _load_checkpoint(path) if _is_checkpoint(path, content) else _parse_json(path, content)
+        for name in ("act_pos", "merge_pos"):
+            if name not in data:
+                raise SolutionError(f"{path}: no {name!r}, expected act_pos and merge_pos; is it a solution?")
+        try:
+            return cls(**_checked_fields(data))
+        except SolutionError as error:
+            raise SolutionError(f"{path}: {error}") from None
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, by an atomic replace."""
+        replace_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+
+    def write_checkpoint(self, path: str | Path) -> None:
+        """Write as a published ``checkpoint.pth``: a dict with ``act_pos`` and ``merge_pos``. Needs torch."""
+        try:
+            import torch
+        except ImportError:
+            raise OptionalDependencyError(f"{path}: writing a .pth file needs torch; pip install torch") from None
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(path).with_name(Path(path).name + ".part")
+        torch.save({"act_pos": list(self.act_pos), "merge_pos": list(self.merge_pos)}, partial)
+        partial.replace(path)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the JSON file holds."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "network_hash": self.network_hash,
+            "act_pos": list(self.act_pos),
+            "merge_pos": list(self.merge_pos),
+            "budget_ms": self.budget_ms,
+            "predicted_ms": self.predicted_ms,
+            "measured_ms": self.measured_ms,
+            "importance": self.importance,
+            "status": self.status,
+            "gap": self.gap,
+            "costs": dict(self.costs),
+            "segments": [
+                {"start": each.start, "end": each.end, "plan": each.plan, "latency_ms": each.latency_ms}
+                for each in self.segments
+            ],
+            "tables": dict(self.table_hashes),
+            "version": self.version,
+        }
+
+
+def _positions(values: Iterable[object], name: str) -> tuple[int, ...]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise SolutionError(f"{name}={values!r}: expected a list of positions")
+    found = []
+    for value in values:
+        if not isinstance(value, int):
+            try:
+                value = value.__index__()  # type: ignore[attr-defined]
+            except (AttributeError, TypeError, RuntimeError):
+                raise SolutionError(f"{name}: {value!r} is no position, expected whole numbers of at least 1") from None
+        if isinstance(value, bool) or not 1 <= value <= 1_000_000:
+            raise SolutionError(f"{name}: {value!r} is no position, expected whole numbers of at least 1")
+        found.append(int(value))
+    return tuple(sorted(set(found)))
+
+
+def _is_checkpoint(path: Path, content: bytes) -> bool:
+    return path.suffix in (".pth", ".pt") or content[:2] == b"PK" or content[:1] == b"\x80"
+
+
+def _parse_json(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise SolutionError(f"{path}: not valid JSON ({error}); expected a solution file") from None
+    if not isinstance(data, dict):
+        raise SolutionError(f"{path}: expected a JSON object with act_pos and merge_pos, got {type(data).__name__}")
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise SolutionError(f"{path}: schema {data['schema']!r} is not known; this version reads schema {SCHEMA}")
+    return data
+
+
+def _load_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise OptionalDependencyError(f"{path}: reading a .pth file needs torch; pip install torch") from None
+    try:
+        # Only tensors, numbers and containers: a file that would run code is refused.
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise SolutionError(
+            f"{path}: no published checkpoint that is safe to load ({reason}); "
+            "expected a dict with the lists act_pos and merge_pos"
+        ) from None
+    if not isinstance(data, dict):
+        raise SolutionError(f"{path}: holds a {type(data).__name__}, expected a dict with act_pos and merge_pos")
+    found = {}
+    for name in ("act_pos", "merge_pos"):
+        if name in data:
+            found[name] = data[name].tolist() if hasattr(data[name], "tolist") else data[name]
+    return found
+
+
+def _checked_fields(data: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: data[name] for name in ("act_pos", "merge_pos")}
+    for name in ("model", "network_hash", "version", "status"):
+        if name in data:
+            if not isinstance(data[name], str):
+                raise SolutionError(f"{name}={data[name]!r}: expected text")
+            found[name] = data[name]
+    for name in ("budget_ms", "predicted_ms", "measured_ms", "importance", "gap"):
+        if data.get(name) is not None:
+            found[name] = _number(data[name], name)
+    for name, key in (("table_hashes", "tables"), ("costs", "costs")):
+        if not isinstance(data.get(key, {}), dict):
+            raise SolutionError(f"{key}={data[key]!r}: expected an object")
+        found[name] = data.get(key, {})
+    segments = data.get("segments", [])
+    if not isinstance(segments, list) or not all(isinstance(each, dict) for each in segments):
+        raise SolutionError(f"segments={str(segments)[:60]}: expected a list of objects")
+    found["segments"] = tuple(_segment(each) for each in segments)
+    return found
+
+
+def _segment(data: dict[str, Any]) -> SolutionSegment:
+    start, end = data.get("start"), data.get("end")
+    if not (type(start) is int and type(end) is int and 0 <= start < end):
+        raise SolutionError(f"segments: start={start!r}, end={end!r}, expected positions with start < end")
+    latency = data.get("latency_ms")
+    return SolutionSegment(
+        start=start, end=end, plan=str(data.get("plan", "merge")),
+        latency_ms=None if latency is None else _number(latency, "latency_ms"),
+    )
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise SolutionError(f"{name}={value!r}: expected a finite number")
+    return float(value)

@@ -1,0 +1,111 @@
+"""Both stages together: from tables to the frontier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
+from layerfold.solver._extension import Normalise, normalised_importances
+from layerfold.solver._frontier import Frontier
+from layerfold.solver._labels import solve_chain
+from layerfold.solver._limits import Limits
+from layerfold.solver._pareto import pareto_indices
+from layerfold.solver._problem import build_options, check_tables
+from layerfold.solver._risk import quantile
+from layerfold.solver._sum import SummedFrontier, sum_frontiers
+from layerfold.solver._vector_costs import CostColumns, cost_columns
+from layerfold.tables import ImportanceTable, LatencyTable
+
+Floats = NDArray[np.float64]
+
+
+def solve_frontier(
+    latency: LatencyTable | Sequence[LatencyTable], importance: ImportanceTable, alpha: float = 0.0,
+    normalise: Normalise = "single", *, limits: Limits | None = None, risk: float | None = None,
+    budgets_ms: Sequence[float] | None = None,
+) -> Frontier:
+    """Return every Pareto-optimal solution, exact for all budgets.
+
+    Args:
+        latency: the latency table; several for several devices, all of the same segments.
+        importance: importances by (start, end, start_act, end_act).
+        alpha, normalise: see :func:`extend_importance`; a solution's importance is the normalised sum.
+        limits: caps and fixed decisions beside the budget.
+        risk: if given, latencies are those that the sum of independent normal entries keeps to with
+            probability 1 - risk.
+        budgets_ms: end-to-end limits known beforehand, one a device: the frontier holds only what keeps to them.
+
+    Raises:
+        MissingEntryError, ProvenanceMismatchError, TableError: tables that do not go together.
+        InfeasibleBudgetError: nothing keeps to ``limits`` and ``budgets_ms``.
+
+    Paper: section 4; appendix B for the extended importances.
+    """
+    tables = [latency] if isinstance(latency, LatencyTable) else list(latency)
+    if not tables:
+        raise UsageError("latency=[]: expected at least one latency table")
+    limits = limits or Limits()
+    limits.check_positions(tables[0].chains, tables[0].source)
+    check_tables(tables, importance)
+    columns = cost_columns(tables, limits, has_risk=risk is not None)
+    deviations = quantile(risk) if risk is not None else 0.0
+    caps = _caps(columns, budgets_ms)
+    chains = []
+    importances = normalised_importances(importance, alpha, normalise)
+    for options in build_options(tables, importances, limits, columns):
+        frontier = solve_chain(options)
+        if frontier is None:
+            fixed = limits != Limits()
+            raise MissingEntryError(
+                f"{importance.source}: no options lead through the chain {options.chain[0]}..{options.chain[1]}; "
+                + ("loosen the fixed decisions" if fixed else "activation pairs are missing, estimate them")
+            )
+        chains.append(frontier)
+    summed = sum_frontiers(chains)
+    return _finished(summed, columns, importance, alpha, risk, deviations, caps)
+
+
+def _caps(columns: CostColumns, budgets_ms: Sequence[float] | None) -> Floats:
+    """Return the upper limit of every column, in the columns' own units."""
+    caps = np.full(columns.count, np.inf)
+    if budgets_ms is not None:
+        if len(budgets_ms) != columns.num_devices:
+            raise UsageError(f"budgets_ms={budgets_ms!r}: expected one for each of {columns.num_devices} devices")
+        for device, (table, budget_ms) in enumerate(zip(columns.tables, budgets_ms, strict=True)):
+            caps[device] = (budget_ms - table.provenance.fixed_ms) / table.provenance.scale
+    for place, (_, most) in enumerate(columns.caps):
+        caps[columns.count - len(columns.caps) + place] = most
+    return caps
+
+
+def _finished(
+    summed: SummedFrontier, columns: CostColumns, importance: ImportanceTable, alpha: float, risk: float | None,
+    deviations: float, caps: Floats,
+) -> Frontier:
+    """Turn sums of costs into latencies, drop what is over a cap, and what only a dropped column told apart."""
+    devices = columns.num_devices
+    sums = summed.costs[:, :devices].copy()
+    if risk is not None:
+        sums += deviations * np.sqrt(summed.costs[:, devices : 2 * devices])
+    fits = np.flatnonzero((np.column_stack((sums, summed.costs[:, devices:])) <= caps * (1.0 + 1e-12)).all(axis=1))
+    if not len(fits):
+        least = summed.costs.min(axis=0)
+        names = [table.source for table in columns.tables]
+        worst = int(np.argmax(np.where(np.isfinite(caps), least / np.maximum(caps, 1e-300), 0.0)))
+        what = names[worst] if worst < devices else dict(enumerate(columns.caps, columns.count - len(columns.caps)))[worst][0]
+        raise InfeasibleBudgetError(
+            f"limits: no plan keeps to all of them; the tightest is {what}: {caps[worst]:.6g}, "
+            f"the least reachable is {least[worst]:.6g}; loosen it",
+            budget_ms=float(caps[0]), least_ms=float(least[0]),
+        )
+    scales = np.array([table.provenance.scale for table in columns.tables])
+    fixed = np.array([table.provenance.fixed_ms for table in columns.tables])
+    latencies_ms = fixed + scales * sums
+    kept = fits[pareto_indices(latencies_ms[fits], summed.importances[fits])]
+    return Frontier(
+        summed=summed, points=kept, latencies_ms=latencies_ms[kept], gaps=np.zeros(len(kept)), columns=columns,
+        importance=importance, alpha=alpha, risk=risk,
+    )

@@ -1,0 +1,95 @@
+"""Stage 1: the least latency of every stretch of layers in which no activation is left."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.tables import LatencyEntry, LatencyTable
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimalSums:
+    """Least sums of entries inside one chain.
+
+    Attributes:
+        start: the chain's start; row and column r stand for position start + r.
+        sums_ms: sums_ms[i, j] = T_opt(start + i, start + j); infinite where nothing leads from i to j.
+        last: last[i, j] = row of the last break before j on the best way from i.
+    """
+
+    start: int
+    sums_ms: Floats
+    last: NDArray[np.int32]
+
+    def breaks(self, start: int, end: int) -> tuple[int, ...]:
+        """Return the positions, ``start`` and ``end`` included, where merging stops on the best way."""
+        row, position = start - self.start, end - self.start
+        found = [end]
+        while position > row:
+            position = int(self.last[row, position])
+            found.append(position + self.start)
+        return tuple(reversed(found))
+
+
+def optimal_sums(entries: list[LatencyEntry], chain: tuple[int, int]) -> OptimalSums:
+    """Compute T_opt(i, j) = min(T(i, j), min over k of T_opt(i, k) + T(k, j)) for all i < j of one chain.
+
+    Where two ways are equally fast, the one whose last break is nearer to the start is taken, so that merging
+    whole wins over merging in parts.
+
+    Args:
+        entries: the latency entries; those outside the chain are passed over.
+        chain: (start, end).
+
+    Paper: section 4.1.
+    """
+    chain_start, chain_end = chain
+    size = chain_end - chain_start + 1
+    # Column-major, since each step reads and writes whole columns.
+    sums = np.full((size, size), math.inf, order="F")
+    last = np.full((size, size), -1, dtype=np.int32, order="F")
+    np.fill_diagonal(sums, 0.0)
+    inside = [each for each in entries if chain_start <= each.start and each.end <= chain_end]
+    for entry in sorted(inside, key=lambda each: (each.end, each.start)):
+        before, here = entry.start - chain_start, entry.end - chain_start
+        way = sums[: before + 1, before] + entry.latency_ms
+        better = way < sums[: before + 1, here]
+        sums[: before + 1, here][better] = way[better]
+        last[: before + 1, here][better] = before
+    return OptimalSums(start=chain_start, sums_ms=sums, last=last)
+
+
+def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:
+    """Return T_opt for the segments of ``latency``: each entry's best latency, merged whole or in parts.
+
+    The spread of an entry is the sum of the spreads of its parts, as in the published files.
+
+    Returns:
+        a table of the same segments whose entries carry ``breaks``.
+    """
+    entries = list(latency.entries)
+    found: dict[tuple[int, int], LatencyEntry] = {}
+    for chain in latency.chains:
+        best = optimal_sums(entries, chain)
+        for entry in entries:
+            if not (chain[0] <= entry.start and entry.end <= chain[1]):
+                continue
+            breaks = best.breaks(entry.start, entry.end)
+            parts = [latency.entry(start, end) for start, end in zip(breaks, breaks[1:], strict=False)]
+            found[entry.start, entry.end] = replace(
+                entry,
+                latency_ms=float(best.sums_ms[entry.start - chain[0], entry.end - chain[0]]),
+                spread_ms=math.fsum(part.spread_ms for part in parts),
+                breaks=breaks,
+            )
+    return LatencyTable(
+        [found[entry.start, entry.end] for entry in entries],
+        provenance=replace(latency.provenance, kind="optimal-latency"),
+        source=f"{latency.source} (optimal)",
+    )
