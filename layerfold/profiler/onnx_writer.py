@@ -16,7 +16,7 @@ from layerfold.errors import ExportError, UsageError
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Shape
 
 OPSET = 18
-_IR_VERSION = 10
+IR_VERSION = 10
 _NUMPY_TYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16}
 _RANDOM_VALUES = 1 << 16
 
@@ -41,7 +41,7 @@ class OnnxWriter:
         self.initializers: list[Any] = []
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
-        self._random = np.random.default_rng(seed).standard_normal(_RANDOM_VALUES)
+        self._random = np.random.default_rng(seed).standard_normal(_RANDOM_VALUES).astype(np.float32)
         self._count = 0
 
     def add_input(self, name: str, shape: Shape) -> str:
@@ -98,16 +98,20 @@ class OnnxWriter:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
+    def rename_last_output(self, name: str) -> None:
+        """Give the output of the node added last the name ``name``; nothing may read it yet."""
+        self.nodes[-1].output[0] = name
+
     def model_bytes(self) -> bytes:
         """Return the serialised model."""
         from onnx import helper
 
         graph = helper.make_graph(self.nodes, "layerfold", self.inputs, self.outputs, self.initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         return bytes(model.SerializeToString())
 
     def _weight(self, shape: tuple[int, ...], scale: float) -> str:
-        values = np.resize(self._random * scale, shape)
+        values = np.resize(self._random * np.float32(scale), shape)
         return self._store(values.astype(_NUMPY_TYPES[self.dtype]))
 
     def _store(self, values: np.ndarray[Any, np.dtype[Any]]) -> str:
