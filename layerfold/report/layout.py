@@ -117,7 +117,8 @@ def place(net: Network, merge_pos: Iterable[int] | None = None) -> Layout:
         inputs[chain.start] = (pen.row, pen.x - GAP / 2)
         for group in groups:
             # A segment stays in one row where it fits into one; a longer one flows on.
-            pen.need(min(sizes.total(net, group), ROW_WIDTH))
+            total = sizes.total(net, group)
+            pen.need(total if total <= ROW_WIDTH - LEAD_IN - BARRIER_WIDTH else 0.0)
             for index in group:
                 width, height = sizes.of(net.layer(index))
                 pen.need(width + GAP)
