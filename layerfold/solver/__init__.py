@@ -1,5 +1,7 @@
 """Options, frontiers, solutions: the exact choice of what to merge (DESIGN.md, section 7). No torch."""
 
+from layerfold.solver._alternatives import solve_alternatives
+from layerfold.solver._explain import Explanation, explain_point
 from layerfold.solver._extension import extend_importance
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._limits import Limits
@@ -9,6 +11,6 @@ from layerfold.solver._solve import solve_frontier
 from layerfold.solver._stage1 import compute_optimal_latency
 
 __all__ = [
-    "Frontier", "Limits", "Option", "Plan", "Solution", "SolutionSegment", "compute_optimal_latency",
-    "extend_importance", "solve_frontier",
+    "Explanation", "Frontier", "Limits", "Option", "Plan", "Solution", "SolutionSegment", "compute_optimal_latency",
+    "explain_point", "extend_importance", "solve_alternatives", "solve_frontier",
 ]

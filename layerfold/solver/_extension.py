@@ -42,7 +42,9 @@ class ExtendedImportance:
         return (start, *reversed(found))
 
 
-def extended_importance(importances: dict[tuple[int, int, int, int], float], chain: tuple[int, int]) -> ExtendedImportance:
+def extended_importance(
+    importances: dict[tuple[int, int, int, int], float], chain: tuple[int, int]
+) -> ExtendedImportance:
     """Compute I_ext(i, j, a, b) = max(I(i, j, a, b), max over k of I_ext(i, k, a, 0) + I(k, j, 0, b)).
 
     On ties the segment's own importance wins, then the break nearest to the start.

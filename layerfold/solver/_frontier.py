@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.solver._labels import ChainFrontier
+from layerfold.solver._options import Option
 from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
 from layerfold.solver._vector_costs import CostColumns
@@ -109,32 +111,39 @@ class Frontier:
             InfeasibleBudgetError: names the least reachable latency.
             UsageError: neither or both of budget and speedup, or one that is not above 0.
         """
+        index, budget = self._index_at(budget_ms, speedup, budget_of)
+        return self._solution(index, budget_ms=budget)
+
+    def index_at(
+        self, *, budget_ms: float | Sequence[float] | None = None, speedup: float | None = None,
+        budget_of: BudgetOf = "end-to-end",
+    ) -> int:
+        """Return the index of the point that :meth:`at` gives."""
+        return self._index_at(budget_ms, speedup, budget_of)[0]
+
+    def _index_at(
+        self, budget_ms: float | Sequence[float] | None, speedup: float | None, budget_of: BudgetOf
+    ) -> tuple[int, float]:
         budgets = self._budgets(budget_ms, speedup, budget_of)
         fits = np.flatnonzero((self.latencies_ms <= budgets * (1.0 + _ROUNDING)).all(axis=1))
         # Highest importance first, then fastest. A point that fits by rounding only is checked exactly.
         for index in fits[np.lexsort((self.latencies_ms[fits, 0], -self.importances[fits]))].tolist():
-            solution = self._solution(index, budget_ms=float(budgets[0]))
             if all(exact <= budget for exact, budget in zip(self._exact_ms(index), budgets.tolist(), strict=True)):
-                return solution
+                return index, float(budgets[0])
         raise self._infeasible(budgets, budget_of)
 
     def knee(self) -> Solution:
         """Return the point farthest above the line from the fastest to the best point, both axes scaled to 1."""
-        if len(self) < 3:
-            return self._solution(len(self) - 1)
+        return self._solution(self.knee_index())
+
+    def knee_index(self) -> int:
+        """Return the index of :meth:`knee`."""
         latency, importance = self.latencies_ms[:, 0], self.importances
         across, up = np.ptp(latency), np.ptp(importance)
         if across == 0.0 or up == 0.0:
-            return self._solution(0)
+            return 0
         distance = (importance - importance.min()) / up - (latency - latency.min()) / across
-        return self._solution(int(distance.argmax()))
-
-    def index_of(self, solution: Solution) -> int:
-        """Return the index of the point with that solution's predicted latency and importance."""
-        for index in range(len(self)):
-            if self.importances[index] == solution.importance and self[index].merge_pos == solution.merge_pos:
-                return index
-        raise UsageError("the solution is no point of this frontier; take one from frontier.at(...)")
+        return int(distance.argmax())
 
     def to_json(self) -> dict[str, Any]:
         """Return all points with what they were solved from, ready for ``json.dumps``."""
@@ -203,7 +212,9 @@ class Frontier:
             return np.array([table.original_ms / speedup for table in tables])
         values = [budget_ms] if isinstance(budget_ms, (int, float, np.floating)) else list(budget_ms or ())
         if len(values) != len(tables):
-            raise UsageError(f"budget_ms={budget_ms!r}: {len(values)} budgets, expected one for each of {len(tables)} devices")
+            raise UsageError(
+                f"budget_ms={budget_ms!r}: {len(values)} budgets, expected one for each of {len(tables)} devices"
+            )
         for value in values:
             if not (_is_number(value) and value > 0.0):
                 raise UsageError(f"budget_ms={value!r}: expected milliseconds above 0, for example 4.5")
@@ -243,6 +254,10 @@ class Frontier:
             found.append(table.end_to_end_ms(sum_ms))
         return found
 
+    def options_of(self, index: int) -> list[Option]:
+        """Return the options that make up point ``index``, in order of position."""
+        return [chain.options.option(each) for chain, path in self._paths(index) for each in path]
+
     def _paths(self, index: int) -> list[tuple[ChainFrontier, list[int]]]:
         choice = self._summed.choice[self._points[index]]
         return [(chain, chain.path(int(point))) for chain, point in zip(self._summed.chains, choice, strict=True)]
@@ -252,11 +267,11 @@ class Frontier:
         for chain, path in self._paths(index):
             for option in path:
                 breaks = chain.options.plan_of(option).breaks
-                found += list(zip(breaks, breaks[1:], strict=False))
+                found += list(itertools.pairwise(breaks))
         return found
 
     def _solution(self, index: int, *, budget_ms: float | None = None) -> Solution:
-        from layerfold.solver._version import version
+        import layerfold
 
         acts, importances = [], []
         for chain, path in self._paths(index):
@@ -289,7 +304,7 @@ class Frontier:
                 for start, end in segments
             ),
             table_hashes=self._hashes,
-            version=version(),
+            version=layerfold.__version__,
             status="within" if gap else "optimal",
             gap=gap,
             costs=costs,

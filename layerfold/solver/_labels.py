@@ -78,7 +78,7 @@ def solve_chain(options: ChainOptions, *, caps: Floats | None = None, thin: Thin
         thin: drops further labels where a frontier grows too large.
     """
     to_go = least_to_go(options)
-    alive = np.isfinite(to_go).all(axis=1)
+    alive: NDArray[np.bool_] = np.asarray(np.isfinite(to_go).all(axis=1))
     columns = options.costs.shape[1]
     none = np.zeros(1, dtype=np.int64)
     labels: dict[int, _Labels] = {
@@ -146,7 +146,7 @@ def _reduced(
     labels: _Labels, caps: Floats | None, to_go: Floats, thin: Callable[[Floats, Floats], Indices | None] | None
 ) -> _Labels:
     if caps is not None:
-        fits = (labels.costs + to_go <= caps).all(axis=1)
+        fits = np.asarray((labels.costs + to_go <= caps).all(axis=1))
         if not fits.all():
             labels = _taken(labels, np.flatnonzero(fits))
     if thin is not None and len(labels.importances):

@@ -25,7 +25,7 @@ def pareto_indices(costs: Floats, importances: Floats) -> Indices:
     """
     if costs.shape[1] == 1:
         return _one_cost(costs[:, 0], importances)
-    order = np.lexsort((-importances, *costs.T[::-1]))
+    order: Indices = np.lexsort((-importances, *costs.T[::-1]))
     if costs.shape[1] == 2:
         return order[_two_costs(costs[order, 1], importances[order])]
     return order[_many_costs(costs[order], importances[order])]
@@ -68,10 +68,11 @@ def _many_costs(costs: Floats, importances: Floats, block: int = 256) -> Indices
         here = np.arange(start, min(start + block, len(values)))
         for past in range(0, len(kept), 4 * block):
             rivals = bounds[kept[past : past + 4 * block]]
-            here = here[~(rivals[:, None, :] <= values[None, here, :]).all(axis=2).any(axis=0)]
+            beaten = (rivals[:, None, :] <= values[None, here, :]).all(axis=2).any(axis=0)
+            here = here[np.logical_not(beaten)]
             if not len(here):
                 break
-        rivalled = (bounds[here][:, None, :] <= values[None, here, :]).all(axis=2)
+        rivalled: NDArray[np.bool_] = np.asarray((bounds[here][:, None, :] <= values[None, here, :]).all(axis=2))
         fresh: list[int] = []
         for index in range(len(here)):
             if not rivalled[fresh, index].any():

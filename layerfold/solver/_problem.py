@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layerfold.errors import MissingEntryError, TableError
 from layerfold.solver._extension import ExtendedImportance, extended_importance
@@ -16,6 +18,8 @@ from layerfold.tables import ImportanceTable, LatencyEntry, LatencyTable
 from layerfold.tables._latency import check_entries
 from layerfold.tables._provenance import check_same_source
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Key = tuple[int, int, int, int]
 _ROUNDING = 1e-12
 
@@ -92,16 +96,14 @@ def _single_cost_options(
     whole = sums.sums_ms[rows[parted], columns[parted]]
     parts = sums.sums_ms[rows[parted], last[parted]] + sums.sums_ms[last[parted], columns[parted]]
     keep[parted] &= whole < parts * (1.0 - _ROUNDING)
-    rows, columns, from_state, to_state, values = (
-        each[keep] for each in (rows, columns, from_state, to_state, values)
-    )
+    rows, columns, from_state, to_state = (each[keep] for each in (rows, columns, from_state, to_state))
     return chain_options(
         chain=chain, from_state=from_state, to_state=to_state, costs=sums.sums_ms[rows, columns][:, None],
-        importances=values, plan_of=_plan_of(sums, rows, columns),
+        importances=values[keep], plan_of=_plan_of(sums, rows, columns),
     )
 
 
-def _plan_of(sums: OptimalSums, rows: np.ndarray, columns: np.ndarray):  # type: ignore[no-untyped-def, type-arg]
+def _plan_of(sums: OptimalSums, rows: Ints, columns: Ints) -> Callable[[int], Plan]:
     return lambda index: Plan(breaks=sums.breaks(int(rows[index]) + sums.start, int(columns[index]) + sums.start))
 
 
@@ -130,13 +132,14 @@ def _vector_options(
     )
 
 
-def _candidates(extended: ExtendedImportance, chain: tuple[int, int], limits: Limits):  # type: ignore[no-untyped-def]
+def _candidates(
+    extended: ExtendedImportance, chain: tuple[int, int], limits: Limits
+) -> tuple[Ints, Ints, Ints, Ints, Floats]:
     """Return (rows, columns, from states, to states, importances) of every extended importance that limits allow."""
-    size = chain[1] - chain[0] + 1
     kept = np.array([position in limits.keep_activations for position in range(chain[0], chain[1] + 1)])
     dropped = np.array([position in limits.drop_activations for position in range(chain[0], chain[1] + 1)])
     before = np.concatenate(([0], np.cumsum(kept)))
-    parts = []
+    parts: list[tuple[Any, ...]] = []
     for start_act in (0, 1):
         for end_act in (0, 1):
             values = extended.values[start_act][end_act]
@@ -149,5 +152,5 @@ def _candidates(extended: ExtendedImportance, chain: tuple[int, int], limits: Li
             fine &= starts_inside | (start_act == 1)
             rows, columns = rows[fine], columns[fine]
             parts.append((rows, columns, 2 * rows + start_act, 2 * columns + end_act, values[rows, columns]))
-    del size
-    return tuple(np.concatenate([part[each] for part in parts]) for each in range(5))
+    rows, columns, starts, ends = (np.concatenate([part[each] for part in parts]) for each in range(4))
+    return rows, columns, starts, ends, np.concatenate([part[4] for part in parts])

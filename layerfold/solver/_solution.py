@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -110,10 +111,7 @@ class Solution:
 
     def write_checkpoint(self, path: str | Path) -> None:
         """Write as a published ``checkpoint.pth``: a dict with ``act_pos`` and ``merge_pos``. Needs torch."""
-        try:
-            import torch
-        except ImportError:
-            raise OptionalDependencyError(f"{path}: writing a .pth file needs torch; pip install torch") from None
+        torch = _torch(Path(path))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         partial = Path(path).with_name(Path(path).name + ".part")
         torch.save({"act_pos": list(self.act_pos), "merge_pos": list(self.merge_pos)}, partial)
@@ -175,11 +173,16 @@ def _parse_json(path: Path, content: bytes) -> dict[str, Any]:
     return data
 
 
-def _load_checkpoint(path: Path) -> dict[str, Any]:
+def _torch(path: Path) -> Any:
+    # By name: this package works without torch, and only the published format asks for it.
     try:
-        import torch
+        return importlib.import_module("torch")
     except ImportError:
-        raise OptionalDependencyError(f"{path}: reading a .pth file needs torch; pip install torch") from None
+        raise OptionalDependencyError(f"{path}: a .pth file needs torch; pip install torch") from None
+
+
+def _load_checkpoint(path: Path) -> dict[str, Any]:
+    torch = _torch(path)
     try:
         # Only tensors, numbers and containers: a file that would run code is refused.
         data = torch.load(path, map_location="cpu", weights_only=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
 from layerfold.solver._extension import Normalise, normalised_importances
 from layerfold.solver._frontier import Frontier
-from layerfold.solver._labels import solve_chain
+from layerfold.solver._labels import least_to_go, solve_chain
 from layerfold.solver._limits import Limits
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver._problem import build_options, check_tables
@@ -20,6 +20,7 @@ from layerfold.solver._vector_costs import CostColumns, cost_columns
 from layerfold.tables import ImportanceTable, LatencyTable
 
 Floats = NDArray[np.float64]
+_ROUNDING = 1e-12
 
 
 def solve_frontier(
@@ -53,18 +54,29 @@ def solve_frontier(
     columns = cost_columns(tables, limits, has_risk=risk is not None)
     deviations = quantile(risk) if risk is not None else 0.0
     caps = _caps(columns, budgets_ms)
-    chains = []
     importances = normalised_importances(importance, alpha, normalise)
-    for options in build_options(tables, importances, limits, columns):
-        frontier = solve_chain(options)
+    all_options = build_options(tables, importances, limits, columns)
+    least = np.array([least_to_go(options)[1] for options in all_options])
+    for options, least_costs in zip(all_options, least, strict=True):
+        if not np.isfinite(least_costs).all():
+            remedy = "loosen the fixed decisions"
+            if limits == Limits():
+                remedy = "activation pairs are missing, estimate them"
+            start, end = options.chain
+            raise MissingEntryError(f"{importance.source}: no options lead through the chain {start}..{end}; {remedy}")
+    slack = caps * (1.0 + _ROUNDING)
+    if (least.sum(axis=0) > slack).any():
+        raise _out_of_reach(columns, caps, least.sum(axis=0))
+    chains = []
+    for index, options in enumerate(all_options):
+        own_caps = slack - (least.sum(axis=0) - least[index]) if np.isfinite(caps).any() else None
+        frontier = solve_chain(options, caps=own_caps)
         if frontier is None:
-            fixed = limits != Limits()
-            raise MissingEntryError(
-                f"{importance.source}: no options lead through the chain {options.chain[0]}..{options.chain[1]}; "
-                + ("loosen the fixed decisions" if fixed else "activation pairs are missing, estimate them")
-            )
+            raise _out_of_reach(columns, caps, least.sum(axis=0))
         chains.append(frontier)
-    summed = sum_frontiers(chains)
+    summed = sum_frontiers(chains, caps=slack if np.isfinite(caps).any() else None)
+    if not len(summed.importances):
+        raise _out_of_reach(columns, caps, least.sum(axis=0))
     return _finished(summed, columns, importance, alpha, risk, deviations, caps)
 
 
@@ -90,17 +102,11 @@ def _finished(
     sums = summed.costs[:, :devices].copy()
     if risk is not None:
         sums += deviations * np.sqrt(summed.costs[:, devices : 2 * devices])
-    fits = np.flatnonzero((np.column_stack((sums, summed.costs[:, devices:])) <= caps * (1.0 + 1e-12)).all(axis=1))
+    fits = np.flatnonzero(
+        (np.column_stack((sums, summed.costs[:, devices:])) <= caps * (1.0 + _ROUNDING)).all(axis=1)
+    )
     if not len(fits):
-        least = summed.costs.min(axis=0)
-        names = [table.source for table in columns.tables]
-        worst = int(np.argmax(np.where(np.isfinite(caps), least / np.maximum(caps, 1e-300), 0.0)))
-        what = names[worst] if worst < devices else dict(enumerate(columns.caps, columns.count - len(columns.caps)))[worst][0]
-        raise InfeasibleBudgetError(
-            f"limits: no plan keeps to all of them; the tightest is {what}: {caps[worst]:.6g}, "
-            f"the least reachable is {least[worst]:.6g}; loosen it",
-            budget_ms=float(caps[0]), least_ms=float(least[0]),
-        )
+        raise _out_of_reach(columns, caps, np.concatenate((sums.min(axis=0), summed.costs[:, devices:].min(axis=0))))
     scales = np.array([table.provenance.scale for table in columns.tables])
     fixed = np.array([table.provenance.fixed_ms for table in columns.tables])
     latencies_ms = fixed + scales * sums
@@ -109,3 +115,21 @@ def _finished(
         summed=summed, points=kept, latencies_ms=latencies_ms[kept], gaps=np.zeros(len(kept)), columns=columns,
         importance=importance, alpha=alpha, risk=risk,
     )
+
+
+def _out_of_reach(columns: CostColumns, caps: Floats, least: Floats) -> InfeasibleBudgetError:
+    """Name the tightest limit and the least that can be reached for it."""
+    worst = int(np.argmax(np.where(np.isfinite(caps), least / np.maximum(caps, 1e-300), 0.0)))
+    first = columns.tables[0]
+    if worst < columns.num_devices:
+        table = columns.tables[worst]
+        asked_ms, least_ms = table.end_to_end_ms(float(caps[worst])), table.end_to_end_ms(float(least[worst]))
+        what = f"budget {asked_ms:.6g} ms on {table.source}: no plan meets it, the least reachable latency is"
+        what += f" {least_ms:.6g} ms"
+    else:
+        asked_ms, least_ms = first.end_to_end_ms(float(caps[0])), first.end_to_end_ms(float(least[0]))
+        what = f"max_{columns.caps[worst - columns.count][0]}={caps[worst]:.10g}: no plan keeps to it, "
+        what += f"the least reachable is {least[worst]:.10g}"
+    if least[worst] <= caps[worst]:
+        what += " on its own, but not together with the other limits"
+    return InfeasibleBudgetError(f"{what}; raise it or widen the candidates", budget_ms=asked_ms, least_ms=least_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -81,7 +82,7 @@ def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:
             if not (chain[0] <= entry.start and entry.end <= chain[1]):
                 continue
             breaks = best.breaks(entry.start, entry.end)
-            parts = [latency.entry(start, end) for start, end in zip(breaks, breaks[1:], strict=False)]
+            parts = [latency.entry(start, end) for start, end in itertools.pairwise(breaks)]
             found[entry.start, entry.end] = replace(
                 entry,
                 latency_ms=float(best.sums_ms[entry.start - chain[0], entry.end - chain[0]]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -84,7 +85,7 @@ class Row:
         parts = value.split(",")
         if all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
             found = tuple(map(int, parts))
-            if found[0] == start and found[-1] == end and all(a < b for a, b in zip(found, found[1:], strict=False)):
+            if found[0] == start and found[-1] == end and all(a < b for a, b in itertools.pairwise(found)):
                 return found
         raise self.error(column, f"rising positions from {start} to {end}, such as {start},{end}")
 

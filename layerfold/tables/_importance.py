@@ -149,7 +149,8 @@ class ImportanceTable:
                 **measured,
             )
             if entry.key in seen:
-                raise row.error("st", f"each (st,end,st_act,end_act) once; {entry.key} stands in row {seen[entry.key]} too")
+                other = f"{entry.key} stands in row {seen[entry.key]} too"
+                raise row.error("st", f"each (st,end,st_act,end_act) once; {other}")
             seen[entry.key] = row.number
             entries.append(entry)
         return cls(entries, provenance=provenance, source=str(path))
@@ -157,8 +158,9 @@ class ImportanceTable:
     def write(self, path: str | Path) -> None:
         """Write the CSV and its sidecar; extended tables get ``imp`` and ``breaks``."""
         keys = ("id", "st", "end", "st_act", "end_act")
+        rows: list[list[object]]
         if all(entry.breaks is not None for entry in self.entries):
-            header = (*keys, "imp", "breaks")
+            header: tuple[str, ...] = (*keys, "imp", "breaks")
             rows = [
                 [index, *entry.key, entry.importance, entry.breaks] for index, entry in enumerate(self.entries)
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -131,7 +132,7 @@ class LatencyTable:
         found = []
         for start, end in self.chains:
             inner = [start, *(stop for stop in stops if start < stop < end), end]
-            found += list(zip(inner, inner[1:], strict=False))
+            found += list(itertools.pairwise(inner))
         return found
 
     def predict_ms(self, solution: HasMergePositions) -> float:

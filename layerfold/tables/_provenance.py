@@ -88,7 +88,8 @@ class Provenance:
             raise TableError(f"{source}: expected a JSON object, got {type(data).__name__}")
         if data.get("schema", SCHEMA) != SCHEMA:
             raise TableError(
-                f"{source}: schema {data['schema']!r} is not known; this version reads schema {SCHEMA}, upgrade layerfold"
+                f"{source}: schema {data['schema']!r} is not known; "
+                f"this version reads schema {SCHEMA}, upgrade layerfold"
             )
         known = {each.name for each in fields(cls)}
         found = {name: value for name, value in data.items() if name in known and value is not None}
@@ -138,7 +139,9 @@ def sidecar_path(table_path: Path) -> Path:
     return table_path.with_name(table_path.name + ".json")
 
 
-def check_same_source(first: Provenance, second: Provenance, names: tuple[str, str], *, ignore: tuple[str, ...] = ()) -> None:
+def check_same_source(
+    first: Provenance, second: Provenance, names: tuple[str, str], *, ignore: tuple[str, ...] = ()
+) -> None:
     """Refuse two tables that were not measured alike; what one of them does not know is not compared.
 
     Raises:

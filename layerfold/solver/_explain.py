@@ -1,0 +1,130 @@
+"""Why a solution looks as it does: what each stretch saves and costs, and what the next better point changes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from layerfold.solver._frontier import Frontier
+from layerfold.solver._solution import Solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """The layers between two kept activations (or a chain's ends).
+
+    Attributes:
+        start, end: positions.
+        segments: (start, end) of the convs that remain.
+        original_ms: sum of the entries of its single layers, times the scale.
+        latency_ms: sum of the entries of its segments, times the scale.
+        importance: its importance in points.
+    """
+
+    start: int
+    end: int
+    segments: tuple[tuple[int, int], ...]
+    original_ms: float
+    latency_ms: float
+    importance: float
+
+    @property
+    def saved_ms(self) -> float:
+        return self.original_ms - self.latency_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What :func:`explain_point` finds.
+
+    Attributes:
+        solution: the point.
+        stretches: in order of position.
+        next_solution: the next point of higher importance, or None at the frontier's end.
+    """
+
+    solution: Solution
+    stretches: tuple[Stretch, ...]
+    next_solution: Solution | None
+
+    def lines(self) -> list[str]:
+        """Return the explanation as lines of text."""
+        rows = [("layers", "become", "alone ms", "now ms", "saved ms", "importance")]
+        single_count, single_ms, single_importance = 0, 0.0, 0.0
+        for each in self.stretches:
+            if each.end == each.start + 1:
+                single_count += 1
+                single_ms += each.latency_ms
+                single_importance += each.importance
+                continue
+            parts = " ".join(_layers(start, end) for start, end in each.segments)
+            rows.append((
+                _layers(each.start, each.end), parts if len(each.segments) > 1 else "one conv",
+                f"{each.original_ms:.4g}", f"{each.latency_ms:.4g}", f"{each.saved_ms:+.4g}", f"{each.importance:+.4g}",
+            ))
+        rows.append((
+            f"{single_count} single", "unchanged", f"{single_ms:.4g}", f"{single_ms:.4g}", "+0",
+            f"{single_importance:+.4g}",
+        ))
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        found = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        return [*found, self._next_line()]
+
+    def _next_line(self) -> str:
+        if self.next_solution is None:
+            return "next better point: none, this is the best importance that can be reached"
+        here, there = self.solution, self.next_solution
+        latency = (there.predicted_ms or 0.0) - (here.predicted_ms or 0.0)
+        importance = (there.importance or 0.0) - (here.importance or 0.0)
+        changes = [
+            f"{sign}{name} {','.join(map(str, sorted(positions)))}"
+            for name, sign, positions in (
+                ("activation", "+", set(there.act_pos) - set(here.act_pos)),
+                ("activation", "-", set(here.act_pos) - set(there.act_pos)),
+                ("break", "+", set(there.merge_pos) - set(here.merge_pos)),
+                ("break", "-", set(here.merge_pos) - set(there.merge_pos)),
+            )
+            if positions
+        ]
+        return f"next better point: {latency:+.4g} ms for {importance:+.4g} points: {'; '.join(changes) or 'none'}"
+
+
+def explain_point(frontier: Frontier, index: int) -> Explanation:
+    """Explain point ``index`` of a frontier.
+
+    The next better point is the fastest of those with a higher importance.
+    """
+    latency = frontier.latency
+    scale = latency.provenance.scale
+    stretches = []
+    for option in frontier.options_of(index):
+        breaks = option.plan.breaks
+        segments = tuple(pairwise(breaks))
+        singles = [(position, position + 1) for position in range(option.start, option.end)]
+        known = all(each in latency for each in singles)
+        stretches.append(
+            Stretch(
+                start=option.start, end=option.end, segments=segments,
+                original_ms=scale * latency.sum_ms(singles) if known else math.nan,
+                latency_ms=scale * latency.sum_ms(segments), importance=option.importance,
+            )
+        )
+    better = [
+        each for each in range(len(frontier)) if frontier.importances[each] > frontier.importances[index]
+    ]
+    following = min(better, key=lambda each: (frontier.latencies_ms[each, 0], each), default=None)
+    return Explanation(
+        solution=frontier[index], stretches=tuple(stretches),
+        next_solution=None if following is None else frontier[following],
+    )
+
+
+def _layers(start: int, end: int) -> str:
+    return str(end) if end == start + 1 else f"{start + 1}-{end}"
