@@ -27,7 +27,7 @@ def crop_and_flip(
     count, height, width, _ = images_NHWC.shape
     padded = np.pad(images_NHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     tops, lefts = generator.integers(0, 2 * padding + 1, size=(2, count))
-    mirrored = generator.integers(0, 2, size=count)
+    mirrored = generator.integers(0, 2, size=(count,))
     augmented = np.empty_like(images_NHWC)
     for index in range(count):
         top, left = int(tops[index]), int(lefts[index])

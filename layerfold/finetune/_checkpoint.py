@@ -1,0 +1,79 @@
+"""The state of an unfinished training run on disk: tensors and plain values only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerfold.errors import UsageError
+
+_SCHEMA = 1
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Where a run stands. ``epoch`` and ``batch`` say which batch comes next (from 0)."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    epoch_seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_weights: dict[str, Tensor] | None = None
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of every weight and buffer, on the CPU."""
+    return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
+
+
+def network_hash(model: nn.Module) -> str:
+    """Return a hash of structure and weights: a checkpoint goes on only from the network it was made for."""
+    digest = hashlib.sha256(repr(model).encode())
+    for key, value in model.state_dict().items():
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_checkpoint(
+    path: Path, config: dict[str, Any], state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write the state; a run killed meanwhile leaves the file before it untouched."""
+    content = {
+        "schema": _SCHEMA, "config": config, "state": dict(vars(state)), "model": weights_of(model),
+        "optimizer": optimizer.state_dict(), "torch_rng": torch.get_rng_state(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Read a state written for the same ``config``.
+
+    Raises:
+        UsageError: not such a file, or made with other options, another model or other images (the first
+            difference is named).
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        schema, stored = content["schema"], content["config"]
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        raise UsageError(f"checkpoint_path={path}: is no training checkpoint; delete it, or name another") from error
+    if schema != _SCHEMA:
+        raise UsageError(f"checkpoint_path={path}: has schema {schema}, this version reads {_SCHEMA}; delete it")
+    for key in sorted(config.keys() | stored.keys()):
+        if config.get(key) != stored.get(key):
+            raise UsageError(f"checkpoint_path={path}: was made with {key}={stored.get(key)!r}, now "
+                             f"{config.get(key)!r}; use the same, or delete the file to begin anew")
+    found: dict[str, Any] = content
+    return found

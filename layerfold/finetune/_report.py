@@ -1,0 +1,61 @@
+"""What a training run tells afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """One epoch.
+
+    Attributes:
+        epoch: from 1.
+        steps: optimizer steps done by its end, from the beginning.
+        train_loss: mean over its steps.
+        holdout_accuracy_pct, holdout_loss: at its end; None where the holdout was not scored.
+        learning_rate: of its last step.
+        seconds: spent in it, scoring included.
+    """
+
+    epoch: int
+    steps: int
+    train_loss: float
+    holdout_accuracy_pct: float | None
+    holdout_loss: float | None
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneReport:
+    """The history of a run.
+
+    Attributes:
+        history: a row an epoch.
+        best_epoch: the epoch with the highest holdout accuracy (the latest of equals), or None if never scored.
+        kept_epoch: whose weights the module holds.
+        steps: optimizer steps in all.
+        resumed_from_step: the step an earlier, interrupted run had reached; 0 for a fresh run.
+        seconds: training time, that of earlier runs included.
+        options: every option, for the record.
+    """
+
+    history: tuple[EpochRow, ...]
+    best_epoch: int | None
+    kept_epoch: int
+    steps: int
+    resumed_from_step: int
+    seconds: float
+    options: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+
+def best_epoch(history: list[EpochRow]) -> int | None:
+    """Return the epoch with the highest holdout accuracy, the latest of equals; None if there is none."""
+    scored = [row for row in history if row.holdout_accuracy_pct is not None]
+    return max(scored, key=lambda row: (row.holdout_accuracy_pct, row.epoch)).epoch if scored else None

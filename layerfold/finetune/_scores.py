@@ -1,0 +1,127 @@
+"""How good a network is on labelled images, and how far it agrees with another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from layerfold.data import BatchLoader
+from layerfold.data._splits import Split
+from layerfold.errors import DataError, UsageError
+from layerfold.finetune._modes import channels_last, device_of, modes_kept
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What ``evaluate_network`` found.
+
+    Attributes:
+        accuracy_pct: top-1 accuracy, 0..100.
+        loss: mean cross-entropy, nats.
+        agreement_pct: share of images with the teacher's top-1 class, 0..100; None without a teacher.
+        divergence: mean Kullback-Leibler divergence from the teacher's probabilities, nats; None without a teacher.
+        num_images: images scored.
+    """
+
+    accuracy_pct: float
+    loss: float
+    agreement_pct: float | None = None
+    divergence: float | None = None
+    num_images: int
+
+
+def evaluate_network(
+    model: nn.Module, images: Batches | Dataset[Any], *, teacher: nn.Module | Tensor | None = None,
+    batch_size: int = 256,
+) -> Scores:
+    """Score a network in eval mode; its modes are put back afterwards.
+
+    Args:
+        model: images [batch, channels, height, width] to logits [batch, classes]; stays where it is.
+        images: batches of (images, labels), or a Dataset (a split of ``ImageData``) to take batches from.
+        teacher: compare with this network, or with its logits [images, classes] over the same images in the same
+            order (``predict_logits``), which saves running it again.
+        batch_size: of the batches taken from a Dataset.
+
+    Raises:
+        DataError: there are no images, or a label is outside the model's classes.
+        UsageError: the teacher's logits are of another number of images.
+    """
+    correct = agreeing = total = 0
+    loss = divergence = 0.0
+    device = device_of(model)
+    known = teacher if isinstance(teacher, Tensor) else None
+    with modes_kept(model), modes_kept(teacher if isinstance(teacher, nn.Module) else nn.Identity()), torch.no_grad():
+        model.eval()
+        if isinstance(teacher, nn.Module):
+            teacher.eval()
+        for batch, labels in _batches(images, batch_size):
+            batch, labels = channels_last(batch.to(device)), labels.to(device)
+            logits = _logits(model, batch)
+            check_labels(labels, logits.shape[1], total)
+            predicted = logits.argmax(1)
+            correct += int((predicted == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            if teacher is not None:
+                if known is not None:
+                    expected = known[total : total + len(labels)].to(device)
+                    if len(expected) != len(labels):
+                        raise UsageError(f"teacher: holds logits of {len(known)} images, but there are more")
+                else:
+                    assert isinstance(teacher, nn.Module)
+                    expected = _logits(teacher, batch)
+                agreeing += int((predicted == expected.argmax(1)).sum())
+                divergence += float(F.kl_div(logits.float().log_softmax(1), expected.float().log_softmax(1),
+                                             reduction="sum", log_target=True))
+            total += len(labels)
+    if total == 0:
+        raise DataError("evaluate_network: there are no images to score")
+    if known is not None and len(known) != total:
+        raise UsageError(f"teacher: holds logits of {len(known)} images, but there are {total}")
+    return Scores(
+        accuracy_pct=100 * correct / total, loss=loss / total, num_images=total,
+        agreement_pct=100 * agreeing / total if teacher is not None else None,
+        divergence=divergence / total if teacher is not None else None,
+    )
+
+
+def predict_logits(model: nn.Module, images: Batches | Dataset[Any], *, batch_size: int = 256) -> Tensor:
+    """Return the logits [images, classes] of a network in eval mode, on the CPU; its modes are put back."""
+    device = device_of(model)
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        found = [_logits(model, channels_last(batch.to(device))).cpu() for batch, _ in _batches(images, batch_size)]
+    return torch.cat(found)
+
+
+def check_labels(labels: Tensor, num_classes: int, first: int = 0) -> None:
+    """Raise a ``DataError`` that names the first label outside 0..num_classes-1."""
+    outside = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(outside):
+        row = int(outside[0])
+        raise DataError(f"image {first + row}: label {int(labels[row])} is outside 0..{num_classes - 1}, "
+                        "the model's classes; give a model with more outputs (num_classes)")
+
+
+def _batches(images: Batches | Dataset[Any], batch_size: int) -> Batches:
+    if isinstance(images, Split):
+        return BatchLoader(images, batch_size)
+    if isinstance(images, Dataset):
+        return DataLoader(images, batch_size)
+    return images
+
+
+def _logits(model: nn.Module, batch: Tensor) -> Tensor:
+    logits = model(batch)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"model: gives {found}; expected logits [batch, classes]")
+    return logits
