@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def _export_torchscript(module: nn.Module, inputs: tuple[torch.Tensor, ...], nam
     """Return the model by the deprecated exporter, or None where that fails: the other one then decides."""
     buffer = io.BytesIO()
     try:
-        with _quiet():
+        with _quiet(), _muted_descriptors():
             torch.onnx.export(module, inputs, buffer, dynamo=False, verbose=False, **names)
     except Exception:
         return None
@@ -122,6 +123,24 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
+@contextlib.contextmanager
+def _muted_descriptors() -> Iterator[None]:
+    """Point the process's stdout and stderr at nothing: on failure the TorchScript exporter prints whole graphs from C++."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number, _ in kept:
+            os.dup2(nothing, number)
+        yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nothing)
+
+
 def _export_cause(error: BaseException) -> str:
     """Return the innermost cause and the node named on the way, on one line."""
     node, cause = "", error
@@ -131,8 +150,8 @@ def _export_cause(error: BaseException) -> str:
         node = node or (f"node {found.group(1)}: " if found else "")
         cause, step = step, step.__cause__
     lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    raised_at = re.search(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.+)', str(cause))
-    where = f" (at {Path(raised_at[1]).name}:{raised_at[2]}, {raised_at[4].strip()})" if raised_at else ""
+    raised_at = re.search(r'File "([^"]+)", line (\d+), in \w+', str(cause))
+    where = f" (at {Path(raised_at[1]).name}:{raised_at[2]})" if raised_at else ""
     return f"{node}{lines[0].strip()[:300]}{where}"
 
 

@@ -90,7 +90,8 @@ def compare_runners(
         if rounds >= 6 and time.perf_counter() > deadline:
             break
     measured = {
-        name: summarise_blocks(values_ms[name], runs=2 * rounds * timed[name].runs_per_block, is_settled=narrow[name])
+        name: summarise_blocks(values_ms[name], runs=2 * rounds * timed[name].runs_per_block, is_settled=narrow[name],
+                               disturbed=timed[name].disturbed)
         for name in names
     }
     intervals = {}

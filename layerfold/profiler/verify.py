@@ -1,0 +1,139 @@
+"""Build the merged network of a solution, measure it, and say whether it keeps the budget."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from layerfold.errors import UsageError
+from layerfold.export.onnx import export_onnx
+from layerfold.graph.network import Network
+from layerfold.profiler.backends import Backend
+from layerfold.profiler.whole import BenchmarkReport, benchmark_networks
+
+if TYPE_CHECKING:
+    from layerfold.solver import Solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """A solution's measured latency against the original's, the prediction and the budget.
+
+    Attributes:
+        measured_ms, low_ms, high_ms: the merged network's median and its 95 % interval.
+        original_ms, original_low_ms, original_high_ms: the original's, measured interleaved with it.
+        ratio, ratio_low, ratio_high: merged / original, paired round by round, with its 95 % interval.
+        predicted_ms: what the table said; None if unknown.
+        budget_ms: the end-to-end budget; of a speed-up, the original's median divided by it; None without a budget.
+        speedup: the speed-up asked for, or None.
+        is_within_budget: with a budget, ``high_ms <= budget_ms``; with a speed-up also ``ratio_high <= 1 / speedup``;
+            None without either.
+        is_settled: whether both intervals reached their target.
+        provenance: what it was measured on.
+    """
+
+    measured_ms: float
+    low_ms: float
+    high_ms: float
+    original_ms: float
+    original_low_ms: float
+    original_high_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    predicted_ms: float | None
+    budget_ms: float | None
+    speedup: float | None
+    is_within_budget: bool | None
+    is_settled: bool
+    provenance: dict[str, Any]
+
+    @property
+    def prediction_error(self) -> float | None:
+        """(predicted - measured) / measured, or None."""
+        return None if self.predicted_ms is None else (self.predicted_ms - self.measured_ms) / self.measured_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a JSON file would hold."""
+        return {**asdict(self), "prediction_error": self.prediction_error}
+
+
+def verify_solution(
+    model: nn.Module,
+    net: Network,
+    solution: Solution,
+    backend: str | Backend = "onnxruntime",
+    *,
+    device: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    budget_ms: float | None = None,
+    speedup: float | None = None,
+    predicted_ms: float | None = None,
+    original_onnx: bytes | None = None,
+    target: float = 0.01,
+    cap_s: float = 10.0,
+) -> Verification:
+    """Merge a network by a solution with the weights at hand and measure it, interleaved with the original.
+
+    Args:
+        model: the module that ``net`` was traced from; left untouched.
+        net: the traced network.
+        solution: what to merge; its ``budget_ms`` and ``predicted_ms`` are used unless given here.
+        backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
+        device, threads: as of :func:`benchmark_networks`.
+        batch: images in one forward pass.
+        budget_ms: end-to-end budget.
+        speedup: speed-up over the original, above 0; it then decides, and not ``budget_ms``.
+        predicted_ms: what the calibrated table predicts.
+        original_onnx: the original as exported before, to save that time when several solutions are verified.
+        target, cap_s: as of :func:`benchmark_networks`.
+
+    Raises:
+        UsageError: a budget or speed-up that is not above 0.
+        SolutionError: the solution does not fit the network.
+    """
+    from layerfold.merge import build_train_form, merge_network
+
+    if speedup is not None and not speedup > 0:
+        raise UsageError(f"speedup={speedup} must be above 0, for example 1.3")
+    budget_ms = solution.budget_ms if budget_ms is None else budget_ms
+    if budget_ms is not None and not budget_ms > 0:
+        raise UsageError(f"budget_ms={budget_ms} must be above 0 milliseconds")
+    merged = merge_network(build_train_form(model, net, solution))
+    example = example_input_of(net, batch)
+    if original_onnx is None:
+        original_onnx = export_onnx(model, example, fast=True)
+    networks = {"original": original_onnx, "merged": export_onnx(merged, example, fast=True)}
+    report = benchmark_networks(networks, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
+    predicted_ms = solution.predicted_ms if predicted_ms is None else predicted_ms
+    return judge(report, budget_ms=budget_ms, speedup=speedup, predicted_ms=predicted_ms)
+
+
+def judge(
+    report: BenchmarkReport, *, budget_ms: float | None, speedup: float | None, predicted_ms: float | None
+) -> Verification:
+    """Turn a benchmark of ``original`` and ``merged`` into a verdict on the budget."""
+    original, merged = report["original"], report["merged"]
+    is_within: bool | None = None
+    if speedup is not None:
+        budget_ms = original.median_ms / speedup
+        is_within = merged.ratio_high <= 1 / speedup and merged.high_ms <= budget_ms
+    elif budget_ms is not None:
+        is_within = merged.high_ms <= budget_ms
+    return Verification(
+        measured_ms=merged.median_ms, low_ms=merged.low_ms, high_ms=merged.high_ms,
+        original_ms=original.median_ms, original_low_ms=original.low_ms, original_high_ms=original.high_ms,
+        ratio=merged.ratio, ratio_low=merged.ratio_low, ratio_high=merged.ratio_high,
+        predicted_ms=predicted_ms, budget_ms=budget_ms, speedup=speedup, is_within_budget=is_within,
+        is_settled=original.is_settled and merged.is_settled, provenance=report.provenance,
+    )  # fmt: skip
+
+
+def example_input_of(net: Network, batch: int = 1) -> tuple[torch.Tensor, ...]:
+    """Return random inputs of the traced shapes with ``batch`` images."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn((batch, *shape[1:]), generator=generator) for shape in net.input_shapes)

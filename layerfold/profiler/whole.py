@@ -1,0 +1,144 @@
+"""Measure whole networks against each other, end to end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerfold.errors import UsageError
+from layerfold.export.onnx import export_onnx
+from layerfold.profiler.backends import Backend, Runner, get_backend
+from layerfold.profiler.compare import Comparison, compare_runners
+from layerfold.profiler.measure import MeasurePolicy
+
+Benchmarkable = nn.Module | bytes | str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkLatency:
+    """One network's end-to-end latency.
+
+    Attributes:
+        name: as given.
+        median_ms, low_ms, high_ms: median of one forward pass and its 95 % interval.
+        spread_ms: robust standard deviation over rounds.
+        ratio, ratio_low, ratio_high: latency relative to the first network, paired round by round, with its interval.
+        runs: timed forward passes.
+        is_settled: whether the interval reached its target within the time cap.
+    """
+
+    name: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    spread_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    runs: int
+    is_settled: bool
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the first network."""
+        return 1 / self.ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkReport:
+    """Networks measured interleaved, in the order given; the first is the reference.
+
+    Attributes:
+        networks: one entry a network.
+        provenance: backend, versions, device, driver, options, batch.
+    """
+
+    networks: tuple[NetworkLatency, ...]
+    provenance: dict[str, Any]
+
+    def __getitem__(self, name: str) -> NetworkLatency:
+        return next(each for each in self.networks if each.name == name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat dict a network, for a table."""
+        return [{**asdict(each), "speedup": each.speedup} for each in self.networks]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a JSON file would hold."""
+        return {"networks": self.rows(), "provenance": self.provenance}
+
+
+def benchmark_networks(
+    networks: Mapping[str, Benchmarkable],
+    example_input: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+    backend: str | Backend = "onnxruntime",
+    *,
+    device: str | None = None,
+    threads: int = 1,
+    target: float = 0.01,
+    cap_s: float = 10.0,
+) -> BenchmarkReport:
+    """Measure networks end to end, interleaved in ABBA order.
+
+    Args:
+        networks: name -> module, ONNX file or ONNX bytes; the first is the reference of the ratios.
+        example_input: [N, C, H, W] for exporting modules; not needed for ONNX.
+        backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
+        device: a device of that backend; None for its first.
+        threads: worker threads, for backends on the CPU.
+        target: half-width of the 95 % intervals, relative, at which to stop.
+        cap_s: most seconds a network.
+
+    Raises:
+        UsageError: no networks, a missing file, or a module without ``example_input``.
+        ExportError: a module that cannot be exported.
+    """
+    if not networks:
+        raise UsageError("networks is empty; give at least one, as name -> module or ONNX file")
+    chosen = get_backend(backend, device=device, threads=threads) if isinstance(backend, str) else backend
+    runners: dict[str, Runner] = {}
+    try:
+        for name, network in networks.items():
+            runners[name] = chosen.compile(onnx_of(name, network, example_input))
+        comparison = compare_runners({name: runner.run for name, runner in runners.items()},
+                                     MeasurePolicy(target=target, cap_s=cap_s))
+    finally:
+        for runner in runners.values():
+            runner.close()
+    batch = None
+    if example_input is not None:
+        batch = int((example_input[0] if isinstance(example_input, tuple) else example_input).shape[0])
+    return BenchmarkReport(networks=_latencies(comparison), provenance={**chosen.provenance(), "batch": batch})
+
+
+def onnx_of(
+    name: str, network: Benchmarkable, example_input: torch.Tensor | tuple[torch.Tensor, ...] | None
+) -> bytes:
+    """Return a network's ONNX bytes: exported, read, or as given."""
+    if isinstance(network, bytes):
+        return network
+    if isinstance(network, nn.Module):
+        if example_input is None:
+            raise UsageError(f"network {name!r} is a module, so example_input=None must be a tensor to export it with")
+        return export_onnx(network, example_input, fast=True)
+    try:
+        return Path(network).read_bytes()
+    except OSError as error:
+        raise UsageError(f"network {name!r}: file {str(network)!r} cannot be read ({error.strerror})") from error
+
+
+def _latencies(comparison: Comparison) -> tuple[NetworkLatency, ...]:
+    return tuple(
+        NetworkLatency(
+            name=name, median_ms=found.median_ms, low_ms=found.low_ms, high_ms=found.high_ms,
+            spread_ms=found.spread_ms, ratio=comparison.ratios[name].median, ratio_low=comparison.ratios[name].low,
+            ratio_high=comparison.ratios[name].high, runs=found.runs, is_settled=found.is_settled,
+        )
+        for name, found in comparison.measurements.items()
+    )
