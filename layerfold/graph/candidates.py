@@ -78,11 +78,15 @@ def list_candidates(
 
 
 def _furthest_end(net: Network, chain: Chain, start: int, stop_at_strides: bool) -> int:
-    """Return the last end allowed: past a strided layer c, position c+1 is the last (Kim et al. 2023, published code)."""
+    """Return the last end allowed from ``start``.
+
+    The published restriction, read off the published MobileNetV2 table: a segment that starts at or before the
+    position c of a strided layer ends at c+1 at the latest.
+    """
     if stop_at_strides:
-        for position in range(start + 1, chain.end + 1):
+        for position in range(max(start, chain.start + 1), chain.end):
             if max(net.layer(position).conv.stride) > 1:
-                return min(position + 1, chain.end)
+                return position + 1
     return chain.end
 
 
