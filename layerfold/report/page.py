@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -56,7 +57,8 @@ def _head(run: ReportData) -> str:
     command = f'<p class="facts"><code>{escape(run.command)}</code></p>' if run.command else ""
     state = {True: " met", False: " missed", None: ""}[run.is_budget_met]
     tiles = "".join(
-        f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in _tiles(run)
+        f'<div class="tile"><b>{escape(big)}</b><span>{_keep_units(escape(small))}</span></div>'
+        for big, small in _tiles(run)
     )
     return (
         f'<header><h1>{escape(run.title)}</h1><p class="facts">{facts}</p>{command}</header>\n'
@@ -81,6 +83,11 @@ def _tiles(run: ReportData) -> Iterator[tuple[str, str]]:
     params, macs = (words.count_text(before.num_params), words.count_text(before.macs))
     change = f"parameters, from {params}; multiply-adds {macs} → {words.count_text(after.macs)}"
     yield words.count_text(after.num_params), change
+
+
+def _keep_units(text: str) -> str:
+    """Return the text with numbers and units kept on one line."""
+    return re.sub(r"(?<=\d) (?=(?:ms|%|k|M|G)\b|%)", "\u00a0", text)
 
 
 def _section(heading: str, body: str, kind: str = "") -> Iterator[str]:
