@@ -30,32 +30,32 @@ from layerfold.errors import (
 )
 
 if TYPE_CHECKING:
-    from layerfold.data import open_data
+    from layerfold.data import ImageData, open_data
     from layerfold.export import export_network
     from layerfold.finetune import evaluate_network, finetune_network
     from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, trace_network
     from layerfold.importance import estimate_importance
     from layerfold.merge import build_train_form, merge_network
-    from layerfold.models import load_model
+    from layerfold.models import LoadedModel, load_model
     from layerfold.pipeline import compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
     from layerfold.solver import Frontier, Solution, compute_optimal_latency, extend_importance, solve_frontier
-    from layerfold.tables import ImportanceTable, LatencyTable
+    from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "layerfold.data": ("open_data",),
+    "layerfold.data": ("ImageData", "open_data"),
     "layerfold.export": ("export_network",),
     "layerfold.finetune": ("evaluate_network", "finetune_network"),
     "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "trace_network"),
     "layerfold.importance": ("estimate_importance",),
     "layerfold.merge": ("build_train_form", "merge_network"),
-    "layerfold.models": ("load_model",),
+    "layerfold.models": ("LoadedModel", "load_model"),
     "layerfold.pipeline": ("compress_network",),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
     "layerfold.solver": ("Frontier", "Solution", "compute_optimal_latency", "extend_importance", "solve_frontier"),
-    "layerfold.tables": ("ImportanceTable", "LatencyTable"),
+    "layerfold.tables": ("ImportanceEntry", "ImportanceTable", "LatencyEntry", "LatencyTable", "Provenance"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -68,16 +68,21 @@ __all__ = [
     "ExportError",
     "FinetuneError",
     "Frontier",
+    "ImageData",
+    "ImportanceEntry",
     "ImportanceTable",
     "InfeasibleBudgetError",
+    "LatencyEntry",
     "LatencyTable",
     "Layer",
     "LayerfoldError",
+    "LoadedModel",
     "MergeError",
     "MissingEntryError",
     "Network",
     "OptionalDependencyError",
     "ProfilerError",
+    "Provenance",
     "ProvenanceMismatchError",
     "Residual",
     "Segment",
