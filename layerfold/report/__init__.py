@@ -6,6 +6,7 @@ from layerfold.report.data import MergedSegment, ReportData, ResultRow, StepTime
 from layerfold.report.drawing import conv_text, network_svg
 from layerfold.report.frontier import MeasuredPoint, frontier_png
 from layerfold.report.page import write_report
+from layerfold.report.savings import merged_segments
 from layerfold.report.terminal import result_table_text
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "VerifyRound",
     "conv_text",
     "frontier_png",
+    "merged_segments",
     "network_svg",
     "result_table_text",
     "write_report",

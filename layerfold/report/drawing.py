@@ -35,7 +35,7 @@ def network_svg(net: Network, solution: lay.Positions | None = None, *, title: s
     """
     merge_pos = None if solution is None else frozenset(solution.merge_pos)
     act_pos = None if solution is None else frozenset(solution.act_pos)
-    segments = [] if merge_pos is None else [s for s in net.segments_of(merge_pos) if _is_merged(net, s)]
+    segments = [] if merge_pos is None else [s for s in net.segments_of(merge_pos) if is_merged(net, s)]
     placed = lay.place(net, merge_pos)
     picture = _Picture(net, placed, segments, act_pos)
     height = _TOP + placed.num_rows * lay.ROW_HEIGHT + 44
@@ -61,7 +61,7 @@ def summary_line(net: Network, solution: lay.Positions | None) -> str:
         counts = ((net.layers, "layer"), (net.chains, "chain"), (net.original_act_pos, "activation"))
         return ", ".join(_count(len(things), noun) for things, noun in (*counts, (net.residuals, "residual")))
     segments = net.segments_of(solution.merge_pos)
-    merged = [segment for segment in segments if _is_merged(net, segment)]
+    merged = [segment for segment in segments if is_merged(net, segment)]
     states = [slot_state(net, index, frozenset(solution.act_pos)) for index in range(1, len(net.layers) + 1)]
     replaced = _count(sum(segment.num_layers for segment in merged), "layer")
     text = f"{len(net.layers)} layers → {len(segments)}: {_count(len(merged), 'merged conv')} in place of {replaced}; "
@@ -81,7 +81,7 @@ def slot_state(net: Network, index: int, act_pos: frozenset[int] | None) -> str:
     return "removed" if had else "empty"
 
 
-def _is_merged(net: Network, segment: Segment) -> bool:
+def is_merged(net: Network, segment: Segment) -> bool:
     """Say whether a segment is more than one layer left as it is (one layer may take in its residual)."""
     return segment.num_layers > 1 or segment.conv != net.layer(segment.end).conv
 

@@ -1,0 +1,56 @@
+"""What each merged segment saved, from the network, the solution and the latency table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerfold.graph.network import shortcut_macs
+from layerfold.report.data import MergedSegment
+from layerfold.report.drawing import conv_text, is_merged
+
+if TYPE_CHECKING:
+    from layerfold.graph.network import Network, Segment
+    from layerfold.report.layout import Positions
+    from layerfold.tables import LatencyTable
+
+
+def merged_segments(
+    net: Network, solution: Positions, latency: LatencyTable | None = None
+) -> tuple[MergedSegment, ...]:
+    """Return one item a merged segment, in the network's order.
+
+    Args:
+        net: the traced network.
+        solution: anything with ``act_pos`` and ``merge_pos``.
+        latency: the table that the latencies are read from; an entry that it lacks leaves them unknown.
+    """
+    found = []
+    for segment in net.segments_of(solution.merge_pos):
+        if is_merged(net, segment):
+            indices = range(segment.start + 1, segment.end + 1)
+            found.append(
+                MergedSegment(
+                    start=segment.start,
+                    end=segment.end,
+                    layers=tuple(net.layer(index).name for index in indices),
+                    conv=conv_text(segment),
+                    before_ms=_sum_ms(latency, [(index - 1, index) for index in indices]),
+                    after_ms=_sum_ms(latency, [(segment.start, segment.end)]),
+                    before_macs=_macs_before(net, segment),
+                    after_macs=segment.macs,
+                )
+            )
+    return tuple(found)
+
+
+def _sum_ms(latency: LatencyTable | None, segments: list[tuple[int, int]]) -> float | None:
+    if latency is None or any(segment not in latency for segment in segments):
+        return None
+    return sum(latency.entry(*segment).latency_ms for segment in segments)
+
+
+def _macs_before(net: Network, segment: Segment) -> int:
+    """Return the multiply-adds of the layers replaced and of the shortcut convs that end among them."""
+    indices = range(segment.start + 1, segment.end + 1)
+    layers = sum(net.layer(index).conv.macs(net.layer(index).input_shape) for index in indices)
+    return layers + sum(shortcut_macs(residual) for residual in net.residuals if residual.dst in indices)
