@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._solution import Solution
@@ -47,6 +48,20 @@ class Explanation:
     solution: Solution
     stretches: tuple[Stretch, ...]
     next_solution: Solution | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the explanation, ready for ``json.dumps``."""
+        return {
+            "stretches": [
+                {
+                    "start": each.start, "end": each.end, "segments": [list(segment) for segment in each.segments],
+                    "original_ms": None if math.isnan(each.original_ms) else each.original_ms,
+                    "latency_ms": each.latency_ms, "importance": each.importance,
+                }
+                for each in self.stretches
+            ],
+            "next": None if self.next_solution is None else self.next_solution.to_json(),
+        }
 
     def lines(self) -> list[str]:
         """Return the explanation as lines of text."""

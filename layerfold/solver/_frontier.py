@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import InfeasibleBudgetError, UsageError
+from layerfold.solver._hull import Hull
 from layerfold.solver._labels import ChainFrontier
 from layerfold.solver._options import Option
 from layerfold.solver._solution import Solution, SolutionSegment
@@ -45,11 +47,13 @@ class Frontier:
     def __init__(
         self, *, summed: SummedFrontier, points: NDArray[np.int64], latencies_ms: Floats, gaps: Floats,
         columns: CostColumns, importance: ImportanceTable, alpha: float, risk: float | None,
+        hull: Hull | None = None,
     ) -> None:
         self._summed = summed
         self._points = points
         self._columns = columns
         self._importance = importance
+        self._hull = hull
         self.latencies_ms = latencies_ms
         self.importances: Floats = summed.importances[points]
         self.gaps = gaps
@@ -112,7 +116,14 @@ class Frontier:
             UsageError: neither or both of budget and speedup, or one that is not above 0.
         """
         index, budget = self._index_at(budget_ms, speedup, budget_of)
-        return self._solution(index, budget_ms=budget)
+        solution = self._solution(index, budget_ms=budget)
+        if self._hull is None:
+            return solution
+        # What is proven for this very budget is more than for all budgets that the point answers.
+        provenance = self.latency.provenance
+        sum_ms = np.array([(budget - provenance.fixed_ms) / provenance.scale])
+        gap = max(0.0, float(self._hull.bound(sum_ms)[0] - self.importances[index]))
+        return replace(solution, gap=gap, status="within" if gap else "optimal")
 
     def index_at(
         self, *, budget_ms: float | Sequence[float] | None = None, speedup: float | None = None,

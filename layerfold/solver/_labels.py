@@ -14,12 +14,23 @@ from layerfold.solver._pareto import pareto_indices
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
-Thin = Callable[[int, Floats, Floats], Indices | None]
-"""(state, costs, importances) of a state's non-dominated labels to the indices that stay, or None for all."""
+
+
+class TooManyLabels(Exception):
+    """A frontier grew beyond its limit; caught where the limit was set."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Labels:
+class Labels:
+    """Labels of one state, by rising first cost.
+
+    Attributes:
+        costs: [labels, columns].
+        importances: [labels].
+        option: [labels] the option that led here.
+        parent: [labels] the label that it started from, in the option's from state.
+    """
+
     costs: Floats
     importances: Floats
     option: NDArray[np.int64]
@@ -40,7 +51,7 @@ class ChainFrontier:
     costs: Floats
     importances: Floats
     _end: NDArray[np.int64]
-    _labels: dict[int, _Labels]
+    _labels: dict[int, Labels]
 
     def path(self, point: int) -> list[int]:
         """Return the indices of the options of one point, from the chain's start to its end."""
@@ -69,20 +80,26 @@ def least_to_go(options: ChainOptions) -> Floats:
     return least
 
 
-def solve_chain(options: ChainOptions, *, caps: Floats | None = None, thin: Thin | None = None) -> ChainFrontier | None:
+def solve_chain(
+    options: ChainOptions, *, caps: Floats | None = None, slack: float = 0.0, max_labels: int | None = None
+) -> ChainFrontier | None:
     """Return the frontier of one chain from (start, 1) to its end, or None if no way leads there.
 
     Args:
         options: the options.
         caps: [columns] upper limits; labels that cannot stay within them are dropped. None for no limit.
-        thin: drops further labels where a frontier grows too large.
+        slack: points of importance that may be lost at each state; 0 for the exact frontier.
+        max_labels: most labels a state.
+
+    Raises:
+        TooManyLabels: a state has more than ``max_labels``, or 200 times as many came together there.
     """
     to_go = least_to_go(options)
     alive: NDArray[np.bool_] = np.asarray(np.isfinite(to_go).all(axis=1))
     columns = options.costs.shape[1]
     none = np.zeros(1, dtype=np.int64)
-    labels: dict[int, _Labels] = {
-        1: _Labels(costs=np.zeros((1, columns)), importances=np.zeros(1), option=none, parent=none)
+    labels: dict[int, Labels] = {
+        1: Labels(costs=np.zeros((1, columns)), importances=np.zeros(1), option=none, parent=none)
     }
     edges = np.flatnonzero(np.diff(options.to_state) | np.diff(options.from_state)) + 1
     firsts = np.concatenate(([0], edges)).tolist()
@@ -95,19 +112,33 @@ def solve_chain(options: ChainOptions, *, caps: Floats | None = None, thin: Thin
         while stop < len(ends) and ends[stop] == state:
             stop += 1
         if alive[state]:
-            joined = _join(options, labels, [
+            reached = [
                 (starts[each], firsts[each], lasts[each]) for each in range(group, stop) if starts[each] in labels
-            ])
+            ]
+            if max_labels is not None:
+                meeting = sum(len(labels[start].importances) * (last - first) for start, first, last in reached)
+                if meeting > 200 * max_labels:
+                    raise TooManyLabels
+            joined = join(options, labels, reached, slack=slack)
             if joined is not None:
-                joined = _reduced(joined, caps, to_go[state], None if thin is None else _at(thin, state))
+                if caps is not None:
+                    joined = _within(joined, caps, to_go[state])
+                if max_labels is not None and len(joined.importances) > max_labels:
+                    raise TooManyLabels
                 if len(joined.importances):
                     labels[state] = joined
         group = stop
-    return _ended(options, labels)
+    return ended(options, labels)
 
 
-def _join(options: ChainOptions, labels: dict[int, _Labels], groups: list[tuple[int, int, int]]) -> _Labels | None:
-    """Put every option of ``groups`` (from state, first option, last option + 1) behind every label it starts from."""
+def join(
+    options: ChainOptions, labels: dict[int, Labels], groups: list[tuple[int, int, int]],
+    choose: Callable[[Floats, Floats], Indices] | None = None, *, slack: float = 0.0,
+) -> Labels | None:
+    """Put every option of ``groups`` (from state, first option, last option + 1) behind every label it starts from.
+
+    ``choose`` may take (costs, importances) of all of them to the indices that are looked at any further.
+    """
     if not groups:
         return None
     costs, importances, option, parent = [], [], [], []
@@ -126,44 +157,35 @@ def _join(options: ChainOptions, labels: dict[int, _Labels], groups: list[tuple[
         all_costs, all_importances = costs[0], importances[0]
     else:
         all_costs, all_importances = np.concatenate(costs), np.concatenate(importances)
-    kept = pareto_indices(all_costs, all_importances)
+    if choose is None:
+        kept = pareto_indices(all_costs, all_importances, slack)
+    else:
+        chosen = choose(all_costs[:, 0], all_importances)
+        kept = chosen[pareto_indices(all_costs[chosen], all_importances[chosen])]
     # Where a kept label came from follows from its place in the concatenation.
     offsets = np.concatenate(([0], np.cumsum(parent)))
     which = np.searchsorted(offsets, kept, side="right") - 1
     inner = kept - offsets[which]
     spans = np.array(option, dtype=np.int64)[which]
-    return _Labels(
+    return Labels(
         costs=all_costs[kept], importances=all_importances[kept], option=spans[:, 0] + inner // spans[:, 2],
         parent=inner % spans[:, 2],
     )
 
 
-def _at(thin: Thin, state: int) -> Callable[[Floats, Floats], Indices | None]:
-    return lambda costs, importances: thin(state, costs, importances)
+def _within(labels: Labels, caps: Floats, to_go: Floats) -> Labels:
+    fits = np.asarray((labels.costs + to_go <= caps).all(axis=1))
+    return labels if fits.all() else taken(labels, np.flatnonzero(fits))
 
 
-def _reduced(
-    labels: _Labels, caps: Floats | None, to_go: Floats, thin: Callable[[Floats, Floats], Indices | None] | None
-) -> _Labels:
-    if caps is not None:
-        fits = np.asarray((labels.costs + to_go <= caps).all(axis=1))
-        if not fits.all():
-            labels = _taken(labels, np.flatnonzero(fits))
-    if thin is not None and len(labels.importances):
-        kept = thin(labels.costs, labels.importances)
-        if kept is not None:
-            labels = _taken(labels, kept)
-    return labels
-
-
-def _taken(labels: _Labels, kept: Indices) -> _Labels:
-    return _Labels(
+def taken(labels: Labels, kept: Indices) -> Labels:
+    return Labels(
         costs=labels.costs[kept], importances=labels.importances[kept], option=labels.option[kept],
         parent=labels.parent[kept],
     )
 
 
-def _ended(options: ChainOptions, labels: dict[int, _Labels]) -> ChainFrontier | None:
+def ended(options: ChainOptions, labels: dict[int, Labels]) -> ChainFrontier | None:
     ends = [state for state in options.end_states if state in labels]
     if not ends:
         return None

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.errors import MissingEntryError, TableError
 from layerfold.solver._extension import ExtendedImportance, extended_importance
 from layerfold.solver._limits import Limits
 from layerfold.solver._options import ChainOptions, Plan, chain_options
 from layerfold.solver._stage1 import OptimalSums, optimal_sums
 from layerfold.solver._vector_costs import CostColumns, VectorSums, vector_sums
-from layerfold.tables import ImportanceTable, LatencyEntry, LatencyTable
+from layerfold.tables import ImportanceTable, LatencyEntry, LatencyTable, check_coverage
 from layerfold.tables._latency import check_entries
 from layerfold.tables._provenance import check_same_source
 
@@ -39,24 +38,7 @@ def check_tables(latencies: Sequence[LatencyTable], importance: ImportanceTable)
             ignore=("device", "dtype", "backend", "batch"),
         )
     check_entries(latencies)
-    check_same_source(
-        latency.provenance, importance.provenance, (latency.source, importance.source),
-        ignore=("device", "dtype", "backend", "batch"),
-    )
-    left_out = set(importance.provenance.left_out)
-    for entry in latency.entries:
-        segment = (entry.start, entry.end)
-        if segment not in importance.segments and segment not in left_out:
-            raise MissingEntryError(
-                f"{importance.source}: no entry for st={entry.start}, end={entry.end}, which {latency.source} has; "
-                "estimate it with `layerfold importance`, or name it in left_out"
-            )
-    for start, end in sorted(importance.segments):
-        if not any(chain_start <= start and end <= chain_end for chain_start, chain_end in latency.chains):
-            raise TableError(
-                f"{importance.source}: segment ({start},{end}) lies in no chain of {latency.source} "
-                f"({', '.join(f'{a}..{b}' for a, b in latency.chains)}); is it for another network?"
-            )
+    check_coverage(latency, importance)
 
 
 def build_options(

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
 from layerfold.solver._extension import Normalise, normalised_importances
 from layerfold.solver._frontier import Frontier
-from layerfold.solver._labels import least_to_go, solve_chain
+from layerfold.solver._labels import least_to_go
 from layerfold.solver._limits import Limits
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver._problem import build_options, check_tables
 from layerfold.solver._risk import quantile
-from layerfold.solver._sum import SummedFrontier, sum_frontiers
+from layerfold.solver._search import Found, check_epsilon, solve_options
 from layerfold.solver._vector_costs import CostColumns, cost_columns
 from layerfold.tables import ImportanceTable, LatencyTable
 
@@ -26,9 +26,12 @@ _ROUNDING = 1e-12
 def solve_frontier(
     latency: LatencyTable | Sequence[LatencyTable], importance: ImportanceTable, alpha: float = 0.0,
     normalise: Normalise = "single", *, limits: Limits | None = None, risk: float | None = None,
-    budgets_ms: Sequence[float] | None = None,
+    budgets_ms: Sequence[float] | None = None, epsilon: float = 0.0, max_labels: int = 20_000,
 ) -> Frontier:
     """Return every Pareto-optimal solution, exact for all budgets.
+
+    Where a frontier outgrows ``max_labels``, or ``epsilon`` is above 0, labels are thinned; every answer then says
+    how far from optimal it may be (``Solution.gap``, proven).
 
     Args:
         latency: the latency table; several for several devices, all of the same segments.
@@ -37,6 +40,10 @@ def solve_frontier(
         limits: caps and fixed decisions beside the budget.
         risk: if given, latencies are those that the sum of independent normal entries keeps to with
             probability 1 - risk.
+        epsilon: the part of the span of importance (best plan less fastest plan) that an answer may miss by; 0 for
+            exact. With one cost it steers the thinning, and the gap is proven afterwards by the hull; with several
+            costs it bounds the gap beforehand.
+        max_labels: most labels a state before thinning sets in; then epsilon is 1e-4, or what it takes.
         budgets_ms: end-to-end limits known beforehand, one a device: the frontier holds only what keeps to them.
 
     Raises:
@@ -53,6 +60,7 @@ def solve_frontier(
     check_tables(tables, importance)
     columns = cost_columns(tables, limits, has_risk=risk is not None)
     deviations = quantile(risk) if risk is not None else 0.0
+    check_epsilon(epsilon, max_labels)
     caps = _caps(columns, budgets_ms)
     importances = normalised_importances(importance, alpha, normalise)
     all_options = build_options(tables, importances, limits, columns)
@@ -67,17 +75,12 @@ def solve_frontier(
     slack = caps * (1.0 + _ROUNDING)
     if (least.sum(axis=0) > slack).any():
         raise _out_of_reach(columns, caps, least.sum(axis=0))
-    chains = []
-    for index, options in enumerate(all_options):
-        own_caps = slack - (least.sum(axis=0) - least[index]) if np.isfinite(caps).any() else None
-        frontier = solve_chain(options, caps=own_caps)
-        if frontier is None:
-            raise _out_of_reach(columns, caps, least.sum(axis=0))
-        chains.append(frontier)
-    summed = sum_frontiers(chains, caps=slack if np.isfinite(caps).any() else None)
-    if not len(summed.importances):
+    found = solve_options(
+        all_options, caps=slack if np.isfinite(caps).any() else None, epsilon=epsilon, max_labels=max_labels
+    )
+    if found is None:
         raise _out_of_reach(columns, caps, least.sum(axis=0))
-    return _finished(summed, columns, importance, alpha, risk, deviations, caps)
+    return _finished(found, columns, importance, alpha, risk, deviations, caps)
 
 
 def _caps(columns: CostColumns, budgets_ms: Sequence[float] | None) -> Floats:
@@ -94,10 +97,11 @@ def _caps(columns: CostColumns, budgets_ms: Sequence[float] | None) -> Floats:
 
 
 def _finished(
-    summed: SummedFrontier, columns: CostColumns, importance: ImportanceTable, alpha: float, risk: float | None,
+    found: Found, columns: CostColumns, importance: ImportanceTable, alpha: float, risk: float | None,
     deviations: float, caps: Floats,
 ) -> Frontier:
     """Turn sums of costs into latencies, drop what is over a cap, and what only a dropped column told apart."""
+    summed = found.summed
     devices = columns.num_devices
     sums = summed.costs[:, :devices].copy()
     if risk is not None:
@@ -111,9 +115,14 @@ def _finished(
     fixed = np.array([table.provenance.fixed_ms for table in columns.tables])
     latencies_ms = fixed + scales * sums
     kept = fits[pareto_indices(latencies_ms[fits], summed.importances[fits])]
+    gaps = np.full(len(kept), found.gap)
+    if found.hull is not None:
+        # A point answers all budgets up to the next point's latency.
+        following = np.append(sums[kept[1:], 0], np.inf)
+        gaps = np.maximum(found.hull.bound(following) - summed.importances[kept], 0.0)
     return Frontier(
-        summed=summed, points=kept, latencies_ms=latencies_ms[kept], gaps=np.zeros(len(kept)), columns=columns,
-        importance=importance, alpha=alpha, risk=risk,
+        summed=summed, points=kept, latencies_ms=latencies_ms[kept], gaps=gaps, columns=columns,
+        importance=importance, alpha=alpha, risk=risk, hull=found.hull,
     )
 
 

@@ -1,7 +1,11 @@
 """Latency and importance tables: types, files, checks (DESIGN.md, section 6). No torch."""
 
+from layerfold.tables._compare import TableDifference, check_coverage, diff_tables, merge_tables, read_table
 from layerfold.tables._importance import ImportanceEntry, ImportanceTable
 from layerfold.tables._latency import LatencyEntry, LatencyTable
 from layerfold.tables._provenance import Provenance
 
-__all__ = ["ImportanceEntry", "ImportanceTable", "LatencyEntry", "LatencyTable", "Provenance"]
+__all__ = [
+    "ImportanceEntry", "ImportanceTable", "LatencyEntry", "LatencyTable", "Provenance", "TableDifference",
+    "check_coverage", "diff_tables", "merge_tables", "read_table",
+]

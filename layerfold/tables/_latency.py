@@ -75,13 +75,15 @@ class LatencyTable:
         provenance: what the sidecar says; unknown by default, and then there is one chain from the least
             start to the greatest end, a fixed part of 0 ms and a scale of 1.
         source: name of the file, for error lines.
+        partial: allow gaps, for a part that one machine filled.
 
     Raises:
         TableError: a repeated segment, one outside all chains, or a gap that makes a chain's end unreachable.
     """
 
     def __init__(
-        self, entries: Iterable[LatencyEntry], *, provenance: Provenance | None = None, source: str = "latency table"
+        self, entries: Iterable[LatencyEntry], *, provenance: Provenance | None = None, source: str = "latency table",
+        partial: bool = False,
     ) -> None:
         self.entries: tuple[LatencyEntry, ...] = tuple(entries)
         self.provenance = provenance or Provenance(kind="latency")
@@ -92,7 +94,8 @@ class LatencyTable:
         for entry in self.entries:
             if self._by_segment.setdefault((entry.start, entry.end), entry) is not entry:
                 raise TableError(f"{source}: segment ({entry.start},{entry.end}) given twice, expected once")
-        self._check_chains()
+        if not partial:
+            self._check_chains()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -186,8 +189,12 @@ class LatencyTable:
         return tuple(sorted(useful))
 
     @classmethod
-    def read(cls, path: str | Path) -> LatencyTable:
+    def read(cls, path: str | Path, *, partial: bool = False) -> LatencyTable:
         """Read a latency table, ours or a published one (its first five columns), or one of optimal latencies.
+
+        Args:
+            path: the CSV file; provenance is read from ``<name>.csv.json`` if there is one.
+            partial: allow gaps.
 
         Raises:
             TableError: one line with file, row, column, what is wrong, what was expected.
@@ -218,7 +225,7 @@ class LatencyTable:
                     breaks=row.breaks("breaks", start, end),
                 )
             )
-        return cls(entries, provenance=provenance, source=str(path))
+        return cls(entries, provenance=provenance, source=str(path), partial=partial)
 
     def write(self, path: str | Path) -> None:
         """Write the CSV and its sidecar; tables of optimal latencies get the published columns and ``breaks``."""

@@ -1,0 +1,269 @@
+"""``layerfold solve``: from tables to solutions, for one budget or many."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfold.cli._quantities import parse_ms, parse_number, parse_positions
+from layerfold.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerfold.solver import Frontier, Limits, Solution
+    from layerfold.tables import ImportanceTable, LatencyTable
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``solve`` to the command line."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "solve",
+        help="choose what to merge from a latency and an importance table",
+        description="Choose what to merge: the best importance within a latency budget, proven optimal. One solve "
+        "answers every budget. Results go to stdout.",
+        epilog="examples:\n"
+        "  layerfold solve --time-path time.csv --imp-path imp.csv --budget 25.0 -o solution.json\n"
+        "  layerfold solve --time-path time.csv --imp-path imp.csv --speedup 1.5 --plot frontier.png --explain\n"
+        "  layerfold solve --time-path phone.csv --budget 4ms --time-path server.csv --budget 900us --imp-path imp.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tables = parser.add_argument_group("tables")
+    tables.add_argument("--time-path", action="append", required=True, metavar="CSV",
+                        help="latency table; give it again for each further device, each with a budget of its own")
+    tables.add_argument("--imp-path", required=True, metavar="CSV", help="importance table")
+    budget = parser.add_argument_group("budget")
+    budget.add_argument("--budget", action="append", default=[], metavar="MS",
+                        help="latency budget, for example 25.0, 4.5ms or 800us; several give several solutions")
+    budget.add_argument("--speedup", action="append", default=[], metavar="X", help="original latency / budget")
+    budget.add_argument("--knee", action="store_true", help="the point where more latency stops paying")
+    budget.add_argument("--budget-of", choices=("end-to-end", "segments"), default="end-to-end",
+                        help="what a budget counts: everything, or the bare sum of entries (default: %(default)s)")
+    budget.add_argument("--risk", metavar="P",
+                        help="stay within the budget with probability 1 - P, from the entries' spreads (0.05)")
+    rules = parser.add_argument_group("what counts and what is allowed")
+    rules.add_argument("--alpha", default="0", metavar="A", help="weight of the mean importance taken off (0)")
+    rules.add_argument("--normalise", choices=("single", "default", "all"), default="single",
+                       help="entries that mean goes over: single layers, active on both sides, all")
+    rules.add_argument("--max-params", metavar="N", help="most parameters of the merged convs")
+    rules.add_argument("--max-macs", metavar="N", help="most multiply-adds of the merged convs, one image")
+    rules.add_argument("--max-merged", metavar="N", help="most segments of more than one layer")
+    rules.add_argument("--keep-act", metavar="POS", help="positions whose activation stays, for example 3,7,12-15")
+    rules.add_argument("--never-merge", metavar="LAYERS", help="layers that stay convs of their own")
+    rules.add_argument("--max-kernel", metavar="K", help="largest kernel of a merged segment")
+    rules.add_argument("--epsilon", default="0", metavar="E",
+                       help="part of the span of importance that an answer may miss by, for huge tables (0: exact)")
+    rules.add_argument("--max-labels", metavar="N",
+                       help="labels a state before a large frontier is thinned (default: 20000)")
+    out = parser.add_argument_group("output")
+    out.add_argument("-o", "--output", metavar="JSON", help="solution file; several solutions get a number each")
+    out.add_argument("--pth", metavar="PTH", help="also as a published checkpoint.pth (needs torch)")
+    out.add_argument("--frontier", metavar="FILE", help="every Pareto-optimal point, as .csv or .json")
+    out.add_argument("--plot", metavar="PNG", help="the frontier with the original, the budget and the chosen point")
+    out.add_argument("--alternatives", metavar="K", help="the K best solutions that keep different activations")
+    out.add_argument("--explain", action="store_true", help="what was merged, what each saved and cost, what is next")
+    out.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Solve, then write files, then print; nothing is written unless all budgets have an answer."""
+    from layerfold.solver import explain_point, solve_alternatives, solve_frontier
+    from layerfold.tables import ImportanceTable, LatencyTable
+
+    asked = _asked(args)
+    limits = _limits(args)
+    alpha = parse_number(args.alpha, "--alpha", least=0.0, most=1e6, example="1.0")
+    risk = None if args.risk is None else parse_number(args.risk, "--risk", least=1e-12, most=0.5, example="0.05")
+    epsilon = parse_number(args.epsilon, "--epsilon", least=0.0, most=1.0, example="1e-4")
+    most_labels = _whole(args.max_labels, "--max-labels", least=16) if args.max_labels else 20_000
+    alternatives = _whole(args.alternatives, "--alternatives", least=1) if args.alternatives else 0
+    _check_outputs(args)
+    latencies = [LatencyTable.read(path) for path in args.time_path]
+    importance = ImportanceTable.read(args.imp_path)
+
+    # Several devices: their budgets are known, so that the frontier need hold only what keeps to them.
+    known = None
+    if len(latencies) > 1 and "budget_ms" in asked[0]:
+        known = _end_to_end(asked[0]["budget_ms"], latencies, args.budget_of)
+    frontier = solve_frontier(
+        latencies, importance, alpha, args.normalise, limits=limits, risk=risk, budgets_ms=known,
+        epsilon=epsilon, max_labels=most_labels,
+    )
+    points = [
+        frontier.knee_index() if each is _KNEE else frontier.index_at(**each, budget_of=args.budget_of)
+        for each in asked
+    ]
+    solutions = [
+        frontier[point] if each is _KNEE else frontier.at(**each, budget_of=args.budget_of)
+        for each, point in zip(asked, points, strict=True)
+    ]
+    if alternatives:
+        if len(solutions) != 1 or asked[0] is _KNEE:
+            raise UsageError("--alternatives: give one --budget or --speedup")
+        solutions = solve_alternatives(
+            latencies, importance, count=alternatives, alpha=alpha, normalise=args.normalise, limits=limits,
+            risk=risk, budgets_ms=_known_budgets(asked[0], latencies, args.budget_of),
+        )
+    _write(args, frontier, solutions)
+    price = _price_of_risk(args, asked, latencies, importance, alpha, limits, solutions) if risk is not None else []
+    explanations = [explain_point(frontier, point) for point in points] if args.explain else []
+    if args.json:
+        print(json.dumps({
+            "original_ms": frontier.original_ms,
+            "points": len(frontier),
+            "solutions": [solution.to_json() for solution in solutions],
+            **({"without_risk": price} if price else {}),
+            **({"explanations": [each.to_json() for each in explanations]} if explanations else {}),
+        }, indent=1))
+        return 0
+    print(_table(frontier, solutions))
+    for solution, without in zip(solutions, price, strict=False):
+        cost = (without["importance"] or 0.0) - (solution.importance or 0.0)
+        print(f"risk {risk:g}: costs {cost:.4g} points against the same budget without it "
+              f"(importance {without['importance']:.6g}, predicted {without['predicted_ms']:.6g} ms)")
+    for explanation in explanations:
+        print()
+        print("\n".join(explanation.lines()))
+    return 0
+
+
+_KNEE: dict[str, Any] = {"knee": True}
+
+
+def _asked(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return what :meth:`Frontier.at` is asked, once for each solution wanted."""
+    budgets = [parse_ms(text, "--budget") for text in args.budget]
+    speedups = [
+        parse_number(text, "--speedup", least=1e-6, most=1e6, example="1.5") for text in args.speedup
+    ]
+    devices = len(args.time_path)
+    if devices > 1 and budgets and len(budgets) != devices:
+        raise UsageError(
+            f"--budget: given {len(budgets)} times for {devices} tables, expected one for each --time-path"
+        )
+    found: list[dict[str, Any]] = []
+    if devices > 1 and budgets:
+        found.append({"budget_ms": tuple(budgets)})
+    else:
+        found += [{"budget_ms": budget} for budget in budgets]
+    found += [{"speedup": speedup} for speedup in speedups]
+    if args.knee:
+        found.append(_KNEE)
+    if not found:
+        raise UsageError("no budget: give --budget, --speedup or --knee, for example --budget 4.5ms")
+    return found
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    from layerfold.solver import Limits
+
+    def positions(text: str | None, name: str) -> frozenset[int]:
+        return frozenset() if text is None else parse_positions(text, name)
+
+    def most(text: str | None, name: str) -> float | None:
+        return None if text is None else parse_number(text, name, least=0.0, most=1e18, example="1e6")
+
+    return Limits(
+        max_params=most(args.max_params, "--max-params"),
+        max_macs=most(args.max_macs, "--max-macs"),
+        max_merged=None if args.max_merged is None else _whole(args.max_merged, "--max-merged", least=0),
+        keep_activations=positions(args.keep_act, "--keep-act"),
+        never_merge=positions(args.never_merge, "--never-merge"),
+        max_kernel=None if args.max_kernel is None else _whole(args.max_kernel, "--max-kernel", least=1),
+    )
+
+
+def _whole(text: str, argument: str, *, least: int) -> int:
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= 10**9):
+        raise UsageError(f"{argument} {text}: a whole number of at least {least} is expected")
+    return int(text)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse output files that cannot be written before any time is spent."""
+    if args.frontier is not None and Path(args.frontier).suffix not in (".csv", ".json"):
+        raise UsageError(f"--frontier {args.frontier}: expected a name that ends in .csv or .json")
+    if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
+    for flag, text in (("-o", args.output), ("--pth", args.pth), ("--frontier", args.frontier), ("--plot", args.plot)):
+        if text is None:
+            continue
+        path = Path(text)
+        if path.is_dir():
+            raise UsageError(f"{flag} {text}: is a folder, expected a file name")
+        above = path.parent
+        while not above.exists():
+            above = above.parent
+        if not above.is_dir():
+            raise UsageError(f"{flag} {text}: {above} is a file, expected a folder")
+        if any(path.resolve() == Path(table).resolve() for table in (*args.time_path, args.imp_path)):
+            raise UsageError(f"{flag} {text}: is one of the tables, expected another file")
+
+
+def _end_to_end(budgets: tuple[float, ...], latencies: list[LatencyTable], budget_of: str) -> list[float]:
+    if budget_of == "segments":
+        return [table.end_to_end_ms(budget) for table, budget in zip(latencies, budgets, strict=True)]
+    return list(budgets)
+
+
+def _known_budgets(asked: dict[str, Any], latencies: list[LatencyTable], budget_of: str) -> list[float]:
+    if "speedup" in asked:
+        return [table.original_ms / asked["speedup"] for table in latencies]
+    budgets = asked["budget_ms"]
+    return _end_to_end(budgets if isinstance(budgets, tuple) else (budgets,), latencies, budget_of)
+
+
+def _write(args: argparse.Namespace, frontier: Frontier, solutions: list[Solution]) -> None:
+    for index, solution in enumerate(solutions, start=1):
+        if args.output is not None:
+            solution.write(_numbered(args.output, index, len(solutions)))
+        if args.pth is not None:
+            solution.write_checkpoint(_numbered(args.pth, index, len(solutions)))
+    if args.frontier is not None:
+        write = frontier.write_csv if args.frontier.endswith(".csv") else frontier.write_json
+        write(args.frontier)
+    if args.plot is not None:
+        frontier.plot(args.plot, budget_ms=solutions[0].budget_ms, chosen=solutions[0])
+    for path in (args.output, args.pth, args.frontier, args.plot):
+        if path is not None:
+            print(f"wrote {path}", file=sys.stderr)
+
+
+def _numbered(path: str, index: int, number: int) -> Path:
+    """Return ``name.json`` for one solution, ``name-1.json``, ... for several."""
+    plain = Path(path)
+    return plain if number == 1 else plain.with_name(f"{plain.stem}-{index}{plain.suffix}")
+
+
+def _price_of_risk(
+    args: argparse.Namespace, asked: list[dict[str, Any]], latencies: list[LatencyTable],
+    importance: ImportanceTable, alpha: float, limits: Limits, solutions: list[Solution],
+) -> list[dict[str, Any]]:
+    """Return the solutions that the same budgets allow when spreads do not count."""
+    from layerfold.solver import solve_frontier
+
+    plain = solve_frontier(latencies, importance, alpha, args.normalise, limits=limits)
+    found = []
+    for each in asked[: len(solutions)]:
+        solution = plain.knee() if each is _KNEE else plain.at(**each, budget_of=args.budget_of)
+        found.append({"predicted_ms": solution.predicted_ms, "importance": solution.importance})
+    return found
+
+
+def _table(frontier: Frontier, solutions: list[Solution]) -> str:
+    lines = [f"original {frontier.original_ms:.6g} ms; {len(frontier)} Pareto-optimal points "
+             f"from {frontier.least_ms:.6g} ms"]
+    for solution in solutions:
+        predicted = solution.predicted_ms or 0.0
+        head = "" if solution.budget_ms is None else f"budget {solution.budget_ms:.6g} ms: "
+        proof = "optimal" if not solution.gap else f"within {solution.gap:.3g} points of optimal"
+        further = "".join(f", {name} {value:.6g}" for name, value in solution.costs.items())
+        lines += [
+            f"{head}predicted {predicted:.6g} ms ({frontier.original_ms / predicted:.3f}x), "
+            f"importance {solution.importance:.6g}, {len(solution.segments)} convs, {proof}{further}",
+            f"  act_pos    {','.join(map(str, solution.act_pos)) or 'none'}",
+            f"  merge_pos  {','.join(map(str, solution.merge_pos))}",
+        ]
+    return "\n".join(lines)

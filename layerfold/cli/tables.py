@@ -1,0 +1,112 @@
+"""``layerfold tables``: check, merge and compare table files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfold.errors import TableError, UsageError
+
+if TYPE_CHECKING:
+    from layerfold.tables import ImportanceTable, LatencyTable
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``tables`` and its actions to the command line."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "tables", help="check, merge or compare latency and importance tables",
+        description="Work on table files: CSV, with provenance in a .csv.json beside each.",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="read tables and say what they hold; ends 2 at the first error")
+    check.add_argument("files", nargs="+", metavar="CSV")
+    check.add_argument("--against", metavar="CSV", help="a latency table that every importance table must cover")
+    merge = actions.add_parser("merge", help="join parts that several machines of the same kind have filled")
+    merge.add_argument("files", nargs="+", metavar="CSV")
+    merge.add_argument("-o", "--output", required=True, metavar="CSV")
+    merge.add_argument("--tolerance", default="0", metavar="PCT",
+                       help="percent by which two values of one segment may differ; their mean is kept (0)")
+    diff = actions.add_parser("diff", help="compare two tables, entry by entry")
+    diff.add_argument("files", nargs=2, metavar="CSV")
+    diff.add_argument("--most", default="10", metavar="N", help="largest differences to list (%(default)s)")
+    for each in (check, merge, diff):
+        each.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one action; what ``diff`` finds does not change the exit code."""
+    if args.action == "check":
+        return _check(args)
+    return _merge(args) if args.action == "merge" else _diff(args)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from layerfold.tables import LatencyTable, check_coverage, read_table
+
+    against = None if args.against is None else LatencyTable.read(args.against)
+    found = []
+    for path in args.files:
+        table = read_table(path)
+        if against is not None and not isinstance(table, LatencyTable):
+            check_coverage(against, table)
+        found.append(_facts(path, table))
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for facts in found:
+            print(f"{facts.pop('file')}: " + ", ".join(f"{name} {value}" for name, value in facts.items() if value))
+    return 0
+
+
+def _facts(path: str, table: LatencyTable | ImportanceTable) -> dict[str, Any]:
+    from layerfold.tables import LatencyTable
+
+    facts: dict[str, Any] = {"file": path, "kind": "latency" if isinstance(table, LatencyTable) else "importance"}
+    facts["entries"] = len(table)
+    if isinstance(table, LatencyTable):
+        facts["chains"] = " ".join(f"{start}..{end}" for start, end in table.chains)
+        singles = all((at, at + 1) in table for start, end in table.chains for at in range(start, end))
+        facts["original_ms"] = f"{table.original_ms:.6g}" if singles else "unknown (single layers are missing)"
+    else:
+        values = [entry.importance for entry in table.entries]
+        facts["importance"] = f"{min(values):.4g} to {max(values):.4g}"
+    provenance = table.provenance
+    facts.update({name: getattr(provenance, name) for name in ("model", "device", "backend", "dtype", "date")})
+    return facts
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from layerfold.cli._quantities import parse_number
+    from layerfold.tables import merge_tables, read_table
+
+    tolerance = parse_number(args.tolerance, "--tolerance", least=0.0, most=100.0, example="3") / 100.0
+    if Path(args.output).suffix != ".csv" or Path(args.output).is_dir():
+        raise UsageError(f"-o {args.output}: expected the name of a .csv file")
+    # Parts alone may have gaps; only the whole must lead from end to end.
+    merged = merge_tables([read_table(path, partial=True) for path in args.files], tolerance=tolerance)
+    merged.write(args.output)
+    print(f"wrote {args.output}", file=sys.stderr)
+    facts = _facts(args.output, merged)
+    text = f"{args.output}: {len(merged)} entries from {len(args.files)} files"
+    print(json.dumps(facts, indent=1) if args.json else text)
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from layerfold.tables import diff_tables, read_table
+
+    if not (args.most.isascii() and args.most.isdigit() and len(args.most) < 8):
+        raise UsageError(f"--most {args.most}: a whole number of at least 0 is expected")
+    first, second = (read_table(path) for path in args.files)
+    if type(first) is not type(second):
+        raise TableError(f"{args.files[0]} and {args.files[1]}: a latency and an importance table, expected two alike")
+    difference = diff_tables(first, second)
+    if args.json:
+        print(json.dumps(difference.to_json(), indent=1))
+    else:
+        print("\n".join(difference.lines(int(args.most))))
+    return 0

@@ -1,0 +1,130 @@
+"""Frontiers too large to be listed: labels near the hull only, and a proven bound on what that misses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.solver._hull import Hull, make_hull, values_so_far
+from layerfold.solver._labels import ChainFrontier, Labels, ended, join, taken
+from layerfold.solver._options import ChainOptions
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+_LABELS = 512
+"""Labels kept a state; towards the end of a chain their number rises to _LAST_LABELS."""
+_LAST_LABELS = 16_384
+_GRID = 64
+
+
+def solve_near(chains: list[ChainOptions], epsilon: float) -> tuple[list[ChainFrontier], Hull]:
+    """Return chain frontiers made of labels that lie near the hull, and the hull that proves how near they come.
+
+    Whatever is dropped, the hull bounds: a point's importance is at most ``hull.bound(budget)`` less what the best
+    solution within that budget has. Labels farther than ``epsilon`` (a part of the span of importance) below the
+    hull cannot become points within ``epsilon``, so they go first; of those that crowd, the ones nearest the hull
+    stay.
+
+    Args:
+        chains: options with one cost.
+        epsilon: above 0.
+    """
+    slim = [_undominated(each) for each in chains]
+    hull = make_hull(slim, tightness=0.1 * epsilon)
+    margin = 1.5 * epsilon * hull.span + 1e-12
+    last = _LAST_LABELS if len(slim) == 1 else 2048
+    frontiers = []
+    for options, to_go in zip(slim, hull.to_go, strict=True):
+        near = _near_hull(options, hull, to_go, margin)
+        frontiers.append(_thinned_frontier(near, hull.prices, to_go, margin, last))
+    return frontiers, hull
+
+
+def _undominated(options: ChainOptions) -> ChainOptions:
+    """Drop options that another between the same states dominates; they come sorted by states and cost."""
+    key = options.from_state * options.num_states + options.to_state
+    first = np.concatenate(([True], np.diff(key) != 0))
+    # Lifting each pair of states above the one before lets one running maximum serve all.
+    lifted = options.importances + (np.cumsum(first) - 1) * (2.0 * float(np.ptp(options.importances)) + 1.0)
+    best = np.maximum.accumulate(lifted)
+    return _subset(options, np.flatnonzero(first | np.concatenate(([True], lifted[1:] > best[:-1]))))
+
+
+def _near_hull(options: ChainOptions, hull: Hull, to_go: Floats, margin: float) -> ChainOptions:
+    """Keep the options that some way within ``margin`` of the hull goes through."""
+    so_far = values_so_far(options, hull.prices)
+    below = np.full(len(options.importances), np.inf)
+    for index, price in enumerate(hull.prices):
+        through = so_far[options.from_state, index] + to_go[options.to_state, index]
+        through += options.importances - price * options.costs[:, 0]
+        np.minimum(below, to_go[1, index] - through, out=below)
+    return _subset(options, np.flatnonzero(below <= margin))
+
+
+def _thinned_frontier(options: ChainOptions, prices: Floats, to_go: Floats, margin: float, last: int) -> ChainFrontier:
+    none = np.zeros(1, dtype=np.int64)
+    labels = {1: Labels(costs=np.zeros((1, 1)), importances=np.zeros(1), option=none, parent=none)}
+    starts, ends = options.from_state, options.to_state
+    edges = np.flatnonzero(np.diff(ends) | np.diff(starts)) + 1
+    firsts, lasts = np.concatenate(([0], edges)), np.concatenate((edges, [len(ends)]))
+    by_end: dict[int, list[tuple[int, int, int]]] = {}
+    for first, stop in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        by_end.setdefault(int(ends[first]), []).append((int(starts[first]), first, stop))
+    for state, groups in by_end.items():
+        reached = [group for group in groups if group[0] in labels]
+        if not reached:
+            continue
+        room = _room(options.num_states - 1 - state, last)
+
+        def near(costs: Floats, importances: Floats, state: int = state, room: int = room) -> Indices:
+            below = _envelope(prices, to_go[1] - to_go[state], costs) - importances
+            return _crowd_thinned(costs, importances, below, np.flatnonzero(below <= margin), 2 * room)
+
+        joined = join(options, labels, reached, near)
+        if joined is not None and len(joined.importances):
+            if len(joined.importances) > room:
+                costs = joined.costs[:, 0]
+                below = _envelope(prices, to_go[1] - to_go[state], costs) - joined.importances
+                kept = _crowd_thinned(costs, joined.importances, below, np.arange(len(costs)), room)
+                joined = taken(joined, kept)
+            labels[state] = joined
+    frontier = ended(options, labels)
+    assert frontier is not None  # the ways that touch the hull are always kept
+    return frontier
+
+
+def _room(states_left: int, last: int) -> int:
+    """Return how many labels a state may keep: few on the way, more and more over the last 80 states."""
+    return max(_LABELS, int(last * 2.0 ** (-states_left / 12.0)))
+
+
+def _envelope(prices: Floats, offsets: Floats, costs: Floats) -> Floats:
+    """Return min over prices of offset + price * cost: concave in cost, so a fine grid and chords below it do."""
+    grid = np.linspace(costs.min(), costs.max(), _GRID) if len(costs) > _GRID else np.sort(costs)
+    values = (offsets[:, None] + np.multiply.outer(prices, grid)).min(axis=0)
+    return np.asarray(np.interp(costs, grid, values))
+
+
+def _crowd_thinned(costs: Floats, importances: Floats, below: Floats, candidates: Indices, room: int) -> Indices:
+    """Cut the frontier's length into ``room`` cells and keep in each the label nearest the hull.
+
+    Length counts cost and importance alike, so that neither a flat nor a steep part is left without labels.
+    """
+    if len(candidates) <= room:
+        return candidates
+    cost, importance = costs[candidates], importances[candidates]
+    along = cost / (float(np.ptp(cost)) or 1.0) + importance / (float(np.ptp(importance)) or 1.0)
+    cell = ((along - along.min()) * (room / (float(np.ptp(along)) or 1.0))).astype(np.int64)
+    order = np.lexsort((below[candidates], cell))
+    first = np.concatenate(([True], np.diff(cell[order]) != 0))
+    return np.sort(candidates[order[first]])
+
+
+def _subset(options: ChainOptions, kept: Indices) -> ChainOptions:
+    plan_of = options.plan_of
+    return replace(
+        options, from_state=options.from_state[kept], to_state=options.to_state[kept], costs=options.costs[kept],
+        importances=options.importances[kept], plan_of=lambda index: plan_of(int(kept[index])),
+    )

@@ -1,0 +1,89 @@
+"""The search itself: options in, frontier out, exact unless that would be too large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.errors import UsageError
+from layerfold.solver._hull import Hull, make_hull
+from layerfold.solver._labels import ChainFrontier, TooManyLabels, least_to_go, solve_chain
+from layerfold.solver._near import solve_near
+from layerfold.solver._options import ChainOptions
+from layerfold.solver._sum import SummedFrontier, sum_frontiers
+
+Floats = NDArray[np.float64]
+_FIRST_EPSILON = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What :func:`solve_options` found.
+
+    Attributes:
+        summed: the points.
+        gap: points of importance that any answer may miss by; 0 if exact. Holds where ``hull`` is None.
+        hull: bounds the importance at every cost, where labels were thinned by it.
+    """
+
+    summed: SummedFrontier
+    gap: float = 0.0
+    hull: Hull | None = None
+
+
+def check_epsilon(epsilon: float, max_labels: int) -> None:
+    """Refuse values out of range."""
+    if isinstance(epsilon, bool) or not (isinstance(epsilon, (int, float)) and 0.0 <= epsilon <= 1.0):
+        raise UsageError(f"epsilon={epsilon!r}: expected a part of the span from 0 to 1, for example 1e-4")
+    if isinstance(max_labels, bool) or not isinstance(max_labels, int) or max_labels < 16:
+        raise UsageError(f"max_labels={max_labels!r}: expected a whole number of at least 16")
+
+
+def solve_options(
+    chains: list[ChainOptions], *, caps: Floats | None = None, epsilon: float = 0.0, max_labels: int = 20_000
+) -> Found | None:
+    """Return the frontier of one or more chains of options, or None where nothing keeps to the caps.
+
+    Args:
+        chains: options; every chain's end must be reachable.
+        caps: [columns] upper limits on the sums; None for no limit.
+        epsilon, max_labels: as in :func:`layerfold.solver.solve_frontier`.
+    """
+    if epsilon == 0.0:
+        try:
+            return _solve(chains, caps, 0.0, max_labels)
+        except TooManyLabels:
+            epsilon = _FIRST_EPSILON
+    if chains[0].costs.shape[1] == 1:
+        frontiers, hull = solve_near(chains, epsilon)
+        summed = sum_frontiers(frontiers, caps=caps)
+        return Found(summed=summed, hull=hull) if len(summed.importances) else None
+    span = make_hull([_first_cost(each) for each in chains], most=2).span
+    states = sum(each.chain[1] - each.chain[0] for each in chains)
+    while True:
+        try:
+            found = _solve(chains, caps, epsilon * span / states, max_labels)
+        except TooManyLabels:
+            epsilon *= 10.0
+            continue
+        return None if found is None else replace(found, gap=epsilon * span)
+
+
+def _solve(chains: list[ChainOptions], caps: Floats | None, slack: float, max_labels: int) -> Found | None:
+    """Solve every chain and add the frontiers; ``slack`` may be lost at each position once."""
+    least = np.zeros((len(chains), 1)) if caps is None else np.array([least_to_go(each)[1] for each in chains])
+    frontiers: list[ChainFrontier] = []
+    for index, options in enumerate(chains):
+        own_caps = None if caps is None else caps - (least.sum(axis=0) - least[index])
+        frontier = solve_chain(options, caps=own_caps, slack=slack, max_labels=max_labels)
+        if frontier is None:
+            return None
+        frontiers.append(frontier)
+    summed = sum_frontiers(frontiers, caps=caps)
+    return Found(summed=summed) if len(summed.importances) else None
+
+
+def _first_cost(options: ChainOptions) -> ChainOptions:
+    return replace(options, costs=options.costs[:, :1])
