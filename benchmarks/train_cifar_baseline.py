@@ -59,7 +59,7 @@ def train_baseline(arguments: argparse.Namespace) -> Path:
     data = open_data(arguments.data, input_shape=loaded.input_shape, mean=loaded.mean, std=loaded.std,
                      interpolation=loaded.interpolation, crop_pct=loaded.crop_pct, num_classes=loaded.num_classes)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    weights_path = arguments.output / f"{arguments.model}.safetensors"
+    weights_path: Path = arguments.output / f"{arguments.model}.safetensors"
     before = evaluate_network(loaded.module, data.test)
     print(f"before: {before.accuracy_pct:.2f} % of {before.num_images} test images", file=sys.stderr)
     began = time.monotonic()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251  (only what torch.load raises)
 from typing import Any
 
 import torch
@@ -112,7 +112,7 @@ def _read_pickle(path: Path) -> Any:
         raise UsageError(f"weights={path}: is a TorchScript archive, which holds code; save model.state_dict() instead")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise UsageError(
             f"weights={path}: holds Python objects other than tensors, so loading it would run code; "
             "save model.state_dict(), or convert it to safetensors"
