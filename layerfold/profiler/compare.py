@@ -53,7 +53,7 @@ def compare_runners(
     """Measure runners against the first of them, interleaved in ABBA order.
 
     Stops when every median and every ratio has reached the policy's target, or when each runner has had
-    ``cap_s`` seconds.
+    ``cap_s`` seconds. A round in which the system took the processor away is counted as disturbed and not used.
 
     Args:
         runners: name -> function that does one forward pass; the first is the reference.
@@ -76,8 +76,13 @@ def compare_runners(
     while True:
         order = names if len(values_ms[reference]) % 2 == 0 else names[::-1]
         round_ms = dict.fromkeys(names, 0.0)
+        is_disturbed = False
         for name in (*order, *order[::-1]):
-            round_ms[name] += timed[name].block_ms() / 2
+            is_disturbed |= timed[name].block_ms() is None
+            round_ms[name] += timed[name].last_ms / 2
+        is_late = time.perf_counter() > deadline
+        if is_disturbed and not is_late:
+            continue
         for name in names:
             values_ms[name].append(round_ms[name])
             ratios[name].append(round_ms[name] / round_ms[reference])
@@ -87,7 +92,7 @@ def compare_runners(
             if all(narrow.values()) and all(is_narrow(ratios[name], policy.target) for name in names[1:]):
                 break
             next_check = rounds + max(rounds // 16, 1)
-        if rounds >= 6 and time.perf_counter() > deadline:
+        if rounds >= 6 and is_late:
             break
     measured = {
         name: summarise_blocks(values_ms[name], runs=2 * rounds * timed[name].runs_per_block, is_settled=narrow[name],

@@ -29,9 +29,10 @@ CONFIDENCE = 0.95
 _ROUGH_BLOCKS = 3
 _WARMUP_WINDOW = 3
 _WARMUP_GAIN = 0.03
-_REFILL_PASSES = (5, 2)
+_REFILL_PASSES = (5, 1)
 _REFILL_MS = 10.0
-_RETRY_S = 0.02
+_RETRY_S = 0.1
+_PATIENCE = 4.0
 _BLOCK_MEMORY = 100_000
 
 
@@ -41,7 +42,8 @@ class MeasurePolicy:
 
     Attributes:
         target: half-width of the 95 % interval of the median, relative to the median, at which to stop.
-        cap_s: seconds of timed running after which a runner is given up as unsettled.
+        cap_s: seconds of timed running after which a runner is given up as unsettled; untimed and disturbed passes
+            may take three times as long besides.
         min_blocks: least number of blocks (6 is the least for which a 95 % rank interval exists).
         block_ms: least length of a block; 0.2 ms keeps the timer's share under 0.1 %.
         warmup_cap_s: most seconds of warm-up a runner.
@@ -151,17 +153,21 @@ class TimedRunner:
     timed_s: float = 0.0
     pass_ms: float = 0.0
     disturbed: int = 0
+    last_ms: float = math.inf
+    busy_s: float = 0.0
     is_settled: bool = False
     _next_check: int = 0
 
-    def block_ms(self) -> float:
+    def block_ms(self) -> float | None:
         """Run one block and return the mean time of a pass, in milliseconds.
 
         The first passes are not timed: after another network has run, its weights fill the caches, and the next
         five passes were seen to take 2.1, 1.7, 1.3, 1.07 and 1.02 times the steady latency (MobileNetV2 at 64 px).
-        A block during which the system took the processor away is counted as disturbed and run again, a few times.
+        A block during which the system took the processor away is counted as disturbed and run again for a while;
+        None if it was disturbed every time. ``last_ms`` then holds the least of those times.
         """
         run = self.run
+        self.last_ms = math.inf
         began = time.perf_counter()
         while True:
             switches = involuntary_switches()
@@ -172,15 +178,17 @@ class TimedRunner:
             for _ in repeats:
                 run()
             value_ms = (time.perf_counter_ns() - began_ns) / 1e6 / self.runs_per_block
+            self.last_ms = min(self.last_ms, value_ms)
             if involuntary_switches() == switches:
+                self.last_ms = value_ms
                 return value_ms
             self.disturbed += 1
             if time.perf_counter() - began > _RETRY_S:
-                return value_ms
+                return None
 
     @property
     def refill_passes(self) -> int:
-        """Untimed passes at the start of a block: two to five, the fewer the longer one takes."""
+        """Untimed passes at the start of a block: one to five, the fewer the longer one takes."""
         most, least = _REFILL_PASSES
         return min(most, max(least, math.ceil(_REFILL_MS / self.pass_ms))) if self.pass_ms else least
 
@@ -192,7 +200,8 @@ class TimedRunner:
         policy, values = self.policy, []
         began = time.perf_counter()
         while True:
-            value_ms = self.block_ms()
+            self.block_ms()
+            value_ms = self.last_ms
             values.append(value_ms)
             self.pass_ms = min(values)
             if self.runs_per_block * value_ms < policy.block_ms:
@@ -209,9 +218,13 @@ class TimedRunner:
 
     def add_block(self) -> None:
         """Time one more block and decide whether the measurement has settled."""
+        began = time.perf_counter()
         value_ms = self.block_ms()
-        self.values_ms.append(value_ms)
-        self.timed_s += value_ms * self.runs_per_block / 1e3
+        self.busy_s += time.perf_counter() - began
+        if value_ms is None and self.busy_s < _PATIENCE * self.policy.cap_s:
+            return
+        self.values_ms.append(self.last_ms)
+        self.timed_s += self.last_ms * self.runs_per_block / 1e3
         count = len(self.values_ms)
         if count >= max(self.policy.min_blocks, self._next_check):
             self.is_settled = is_narrow(self.values_ms, self.policy.target)
@@ -219,7 +232,7 @@ class TimedRunner:
 
     @property
     def is_done(self) -> bool:
-        is_over = self.timed_s >= self.policy.cap_s and len(self.values_ms) >= _ROUGH_BLOCKS
+        is_over = max(self.timed_s, self.busy_s / _PATIENCE) >= self.policy.cap_s and len(self.values_ms) >= _ROUGH_BLOCKS
         return self.is_settled or is_over or len(self.values_ms) >= _BLOCK_MEMORY
 
     def measurement(self, *, is_rough: bool = False) -> Measurement:
@@ -264,7 +277,7 @@ def measure_runners(
         runner.warm_up(limits[index])
         if runner.pass_ms > limits[index]:
             runner.runs_per_block = 1
-            for _ in range(_ROUGH_BLOCKS):
+            while len(runner.values_ms) < _ROUGH_BLOCKS:
                 runner.add_block()
             finish(index, is_rough=True)
     active = [index for index in range(len(timed)) if index not in found]

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
 
+from layerfold.errors import UsageError
 from layerfold.graph.network import Network, Segment
 from layerfold.profiler.backends import Backend, get_backend
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.in_network import ChangeProfiler
 from layerfold.profiler.measure import MeasurePolicy
-from layerfold.profiler.outside import outside_graph
+from layerfold.profiler.outside import OutsideGraph, outside_graph
 from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
+
+
+Method = Literal["in_network", "isolated"]
+_DEFAULT_TARGET: dict[str, float] = {"in_network": 0.006, "isolated": 0.02}
+_SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
+_WORTH_TIMING = 2.0
+_FLOOR = 0.05
 
 
 def profile_network(
@@ -30,9 +41,10 @@ def profile_network(
     threads: int = 1,
     cache: str | os.PathLike[str] | Literal[False] | None = None,
     candidates: Sequence[Segment] | None = None,
+    method: Method = "in_network",
     progress: bool = True,
-    target: float = 0.02,
-    cap_s: float = 0.15,
+    target: float | None = None,
+    cap_s: float = 0.25,
     model_name: str | None = None,
 ) -> LatencyTable:
     """Measure every candidate segment of a network and what lies outside its chains.
@@ -47,36 +59,46 @@ def profile_network(
         threads: worker threads, for backends on the CPU.
         cache: file for finished measurements; None for the default place, False for none.
         candidates: what to measure; None for ``net.candidates()``.
+        method: ``in_network`` screens the segments alone, then times each promising one inside the whole network, so that
+            sums of entries predict networks; ``isolated`` takes the segments alone (shared between networks, less true).
         progress: show a bar on stderr.
-        target: half-width of each entry's 95 % interval, relative, at which it has settled.
+        target: half-width of each 95 % interval at which it has settled, relative to the whole network
+            (``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
         cap_s: most seconds of timed running an entry.
         model_name: what the user calls the model, for the table's provenance.
 
     Returns:
-        The table; ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included.
-        An entry with ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces.
+        The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included; the
+        original network's entries and ``fixed_ms`` add up to its measured latency. An entry with ``runs=0`` was not
+        measured: its latency is a lower bound, several times what it replaces.
 
     Raises:
-        UsageError: unknown backend, device or dtype, unwritable cache.
+        UsageError: unknown backend, device, dtype or method, unwritable cache.
         ExportError: an activation that has no ONNX form.
         ProfilerError: the backend refuses a graph.
     """
+    if method not in _DEFAULT_TARGET:
+        raise UsageError(f"method={method!r} is not known; choose from {', '.join(_DEFAULT_TARGET)}")
     chosen = get_backend(backend, device=device, threads=threads) if isinstance(backend, str) else backend
     segments = list(net.candidates() if candidates is None else candidates)
-    policy = MeasurePolicy(target=target, cap_s=cap_s, block_ms=0.3, warmup_cap_s=max(cap_s, 0.1))
+    policy = MeasurePolicy(target=target or _DEFAULT_TARGET[method], cap_s=cap_s, block_ms=0.3, warmup_cap_s=0.1)
     facts = chosen.provenance()
-    environment = {**facts, "batch": batch, "dtype": dtype}
-    store = None if cache is False else MeasurementCache(cache, environment)
+    store = None if cache is False else MeasurementCache(cache, {**facts, "batch": batch, "dtype": dtype})
     try:
         wanted = distinct([*segments, *(net.segment(m, m + 1) for m in range(len(net.layers)))])
-        with progress_bar("profile: measure segments", len(wanted), enabled=progress) as bar:
-            profiler = SegmentProfiler(chosen, store, policy, batch=batch, dtype=dtype, advance=bar.advance)
-            bounds = profile_segments(net, segments, profiler)
-        fixed_ms = _outside_ms(model, net, profiler, batch, dtype)
+        with progress_bar("profile: segments alone", len(wanted), enabled=progress) as bar:
+            alone = SegmentProfiler(chosen, store, _SCREENING if method == "in_network" else policy, batch=batch,
+                                    dtype=dtype, advance=bar.advance)
+            bounds = profile_segments(net, segments, alone)
+        outside = outside_graph(model, net, batch=batch, dtype=dtype)
+        fixed_ms = _outside_ms(net, outside, alone)
+        entries = [_isolated_entry(net, segment, alone, bounds) for segment in segments]
+        if method == "in_network":
+            changes = ChangeProfiler(net, outside, chosen, store, policy, dtype=dtype)
+            entries = _entries_in_network(net, segments, entries, alone, changes, fixed_ms, progress)
     finally:
         if store is not None:
             store.close()
-    options = {**facts["options"], "method": "isolated", "target": target, "cap_s": cap_s}
     provenance = Provenance(
         kind="latency",
         model=model_name or net.name,
@@ -90,25 +112,61 @@ def profile_network(
         versions=facts["versions"],
         fixed_ms=fixed_ms,
         chains=tuple((chain.start, chain.end) for chain in net.chains),
-        options=options,
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        options={**facts["options"], "method": method, "target": policy.target, "cap_s": cap_s},
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    return LatencyTable([_entry(net, segment, profiler, bounds) for segment in segments], provenance=provenance)
+    return LatencyTable(entries, provenance=provenance)
 
 
-def _outside_ms(model: nn.Module, net: Network, profiler: SegmentProfiler, batch: int, dtype: str) -> float:
+def _entries_in_network(
+    net: Network,
+    segments: Sequence[Segment],
+    isolated: Sequence[LatencyEntry],
+    alone: SegmentProfiler,
+    changes: ChangeProfiler,
+    fixed_ms: float,
+    progress: bool,
+) -> list[LatencyEntry]:
+    """Turn isolated entries into ones that add up inside the network.
+
+    Single layers share the measured latency of the unmerged network in proportion to their isolated ones (their sum is
+    what counts: every plan holds each layer once, alone or in a segment). A merged segment is its layers' entries plus the
+    change it makes.
+    """
+    single_ms = [alone.net_ms(net.segment(m, m + 1)) for m in range(len(net.layers))]
+    base_ms = changes.base_ms().median_ms
+    scale = max(base_ms - fixed_ms, _FLOOR * base_ms) / math.fsum(single_ms)
+    replaced_ms = [scale * math.fsum(single_ms[segment.start : segment.end]) for segment in segments]
+    promising = [
+        segment
+        for segment, entry, layers_ms in zip(segments, isolated, replaced_ms, strict=True)
+        if segment.num_layers > 1 and scale * entry.latency_ms < _WORTH_TIMING * layers_ms
+    ]
+    with progress_bar("profile: segments in the network", len(promising), enabled=progress) as bar:
+        measured = changes.changes(promising, bar.advance)
+    entries = []
+    for segment, entry, layers_ms in zip(segments, isolated, replaced_ms, strict=True):
+        change = measured.get((segment.start, segment.end))
+        if segment.num_layers == 1:
+            entry = replace(entry, latency_ms=layers_ms, spread_ms=scale * entry.spread_ms)
+        elif change is None:
+            entry = replace(entry, latency_ms=scale * entry.latency_ms, spread_ms=scale * entry.spread_ms)
+        else:
+            latency_ms = max(layers_ms + (change.ratio - 1) * base_ms, _FLOOR * layers_ms)
+            spread_ms = (change.high - change.low) / (2 * 1.96) * base_ms
+            entry = replace(entry, latency_ms=latency_ms, spread_ms=spread_ms, runs=change.runs)
+        entries.append(entry)
+    return entries
+
+
+def _outside_ms(net: Network, outside: OutsideGraph, profiler: SegmentProfiler) -> float:
     """Return the latency of what lies outside the chains, with the one call of a session that every plan needs."""
-    signature = f"outside network:{net.hash}"
-    known = profiler.look_up(signature)
-    if known is None:
-        onnx_bytes = outside_graph(model, net, batch=batch, dtype=dtype).onnx_bytes
-        if onnx_bytes is None:
-            return profiler.overhead_ms(net.segment(0, 1))
-        known = profiler.measure_graph(signature, onnx_bytes)
-    return known.median_ms
+    if outside.onnx_bytes is None:
+        return profiler.overhead_ms(net.segment(0, 1))
+    return profiler.measure_graph(f"outside network:{net.hash}", outside.onnx_bytes).median_ms
 
 
-def _entry(net: Network, segment: Segment, profiler: SegmentProfiler, bounds: dict[str, float]) -> LatencyEntry:
+def _isolated_entry(net: Network, segment: Segment, profiler: SegmentProfiler, bounds: dict[str, float]) -> LatencyEntry:
     has_activation_before = any(chain.start == segment.start for chain in net.chains) or net.has_activation(segment.start)
     facts: dict[str, Any] = {
         "start": segment.start,

@@ -19,8 +19,8 @@ from layerfold.profiler.segment_onnx import overhead_onnx, segment_onnx
 
 CHUNK = 8
 """Sessions alive at a time: enough to interleave, few enough not to disturb each other."""
-_ROUGH_FACTOR = 3.0
-_BOUND_FACTOR = 4.0
+_ROUGH_FACTOR = 2.5
+_BOUND_FACTOR = 3.0
 _PEAK_MARGIN = 1.5
 _LARGEST_ONNX_BYTES = 1 << 30
 _FLOOR = 0.05
@@ -136,7 +136,7 @@ def profile_segments(net: Network, candidates: Sequence[Segment], profiler: Segm
     """Measure every distinct candidate; return, for those not worth measuring, a lower bound of their latency.
 
     Single layers come first. A merged segment is then skipped when even at one and a half times the best rate of
-    multiply-adds seen so far it would take four times as long as the layers it replaces: no plan would use it, and its
+    multiply-adds seen so far it would take three times as long as the layers it replaces: no plan would use it, and its
     weights can take hundreds of megabytes. One that turns out to take three times as long is measured in three blocks only.
 
     Returns:

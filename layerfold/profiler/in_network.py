@@ -1,0 +1,181 @@
+"""Measure segments inside their network: the change that merging one segment makes to the whole.
+
+A segment alone finds its weights in the caches and pays for memory layouts at its borders; inside the network it is
+the other way round. So for each candidate the whole network with only that segment merged is assembled
+(:mod:`layerfold.profiler.assemble`) and timed round by round against the unmerged one. The entry of a merged segment is
+the entries of its layers plus that change. Sums of entries then predict whole networks as far as changes add up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from layerfold.graph.network import Network, Segment
+from layerfold.profiler.assemble import assemble_network
+from layerfold.profiler.backends import Backend, Runner
+from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.measure import (
+    Measurement,
+    MeasurePolicy,
+    TimedRunner,
+    measure_runners,
+    median_interval,
+    summarise_blocks,
+)
+from layerfold.profiler.outside import OutsideGraph
+
+_CHUNK = 5
+_MIN_ROUNDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What merging one segment does to the whole network.
+
+    Attributes:
+        ratio, low, high: latency with the segment merged over that without, paired round by round; 95 % interval.
+        rounds, runs: rounds, and timed passes of the merged network.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    runs: int
+
+
+class ChangeProfiler:
+    """Times networks that differ from the unmerged one in one segment.
+
+    Args:
+        net, outside: the network and what lies outside its chains.
+        backend: compiles and runs.
+        cache: where finished changes are stored and looked up, or None.
+        policy: ``target`` is the half-width of a change's interval, relative to the whole network.
+        dtype: of every graph.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        outside: OutsideGraph,
+        backend: Backend,
+        cache: MeasurementCache | None,
+        policy: MeasurePolicy,
+        *,
+        dtype: str,
+    ) -> None:
+        self._net, self._outside, self._backend, self._cache = net, outside, backend, cache
+        self._policy, self._dtype = policy, dtype
+        self._all = range(1, len(net.layers) + 1)
+
+    def base_ms(self) -> Measurement:
+        """Return the latency of the unmerged network."""
+        signature = f"whole network:{self._net.hash}"
+        known = self._cache.get(signature) if self._cache else None
+        if known is None:
+            base = self._compile(None)
+            try:
+                known = measure_runners([base.run], self._policy)[0]
+            finally:
+                base.close()
+            if self._cache:
+                self._cache.put(signature, known)
+        return known
+
+    def changes(
+        self, segments: Sequence[Segment], advance: Callable[[], None] = lambda: None
+    ) -> dict[tuple[int, int], Change]:
+        """Measure the change of each segment; equal segments in place of equal layers are measured once."""
+        found: dict[tuple[int, int], Change] = {}
+        todo: dict[str, list[Segment]] = {}
+        for segment in segments:
+            todo.setdefault(self._signature(segment), []).append(segment)
+        fresh = []
+        for signature, alike in todo.items():
+            stored = self._cache.get(signature) if self._cache else None
+            if stored is None:
+                fresh.append((signature, alike))
+                continue
+            for segment in alike:
+                found[segment.start, segment.end] = _change_of(stored)
+                advance()
+        if fresh:
+            base = self._compile(None)
+            try:
+                for first in range(0, len(fresh), _CHUNK):
+                    chunk = fresh[first : first + _CHUNK]
+                    measured = self._measure_chunk(base, [alike[0] for _, alike in chunk])
+                    for (signature, alike), measurement in zip(chunk, measured, strict=True):
+                        if self._cache:
+                            self._cache.put(signature, measurement)
+                        for segment in alike:
+                            found[segment.start, segment.end] = _change_of(measurement)
+                            advance()
+            finally:
+                base.close()
+        return found
+
+    def _measure_chunk(self, base: Runner, segments: list[Segment]) -> list[Measurement]:
+        """Time each segment's network next to the base; values are ratios, kept in the fields of a Measurement."""
+        policy = self._policy
+        runners: list[Runner] = []
+        try:
+            runners = [self._compile(segment) for segment in segments]
+            reference = TimedRunner(base.run, policy)
+            timed = [TimedRunner(runner.run, policy) for runner in runners]
+            for each in (reference, *timed):
+                each.warm_up()
+            ratios: list[list[float]] = [[] for _ in timed]
+            deadline = time.perf_counter() + policy.cap_s * len(timed)
+            active = list(range(len(timed)))
+            settled: set[int] = set()
+            rounds = 0
+            while active:
+                # base A B ... base: the base is timed on both sides, so that a linear drift cancels
+                is_disturbed = reference.block_ms() is None
+                base_ms = reference.last_ms / 2
+                values_ms = {}
+                for index in active if rounds % 2 else active[::-1]:
+                    is_disturbed |= timed[index].block_ms() is None
+                    values_ms[index] = timed[index].last_ms
+                is_disturbed |= reference.block_ms() is None
+                base_ms += reference.last_ms / 2
+                is_late = time.perf_counter() > deadline
+                if is_disturbed and not is_late:
+                    continue
+                rounds += 1
+                for index, value_ms in values_ms.items():
+                    ratios[index].append(value_ms / base_ms)
+                if rounds >= _MIN_ROUNDS:
+                    for index in active:
+                        low, high = median_interval(ratios[index])
+                        if (high - low) / 2 < policy.target:
+                            settled.add(index)
+                    active = [index for index in active if index not in settled]
+                    if is_late:
+                        break
+            return [
+                summarise_blocks(ratios[index], runs=len(ratios[index]) * timed[index].runs_per_block,
+                                 is_settled=index in settled, disturbed=timed[index].disturbed)
+                for index in range(len(timed))
+            ]
+        finally:
+            for runner in runners:
+                runner.close()
+
+    def _compile(self, segment: Segment | None) -> Runner:
+        stops = [m for m in self._all if segment is None or not segment.start < m < segment.end]
+        acts = [m for m in stops if self._net.has_activation(m)]
+        return self._backend.compile(assemble_network(self._net, self._outside, acts, stops, dtype=self._dtype))
+
+    def _signature(self, segment: Segment) -> str:
+        replaced = [self._net.segment(m, m + 1).signature for m in range(segment.start, segment.end)]
+        return f"change in network:{self._net.hash} from: {' | '.join(replaced)} to: {segment.signature}"
+
+
+def _change_of(measurement: Measurement) -> Change:
+    return Change(ratio=measurement.median_ms, low=measurement.low_ms, high=measurement.high_ms,
+                  rounds=measurement.blocks, runs=measurement.runs)
