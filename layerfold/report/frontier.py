@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from layerfold.report.words import ms_text
@@ -84,6 +86,14 @@ def frontier_png(
                      label="chosen, predicted", zorder=6)  # fmt: skip
     if budget_ms is not None:
         _draw_budget(axes, budget_ms)
+    linear = _linear_range([p[1] for p in frontier], chosen)
+    if linear is not None:
+        axes.set_yscale("symlog", linthresh=linear, linscale=2.0, base=10)
+        values = [p[1] for p in (*frontier, *([original] if original else []))]
+        margin = 0.12 * linear
+        axes.set_ylim(min(min(values) * 1.6, -margin), max(max(values) * 1.6, 0.0) + margin)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+        importance_label += f"\nlogarithmic beyond ±{linear:g}"
     axes.set_xlabel("latency of one forward pass (ms)")
     axes.set_ylabel(importance_label)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
@@ -93,6 +103,20 @@ def frontier_png(
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     figure.savefig(path, format="png")
     return Path(path)
+
+
+def _linear_range(importances: Sequence[float], chosen: Point | None) -> float | None:
+    """Return up to where the axis should be linear, or None where a linear axis shows everything.
+
+    The fastest plans may be hundreds of points worse than the one chosen; on a linear axis nobody could tell the
+    good ones apart.
+    """
+    if not importances:
+        return None
+    worst = max(abs(value) for value in importances)
+    near = max(abs(chosen[1]) if chosen else float(median(abs(value) for value in importances)), 1e-9)
+    power = 10.0 ** math.ceil(math.log10(near))
+    return power if worst > 10 * power else None
 
 
 def _draw_measured(axes: Axes, measured: Sequence[MeasuredPoint]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from layerfold.report import MeasuredPoint, frontier_png
+from layerfold.report.frontier import _linear_range
 
 POINTS = [(3.0, -5.0), (4.0, -2.0), (5.0, 0.0)]
 _ORANGE = (230, 159, 0)
@@ -44,6 +45,14 @@ def test_measured_plan_over_the_budget_stands_out(tmp_path: Path) -> None:
 
     assert _share(plot(False), _RED) > 0
     assert _share(plot(True), _RED) == 0
+
+
+def test_good_plans_stay_apart_beside_very_bad_ones() -> None:
+    near_chosen = [(3.0, -400.0), (4.0, -3.0), (5.0, -1.0)]
+    assert _linear_range([p[1] for p in near_chosen], near_chosen[1]) == 10.0
+    assert _linear_range([p[1] for p in near_chosen], None) == 10.0
+    assert _linear_range([p[1] for p in POINTS], POINTS[1]) is None
+    assert _linear_range([0.0, 0.0], (3.0, 0.0)) is None
 
 
 @pytest.mark.parametrize("points", [[], [(2.0, -1.0)]])
