@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from layerfold.finetune._batch_norm import recalibrate_batch_norm
+from layerfold.finetune._batch_norm import averaging_batch_norm, recalibrate_batch_norm
 from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._report import EpochRow, FinetuneReport
-from layerfold.finetune._scores import Scores, evaluate_network, predict_logits
+from layerfold.finetune._scores import Scores, check_labels, evaluate_network, predict_logits
 from layerfold.finetune._train import finetune_network
 
 __all__ = [
@@ -13,6 +13,10 @@ __all__ = [
     "FinetuneOptions",
     "FinetuneReport",
     "Scores",
+    "averaging_batch_norm",
+    "check_labels",
+    "averaging_batch_norm",
+    "check_labels",
     "evaluate_network",
     "finetune_network",
     "predict_logits",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor | tuple[Te
 
     Args:
         model: stays on its device.
-        batches: images, or (images, labels), each batch of two images or more.
+        batches: images, or (images, labels), each batch of two images or more; every batch counts alike.
 
     Returns:
         How many BatchNorm layers were recalibrated (0: nothing was run).
@@ -29,12 +30,29 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor | tuple[Te
     Raises:
         UsageError: no batches.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not norms:
-        return 0
+    count = len(_norms_with_statistics(model))
+    if count:
+        device = device_of(model)
+        with averaging_batch_norm(model):
+            for batch in batches:
+                images = batch if isinstance(batch, Tensor) else batch[0]
+                model(channels_last(images.to(device)))
+    return count
+
+
+@contextmanager
+def averaging_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Within the block, run the model: its BatchNorms then hold the average statistics of those passes.
+
+    The model is in eval mode but for its BatchNorms, and gradients are off. If the block fails, or runs no pass, the
+    statistics are as before.
+
+    Raises:
+        UsageError: a BatchNorm saw no batch.
+    """
+    norms = _norms_with_statistics(model)
     before = [(norm, norm.momentum, {name: value.clone() for name, value in norm.named_buffers(recurse=False)})
               for norm in norms]
-    device, count = device_of(model), 0
     with modes_kept(model), torch.no_grad():
         model.eval()
         try:
@@ -42,23 +60,18 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor | tuple[Te
                 norm.reset_running_stats()
                 norm.momentum = None  # torch then averages over all batches alike
                 norm.train()
-            for batch in batches:
-                images = batch if isinstance(batch, Tensor) else batch[0]
-                model(channels_last(images.to(device)))
-                count += 1
+            yield
+            if any(int(norm.get_buffer("num_batches_tracked")) == 0 for norm in norms):
+                raise UsageError("batches: a BatchNorm saw none; it needs images to be recalibrated on")
         except BaseException:
-            _restore_buffers(before)
+            for norm, _, buffers in before:
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
             raise
         finally:
             for norm, momentum, _ in before:
                 norm.momentum = momentum
-    if not count:
-        _restore_buffers(before)
-        raise UsageError("batches: there are none; BatchNorm needs images to be recalibrated on")
-    return len(norms)
 
 
-def _restore_buffers(before: list[tuple[_BatchNorm, float | None, dict[str, Tensor]]]) -> None:
-    for norm, _, buffers in before:
-        for name, value in buffers.items():
-            norm.get_buffer(name).copy_(value)
+def _norms_with_statistics(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
