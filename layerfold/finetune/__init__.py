@@ -15,8 +15,6 @@ __all__ = [
     "Scores",
     "averaging_batch_norm",
     "check_labels",
-    "averaging_batch_norm",
-    "check_labels",
     "evaluate_network",
     "finetune_network",
     "predict_logits",

@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from layerfold.errors import UsageError
 from layerfold.finetune._modes import channels_last, device_of, modes_kept
 
+_Saved = tuple[_BatchNorm, float | None, dict[str, Tensor]]
+
 
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> int:
     """Replace every BatchNorm's running mean and variance by their average over the given batches, in place.
@@ -44,15 +46,17 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor | tuple[Te
 def averaging_batch_norm(model: nn.Module) -> Iterator[None]:
     """Within the block, run the model: its BatchNorms then hold the average statistics of those passes.
 
-    The model is in eval mode but for its BatchNorms, and gradients are off. If the block fails, or runs no pass, the
-    statistics are as before.
+    The model is in eval mode but for its BatchNorms, and gradients are off. A BatchNorm that no pass reached keeps
+    its statistics; if the block fails, all do.
 
     Raises:
-        UsageError: a BatchNorm saw no batch.
+        UsageError: no pass reached any BatchNorm.
     """
     norms = _norms_with_statistics(model)
-    before = [(norm, norm.momentum, {name: value.clone() for name, value in norm.named_buffers(recurse=False)})
-              for norm in norms]
+    before: list[_Saved] = [
+        (norm, norm.momentum, {name: value.clone() for name, value in norm.named_buffers(recurse=False)})
+        for norm in norms
+    ]
     with modes_kept(model), torch.no_grad():
         model.eval()
         try:
@@ -61,16 +65,22 @@ def averaging_batch_norm(model: nn.Module) -> Iterator[None]:
                 norm.momentum = None  # torch then averages over all batches alike
                 norm.train()
             yield
-            if any(int(norm.get_buffer("num_batches_tracked")) == 0 for norm in norms):
-                raise UsageError("batches: a BatchNorm saw none; it needs images to be recalibrated on")
+            idle = [saved for saved in before if int(saved[0].get_buffer("num_batches_tracked")) == 0]
+            _restore_statistics(idle)
+            if idle and len(idle) == len(norms):
+                raise UsageError("batches: there are none; BatchNorm needs images to be recalibrated on")
         except BaseException:
-            for norm, _, buffers in before:
-                for name, value in buffers.items():
-                    norm.get_buffer(name).copy_(value)
+            _restore_statistics(before)
             raise
         finally:
             for norm, momentum, _ in before:
                 norm.momentum = momentum
+
+
+def _restore_statistics(saved: list[_Saved]) -> None:
+    for norm, _, buffers in saved:
+        for name, value in buffers.items():
+            norm.get_buffer(name).copy_(value)
 
 
 def _norms_with_statistics(model: nn.Module) -> list[_BatchNorm]:

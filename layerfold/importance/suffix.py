@@ -1,0 +1,124 @@
+"""The part of a changed network that the change can reach: everything before it is computed once and kept.
+
+Entries of one segment start share the feature maps in front of it, so that an entry costs only what lies behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from layerfold.graph import Network
+
+_MOST_BYTES = 1 << 30
+
+
+class FeatureBank:
+    """Feature maps of the original network on fixed batches, for the latest set of nodes asked for.
+
+    Args:
+        original: the traced original, in eval mode, with shapes recorded.
+        batches: images [N, C, H, W].
+    """
+
+    def __init__(self, original: fx.GraphModule, batches: Sequence[Tensor]) -> None:
+        self._original, self._batches = original, list(batches)
+        self._names: tuple[str, ...] = ()
+        self._values: list[tuple[Tensor, ...]] = []
+        self._shapes = {node.name: node.meta.get("shape") for node in original.graph.nodes}
+
+    def inputs(self) -> list[tuple[Tensor, ...]]:
+        """Return the batches themselves."""
+        return [(batch,) for batch in self._batches]
+
+    def values(self, names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
+        """Return, for each batch, the values of the named nodes."""
+        if names != self._names:
+            self._values = []  # freed before the next ones are computed
+            taps = _tap(self._original, names)
+            with torch.no_grad():
+                self._values = [taps(batch) for batch in self._batches]
+            self._names = names
+        return self._values
+
+    def is_affordable(self, names: tuple[str, ...]) -> bool:
+        """Say whether keeping these values takes at most a gigabyte."""
+        if not all(self._shapes.get(name) for name in names):
+            return False
+        floats = sum(math.prod(self._shapes[name][1:]) for name in names)
+        return 4 * floats * sum(len(batch) for batch in self._batches) <= _MOST_BYTES
+
+
+def record_shapes(net: Network, form: fx.GraphModule) -> None:
+    """Give a train form of the original the shapes of the traced graph, node by node."""
+    shapes = {node.name: node.meta.get("shape") for node in net.graph.graph.nodes}
+    for node in form.graph.nodes:
+        node.meta["shape"] = shapes.get(node.name)
+
+
+def shared_names(changed: fx.GraphModule, original: fx.GraphModule) -> set[str]:
+    """Return the nodes of ``changed`` that compute just what the original's nodes of that name do."""
+    originals = {node.name: node for node in original.graph.nodes}
+    shared: set[str] = set()
+    for node in changed.graph.nodes:
+        twin = originals.get(node.name)
+        if twin is None or node.op == "output" or (node.op, node.target) != (twin.op, twin.target):
+            continue
+        inputs = [before.name for before in node.all_input_nodes]
+        if inputs == [before.name for before in twin.all_input_nodes] and shared.issuperset(inputs):
+            shared.add(node.name)
+    return shared
+
+
+def crossing_names(changed: fx.GraphModule, shared: set[str]) -> tuple[str, ...]:
+    """Return the shared nodes whose values the rest of the network reads, in graph order."""
+    return tuple(
+        node.name
+        for node in changed.graph.nodes
+        if node.name in shared and any(user.name not in shared for user in node.users)
+    )
+
+
+def split_suffix(changed: fx.GraphModule, shared: set[str]) -> fx.GraphModule:
+    """Cut off, in place, what a changed network shares with the original.
+
+    Returns:
+        A module that takes the values of ``crossing_names``, in that order, and gives the network's output.
+    """
+    graph = changed.graph
+    names = crossing_names(changed, shared)
+    nodes = {node.name: node for node in graph.nodes}
+    anchor = next(iter(graph.nodes))
+    stand_ins = set()
+    for name in names:
+        with graph.inserting_before(anchor):
+            stand_in = graph.placeholder(f"kept_{name}")
+        stand_ins.add(stand_in)
+        nodes[name].replace_all_uses_with(stand_in, delete_user_cb=lambda user: user.name not in shared)
+    _erase_unread(graph, stand_ins)
+    changed.delete_all_unused_submodules()
+    changed.recompile()
+    return changed
+
+
+def _tap(original: fx.GraphModule, names: tuple[str, ...]) -> nn.Module:
+    """Return a module that computes the named nodes of the original, as a tuple."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in original.graph.nodes:
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, lambda before: copies[before])
+    by_name = {node.name: twin for node, twin in copies.items()}
+    graph.output(tuple(by_name[name] for name in names))
+    _erase_unread(graph, {node for node in graph.nodes if node.op == "placeholder"})
+    return fx.GraphModule(original, graph)
+
+
+def _erase_unread(graph: fx.Graph, kept: set[fx.Node]) -> None:
+    """Erase what nobody reads, but for the inputs in ``kept``."""
+    for node in reversed(list(graph.nodes)):
+        if node not in kept and node.op != "output" and not node.users:
+            graph.erase_node(node)
