@@ -48,6 +48,10 @@ figure svg { display: block; width: 100%; height: auto; }
 footer { color: var(--soft); font-size: 13px; margin-top: 20px; }
 @media print { :root { --page: #fff; --card: #fff; --ink: #1c2430; --soft: #5d6875; --line: #dfe3e8; --accent: #0072b2;
   --good: #00795a; --goodback: #fff; --bad: #b34400; --badback: #fff; --head: #fff; }
-  main { max-width: none; padding: 0; } section { break-inside: avoid; } .scroll { overflow: visible; }
-  body { font-size: 11px; } th, td { padding: 4px 6px; white-space: normal; } }
+  main { max-width: none; padding: 0; } .scroll { overflow: visible; } body { font-size: 10px; }
+  tr, figure, .tile { break-inside: avoid; } h2 { break-after: avoid; }
+  section { padding: 12px 14px; margin-top: 10px; }
+  .tiles { grid-template-columns: repeat(4, 1fr); gap: 8px; } .tile { padding: 8px 12px; } .tile b { font-size: 20px; }
+  h1 { font-size: 20px; } h2 { font-size: 14px; } th { font-size: 9px; } th, td { padding: 3px 5px; }
+  .tile span, .note, footer, code { font-size: 9px; } figure img { max-width: 560px; } }
 </style>"""
