@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from layerfold.importance import estimate_importance
     from layerfold.merge import build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
-    from layerfold.pipeline import compress_network
+    from layerfold.pipeline import CompressOptions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
     from layerfold.solver import Frontier, Solution, compute_optimal_latency, extend_importance, solve_frontier
     from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
@@ -52,7 +52,7 @@ _HOMES = {
     "layerfold.importance": ("estimate_importance",),
     "layerfold.merge": ("build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
-    "layerfold.pipeline": ("compress_network",),
+    "layerfold.pipeline": ("CompressOptions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
     "layerfold.solver": ("Frontier", "Solution", "compute_optimal_latency", "extend_importance", "solve_frontier"),
     "layerfold.tables": ("ImportanceEntry", "ImportanceTable", "LatencyEntry", "LatencyTable", "Provenance"),
@@ -62,6 +62,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Barrier",
     "Chain",
+    "CompressOptions",
     "DataError",
     "DeviceUnavailableError",
     "EquivalenceError",
