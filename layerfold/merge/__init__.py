@@ -1,8 +1,9 @@
-"""Train form and deploy form: the same function before and after merging."""
+"""Train form and deploy form: the same function before and after merging; both as files."""
 
 from __future__ import annotations
 
 from layerfold.merge.deploy_form import merge_network
+from layerfold.merge.files import LoadedForm, Recipe, is_form, load_form, save_form
 from layerfold.merge.train_form import build_train_form
 
-__all__ = ["build_train_form", "merge_network"]
+__all__ = ["LoadedForm", "Recipe", "build_train_form", "is_form", "load_form", "merge_network", "save_form"]

@@ -97,13 +97,22 @@ class Solution:
         except OSError as error:
             raise SolutionError(f"{path}: cannot be read ({error.strerror}); expected a solution file") from None
         data = _load_checkpoint(path) if _is_checkpoint(path, content) else _parse_json(path, content)
-        for name in ("act_pos", "merge_pos"):
-            if name not in data:
-                raise SolutionError(f"{path}: no {name!r}, expected act_pos and merge_pos; is it a solution?")
         try:
-            return cls(**_checked_fields(data))
+            return cls.from_json(data)
         except SolutionError as error:
             raise SolutionError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Solution:
+        """Return the solution that :meth:`to_json` wrote; only ``act_pos`` and ``merge_pos`` must be there.
+
+        Raises:
+            SolutionError: a missing field, or one that breaks a rule.
+        """
+        for name in ("act_pos", "merge_pos"):
+            if name not in data:
+                raise SolutionError(f"no {name!r}, expected act_pos and merge_pos; is it a solution?")
+        return cls(**_checked_fields(data))
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, by an atomic replace."""
@@ -201,7 +210,7 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
-def _checked_fields(data: dict[str, Any]) -> dict[str, Any]:
+def _checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {name: data[name] for name in ("act_pos", "merge_pos")}
     for name in ("model", "network_hash", "version", "status"):
         if name in data:

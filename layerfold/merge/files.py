@@ -1,0 +1,265 @@
+"""Train form and deploy form on disk: weights as safetensors, and beside them how to build what they fit.
+
+``NAME.safetensors`` holds the weights, ``NAME.safetensors.json`` the kind of form, the recipe, facts and the hash of
+the weights. Nothing in either file is code: a form is built anew from its model's source and its solution.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from layerfold.errors import SolutionError, UsageError, nearest_names
+from layerfold.graph import Network, trace_network
+from layerfold.graph.specs import Shape
+from layerfold.merge.deploy_form import merge_network
+from layerfold.merge.train_form import build_train_form
+from layerfold.models import load_model
+from layerfold.models._weights import file_sha256
+from layerfold.solver import Solution
+from layerfold.tables._csv import replace_text
+
+SCHEMA = 1
+Kind = Literal["train", "deploy"]
+_KINDS: tuple[Kind, ...] = ("train", "deploy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a form is built from nothing but names and positions.
+
+    Attributes:
+        model: source of the original as of ``load_model``; empty for a module that has no source.
+        num_classes, in_channels: what ``load_model`` was given; None for the model's own.
+        input_shape: (channels, height, width) that the network was traced with.
+        exclude: modules kept out of the chains, as of ``trace_network``.
+        solution: what is merged.
+    """
+
+    model: str
+    num_classes: int | None = None
+    in_channels: int | None = None
+    input_shape: Shape
+    exclude: tuple[str, ...] = ()
+    solution: Solution
+
+    def __post_init__(self) -> None:
+        if len(self.input_shape) != 3 or not all(_is_count(size) for size in self.input_shape):
+            raise UsageError(f"input_shape={self.input_shape!r}: expected (channels, height, width), each at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "model": self.model,
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "input_shape": list(self.input_shape),
+            "exclude": list(self.exclude),
+            "solution": self.solution.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> Recipe:
+        """Return what :meth:`to_json` wrote.
+
+        Raises:
+            UsageError, SolutionError: a missing field, or one that breaks a rule.
+        """
+        if not isinstance(data, dict):
+            raise UsageError(f"recipe is a {type(data).__name__}, expected a JSON object")
+        model, shape, exclude = data.get("model"), data.get("input_shape"), data.get("exclude", [])
+        if not isinstance(model, str):
+            raise UsageError(f"recipe: model={model!r}: expected a model's source")
+        if not isinstance(shape, list):
+            raise UsageError(f"recipe: input_shape={shape!r}: expected [channels, height, width]")
+        if not (isinstance(exclude, list) and all(isinstance(name, str) for name in exclude)):
+            raise UsageError(f"recipe: exclude={exclude!r}: expected a list of module names")
+        for name in ("num_classes", "in_channels"):
+            if data.get(name) is not None and not _is_count(data[name]):
+                raise UsageError(f"recipe: {name}={data[name]!r}: expected a whole number of at least 1")
+        if not isinstance(data.get("solution"), dict):
+            raise UsageError("recipe: no solution; expected an object with act_pos and merge_pos")
+        return cls(
+            model=model, num_classes=data.get("num_classes"), in_channels=data.get("in_channels"),
+            input_shape=cast(Shape, tuple(shape)), exclude=tuple(exclude),
+            solution=Solution.from_json(data["solution"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedForm:
+    """A form read back.
+
+    Attributes:
+        module: in eval mode, in the dtype it was saved in.
+        kind: ``train`` or ``deploy``.
+        recipe: how it was built.
+        facts: what was written with it, for example accuracies.
+        net: the original network that its solution belongs to.
+        weights_sha256: of the weights file.
+    """
+
+    module: fx.GraphModule
+    kind: Kind
+    recipe: Recipe
+    facts: dict[str, Any] = field(default_factory=dict)
+    net: Network
+    weights_sha256: str
+
+    @property
+    def example_input(self) -> Tensor:
+        """Zeros [1, channels, height, width] of the shape that the network was traced with."""
+        return torch.zeros(1, *self.recipe.input_shape)
+
+
+def save_form(
+    module: nn.Module, path: str | Path, *, kind: Kind, recipe: Recipe, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write a form: weights to ``path``, everything else to ``<path>.json``; each by an atomic replace.
+
+    Args:
+        module: what ``build_train_form`` (kind ``train``) or ``merge_network`` (kind ``deploy``) returned.
+        path: ends in ``.safetensors``; missing folders are made.
+        kind: which form it is.
+        recipe: how to build it again.
+        facts: further plain values to keep, for example accuracies.
+
+    Raises:
+        UsageError: another suffix, or a place that cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    from layerfold import __version__
+
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target}: expected a name that ends in .safetensors")
+    if kind not in _KINDS:
+        raise UsageError(f"kind={kind!r}: must be one of {', '.join(_KINDS)}")
+    # Clones, since the format takes no two names of one storage; loading writes equal values into both again.
+    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(state, partial)
+            content = {
+                "schema": SCHEMA, "kind": kind, "recipe": recipe.to_json(), "facts": dict(facts or {}),
+                "weights_sha256": file_sha256(partial), "version": __version__,
+            }  # fmt: skip
+            text = json.dumps(content, indent=1) + "\n"
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        replace_text(sidecar_path(target), text)
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
+    """Read a form that :func:`save_form` wrote.
+
+    Args:
+        path: the ``.safetensors`` file; ``<path>.json`` must lie beside it.
+        model: the original network, where the recipe names no source or another one is meant; left untouched.
+
+    Raises:
+        UsageError: a missing, foreign or broken file, or weights that do not fit the recipe; names the file.
+        SolutionError: a solution that does not fit the model.
+    """
+    path = Path(path)
+    content = _read_sidecar(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file, though {sidecar_path(path).name} is there; write both again")
+    weights_sha256 = file_sha256(path)
+    if content["weights_sha256"] != weights_sha256:
+        raise UsageError(f"{path}: the weights are not those that {sidecar_path(path).name} was written for; "
+                         "write both again")
+    try:
+        recipe = Recipe.from_json(content["recipe"])
+        module, net = _build(recipe, content["kind"], model)
+    except (SolutionError, UsageError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    _load_weights(module, path)
+    return LoadedForm(module=module.eval(), kind=content["kind"], recipe=recipe, facts=content["facts"], net=net,
+                      weights_sha256=weights_sha256)
+
+
+def is_form(path: str | Path) -> bool:
+    """Say whether ``path`` has a form's sidecar beside it."""
+    return sidecar_path(Path(path)).is_file()
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return ``NAME.safetensors.json`` for ``NAME.safetensors``."""
+    return path.with_name(path.name + ".json")
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    sidecar = sidecar_path(path)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: expected a .safetensors file of `layerfold finetune` or `layerfold merge`")
+    if not path.exists() and not sidecar.exists():
+        raise UsageError(f"{path}: no such file")
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no {sidecar.name} beside it; `layerfold finetune` and `layerfold merge` write both, "
+                         "and a file of weights alone does not say what they belong to") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{sidecar}: cannot be read as JSON ({error}); write the form again") from None
+    if not isinstance(content, dict) or "kind" not in content or "recipe" not in content:
+        raise UsageError(f"{sidecar}: has no kind and recipe; is it the file of a form?")
+    if content.get("schema") != SCHEMA:
+        raise UsageError(f"{sidecar}: schema {content.get('schema')!r} is not known; this version reads {SCHEMA}")
+    if content["kind"] not in _KINDS:
+        raise UsageError(f"{sidecar}: kind={content['kind']!r}: must be one of {', '.join(_KINDS)}")
+    if not isinstance(content.get("facts"), dict) or not isinstance(content.get("weights_sha256"), str):
+        raise UsageError(f"{sidecar}: facts and weights_sha256 are missing or of another type; write the form again")
+    return content
+
+
+def _build(recipe: Recipe, kind: Kind, model: nn.Module | None) -> tuple[fx.GraphModule, Network]:
+    """Return the structure of a form, with weights that are still to be replaced."""
+    if model is None:
+        if not recipe.model:
+            raise UsageError("was made from a module without a source; pass that module as model")
+        loaded = load_model(recipe.model, num_classes=recipe.num_classes, in_channels=recipe.in_channels)
+        model = loaded.module
+    net = trace_network(model, torch.zeros(1, *recipe.input_shape), exclude=recipe.exclude)
+    module = build_train_form(model, net, recipe.solution).eval()
+    return (merge_network(module, tolerance=None) if kind == "deploy" else module), net
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a safetensors file ({' '.join(str(error).split())[:200]})") from error
+    dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
+    if len(dtypes) == 1:
+        module.to(dtypes.pop())
+    expected = module.state_dict()
+    for name in [*expected, *state]:
+        if name not in state:
+            raise UsageError(f"{path}: weight {name!r} is missing{nearest_names(name, state)}; was the model changed?")
+        if name not in expected:
+            raise UsageError(f"{path}: weight {name!r} belongs nowhere in the model; was the model changed?")
+        if state[name].shape != expected[name].shape:
+            raise UsageError(f"{path}: weight {name!r} has shape {tuple(state[name].shape)}, the model's is "
+                             f"{tuple(expected[name].shape)}; was the model changed?")
+    module.load_state_dict(state)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
