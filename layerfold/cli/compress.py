@@ -1,0 +1,121 @@
+"""``layerfold compress``: all steps, from a trained network to exported files and a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from layerfold.cli._quantities import parse_ms, parse_number
+from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
+from layerfold.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerfold.pipeline import CompressResult
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``compress`` to the command line."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "compress",
+        help="compress a trained network to a latency budget: all steps",
+        description="Compress a trained CNN to a latency budget: trace, profile, importance, solve, verify, finetune, "
+        "merge, export, bench. Interrupted, the same command goes on where it stopped.",
+        epilog="examples:\n"
+        "  layerfold compress timm:mobilenetv2_100 --weights net.safetensors --data folder:images --budget 4.5ms -o out\n"
+        "  layerfold compress net.py:make --weights net.pth --data parquet:images --speedup 1.5 -o out",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    add_data_arguments(parser)
+    budget = parser.add_argument_group("budget (one of the two)")
+    budget.add_argument("--budget", metavar="MS", help="end-to-end latency, for example 4.5ms or 800us")
+    budget.add_argument("--speedup", metavar="X", help="original latency / budget, for example 1.5")
+    device = parser.add_argument_group("what is measured")
+    device.add_argument("--backend", default="onnxruntime", metavar="NAME", help="(default: %(default)s, on this CPU)")
+    device.add_argument("--threads", type=int, default=1, metavar="N",
+                        help="worker threads (default: 1, which a shared machine repeats best)")
+    device.add_argument("--batch", type=int, default=1, metavar="N", help="images a forward pass (default: 1)")
+    search = parser.add_argument_group("what may be merged, and what counts")
+    search.add_argument("--exclude", action="append", default=[], metavar="NAME",
+                        help="a module that stays as it is; give it again for more")
+    search.add_argument("--max-kernel", type=int, default=15, metavar="K", help="largest merged kernel (default: 15)")
+    search.add_argument("--max-growth", type=float, default=4.0, metavar="X",
+                        help="largest growth in multiply-adds by a merge (default: 4)")
+    search.add_argument("--importance", default="recalibrate", metavar="METHOD",
+                        help="recalibrate (no training) or finetune (the paper's) (default: %(default)s)")
+    search.add_argument("--score", default="accuracy", metavar="NAME",
+                        help="accuracy, agreement (with the original; needs no labels) or loss (default: %(default)s)")
+    search.add_argument("--importance-images", type=int, metavar="N", help="holdout images a score (default: all)")
+    search.add_argument("--importance-steps", type=int, default=300, metavar="N",
+                        help="training steps an entry, with --importance finetune (default: 300)")
+    search.add_argument("--alpha", type=float, default=0.0, metavar="A",
+                        help="weight of the mean importance taken off each term (default: 0)")
+    train = parser.add_argument_group("finetuning")
+    train.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the train split (default: 3)")
+    train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
+    train.add_argument("--learning-rate", type=float, metavar="R", help="highest learning rate")
+    train.add_argument("--optimizer", default="sgd", metavar="NAME", help="sgd or adamw (default: sgd)")
+    out = parser.add_argument_group("output")
+    out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="everything is written here")
+    out.add_argument("--formats", metavar="LIST", help="onnx,tensorrt (default: onnx, and tensorrt where installed)")
+    out.add_argument("--overwrite", action="store_true", help="start anew where the folder holds another run")
+    out.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    add_result_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json`` and ``--quiet``."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run all steps and print the result table; 3 if the last measurement is over the budget."""
+    budget_ms = parse_ms(arguments.budget, "--budget") if arguments.budget is not None else None
+    speedup = None
+    if arguments.speedup is not None:
+        text = arguments.speedup.strip().removesuffix("x")
+        speedup = parse_number(text, "--speedup", least=1e-3, most=1e3, example="1.5")
+    if (budget_ms is None) == (speedup is None):
+        raise UsageError("--budget, --speedup: give one of the two, for example --budget 4.5ms or --speedup 1.5")
+    from layerfold.pipeline import CompressOptions, compress_network
+
+    options = CompressOptions(
+        budget_ms=budget_ms, speedup=speedup, backend=arguments.backend, threads=arguments.threads,
+        batch=arguments.batch, exclude=tuple(arguments.exclude), max_kernel=arguments.max_kernel,
+        max_growth=arguments.max_growth, importance_method=arguments.importance, importance_score=arguments.score,
+        importance_images=arguments.importance_images, importance_steps=arguments.importance_steps,
+        alpha=arguments.alpha, finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
+        learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
+        formats=tuple(arguments.formats.split(",")) if arguments.formats is not None else None, seed=arguments.seed,
+    )  # fmt: skip
+    loaded = load_model_of(arguments)
+    data = open_data_of(arguments, loaded)
+    result = compress_network(
+        loaded, data, out=arguments.output, options=options, overwrite=arguments.overwrite,
+        progress=not arguments.quiet, command="layerfold " + shlex.join(sys.argv[1:]),
+    )  # fmt: skip
+    return print_result(result, arguments)
+
+
+def print_result(result: CompressResult, arguments: argparse.Namespace) -> int:
+    """Print the table (or JSON) and the verdict; return the exit code."""
+    from dataclasses import asdict
+
+    from layerfold.report import result_table_text
+
+    if arguments.json:
+        rows = [asdict(row) for row in result.report.rows]
+        facts = {"out": str(result.out), "is_budget_met": result.is_budget_met, "verdict": result.report.verdict,
+                 "budget_ms": result.report.budget_ms, "act_pos": list(result.solution.act_pos),
+                 "merge_pos": list(result.solution.merge_pos), "networks": rows}
+        print(json.dumps(facts, indent=1))
+    else:
+        print(result_table_text(result.report.rows, is_coloured=sys.stdout.isatty()))
+        print(result.report.verdict)
+        print(f"Report: {result.out / 'report.html'}")
+    return 0 if result.is_budget_met else 3

