@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from layerfold.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerfold.data import ImageData
+    from layerfold.models import LoadedModel
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -13,9 +19,9 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     Raises:
         UsageError: not three whole numbers of at least 1.
     """
-    parts = text.lower().split("x")
+    parts = text.strip().lower().split("x")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--input {text!r}: give channels x height x width as whole numbers, for example 3x224x224")
+        raise UsageError(f"--input {text}: give channels x height x width as whole numbers, for example 3x224x224")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
 
@@ -34,51 +40,74 @@ def parse_channel_values(text: str, argument: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(
-            f"{argument} {text!r}: give one number a channel with commas between, for example 0.485,0.456,0.406"
+            f"{argument} {text}: give one number a channel with commas between, for example 0.485,0.456,0.406"
         ) from None
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, ``--weights``, ``--num-classes`` and ``--input``."""
+    """Add MODEL, ``--weights``, ``--num-classes`` and ``--input``; read them with ``load_model_of``."""
     group = parser.add_argument_group("model")
     group.add_argument("model", metavar="MODEL", help="timm:NAME, torchvision:NAME or path/to/file.py:factory")
     group.add_argument(
-        "--weights", metavar="FILE",
-        help="a .safetensors file or a saved state_dict; without it the weights are random",
+        "--weights", metavar="FILE", help="a .safetensors file or a saved state_dict (default: random weights)"
     )
     group.add_argument(
-        "--num-classes", type=int, metavar="N",
-        help="outputs of the classifier (default: the model's own)",
+        "--num-classes", type=int, metavar="N", help="outputs of the classifier (default: the model's own)"
     )
-    group.add_argument("--input", metavar="CxHxW", help="input shape, for example 3x224x224 (default: the model's own)")
+    group.add_argument(
+        "--input", metavar="CxHxW", help="input shape, for example 3x224x224 (default: the model's own)"
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add ``--data`` and how its images are prepared; defaults come from the model's own data config."""
-    group = parser.add_argument_group("data")
+    """Add ``--data`` and how its images are prepared; read them with ``open_data_of``."""
+    group = parser.add_argument_group("data", "how images are prepared is the model's own unless given")
     group.add_argument(
         "--data", required=required, metavar="DATA",
         help="folder:PATH, parquet:PATH, mnist5k or path/to/file.py:factory",
+    )  # fmt: skip
+    group.add_argument("--mean", metavar="M,M,M", help="mean of each channel, images in 0..1")
+    group.add_argument("--std", metavar="S,S,S", help="standard deviation of each channel, images in 0..1")
+    group.add_argument("--interpolation", metavar="NAME", help="how images are resized: bilinear, bicubic, ...")
+    group.add_argument(
+        "--crop-pct", type=float, metavar="P", help="share of the resized side that the centre crop keeps, 0..1"
     )
     group.add_argument(
-        "--mean", metavar="M,M,M",
-        help="mean of each channel, images in 0..1 (default: the model's own)",
-    )
-    group.add_argument("--std", metavar="S,S,S", help="standard deviation of each channel (default: the model's own)")
-    group.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, ... (default: the model's own)")
+        "--holdout", type=float, metavar="N",
+        help="images drawn from train for choices on the way: a count, or a share below 1 (default: 0.1, at most 2000)",
+    )  # fmt: skip
+    group.add_argument("--data-seed", type=int, default=0, metavar="N", help="seed of that draw (default: 0)")
     group.add_argument(
-        "--crop-pct", type=float, metavar="P",
-        help="share of the resized side that the centre crop keeps, above 0, at most 1",
+        "--batch-size", type=int, default=128, metavar="N", help="images a step in training (default: 128)"
     )
-    group.add_argument(
-        "--holdout", metavar="N",
-        help="images taken from train as holdout: a count, or a share below 1 (default: 0.1, at most 2000)",
-    )
-    group.add_argument(
-        "--data-seed", type=int, default=0, metavar="N",
-        help="seed of the split into train and holdout (default: 0)",
-    )
-    group.add_argument(
-        "--batch-size", type=int, default=128, metavar="N",
-        help="images a step in training and scoring (default: 128)",
+
+
+def load_model_of(arguments: argparse.Namespace) -> LoadedModel:
+    """Load the model that ``add_model_arguments`` read; its ``input_shape`` is that of ``--input`` if given."""
+    from layerfold.models import load_model
+
+    shape = parse_shape(arguments.input) if arguments.input is not None else None
+    loaded = load_model(
+        arguments.model, weights=arguments.weights, num_classes=arguments.num_classes,
+        in_channels=shape[0] if shape is not None else None,
+    )  # fmt: skip
+    return loaded if shape is None else replace(loaded, input_shape=shape)
+
+
+def open_data_of(arguments: argparse.Namespace, loaded: LoadedModel) -> ImageData:
+    """Open the images that ``add_data_arguments`` read, prepared as ``loaded`` expects them."""
+    from layerfold.data import open_data
+
+    mean = loaded.mean if arguments.mean is None else parse_channel_values(arguments.mean, "--mean")
+    std = loaded.std if arguments.std is None else parse_channel_values(arguments.std, "--std")
+    return open_data(
+        arguments.data,
+        input_shape=loaded.input_shape,
+        mean=mean,
+        std=std,
+        interpolation=arguments.interpolation or loaded.interpolation,
+        crop_pct=loaded.crop_pct if arguments.crop_pct is None else arguments.crop_pct,
+        num_classes=loaded.num_classes,
+        holdout=arguments.holdout,
+        seed=arguments.data_seed,
     )

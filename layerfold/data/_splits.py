@@ -41,6 +41,9 @@ class Split(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return (self[index] for index in range(len(self)))
+
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """Class of each image, or None where only reading them all would tell."""
@@ -181,8 +184,12 @@ def worker_batches(
     loader = DataLoader(
         dataset, batch_sampler=[list(map(int, rows)) for rows in chosen], num_workers=count, generator=generator
     )
-    for batch in loader:
-        yield batch[0], batch[1]
+    try:
+        for batch in loader:
+            yield batch[0], batch[1]
+    except DataError as error:
+        # A worker process hands its error on with its traceback in front; the last line is the message.
+        raise DataError(str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)) from None
 
 
 def decode_rows(
