@@ -63,7 +63,7 @@ def export_onnx(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(onnx_bytes)
         except OSError as error:
-            raise ExportError(f"path={str(path)!r} cannot be written: {error.strerror}; choose another place") from error
+            raise ExportError(f"path={str(path)!r} cannot be written: {error.strerror}; choose another") from error
     return onnx_bytes
 
 
@@ -88,7 +88,7 @@ def _export_torchscript(module: nn.Module, inputs: tuple[torch.Tensor, ...], nam
     buffer = io.BytesIO()
     try:
         with _quiet(), _muted_descriptors():
-            torch.onnx.export(module, inputs, buffer, dynamo=False, verbose=False, **names)
+            torch.onnx.export(module, inputs, buffer, dynamo=False, verbose=False, **names)  # type: ignore[arg-type]
     except Exception:
         return None
     return buffer.getvalue()
@@ -125,7 +125,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _muted_descriptors() -> Iterator[None]:
-    """Point the process's stdout and stderr at nothing: on failure the TorchScript exporter prints whole graphs from C++."""
+    """Point the process's stdout and stderr at nothing: where it fails, the TorchScript exporter prints from C++."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(number, os.dup(number)) for number in (1, 2)]
@@ -159,7 +159,7 @@ def _run_onnx(onnx_bytes: bytes, values: list[np.ndarray[Any, np.dtype[Any]]]) -
     try:
         import onnxruntime
     except ImportError as error:
-        raise OptionalDependencyError("checking an ONNX file needs onnxruntime; run: pip install onnxruntime") from error
+        raise OptionalDependencyError("checking ONNX needs onnxruntime; run: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:

@@ -109,7 +109,7 @@ def _sorted_nodes(nodes: list[Any], known: set[str]) -> list[Any]:
                 state[index] = 2
                 ordered.append(nodes[stack.pop()])
             elif state[index] == 1:
-                raise ProfilerError(f"the assembled graph has a cycle at node {nodes[index].name!r}; report this network")
+                raise ProfilerError(f"the assembled graph has a cycle at {nodes[index].name!r}; report this network")
             else:
                 state[index] = 1
                 stack.extend(waiting)

@@ -113,7 +113,7 @@ class MeasurementCache:
                 (self._environment, signature),
             ).fetchone()
         except sqlite3.Error as error:
-            raise ProfilerError(f"cache={str(self.path)!r} cannot be read: {error}; move it away and start again") from error
+            raise ProfilerError(f"cache={str(self.path)!r} cannot be read: {error}; move it away") from error
         if row is None:
             return None
         return Measurement(median_ms=row[0], low_ms=row[1], high_ms=row[2], spread_ms=row[3], blocks=row[4],
@@ -143,5 +143,7 @@ class MeasurementCache:
     def __enter__(self) -> MeasurementCache:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -46,8 +46,8 @@ def calibrate_latency(
     """Fit the fixed part and the scale of a table to measured plans.
 
     Relative errors count, with Huber's loss (one bad measurement does not turn the line), and a weak prior holds the
-    fixed part near the table's own, so that few points, or points that lie close together, still give a sane slope. With
-    one point only the scale is fitted.
+    fixed part near the table's own, so that few points, or points that lie close together, still give a sane slope.
+    With one point only the scale is fitted.
 
     Args:
         table: its ``fixed_ms`` is the prior.

@@ -192,12 +192,25 @@ class TimedRunner:
         most, least = _REFILL_PASSES
         return min(most, max(least, math.ceil(_REFILL_MS / self.pass_ms))) if self.pass_ms else least
 
-    def warm_up(self, rough_above_ms: float = math.inf) -> None:
-        """Run until passes no longer get faster, and fix the block size. At least two passes, the first untimed.
+    def is_plainly_above(self, limit_ms: float) -> bool:
+        """Say whether the second and third pass both take half as long again as ``limit_ms``; then three are enough."""
+        self.run()
+        return all(self._single_pass_ms() > 1.5 * limit_ms for _ in range(2))
 
-        Ends at once when two timed passes lie above ``rough_above_ms``.
-        """
-        policy, values = self.policy, []
+    def add_rough_blocks(self) -> None:
+        """Time three single passes, without refilling the caches before them."""
+        self.runs_per_block = 1
+        self.values_ms = [self._single_pass_ms() for _ in range(_ROUGH_BLOCKS)]
+
+    def _single_pass_ms(self) -> float:
+        began_ns = time.perf_counter_ns()
+        self.run()
+        return (time.perf_counter_ns() - began_ns) / 1e6
+
+    def warm_up(self) -> None:
+        """Run until passes no longer get faster, and fix the block size."""
+        policy = self.policy
+        values: list[float] = []
         began = time.perf_counter()
         while True:
             self.block_ms()
@@ -212,8 +225,8 @@ class TimedRunner:
             has_levelled = len(values) >= 2 * window and (
                 min(values[-window:]) > (1 - _WARMUP_GAIN) * min(values[:-window])
             )
-            is_rough = len(values) >= 2 and min(values) > rough_above_ms
-            if is_rough or has_levelled or time.perf_counter() - began > policy.warmup_cap_s or value_ms > 1e3 * policy.cap_s / 4:
+            is_over = time.perf_counter() - began > policy.warmup_cap_s or value_ms > 1e3 * policy.cap_s / 4
+            if has_levelled or is_over:
                 break
 
     def add_block(self) -> None:
@@ -232,7 +245,8 @@ class TimedRunner:
 
     @property
     def is_done(self) -> bool:
-        is_over = max(self.timed_s, self.busy_s / _PATIENCE) >= self.policy.cap_s and len(self.values_ms) >= _ROUGH_BLOCKS
+        spent_s = max(self.timed_s, self.busy_s / _PATIENCE)
+        is_over = spent_s >= self.policy.cap_s and len(self.values_ms) >= _ROUGH_BLOCKS
         return self.is_settled or is_over or len(self.values_ms) >= _BLOCK_MEMORY
 
     def measurement(self, *, is_rough: bool = False) -> Measurement:
@@ -254,8 +268,8 @@ def measure_runners(
         runners: functions that do one forward pass each. Keep few sessions alive at a time: call this
             with chunks, since the threads and memory of idle sessions disturb the one that runs.
         policy: when to stop.
-        rough_above_ms: for each runner, the latency above which three blocks are enough (a candidate many times
-            slower than what it replaces needs no precise value). Such a measurement has ``is_settled=False``.
+        rough_above_ms: for each runner, a latency; if it plainly takes longer, three passes are enough (a candidate
+            many times slower than what it replaces needs no precise value), and ``is_settled`` is False.
         on_finished: called with (index, measurement) the moment one is finished, so that it can be stored.
         seed: of the random order.
 
@@ -274,12 +288,11 @@ def measure_runners(
             on_finished(index, found[index])
 
     for index, runner in enumerate(timed):
-        runner.warm_up(limits[index])
-        if runner.pass_ms > limits[index]:
-            runner.runs_per_block = 1
-            while len(runner.values_ms) < _ROUGH_BLOCKS:
-                runner.add_block()
+        if limits[index] < math.inf and runner.is_plainly_above(limits[index]):
+            runner.add_rough_blocks()
             finish(index, is_rough=True)
+        else:
+            runner.warm_up()
     active = [index for index in range(len(timed)) if index not in found]
     while active:
         shuffle(active)

@@ -22,7 +22,6 @@ from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segme
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
-
 Method = Literal["in_network", "isolated"]
 _DEFAULT_TARGET: dict[str, float] = {"in_network": 0.006, "isolated": 0.02}
 _SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
@@ -59,8 +58,9 @@ def profile_network(
         threads: worker threads, for backends on the CPU.
         cache: file for finished measurements; None for the default place, False for none.
         candidates: what to measure; None for ``net.candidates()``.
-        method: ``in_network`` screens the segments alone, then times each promising one inside the whole network, so that
-            sums of entries predict networks; ``isolated`` takes the segments alone (shared between networks, less true).
+        method: ``in_network`` screens the segments alone, then times each promising one inside the whole network, so
+            that sums of entries predict networks; ``isolated`` takes the segments alone (shared between networks, but
+            less true).
         progress: show a bar on stderr.
         target: half-width of each 95 % interval at which it has settled, relative to the whole network
             (``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
@@ -68,9 +68,9 @@ def profile_network(
         model_name: what the user calls the model, for the table's provenance.
 
     Returns:
-        The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included; the
-        original network's entries and ``fixed_ms`` add up to its measured latency. An entry with ``runs=0`` was not
-        measured: its latency is a lower bound, several times what it replaces.
+        The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included;
+        in the network, the original's entries and ``fixed_ms`` add up to its measured latency. An entry with
+        ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces.
 
     Raises:
         UsageError: unknown backend, device, dtype or method, unwritable cache.
@@ -129,9 +129,9 @@ def _entries_in_network(
 ) -> list[LatencyEntry]:
     """Turn isolated entries into ones that add up inside the network.
 
-    Single layers share the measured latency of the unmerged network in proportion to their isolated ones (their sum is
-    what counts: every plan holds each layer once, alone or in a segment). A merged segment is its layers' entries plus the
-    change it makes.
+    Single layers share the measured latency of the unmerged network in proportion to their isolated ones (their sum
+    is what counts: every plan holds each layer once, alone or in a segment). A merged segment is its layers' entries
+    plus the change it makes.
     """
     single_ms = [alone.net_ms(net.segment(m, m + 1)) for m in range(len(net.layers))]
     base_ms = changes.base_ms().median_ms
@@ -166,12 +166,14 @@ def _outside_ms(net: Network, outside: OutsideGraph, profiler: SegmentProfiler) 
     return profiler.measure_graph(f"outside network:{net.hash}", outside.onnx_bytes).median_ms
 
 
-def _isolated_entry(net: Network, segment: Segment, profiler: SegmentProfiler, bounds: dict[str, float]) -> LatencyEntry:
-    has_activation_before = any(chain.start == segment.start for chain in net.chains) or net.has_activation(segment.start)
+def _isolated_entry(
+    net: Network, segment: Segment, profiler: SegmentProfiler, bounds: dict[str, float]
+) -> LatencyEntry:
+    is_chain_start = any(chain.start == segment.start for chain in net.chains)
     facts: dict[str, Any] = {
         "start": segment.start,
         "end": segment.end,
-        "start_act": int(has_activation_before),
+        "start_act": int(is_chain_start or net.has_activation(segment.start)),
         "end_act": int(segment.activation is not None),
         "signature": segment.signature,
         "macs": segment.macs,

@@ -19,10 +19,11 @@ from layerfold.profiler.segment_onnx import overhead_onnx, segment_onnx
 
 CHUNK = 8
 """Sessions alive at a time: enough to interleave, few enough not to disturb each other."""
-_ROUGH_FACTOR = 2.5
+_ROUGH_FACTOR = 2.0
 _BOUND_FACTOR = 3.0
 _PEAK_MARGIN = 1.5
 _LARGEST_ONNX_BYTES = 1 << 30
+_LARGE_WEIGHTS = 1 << 22
 _FLOOR = 0.05
 
 
@@ -135,9 +136,10 @@ def distinct(segments: Sequence[Segment]) -> list[Segment]:
 def profile_segments(net: Network, candidates: Sequence[Segment], profiler: SegmentProfiler) -> dict[str, float]:
     """Measure every distinct candidate; return, for those not worth measuring, a lower bound of their latency.
 
-    Single layers come first. A merged segment is then skipped when even at one and a half times the best rate of
-    multiply-adds seen so far it would take three times as long as the layers it replaces: no plan would use it, and its
-    weights can take hundreds of megabytes. One that turns out to take three times as long is measured in three blocks only.
+    Single layers come first. A merged segment is then skipped when even at one and a half times the best rates seen so
+    far (of multiply-adds, and of weights read) it would take three times as long as the layers it replaces: no plan
+    would use it, and its weights can take hundreds of megabytes. One that plainly takes more than twice as long is
+    timed in three passes only.
 
     Returns:
         Signature -> lower bound in milliseconds, for the segments that were not measured.
@@ -145,28 +147,47 @@ def profile_segments(net: Network, candidates: Sequence[Segment], profiler: Segm
     singles = [net.segment(layer.index - 1, layer.index) for layer in net.layers]
     profiler.measure(distinct(singles))
     single_ms = {segment.end: profiler.net_ms(segment) for segment in singles}
-    reference_ms = {
-        (segment.start, segment.end): sum(single_ms[end] for end in range(segment.start + 1, segment.end + 1))
-        for segment in candidates
-    }
-    bytes_each = 4 if profiler.dtype == "float32" else 2
-    bounds: dict[str, float] = {}
     merged = distinct([segment for segment in candidates if segment.num_layers > 1])
-    rate = max(segment.macs / single_ms[segment.end] for segment in singles)
+    rates = _Rates(4 if profiler.dtype == "float32" else 2)
+    for segment in singles:
+        rates.learn(segment, single_ms[segment.end])
+    bounds: dict[str, float] = {}
     for first in range(0, len(merged), CHUNK):
-        chunk = []
+        chunk, limits = [], []
         for segment in merged[first : first + CHUNK]:
-            bound_ms = segment.macs / (_PEAK_MARGIN * rate)
-            is_hopeless = bound_ms > _BOUND_FACTOR * reference_ms[segment.start, segment.end]
-            if is_hopeless or segment.conv.num_params * bytes_each > _LARGEST_ONNX_BYTES:
+            replaced_ms = sum(single_ms[end] for end in range(segment.start + 1, segment.end + 1))
+            bound_ms = rates.bound_ms(segment)
+            if bound_ms > _BOUND_FACTOR * replaced_ms or rates.weight_bytes(segment) > _LARGEST_ONNX_BYTES:
                 bounds[segment.signature] = bound_ms
                 profiler.advance()
             else:
                 chunk.append(segment)
-        limits = [
-            _ROUGH_FACTOR * reference_ms[segment.start, segment.end] + profiler.overhead_ms(segment)
-            for segment in chunk
-        ]
+                limits.append(_ROUGH_FACTOR * replaced_ms + profiler.overhead_ms(segment))
         profiler.measure(chunk, limits)
-        rate = max([rate, *(segment.macs / profiler.net_ms(segment) for segment in chunk)])
+        for segment in chunk:
+            rates.learn(segment, profiler.net_ms(segment))
     return bounds
+
+
+class _Rates:
+    """The best rates seen on a device: what no segment is likely to beat by much."""
+
+    def __init__(self, bytes_each: int) -> None:
+        self._bytes_each = bytes_each
+        self._macs_per_ms = 0.0
+        self._weight_bytes_per_ms = 0.0
+
+    def weight_bytes(self, segment: Segment) -> int:
+        return segment.conv.num_params * self._bytes_each
+
+    def learn(self, segment: Segment, latency_ms: float) -> None:
+        self._macs_per_ms = max(self._macs_per_ms, segment.macs / latency_ms)
+        if self.weight_bytes(segment) >= _LARGE_WEIGHTS:  # smaller ones say more about the caches than about the memory
+            self._weight_bytes_per_ms = max(self._weight_bytes_per_ms, self.weight_bytes(segment) / latency_ms)
+
+    def bound_ms(self, segment: Segment) -> float:
+        """Return what a segment takes at ``_PEAK_MARGIN`` times the best rates."""
+        bound_ms = segment.macs / self._macs_per_ms
+        if self._weight_bytes_per_ms and self.weight_bytes(segment) >= _LARGE_WEIGHTS:
+            bound_ms = max(bound_ms, self.weight_bytes(segment) / self._weight_bytes_per_ms)
+        return bound_ms / _PEAK_MARGIN

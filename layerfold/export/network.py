@@ -1,0 +1,126 @@
+"""Write a merged network to the files that a program deploys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
+from layerfold.export.onnx import Inputs, OnnxCheck, check_onnx, export_onnx
+from layerfold.export.tensorrt import EngineReport, build_engine
+
+FORMATS = ("onnx", "tensorrt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        onnx_path: the ONNX file.
+        check: its largest difference from the module, in ONNX Runtime.
+        engine: the TensorRT engine, if it was built.
+        skipped: format -> why it was left out.
+    """
+
+    onnx_path: Path
+    check: OnnxCheck
+    engine: EngineReport | None
+    skipped: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a JSON file would hold."""
+        return {
+            "onnx_path": str(self.onnx_path),
+            "check": asdict(self.check),
+            "engine": self.engine.to_json() if self.engine else None,
+            "skipped": self.skipped,
+        }
+
+
+def export_network(
+    merged: nn.Module,
+    out: str | os.PathLike[str],
+    formats: Sequence[str] = ("onnx",),
+    *,
+    example_input: Inputs | None = None,
+    precision: str = "fp32",
+    compute_capabilities: Sequence[str] = (),
+    name: str = "model",
+    tolerance: float = 1e-4,
+    skip_missing: bool = False,
+) -> ExportReport:
+    """Export a network to ONNX, check the file in ONNX Runtime, and build an engine from it if asked for.
+
+    Args:
+        merged: a module, usually in deploy form; left untouched.
+        out: folder for ``<name>.onnx`` (always written), ``<name>.engine`` and ``<name>.engine.json``.
+        formats: out of ``onnx`` and ``tensorrt``.
+        example_input: [N, C, H, W] or a tuple of inputs; fixes the shapes. None takes those a traced module remembers.
+        precision, compute_capabilities: as of :func:`build_engine`.
+        name: stem of the files.
+        tolerance: largest difference of ONNX from the module, relative to the largest output.
+        skip_missing: leave out a format whose package is not installed, and say so in the report, in place of an error.
+
+    Raises:
+        UsageError: unknown format, or no example input.
+        ExportError: the export fails, or the file differs from the module.
+        OptionalDependencyError: ``tensorrt`` was asked for and is not installed.
+    """
+    for each in formats:
+        if each not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise UsageError(f"format {each!r} is not known; choose from {known}{nearest_names(each, FORMATS)}")
+    example = _remembered_input(merged) if example_input is None else example_input
+    folder = Path(out)
+    onnx_path = folder / f"{name}.onnx"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"out={str(out)!r} is no folder that can be written ({error.strerror})") from error
+    onnx_bytes = export_onnx(merged, example)
+    check = check_onnx(onnx_bytes, merged, _random_like(example), tolerance)
+    _write(onnx_path, onnx_bytes)  # only a file that has passed the check is left behind
+    engine, skipped = None, {}
+    if "tensorrt" in formats:
+        try:
+            engine = build_engine(onnx_bytes, folder / f"{name}.engine", precision=precision,
+                                  compute_capabilities=compute_capabilities)
+        except OptionalDependencyError as error:
+            if not skip_missing:
+                raise
+            skipped["tensorrt"] = str(error)
+    return ExportReport(onnx_path=onnx_path, check=check, engine=engine, skipped=skipped)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise ExportError(f"{str(path)!r} cannot be written: {error.strerror}; choose another folder") from error
+
+
+def _remembered_input(module: nn.Module) -> tuple[torch.Tensor, ...]:
+    """Return random inputs of the shapes that a traced module's placeholders carry."""
+    if isinstance(module, fx.GraphModule):
+        shapes = [node.meta.get("shape") for node in module.graph.nodes if node.op == "placeholder"]
+        if shapes and all(shape is not None for shape in shapes):
+            generator = torch.Generator().manual_seed(0)
+            return tuple(torch.randn(tuple(shape), generator=generator) for shape in shapes)
+    raise UsageError("example_input=None: this module does not remember its input's shape; give a tensor [N, C, H, W]")
+
+
+def _random_like(example: Inputs) -> tuple[torch.Tensor, ...]:
+    """Return fresh random inputs of the same shapes: an export that has baked its example in would pass on it."""
+    generator = torch.Generator().manual_seed(1)
+    values = example if isinstance(example, tuple) else (example,)
+    return tuple(
+        torch.randn(value.shape, generator=generator).to(value.dtype) if value.is_floating_point() else value
+        for value in values
+    )

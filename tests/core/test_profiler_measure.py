@@ -1,0 +1,134 @@
+"""The measuring policy: intervals, interleaving, stopping."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from scipy import stats
+
+from layerfold.errors import UsageError
+from layerfold.profiler.compare import compare_runners
+from layerfold.profiler.measure import MeasurePolicy, measure_runners, median_interval
+
+
+def busy(loops: int):
+    def run() -> int:
+        total = 0
+        for value in range(loops):
+            total += value
+        return total
+
+    return run
+
+
+@pytest.mark.parametrize("count", [6, 7, 9, 10, 15, 20, 33, 64, 150, 200])
+def test_rank_interval_covers_the_median_with_95_percent_and_no_narrower_one_does(count):
+    low, high = median_interval(list(range(count)))
+    rank = int(low)
+    assert high == count - 1 - rank
+    assert 1 - 2 * stats.binom.cdf(rank, count, 0.5) >= 0.95
+    assert 1 - 2 * stats.binom.cdf(rank + 1, count, 0.5) < 0.95
+
+
+def test_rank_interval_of_many_values_is_never_too_narrow():
+    for count in (201, 500, 5000):
+        low, _ = median_interval(list(range(count)))
+        assert 1 - 2 * stats.binom.cdf(low, count, 0.5) >= 0.95
+        assert low > 0.4 * count - 40
+
+
+def test_rank_interval_of_few_values_is_their_range():
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
+def test_measurement_orders_runners_by_their_work():
+    light, heavy = measure_runners([busy(2_000), busy(20_000)], MeasurePolicy(target=0.2, cap_s=0.3))
+    assert 4 < heavy.median_ms / light.median_ms < 25
+    assert light.low_ms <= light.median_ms <= light.high_ms
+    assert light.blocks >= 10
+
+
+def test_blocks_of_short_runners_hold_many_passes():
+    (found,) = measure_runners([busy(10)], MeasurePolicy(target=0.2, cap_s=0.2, block_ms=0.5))
+    assert found.runs / found.blocks > 50
+
+
+def test_runners_are_interleaved_and_not_run_one_after_the_other():
+    calls: list[str] = []
+
+    def recorded(name: str):
+        work = busy(20_000)
+
+        def run() -> None:
+            calls.append(name)
+            work()
+
+        return run
+
+    measure_runners([recorded("a"), recorded("b")], MeasurePolicy(target=0.5, cap_s=1, warmup_cap_s=0.05))
+    turns = [name for name, _ in itertools.groupby(calls)]
+    assert len(turns) >= 12
+
+
+def test_a_runner_plainly_above_its_limit_is_timed_three_times_only():
+    passes = itertools.count()
+    slow = busy(200_000)
+
+    def run() -> None:
+        next(passes)
+        slow()
+
+    (found,) = measure_runners([run], rough_above_ms=[0.001])
+    assert (found.blocks, found.runs, found.is_settled) == (3, 3, False)
+    assert next(passes) == 6  # one cold pass, two that decide, three timed
+    assert found.low_ms <= found.median_ms <= found.high_ms
+
+
+def test_a_measurement_that_does_not_settle_is_flagged_and_ends():
+    work = itertools.cycle([busy(1_000), busy(30_000)])
+    (found,) = measure_runners([lambda: next(work)()], MeasurePolicy(target=1e-6, cap_s=0.05, warmup_cap_s=0.05))
+    assert not found.is_settled
+    assert found.half_width > 1e-6
+
+
+def test_finished_measurements_are_handed_over_at_once():
+    finished: dict[int, float] = {}
+
+    def store(index, measurement):
+        finished[index] = measurement.median_ms
+
+    found = measure_runners([busy(100), busy(5_000)], MeasurePolicy(target=0.3, cap_s=0.1), on_finished=store)
+    assert finished == {index: each.median_ms for index, each in enumerate(found)}
+
+
+def test_equal_runners_compare_as_equal_and_double_work_as_double():
+    found = compare_runners(
+        {"one": busy(20_000), "same": busy(20_000), "double": busy(40_000)}, MeasurePolicy(target=0.05, cap_s=1)
+    )
+    assert found.ratios["one"].median == 1.0
+    assert found.ratios["same"].median == pytest.approx(1.0, abs=0.15)
+    assert found.ratios["double"].median == pytest.approx(2.0, rel=0.15)
+    assert found.ratios["double"].low <= found.ratios["double"].median <= found.ratios["double"].high
+
+
+def test_drift_does_not_become_a_difference():
+    passes = itertools.count()
+
+    def drifting() -> None:
+        busy(10_000 + 40 * next(passes))()
+
+    found = compare_runners({"a": drifting, "b": drifting}, MeasurePolicy(target=0.02, cap_s=1))
+    assert found.ratios["b"].median == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("field", [{"target": 0}, {"target": 1.5}, {"cap_s": 0}, {"min_blocks": 3}])
+def test_policy_names_the_value_that_breaks_its_rule(field):
+    (name, value), = field.items()
+    with pytest.raises(UsageError, match=f"{name}={value}"):
+        MeasurePolicy(**field)
+
+
+def test_comparing_nothing_is_an_error():
+    with pytest.raises(UsageError, match="runners is empty"):
+        compare_runners({})
