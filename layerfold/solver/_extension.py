@@ -23,20 +23,20 @@ class ExtendedImportance:
 
     Attributes:
         start: the chain's start; row and column r stand for position start + r.
-        values: values[a][b][i, j] = I_ext(start + i, start + j, a, b); minus infinity where there is none.
-        last: last[a][b][i, j] = row of the last inner position without activation, or -1 where the segment's own
+        values: values[a, b, i, j] = I_ext(start + i, start + j, a, b); minus infinity where there is none.
+        last: last[a, b, i, j] = row of the last inner position without activation, or -1 where the segment's own
             importance is the best.
     """
 
     start: int
-    values: tuple[tuple[Floats, Floats], tuple[Floats, Floats]]
-    last: tuple[tuple[NDArray[np.int32], NDArray[np.int32]], tuple[NDArray[np.int32], NDArray[np.int32]]]
+    values: Floats
+    last: NDArray[np.int32]
 
     def breaks(self, start: int, end: int, start_act: int, end_act: int) -> tuple[int, ...]:
         """Return start, the inner positions without activation over which the importance was extended, and end."""
         row, position, state = start - self.start, end - self.start, end_act
         found = [end]
-        while (before := int(self.last[start_act][state][row, position])) >= 0:
+        while (before := int(self.last[start_act, state, row, position])) >= 0:
             found.append(before + self.start)
             position, state = before, 0
         return (start, *reversed(found))
@@ -57,32 +57,27 @@ def extended_importance(
     """
     chain_start, chain_end = chain
     size = chain_end - chain_start + 1
-    values = tuple(tuple(np.full((size, size), -math.inf, order="F") for _ in (0, 1)) for _ in (0, 1))
-    last = tuple(tuple(np.full((size, size), -1, dtype=np.int32, order="F") for _ in (0, 1)) for _ in (0, 1))
-    inside = [key for key in importances if chain_start <= key[0] and key[1] <= chain_end]
-    # By end, so that every I_ext(., k) is final when it is read; own importances first, so that they win ties.
-    inside.sort(key=lambda key: (key[1], key[0], key[2], key[3]))
-    position = 0
-    while position < len(inside):
-        stop = position
-        while stop < len(inside) and inside[stop][1] == inside[position][1]:
-            stop += 1
-        group = inside[position:stop]
-        for key in group:
-            values[key[2]][key[3]][key[0] - chain_start, key[1] - chain_start] = importances[key]
-        for key in group:
-            if key[2] == 1 or key[0] == chain_start:
-                continue
-            before, here = key[0] - chain_start, key[1] - chain_start
-            for start_act in (0, 1):
-                target, source = values[start_act][key[3]], values[start_act][0]
-                way = source[:before, before] + importances[key]
-                better = way > target[:before, here]
-                if better.any():
-                    target[:before, here][better] = way[better]
-                    last[start_act][key[3]][:before, here][better] = before
-        position = stop
-    return ExtendedImportance(start=chain_start, values=values, last=last)  # type: ignore[arg-type]
+    # [start_act, end_act, start, end]; I_ext(., j) is final before any I_ext(., later) reads it.
+    values = np.full((2, 2, size, size), -math.inf)
+    last = np.full((2, 2, size, size), -1, dtype=np.int32)
+    breaks: dict[tuple[int, int], list[tuple[int, float]]] = {}
+    for (start, end, start_act, end_act), importance in importances.items():
+        if chain_start <= start and end <= chain_end:
+            values[start_act, end_act, start - chain_start, end - chain_start] = importance
+            if start_act == 0 and start > chain_start:
+                breaks.setdefault((end - chain_start, end_act), []).append((start - chain_start, importance))
+    for here, end_act in sorted(breaks):
+        alike = sorted(breaks[here, end_act])
+        before = np.array([row for row, _ in alike])
+        # [start_act, rows, breaks]; the first of equal ones is the break nearest to the start.
+        ways = values[:, 0, :here, before].transpose(1, 2, 0) + np.array([gain for _, gain in alike])
+        best = ways.argmax(axis=2)
+        way = ways.max(axis=2)
+        target = values[:, end_act, :here, here]
+        better = way > target
+        target[better] = way[better]
+        last[:, end_act, :here, here][better] = before[best[better]]
+    return ExtendedImportance(start=chain_start, values=values, last=last)
 
 
 def normalised_importances(
@@ -145,10 +140,10 @@ def extend_importance(
             (int(row) + chain[0], int(column) + chain[0], start_act, end_act)
             for start_act in (0, 1)
             for end_act in (0, 1)
-            for row, column in zip(*np.nonzero(extended.values[start_act][end_act] > -math.inf), strict=True)
+            for row, column in zip(*np.nonzero(extended.values[start_act, end_act] > -math.inf), strict=True)
         ]
         for start, end, start_act, end_act in sorted(finite):
-            value = extended.values[start_act][end_act][start - chain[0], end - chain[0]]
+            value = extended.values[start_act, end_act, start - chain[0], end - chain[0]]
             entries.append(
                 ImportanceEntry(
                     start=start, end=end, start_act=start_act, end_act=end_act, importance=float(value),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from layerfold.solver._options import ChainOptions
 from layerfold.solver._pareto import pareto_indices
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Indices = NDArray[np.intp]
 
 
@@ -20,21 +20,68 @@ class TooManyLabels(Exception):
     """A frontier grew beyond its limit; caught where the limit was set."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """Labels of one state, by rising first cost.
+class LabelPool:
+    """All labels of one chain in one set of arrays; label 0 stands at the chain's start, with its activation.
 
-    Attributes:
-        costs: [labels, columns].
-        importances: [labels].
-        option: [labels] the option that led here.
-        parent: [labels] the label that it started from, in the option's from state.
+    One pool instead of arrays a state lets all options into a state be joined by a fixed number of NumPy calls.
     """
 
-    costs: Floats
-    importances: Floats
-    option: NDArray[np.int64]
-    parent: NDArray[np.int64]
+    def __init__(self, options: ChainOptions) -> None:
+        self.options = options
+        self.costs: Floats = np.zeros((1024, options.costs.shape[1]))
+        self.importances: Floats = np.zeros(1024)
+        self._option: Ints = np.zeros(1024, dtype=np.int64)
+        self._parent: Ints = np.zeros(1024, dtype=np.int64)
+        self._offsets: Ints = np.zeros(options.num_states, dtype=np.int64)
+        self._sizes: Ints = np.zeros(options.num_states, dtype=np.int64)
+        self._used = 1
+        self._sizes[1] = 1
+
+    def num_meeting(self, first: int, last: int) -> int:
+        """Return how many labels options first..last-1 bring to their end."""
+        return int(self._sizes[self.options.from_state[first:last]].sum())
+
+    def meet(self, first: int, last: int) -> tuple[Floats, Floats, Ints, Ints]:
+        """Put options first..last-1 behind every label they start from: (costs, importances, option, parent)."""
+        starts = self.options.from_state[first:last]
+        sizes = self._sizes[starts]
+        total = int(sizes.sum())
+        which = np.repeat(np.arange(len(sizes)), sizes)
+        # Counting on within each option: the place of its first label less the labels of the options before it.
+        parent = np.arange(total)
+        parent += (self._offsets[starts] - (np.cumsum(sizes) - sizes))[which]
+        which += first
+        costs = self.costs.take(parent, axis=0)
+        costs += self.options.costs.take(which, axis=0)
+        importances = self.importances.take(parent)
+        importances += self.options.importances.take(which)
+        return costs, importances, which, parent
+
+    def add(self, state: int, costs: Floats, importances: Floats, option: Ints, parent: Ints) -> None:
+        """Store the labels of a state."""
+        size = len(importances)
+        while self._used + size > len(self.importances):
+            self.costs = np.concatenate((self.costs, np.zeros_like(self.costs)))
+            self.importances = np.concatenate((self.importances, np.zeros_like(self.importances)))
+            self._option = np.concatenate((self._option, np.zeros_like(self._option)))
+            self._parent = np.concatenate((self._parent, np.zeros_like(self._parent)))
+        here = slice(self._used, self._used + size)
+        self.costs[here], self.importances[here] = costs, importances
+        self._option[here], self._parent[here] = option, parent
+        self._offsets[state], self._sizes[state] = self._used, size
+        self._used += size
+
+    def labels_of(self, state: int) -> Ints:
+        """Return the labels of a state."""
+        return np.arange(self._offsets[state], self._offsets[state] + self._sizes[state])
+
+    def path(self, label: int) -> list[int]:
+        """Return the indices of the options that lead to a label."""
+        found = []
+        while label:
+            found.append(int(self._option[label]))
+            label = int(self._parent[label])
+        return found[::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,43 +97,41 @@ class ChainFrontier:
     options: ChainOptions
     costs: Floats
     importances: Floats
-    _end: NDArray[np.int64]
-    _labels: dict[int, Labels]
+    _labels: Ints
+    _pool: LabelPool
 
     def path(self, point: int) -> list[int]:
         """Return the indices of the options of one point, from the chain's start to its end."""
-        state, label = int(self._end[point, 0]), int(self._end[point, 1])
-        found = []
-        while state != 1:
-            at = self._labels[state]
-            option, label = int(at.option[label]), int(at.parent[label])
-            found.append(option)
-            state = int(self.options.from_state[option])
-        return found[::-1]
+        return self._pool.path(int(self._labels[point]))
 
 
 def least_to_go(options: ChainOptions) -> Floats:
     """Return [states, columns]: the least of each cost from a state to the chain's end; infinite where no way leads."""
-    least = np.full((options.num_states, options.costs.shape[1]), math.inf)
-    least[list(options.end_states)] = 0.0
-    # Options come by rising to_state; going backward over positions, a state is final once all later ones are.
-    by_start = np.argsort(options.from_state, kind="stable")[::-1]
-    starts = options.from_state[by_start]
-    bounds = np.flatnonzero(np.diff(starts)) + 1
-    for group in np.split(by_start, bounds) if len(by_start) else []:
-        state = int(options.from_state[group[0]])
-        way = (options.costs[group] + least[options.to_state[group]]).min(axis=0)
-        least[state] = np.minimum(least[state], way)
-    return least
+    columns = []
+    for costs in options.costs.T:
+        least = [math.inf] * options.num_states
+        for state in options.end_states:
+            least[state] = 0.0
+        # By falling start, so that all ways on from an option's end are known.
+        order = np.argsort(-options.from_state, kind="stable")
+        for start, end, cost in zip(
+            options.from_state[order].tolist(), options.to_state[order].tolist(), costs[order].tolist(), strict=True
+        ):
+            if least[end] + cost < least[start]:
+                least[start] = least[end] + cost
+        columns.append(least)
+    return np.array(columns).T
 
 
 def solve_chain(
-    options: ChainOptions, *, caps: Floats | None = None, slack: float = 0.0, max_labels: int | None = None
+    options: ChainOptions, to_go: Floats, *, caps: Floats | None = None, slack: float = 0.0,
+    max_labels: int | None = None,
 ) -> ChainFrontier | None:
     """Return the frontier of one chain from (start, 1) to its end, or None if no way leads there.
 
     Args:
         options: the options.
+        to_go: :func:`least_to_go` of them.
         caps: [columns] upper limits; labels that cannot stay within them are dropped. None for no limit.
         slack: points of importance that may be lost at each state; 0 for the exact frontier.
         max_labels: most labels a state.
@@ -94,108 +139,39 @@ def solve_chain(
     Raises:
         TooManyLabels: a state has more than ``max_labels``, or 200 times as many came together there.
     """
-    to_go = least_to_go(options)
-    alive: NDArray[np.bool_] = np.asarray(np.isfinite(to_go).all(axis=1))
-    columns = options.costs.shape[1]
-    none = np.zeros(1, dtype=np.int64)
-    labels: dict[int, Labels] = {
-        1: Labels(costs=np.zeros((1, columns)), importances=np.zeros(1), option=none, parent=none)
-    }
-    edges = np.flatnonzero(np.diff(options.to_state) | np.diff(options.from_state)) + 1
-    firsts = np.concatenate(([0], edges)).tolist()
-    lasts = np.concatenate((edges, [len(options.to_state)])).tolist()
-    ends = options.to_state[firsts].tolist() if len(options.to_state) else []
-    starts = options.from_state[firsts].tolist() if ends else []
-    group = 0
-    while group < len(ends):
-        state, stop = ends[group], group
-        while stop < len(ends) and ends[stop] == state:
-            stop += 1
-        if alive[state]:
-            reached = [
-                (starts[each], firsts[each], lasts[each]) for each in range(group, stop) if starts[each] in labels
-            ]
-            if max_labels is not None:
-                meeting = sum(len(labels[start].importances) * (last - first) for start, first, last in reached)
-                if meeting > 200 * max_labels:
-                    raise TooManyLabels
-            joined = join(options, labels, reached, slack=slack)
-            if joined is not None:
-                if caps is not None:
-                    joined = _within(joined, caps, to_go[state])
-                if max_labels is not None and len(joined.importances) > max_labels:
-                    raise TooManyLabels
-                if len(joined.importances):
-                    labels[state] = joined
-        group = stop
-    return ended(options, labels)
+    pool = LabelPool(options)
+    for state, first, last in options_by_end(options):
+        if math.isinf(to_go[state, 0]):
+            continue
+        if max_labels is not None and pool.num_meeting(first, last) > 200 * max_labels:
+            raise TooManyLabels
+        costs, importances, option, parent = pool.meet(first, last)
+        if caps is not None and len(costs):
+            fits = np.flatnonzero((costs + to_go[state] <= caps).all(axis=1))
+            costs, importances, option, parent = costs[fits], importances[fits], option[fits], parent[fits]
+        kept = pareto_indices(costs, importances, slack)
+        if max_labels is not None and len(kept) > max_labels:
+            raise TooManyLabels
+        pool.add(state, costs[kept], importances[kept], option[kept], parent[kept])
+    return ended(pool)
 
 
-def join(
-    options: ChainOptions, labels: dict[int, Labels], groups: list[tuple[int, int, int]],
-    choose: Callable[[Floats, Floats], Indices] | None = None, *, slack: float = 0.0,
-) -> Labels | None:
-    """Put every option of ``groups`` (from state, first option, last option + 1) behind every label it starts from.
+def options_by_end(options: ChainOptions) -> list[tuple[int, int, int]]:
+    """Return (to state, first option, last option + 1) by rising state."""
+    if not len(options.to_state):
+        return []
+    edges = [0, *(np.flatnonzero(np.diff(options.to_state)) + 1).tolist(), len(options.to_state)]
+    states = options.to_state[edges[:-1]].tolist()
+    return list(zip(states, edges[:-1], edges[1:], strict=True))
 
-    ``choose`` may take (costs, importances) of all of them to the indices that are looked at any further.
-    """
-    if not groups:
+
+def ended(pool: LabelPool) -> ChainFrontier | None:
+    """Return the non-dominated labels at the chain's end, or None if there are none."""
+    labels = np.concatenate([pool.labels_of(state) for state in pool.options.end_states])
+    if not len(labels):
         return None
-    costs, importances, option, parent = [], [], [], []
-    for start, first, last in groups:
-        at = labels[start]
-        size = len(at.importances)
-        if last - first == 1:
-            costs.append(at.costs + options.costs[first])
-            importances.append(at.importances + options.importances[first])
-        else:
-            costs.append((at.costs[None] + options.costs[first:last, None]).reshape(-1, at.costs.shape[1]))
-            importances.append((at.importances[None] + options.importances[first:last, None]).ravel())
-        option.append((first, last, size))
-        parent.append(size * (last - first))
-    if len(costs) == 1:
-        all_costs, all_importances = costs[0], importances[0]
-    else:
-        all_costs, all_importances = np.concatenate(costs), np.concatenate(importances)
-    if choose is None:
-        kept = pareto_indices(all_costs, all_importances, slack)
-    else:
-        chosen = choose(all_costs[:, 0], all_importances)
-        kept = chosen[pareto_indices(all_costs[chosen], all_importances[chosen])]
-    # Where a kept label came from follows from its place in the concatenation.
-    offsets = np.concatenate(([0], np.cumsum(parent)))
-    which = np.searchsorted(offsets, kept, side="right") - 1
-    inner = kept - offsets[which]
-    spans = np.array(option, dtype=np.int64)[which]
-    return Labels(
-        costs=all_costs[kept], importances=all_importances[kept], option=spans[:, 0] + inner // spans[:, 2],
-        parent=inner % spans[:, 2],
-    )
-
-
-def _within(labels: Labels, caps: Floats, to_go: Floats) -> Labels:
-    fits = np.asarray((labels.costs + to_go <= caps).all(axis=1))
-    return labels if fits.all() else taken(labels, np.flatnonzero(fits))
-
-
-def taken(labels: Labels, kept: Indices) -> Labels:
-    return Labels(
-        costs=labels.costs[kept], importances=labels.importances[kept], option=labels.option[kept],
-        parent=labels.parent[kept],
-    )
-
-
-def ended(options: ChainOptions, labels: dict[int, Labels]) -> ChainFrontier | None:
-    ends = [state for state in options.end_states if state in labels]
-    if not ends:
-        return None
-    costs = np.concatenate([labels[state].costs for state in ends])
-    importances = np.concatenate([labels[state].importances for state in ends])
-    where = np.concatenate([
-        np.column_stack((np.full(len(labels[state].importances), state), np.arange(len(labels[state].importances))))
-        for state in ends
-    ])
+    costs, importances = pool.costs[labels], pool.importances[labels]
     kept = pareto_indices(costs, importances)
     return ChainFrontier(
-        options=options, costs=costs[kept], importances=importances[kept], _end=where[kept], _labels=labels
+        options=pool.options, costs=costs[kept], importances=importances[kept], _labels=labels[kept], _pool=pool
     )

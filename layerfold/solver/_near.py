@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.solver._hull import Hull, make_hull, values_so_far
-from layerfold.solver._labels import ChainFrontier, Labels, ended, join, taken
+from layerfold.solver._labels import ChainFrontier, LabelPool, ended, options_by_end
 from layerfold.solver._options import ChainOptions
+from layerfold.solver._pareto import pareto_indices
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -64,33 +65,18 @@ def _near_hull(options: ChainOptions, hull: Hull, to_go: Floats, margin: float) 
 
 
 def _thinned_frontier(options: ChainOptions, prices: Floats, to_go: Floats, margin: float, last: int) -> ChainFrontier:
-    none = np.zeros(1, dtype=np.int64)
-    labels = {1: Labels(costs=np.zeros((1, 1)), importances=np.zeros(1), option=none, parent=none)}
-    starts, ends = options.from_state, options.to_state
-    edges = np.flatnonzero(np.diff(ends) | np.diff(starts)) + 1
-    firsts, lasts = np.concatenate(([0], edges)), np.concatenate((edges, [len(ends)]))
-    by_end: dict[int, list[tuple[int, int, int]]] = {}
-    for first, stop in zip(firsts.tolist(), lasts.tolist(), strict=True):
-        by_end.setdefault(int(ends[first]), []).append((int(starts[first]), first, stop))
-    for state, groups in by_end.items():
-        reached = [group for group in groups if group[0] in labels]
-        if not reached:
+    pool = LabelPool(options)
+    for state, first, stop in options_by_end(options):
+        costs, importances, option, parent = pool.meet(first, stop)
+        if not len(importances):
             continue
         room = _room(options.num_states - 1 - state, last)
-
-        def near(costs: Floats, importances: Floats, state: int = state, room: int = room) -> Indices:
-            below = _envelope(prices, to_go[1] - to_go[state], costs) - importances
-            return _crowd_thinned(costs, importances, below, np.flatnonzero(below <= margin), 2 * room)
-
-        joined = join(options, labels, reached, near)
-        if joined is not None and len(joined.importances):
-            if len(joined.importances) > room:
-                costs = joined.costs[:, 0]
-                below = _envelope(prices, to_go[1] - to_go[state], costs) - joined.importances
-                kept = _crowd_thinned(costs, joined.importances, below, np.arange(len(costs)), room)
-                joined = taken(joined, kept)
-            labels[state] = joined
-    frontier = ended(options, labels)
+        below = _envelope(prices, to_go[1] - to_go[state], costs[:, 0]) - importances
+        kept = _crowd_thinned(costs[:, 0], importances, below, np.flatnonzero(below <= margin), 2 * room)
+        kept = kept[pareto_indices(costs[kept], importances[kept])]
+        kept = _crowd_thinned(costs[:, 0], importances, below, kept, room)
+        pool.add(state, costs[kept], importances[kept], option[kept], parent[kept])
+    frontier = ended(pool)
     assert frontier is not None  # the ways that touch the hull are always kept
     return frontier
 
@@ -119,7 +105,7 @@ def _crowd_thinned(costs: Floats, importances: Floats, below: Floats, candidates
     cell = ((along - along.min()) * (room / (float(np.ptp(along)) or 1.0))).astype(np.int64)
     order = np.lexsort((below[candidates], cell))
     first = np.concatenate(([True], np.diff(cell[order]) != 0))
-    return np.sort(candidates[order[first]])
+    return candidates[order[first]]
 
 
 def _subset(options: ChainOptions, kept: Indices) -> ChainOptions:

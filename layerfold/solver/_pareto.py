@@ -34,11 +34,13 @@ def pareto_indices(costs: Floats, importances: Floats, slack: float = 0.0) -> In
 
 
 def _one_cost(costs: Floats, importances: Floats, slack: float) -> Indices:
+    if len(costs) < 2:
+        return np.arange(len(costs))
     order = np.lexsort((-importances, costs))
-    ordered = importances[order]
+    ordered = importances.take(order)
     best = np.maximum.accumulate(ordered)
     keep = np.empty(len(order), dtype=bool)
-    keep[:1] = True
+    keep[0] = True
     np.greater(ordered[1:], best[:-1] + TIE * np.abs(best[:-1]), out=keep[1:])
     kept = order[keep]
     if slack and len(kept):

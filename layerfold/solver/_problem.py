@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +68,7 @@ def _single_cost_options(
     rows, columns, from_state, to_state, values = _candidates(extended, chain, limits)
     keep = np.isfinite(sums.sums_ms[rows, columns])
     # An importance extended over k without a merge across k is the same as two options that meet in (k, 0).
-    last = np.empty(len(rows), dtype=np.int64)
-    for start_act in (0, 1):
-        for end_act in (0, 1):
-            here = (from_state % 2 == start_act) & (to_state % 2 == end_act)
-            last[here] = extended.last[start_act][end_act][rows[here], columns[here]]
+    last = extended.last[from_state % 2, to_state % 2, rows, columns]
     parted = np.flatnonzero(last >= 0)
     whole = sums.sums_ms[rows[parted], columns[parted]]
     parts = sums.sums_ms[rows[parted], last[parted]] + sums.sums_ms[last[parted], columns[parted]]
@@ -101,7 +96,7 @@ def _vector_options(
     for index, (row, end, start, stop) in enumerate(
         zip(rows.tolist(), ends.tolist(), from_state.tolist(), to_state.tolist(), strict=True)
     ):
-        last = int(extended.last[start % 2][stop % 2][row, end])
+        last = int(extended.last[start % 2, stop % 2, row, end])
         for cost, breaks in sums.ways(row, end):
             if last < 0 or last + chain[0] not in breaks:
                 picked.append(index)
@@ -121,18 +116,11 @@ def _candidates(
     kept = np.array([position in limits.keep_activations for position in range(chain[0], chain[1] + 1)])
     dropped = np.array([position in limits.drop_activations for position in range(chain[0], chain[1] + 1)])
     before = np.concatenate(([0], np.cumsum(kept)))
-    parts: list[tuple[Any, ...]] = []
-    for start_act in (0, 1):
-        for end_act in (0, 1):
-            values = extended.values[start_act][end_act]
-            rows, columns = np.nonzero(values > -np.inf)
-            # No option may run over a kept activation, stop at one without it, or stop at a dropped one with it.
-            fine = before[columns] - before[rows + 1] == 0
-            fine &= ~(kept[columns] if end_act == 0 else dropped[columns])
-            starts_inside = rows > 0
-            fine &= ~(starts_inside & (kept[rows] if start_act == 0 else dropped[rows]))
-            fine &= starts_inside | (start_act == 1)
-            rows, columns = rows[fine], columns[fine]
-            parts.append((rows, columns, 2 * rows + start_act, 2 * columns + end_act, values[rows, columns]))
-    rows, columns, starts, ends = (np.concatenate([part[each] for part in parts]) for each in range(4))
-    return rows, columns, starts, ends, np.concatenate([part[4] for part in parts])
+    start_acts, end_acts, rows, columns = np.nonzero(extended.values > -np.inf)
+    # No option may run over a kept activation, stop at one without it, or stop at a dropped one with it.
+    fine = before[columns] == before[rows + 1]
+    fine &= np.where(end_acts == 0, ~kept[columns], ~dropped[columns])
+    fine &= np.where(rows == 0, start_acts == 1, np.where(start_acts == 0, ~kept[rows], ~dropped[rows]))
+    start_acts, end_acts, rows, columns = start_acts[fine], end_acts[fine], rows[fine], columns[fine]
+    values = extended.values[start_acts, end_acts, rows, columns]
+    return rows, columns, 2 * rows + start_acts, 2 * columns + end_acts, values

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from layerfold.errors import UsageError
 from layerfold.solver._hull import Hull, make_hull
-from layerfold.solver._labels import ChainFrontier, TooManyLabels, least_to_go, solve_chain
+from layerfold.solver._labels import ChainFrontier, TooManyLabels, solve_chain
 from layerfold.solver._near import solve_near
 from layerfold.solver._options import ChainOptions
 from layerfold.solver._sum import SummedFrontier, sum_frontiers
@@ -42,18 +42,20 @@ def check_epsilon(epsilon: float, max_labels: int) -> None:
 
 
 def solve_options(
-    chains: list[ChainOptions], *, caps: Floats | None = None, epsilon: float = 0.0, max_labels: int = 20_000
+    chains: list[ChainOptions], to_go: list[Floats], *, caps: Floats | None = None, epsilon: float = 0.0,
+    max_labels: int = 20_000,
 ) -> Found | None:
     """Return the frontier of one or more chains of options, or None where nothing keeps to the caps.
 
     Args:
         chains: options; every chain's end must be reachable.
+        to_go: least cost from every state to the end, a chain each.
         caps: [columns] upper limits on the sums; None for no limit.
         epsilon, max_labels: as in :func:`layerfold.solver.solve_frontier`.
     """
     if epsilon == 0.0:
         try:
-            return _solve(chains, caps, 0.0, max_labels)
+            return _solve(chains, to_go, caps, 0.0, max_labels)
         except TooManyLabels:
             epsilon = _FIRST_EPSILON
     if chains[0].costs.shape[1] == 1:
@@ -64,20 +66,22 @@ def solve_options(
     states = sum(each.chain[1] - each.chain[0] for each in chains)
     while True:
         try:
-            found = _solve(chains, caps, epsilon * span / states, max_labels)
+            found = _solve(chains, to_go, caps, epsilon * span / states, max_labels)
         except TooManyLabels:
             epsilon *= 10.0
             continue
         return None if found is None else replace(found, gap=epsilon * span)
 
 
-def _solve(chains: list[ChainOptions], caps: Floats | None, slack: float, max_labels: int) -> Found | None:
+def _solve(
+    chains: list[ChainOptions], to_go: list[Floats], caps: Floats | None, slack: float, max_labels: int
+) -> Found | None:
     """Solve every chain and add the frontiers; ``slack`` may be lost at each position once."""
-    least = np.zeros((len(chains), 1)) if caps is None else np.array([least_to_go(each)[1] for each in chains])
+    least = np.array([each[1] for each in to_go])
     frontiers: list[ChainFrontier] = []
     for index, options in enumerate(chains):
         own_caps = None if caps is None else caps - (least.sum(axis=0) - least[index])
-        frontier = solve_chain(options, caps=own_caps, slack=slack, max_labels=max_labels)
+        frontier = solve_chain(options, to_go[index], caps=own_caps, slack=slack, max_labels=max_labels)
         if frontier is None:
             return None
         frontiers.append(frontier)

@@ -64,7 +64,8 @@ def solve_frontier(
     caps = _caps(columns, budgets_ms)
     importances = normalised_importances(importance, alpha, normalise)
     all_options = build_options(tables, importances, limits, columns)
-    least = np.array([least_to_go(options)[1] for options in all_options])
+    to_go = [least_to_go(options) for options in all_options]
+    least = np.array([each[1] for each in to_go])
     for options, least_costs in zip(all_options, least, strict=True):
         if not np.isfinite(least_costs).all():
             remedy = "loosen the fixed decisions"
@@ -76,7 +77,7 @@ def solve_frontier(
     if (least.sum(axis=0) > slack).any():
         raise _out_of_reach(columns, caps, least.sum(axis=0))
     found = solve_options(
-        all_options, caps=slack if np.isfinite(caps).any() else None, epsilon=epsilon, max_labels=max_labels
+        all_options, to_go, caps=slack if np.isfinite(caps).any() else None, epsilon=epsilon, max_labels=max_labels
     )
     if found is None:
         raise _out_of_reach(columns, caps, least.sum(axis=0))

@@ -56,13 +56,19 @@ def optimal_sums(entries: list[LatencyEntry], chain: tuple[int, int]) -> Optimal
     sums = np.full((size, size), math.inf, order="F")
     last = np.full((size, size), -1, dtype=np.int32, order="F")
     np.fill_diagonal(sums, 0.0)
-    inside = [each for each in entries if chain_start <= each.start and each.end <= chain_end]
-    for entry in sorted(inside, key=lambda each: (each.end, each.start)):
-        before, here = entry.start - chain_start, entry.end - chain_start
-        way = sums[: before + 1, before] + entry.latency_ms
-        better = way < sums[: before + 1, here]
-        sums[: before + 1, here][better] = way[better]
-        last[: before + 1, here][better] = before
+    into: dict[int, list[LatencyEntry]] = {}
+    for entry in entries:
+        if chain_start <= entry.start and entry.end <= chain_end:
+            into.setdefault(entry.end, []).append(entry)
+    for end in sorted(into):
+        alike = sorted(into[end], key=lambda each: each.start)
+        here = end - chain_start
+        before = np.array([each.start - chain_start for each in alike])
+        # [rows, entries]; the first of equal ones is the entry that starts nearest to the chain's start.
+        ways = sums[:here, before] + np.array([each.latency_ms for each in alike])
+        best = ways.argmin(axis=1)
+        sums[:here, here] = ways[np.arange(here), best]
+        last[:here, here] = before[best]
     return OptimalSums(start=chain_start, sums_ms=sums, last=last)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from statistics import NormalDist
 
 from tests.oracles.instances import Problem
@@ -86,7 +86,7 @@ def _chain_solutions(
             stops = [(start, 1), *((p, s) for p, s in zip(inner, states, strict=True) if s is not None),
                      (end, end_state)]
             total = 0.0
-            for (i, a), (j, b) in zip(stops, stops[1:], strict=False):
+            for (i, a), (j, b) in pairwise(stops):
                 if (i, j, a, b) not in importances:
                     break
                 total += importances[i, j, a, b]
@@ -102,7 +102,7 @@ def _chain_solutions(
         for count in range(len(free) + 1):
             for extra in combinations(free, count):
                 stops = [start, *sorted((acts - {end}) | set(extra)), end]
-                segments = list(zip(stops, stops[1:], strict=False))
+                segments = list(pairwise(stops))
                 if all(
                     segment in problem.latencies[0]
                     and not (segment[1] - segment[0] > 1

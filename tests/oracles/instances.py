@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from layerfold.solver import Limits
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
@@ -22,7 +23,7 @@ class Problem:
 
     latencies: tuple[LatencyTable, ...]
     importance: ImportanceTable
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     risk: float | None = None
     alpha: float = 0.0
     budgets_ms: tuple[float, ...] = ()
@@ -106,14 +107,16 @@ def _budgets(rng: random.Random, tables: list[LatencyTable]) -> tuple[float, ...
             start, stop = rng.choice([(e.start, e.end) for e in tables[0].entries if e.start == start and e.end <= end])
             segments.append((start, stop))
             start = stop
-    return tuple(table.end_to_end_ms(table.sum_ms(segments)) * rng.choice([1.0, rng.uniform(0.9, 1.6)]) for table in tables)
+    return tuple(
+        table.end_to_end_ms(table.sum_ms(segments)) * rng.choice([1.0, rng.uniform(0.9, 1.6)]) for table in tables
+    )
 
 
 def _chains(rng: random.Random, most_layers: int) -> list[tuple[int, int]]:
     layers = rng.randint(1, most_layers)
     cuts = sorted(rng.sample(range(1, layers), min(rng.choice([0, 0, 0, 1, 2]), layers - 1)))
     edges = [0, *cuts, layers]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 def _is_start(start: int, end: int, chains: list[tuple[int, int]]) -> bool:
