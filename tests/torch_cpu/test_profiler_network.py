@@ -1,0 +1,210 @@
+"""Profiling a real (small) network: complete, resumable, and adding up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from layerfold.errors import OptionalDependencyError, UsageError
+from layerfold.graph import trace_network
+from layerfold.profiler import benchmark_networks, get_backend, profile_network, verify_solution
+from layerfold.profiler.backends import registry
+from layerfold.profiler.backends.onnxruntime import OnnxRuntimeBackend
+from layerfold.profiler.verify import judge
+from layerfold.profiler.whole import BenchmarkReport, NetworkLatency
+from layerfold.solver import Solution
+
+
+class Small(nn.Module):
+    """Five convs with a residual, a pooling and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU6())
+        self.a = nn.Sequential(nn.Conv2d(16, 32, 1), nn.ReLU6())
+        self.b = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.ReLU6())
+        self.c = nn.Conv2d(32, 16, 1)
+        self.last = nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.c(self.b(self.a(x)))
+        return self.head(self.last(x).mean((2, 3)))
+
+
+class CountingBackend(OnnxRuntimeBackend):
+    """The real backend, which counts graphs and can be stopped after some."""
+
+    compiled = 0
+    stop_after = 10**9
+
+    def compile(self, onnx_bytes: bytes):
+        if self.compiled >= self.stop_after:
+            raise KeyboardInterrupt
+        self.compiled += 1
+        return super().compile(onnx_bytes)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture(scope="module")
+def net(model):
+    return trace_network(model, torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("method", ["isolated", "in_network"])
+def test_table_holds_every_candidate_once_with_its_provenance(model, net, method):
+    table = profile_network(model, net, cache=False, progress=False, method=method, cap_s=0.02, model_name="small")
+    candidates = net.candidates()
+    assert [(entry.start, entry.end) for entry in table.entries] == [(s.start, s.end) for s in candidates]
+    assert all(entry.latency_ms > 0 and entry.spread_ms >= 0 for entry in table.entries)
+    by_segment = {(entry.start, entry.end): entry for entry in table.entries}
+    assert (by_segment[0, 1].start_act, by_segment[0, 1].end_act) == (1, 1)
+    assert by_segment[3, 4].end_act == 0
+    facts = table.provenance
+    assert facts.model == "small"
+    assert facts.network_hash == net.hash
+    assert facts.input_shape == (1, 3, 32, 32)
+    assert facts.backend == "onnxruntime"
+    assert "onnxruntime" in facts.versions
+    assert facts.chains == tuple((chain.start, chain.end) for chain in net.chains)
+    assert facts.options["method"] == method
+    assert facts.fixed_ms > 0
+
+
+def test_entries_in_the_network_add_up_to_the_measured_original(model, net):
+    table = profile_network(model, net, cache=False, progress=False)
+    report = benchmark_networks({"original": model}, torch.randn(1, 3, 32, 32), cap_s=1.0)
+    assert table.original_ms == pytest.approx(report["original"].median_ms, rel=0.5)
+
+
+def test_finished_measurements_are_not_repeated(model, net, tmp_path):
+    first, second = CountingBackend(), CountingBackend()
+    arguments = {"cache": tmp_path / "c.sqlite", "progress": False, "cap_s": 0.02}
+    one = profile_network(model, net, first, **arguments)
+    two = profile_network(model, net, second, **arguments)
+    assert first.compiled > 5
+    assert second.compiled == 0
+    assert [entry.latency_ms for entry in one.entries] == [entry.latency_ms for entry in two.entries]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(model, net, tmp_path):
+    arguments = {"cache": tmp_path / "c.sqlite", "progress": False, "cap_s": 0.02, "method": "isolated"}
+    whole = CountingBackend()
+    profile_network(model, net, whole, **{**arguments, "cache": False})
+    stopped, resumed = CountingBackend(), CountingBackend()
+    stopped.stop_after = whole.compiled - 2
+    with pytest.raises(KeyboardInterrupt):
+        profile_network(model, net, stopped, **arguments)
+    profile_network(model, net, resumed, **arguments)
+    assert 2 <= resumed.compiled < whole.compiled
+
+
+def test_equal_segments_are_measured_once(tmp_path):
+    layers = [part for _ in range(4) for part in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(*layers).eval()
+    net = trace_network(model, torch.randn(1, 8, 16, 16))
+    backend = CountingBackend()
+    table = profile_network(model, net, backend, cache=False, progress=False, cap_s=0.02, method="isolated")
+    singles = {entry.latency_ms for entry in table.entries if entry.end == entry.start + 1}
+    assert len(singles) == 1
+    assert backend.compiled == len({segment.signature for segment in net.candidates()}) + 1  # + the empty call
+
+
+def test_a_hopeless_candidate_is_bounded_and_not_measured():
+    layers = [nn.Conv2d(64, 64, 1), *(nn.Conv2d(64, 64, 9, padding=4, groups=64) for _ in range(3)), nn.Conv2d(64, 64, 1)]
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU()))).eval()
+    net = trace_network(model, torch.randn(1, 64, 16, 16))
+    table = profile_network(model, net, cache=False, progress=False, cap_s=0.02, method="isolated",
+                            candidates=net.candidates(max_kernel=99))
+    worst = table.entry(0, 5)
+    assert worst.runs <= 3
+    assert worst.latency_ms > 1.5 * sum(table.entry(m, m + 1).latency_ms for m in range(5))
+    assert (0, 5) not in table.useful_segments()
+
+
+def test_unknown_method_is_refused(model, net):
+    with pytest.raises(UsageError, match="method='guess'"):
+        profile_network(model, net, method="guess")  # type: ignore[arg-type]
+
+
+def test_original_and_merged_are_compared_and_judged(model, net):
+    solution = Solution(act_pos=[1, 4], merge_pos=[1, 4, 5])
+    found = verify_solution(model, net, solution, budget_ms=1e6, predicted_ms=0.1, cap_s=0.5)
+    assert found.is_within_budget is True
+    assert found.low_ms <= found.measured_ms <= found.high_ms
+    assert found.predicted_ms == 0.1
+    assert found.to_json()["prediction_error"] == pytest.approx(0.1 / found.measured_ms - 1)
+    assert verify_solution(model, net, solution, speedup=1e6, cap_s=0.2).is_within_budget is False
+    assert verify_solution(model, net, solution, cap_s=0.2).is_within_budget is None
+    with pytest.raises(UsageError, match="speedup=0"):
+        verify_solution(model, net, solution, speedup=0)
+
+
+def latency(name: str, median_ms: float, high_ms: float, ratio: float, ratio_high: float) -> NetworkLatency:
+    return NetworkLatency(name=name, median_ms=median_ms, low_ms=median_ms, high_ms=high_ms, spread_ms=0.0,
+                          ratio=ratio, ratio_low=ratio, ratio_high=ratio_high, runs=1, is_settled=True)
+
+
+@pytest.mark.parametrize(("high_ms", "ratio_high", "is_within"), [
+    (0.49, 0.49, True), (0.51, 0.49, False), (0.49, 0.51, False),
+])
+def test_a_speedup_needs_both_the_ratio_and_the_latency_below(high_ms, ratio_high, is_within):
+    networks = (latency("original", 1.0, 1.1, 1.0, 1.0), latency("merged", 0.48, high_ms, 0.48, ratio_high))
+    report = BenchmarkReport(networks=networks, provenance={})
+    found = judge(report, budget_ms=None, speedup=2.0, predicted_ms=None)
+    assert found.is_within_budget is is_within
+    assert found.budget_ms == 0.5
+
+
+def test_a_budget_needs_the_upper_end_of_the_interval_below():
+    networks = (latency("original", 1.0, 1.1, 1.0, 1.0), latency("merged", 0.48, 0.52, 0.48, 0.5))
+    report = BenchmarkReport(networks=networks, provenance={})
+    assert judge(report, budget_ms=0.53, speedup=None, predicted_ms=None).is_within_budget is True
+    assert judge(report, budget_ms=0.50, speedup=None, predicted_ms=None).is_within_budget is False
+
+
+def test_benchmark_takes_modules_files_and_bytes(model, tmp_path):
+    from layerfold.export import export_onnx
+
+    x = torch.randn(1, 3, 32, 32)
+    onnx_bytes = export_onnx(model, x, tmp_path / "m.onnx", fast=True)
+    report = benchmark_networks({"module": model, "file": tmp_path / "m.onnx", "bytes": onnx_bytes}, x, cap_s=0.3)
+    rows = report.rows()
+    assert [row["name"] for row in rows] == ["module", "file", "bytes"]
+    assert all(0.5 < row["ratio"] < 2 for row in rows)
+    assert report.to_json()["provenance"]["backend"] == "onnxruntime"
+    with pytest.raises(UsageError, match="cannot be read"):
+        benchmark_networks({"a": tmp_path / "none.onnx"})
+    with pytest.raises(UsageError, match="example_input=None"):
+        benchmark_networks({"a": model})
+    with pytest.raises(UsageError, match="networks is empty"):
+        benchmark_networks({})
+
+
+def test_backend_errors_name_what_is_wrong():
+    with pytest.raises(UsageError, match="nearest: onnxruntime"):
+        get_backend("onnxruntme")
+    with pytest.raises(UsageError, match="device='cuda'"):
+        get_backend("onnxruntime", device="cuda")
+    with pytest.raises(UsageError, match="threads=0"):
+        get_backend("onnxruntime", threads=0)
+    with pytest.raises(UsageError, match=r"\['thread'\]"):
+        get_backend("onnxruntime", thread=1)
+
+
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(monkeypatch, tmp_path):
+    (tmp_path / "lacking_backend.py").write_text(
+        "class Lacking:\n    name = 'lacking'\n    requires = {'not_a_module_at_all': 'some-package'}\n"
+        "    extra = 'some-extra'\n    devices = ('cpu',)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(registry.BACKENDS, "lacking", "lacking_backend:Lacking")
+    with pytest.raises(OptionalDependencyError, match=r"some-package.*layerfold\[some-extra\]"):
+        get_backend("lacking")
