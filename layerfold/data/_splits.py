@@ -178,18 +178,47 @@ def worker_batches(
     dataset: Dataset[tuple[Tensor, int]], chosen: Sequence[Sequence[int]], seed: int, workers: int | None = None
 ) -> Iterator[Batch]:
     """Yield the batches of ``chosen`` through a torch DataLoader."""
-    count = min(os.cpu_count() or 1, 8) if workers is None else workers
-    # Its own generator: a DataLoader would otherwise draw from torch's global one, and change the caller's numbers.
-    generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(
-        dataset, batch_sampler=[list(map(int, rows)) for rows in chosen], num_workers=count, generator=generator
+        _ErrorsAsItems(dataset),
+        batch_sampler=[list(map(int, rows)) for rows in chosen],
+        num_workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
+        collate_fn=_collate,
+        # Its own generator: a DataLoader would otherwise draw from torch's global one, and change the caller's numbers.
+        generator=torch.Generator().manual_seed(seed),
     )
-    try:
-        for batch in loader:
-            yield batch[0], batch[1]
-    except DataError as error:
-        # A worker process hands its error on with its traceback in front; the last line is the message.
-        raise DataError(str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)) from None
+    batches, failed = iter(loader), None
+    for batch in batches:
+        if isinstance(batch, DataError):
+            failed = batch
+            break
+        yield batch
+    # Not in a traceback's hands: the workers of an iterator that waits for the garbage collector end 10 s late.
+    del batches
+    if failed is not None:
+        raise failed
+
+
+class _ErrorsAsItems(Dataset[Any]):
+    """A Dataset that returns a ``DataError`` as the item, so that it leaves a worker process without a traceback."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
+        try:
+            return self._dataset[index]
+        except DataError as error:
+            return DataError(str(error))
+
+
+def _collate(items: list[tuple[Tensor, int] | DataError]) -> Batch | DataError:
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.tensor(labels)
 
 
 def decode_rows(
