@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"risk {risk:g}: costs {cost:.4g} points against the same budget without it "
               f"(importance {without['importance']:.6g}, predicted {without['predicted_ms']:.6g} ms)")
     for explanation in explanations:
-        print()
+        print(f"\nat {explanation.solution.predicted_ms:.6g} ms:")
         print("\n".join(explanation.lines()))
     return 0
 
