@@ -1,0 +1,83 @@
+"""The solver against enumeration and MILP on random problems; `benchmarks/solver_oracles.py` runs 10,000 of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from layerfold.errors import InfeasibleBudgetError, MissingEntryError
+from layerfold.solver import solve_alternatives, solve_frontier
+from tests.oracles.brute_force import enumerate_solutions
+from tests.oracles.compare import compare
+from tests.oracles.instances import random_problem
+from tests.oracles.published import fill_table
+
+
+def test_solver_matches_brute_force() -> None:
+    found = [compare(seed, with_milp=False) for seed in range(400)]
+    assert [line for each in found for line in each.differences] == []
+    assert not any(each.is_over for each in found)
+    assert sum(each.is_feasible for each in found) > 200, "the problems must have answers to compare"
+
+
+def test_solver_matches_milp() -> None:
+    found = [compare(seed, most_layers=7) for seed in range(1000, 1080)]
+    assert [line for each in found for line in each.differences] == []
+    assert sum(each.with_milp for each in found) > 30
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_solver_matches_brute_force_on_the_smallest_networks(layers: int) -> None:
+    found = [compare(seed, most_layers=layers) for seed in range(50)]
+    assert [line for each in found for line in each.differences] == []
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.05, 0.5])
+def test_gap_is_proven_where_labels_are_thinned(epsilon: float) -> None:
+    found = [compare(seed, with_milp=False, epsilon=epsilon) for seed in range(150)]
+    assert [line for each in found for line in each.differences] == []
+    assert not any(each.is_over for each in found)
+
+
+def test_alternatives_are_the_best_that_differ() -> None:
+    compared = 0
+    for seed in range(60):
+        problem = random_problem(seed, most_layers=5)
+        within: dict[frozenset[int], float] = {}
+        for each in enumerate_solutions(problem):
+            if all(ms <= budget for ms, budget in zip(each.latencies_ms, problem.budgets_ms, strict=True)):
+                within[each.act_pos] = max(within.get(each.act_pos, -1e9), each.importance)
+        expected = sorted(within.values(), reverse=True)[:4]
+        try:
+            found = solve_alternatives(
+                problem.latencies, problem.importance, count=4, budgets_ms=problem.budgets_ms, alpha=problem.alpha,
+                limits=problem.limits, risk=problem.risk,
+            )
+        except (InfeasibleBudgetError, MissingEntryError):
+            assert expected == []
+            continue
+        assert len({solution.act_pos for solution in found}) == len(found)
+        assert [solution.importance for solution in found] == pytest.approx(expected, abs=1e-9), f"seed {seed}"
+        compared += len(found) > 1
+    assert compared > 15
+
+
+def test_solver_is_at_least_as_good_as_the_published_algorithm_within_budget() -> None:
+    over = 0
+    for seed in range(60):
+        problem = random_problem(seed, most_layers=7, plain=True)
+        table = problem.latencies[0].with_calibration(fixed_ms=0.0, scale=1.0)
+        if len(table.chains) > 1:
+            continue
+        frontier = solve_frontier(table, problem.importance)
+        times = {(entry.start, entry.end): entry.latency_ms for entry in table.entries}
+        gains = {entry.key: entry.importance for entry in problem.importance.entries}
+        published = fill_table(times, gains, table.chains[0][1], 50.0, 2)
+        for budget_ms in (2.0, 4.0, 7.5, 12.0):
+            theirs = published.at(budget_ms)
+            if theirs is None or theirs[1] > budget_ms:
+                over += theirs is not None
+                continue
+            ours = frontier.at(budget_ms=budget_ms)
+            assert ours.importance >= theirs[0] - 1e-9
+            assert ours.predicted_ms <= budget_ms
+    assert over > 0, "truncation never overran: the comparison is not the published one"
