@@ -1,0 +1,87 @@
+"""From a command's arguments to a traced network, a solution that fits it, and the recipe of a form."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from layerfold.errors import ProvenanceMismatchError
+
+if TYPE_CHECKING:
+    from layerfold.graph import Network, Segment
+    from layerfold.merge import Recipe
+    from layerfold.models import LoadedModel
+    from layerfold.solver import Solution
+    from layerfold.tables import LatencyTable
+
+
+def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--exclude``; trace with ``trace_of``."""
+    parser.add_argument("--exclude", action="append", default=[], metavar="NAME",
+                        help="a module whose convs stay as they are, with all below it; may be given again")
+
+
+def trace_of(arguments: argparse.Namespace, loaded: LoadedModel) -> Network:
+    """Trace a loaded model at its input shape."""
+    import torch
+
+    from layerfold.graph import trace_network
+
+    return trace_network(loaded.module, torch.zeros(1, *loaded.input_shape), exclude=arguments.exclude)
+
+
+def recipe_of(arguments: argparse.Namespace, loaded: LoadedModel, solution: Solution) -> Recipe:
+    """Return how the forms of this model and solution are built again."""
+    from layerfold.merge import Recipe
+
+    return Recipe(
+        model=loaded.source,
+        num_classes=arguments.num_classes,
+        # As `load_model_of` passes it on: only an input that was asked for says anything of the channels.
+        in_channels=None if arguments.input is None else loaded.input_shape[0],
+        input_shape=loaded.input_shape,
+        exclude=tuple(arguments.exclude),
+        solution=solution,
+    )
+
+
+def candidates_of(arguments: argparse.Namespace, net: Network) -> list[Segment]:
+    """Return the candidates within ``--max-kernel``, ``--max-growth`` and ``--stop-at-strides``."""
+    return net.candidates(
+        stop_at_strides=arguments.stop_at_strides, max_kernel=arguments.max_kernel, max_growth=arguments.max_growth
+    )
+
+
+def add_candidate_arguments(parser: argparse.ArgumentParser, *, max_growth: float | None) -> None:
+    """Add the limits on what may be merged."""
+    from layerfold.cli._options import above, whole
+
+    group = parser.add_argument_group("candidates")
+    group.add_argument("--max-kernel", type=whole(1), default=15, metavar="K",
+                       help="largest kernel of a merged conv (default: %(default)s)")
+    group.add_argument("--max-growth", type=above(0), default=max_growth, metavar="X",
+                       help="most multiply-adds of a merged conv, as a multiple of what it replaces (default: "
+                       f"{'no limit' if max_growth is None else max_growth})")
+    group.add_argument("--stop-at-strides", action="store_true",
+                       help="the published restriction: nothing merges further than one layer past a strided one")
+
+
+def check_table(net: Network, table: LatencyTable, path: str) -> None:
+    """Refuse a latency table of another network.
+
+    Raises:
+        ProvenanceMismatchError: names both.
+    """
+    known = table.provenance.network_hash
+    if known and known != net.hash:
+        raise ProvenanceMismatchError(
+            f"{path}: was measured for a network of hash {known}, this one has {net.hash}; "
+            "profile this model with the same --input and --exclude"
+        )
+
+
+def note_random_weights(arguments: argparse.Namespace) -> None:
+    """Say so on stderr where a model of a library starts from random weights."""
+    if arguments.weights is None and arguments.model.startswith(("timm:", "torchvision:")):
+        print("layerfold: note: no --weights, so the model's weights are random", file=sys.stderr)

@@ -1,0 +1,122 @@
+"""What the commands share: kinds of numbers, output files that are not overwritten, backends, examples in the help."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfold.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerfold.profiler import Backend
+
+
+def add_command(subparsers: Any, name: str, help_text: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Add a command whose help ends in an example."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=help_text, description=textwrap.fill(description, 79), epilog="example:\n" + examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return argparse's type for a whole number of at least ``least``."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"{text}: a whole number of at least {least} is expected")
+        return int(text)
+
+    return parse
+
+
+def above(bound: float, most: float = math.inf) -> Callable[[str], float]:
+    """Return argparse's type for a finite number above ``bound`` and at most ``most``."""
+    return _number(lambda value: bound < value <= most, f"above {bound:g}", most)
+
+
+def at_least(bound: float, most: float = math.inf) -> Callable[[str], float]:
+    """Return argparse's type for a finite number from ``bound`` to ``most``."""
+    return _number(lambda value: bound <= value <= most, f"of at least {bound:g}", most)
+
+
+def _number(is_fine: Callable[[float], bool], rule: str, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and is_fine(value)):
+            limit = "" if math.isinf(most) else f", at most {most:g},"
+            raise argparse.ArgumentTypeError(f"{text}: a number {rule}{limit} is expected")
+        return value
+
+    return parse
+
+
+def add_result_arguments(parser: argparse.ArgumentParser, *, has_progress: bool = True) -> None:
+    """Add ``--json``, and ``--quiet`` for a command that shows its progress."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    if has_progress:
+        parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def add_output_arguments(
+    parser: argparse.ArgumentParser, metavar: str, help_text: str, *, required: bool = True
+) -> None:
+    """Add ``-o`` and ``--overwrite``."""
+    group = parser.add_argument_group("output")
+    group.add_argument("-o", "--output", required=required, metavar=metavar, help=help_text)
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def check_output(
+    path: str | Path | None, *, flag: str = "-o", suffix: str | None = None, overwrite: bool = False
+) -> None:
+    """Refuse a file that could not be written in the end, before any time is spent.
+
+    Raises:
+        UsageError: another suffix, a folder, a file that is there already, or a place that cannot be.
+    """
+    if path is None:
+        return
+    target = Path(path)
+    if suffix is not None and target.suffix != suffix:
+        raise UsageError(f"{flag} {path}: expected a name that ends in {suffix}")
+    if target.is_dir():
+        raise UsageError(f"{flag} {path}: is a folder, expected a file name")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{flag} {path}: is there already; name another file, or add --overwrite to replace it")
+    upper = target.absolute().parent
+    while not upper.exists():
+        upper = upper.parent
+    if not upper.is_dir():
+        raise UsageError(f"{flag} {path}: {upper} is a file, expected a folder")
+    if not os.access(upper, os.W_OK):
+        raise UsageError(f"{flag} {path}: {upper} cannot be written; choose another folder")
+
+
+def add_backend_arguments(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
+    """Add ``--backend``, ``--device``, ``--threads`` and ``--batch``; read them with ``open_backend``."""
+    group = parser.add_argument_group("measuring")
+    group.add_argument("--backend", default="onnxruntime", metavar="NAME",
+                       help="what runs the network, see `layerfold backends` (default: %(default)s)")
+    group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
+    group.add_argument("--threads", type=whole(1), metavar="N", help="worker threads on a CPU (default: 1)")
+    if batch:
+        group.add_argument("--batch", type=whole(1), default=1, metavar="N",
+                           help="images in one forward pass (default: %(default)s)")
+
+
+def open_backend(arguments: argparse.Namespace) -> Backend:
+    """Return the backend that ``add_backend_arguments`` read; threads are passed on only where they were given."""
+    from layerfold.profiler import get_backend
+
+    options = {} if arguments.threads is None else {"threads": arguments.threads}
+    return get_backend(arguments.backend, device=arguments.device, **options)

@@ -1,0 +1,37 @@
+"""Tables of plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "", indent: str = "") -> str:
+    """Return lines of aligned columns under a header.
+
+    Args:
+        header: a name a column.
+        rows: cells, written with ``str``; None as nothing.
+        right: names of the columns to align right, separated by spaces.
+        indent: put before each line.
+    """
+    cells = [[str(name) for name in header], *(["" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    to_the_right = {i for i, name in enumerate(header) if name in right.split()}
+    lines = []
+    for row in cells:
+        parts = [cell.rjust(w) if i in to_the_right else cell.ljust(w)
+                 for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append((indent + "  ".join(parts)).rstrip())
+    return "\n".join(lines)
+
+
+def facts(pairs: Sequence[tuple[str, object]]) -> str:
+    """Return one line a (name, value), values aligned; a value of None leaves its line out."""
+    shown = [(name, str(value)) for name, value in pairs if value is not None]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in shown)
+
+
+def plural(number: int, noun: str) -> str:
+    """Return ``1 layer``, ``2 layers``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

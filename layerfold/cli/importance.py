@@ -1,0 +1,116 @@
+"""``layerfold importance``: what the score loses when a segment is merged, into an importance table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfold.cli._networks import (
+    add_candidate_arguments,
+    add_trace_arguments,
+    candidates_of,
+    check_table,
+    note_random_weights,
+    trace_of,
+)
+from layerfold.cli._options import above, add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
+from layerfold.cli._text import columns, facts
+
+if TYPE_CHECKING:
+    from layerfold.tables import ImportanceTable
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``importance`` to the command line."""
+    parser = add_command(
+        subparsers, "importance", "estimate what the score loses when a segment is merged",
+        "Estimate the importance of every segment worth merging: the change of a score on the holdout when the segment "
+        "replaces its layers. Finished entries are kept in OUTPUT.journal until the table is written: a run that is "
+        "stopped goes on where it was.",
+        "  layerfold importance timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
+        "      --latency latency.csv -o importance.csv",
+    )  # fmt: skip
+    add_model_arguments(parser)
+    add_trace_arguments(parser)
+    add_data_arguments(parser)
+    add_candidate_arguments(parser, max_growth=4.0)
+    group = parser.add_argument_group("estimate")
+    group.add_argument("--latency", metavar="CSV",
+                       help="latency table: its segments are taken, but for those that it says are not worth merging")
+    group.add_argument("--method", default="recalibrate", metavar="NAME",
+                       help="recalibrate (BatchNorm statistics only, no training) or finetune (default: %(default)s)")
+    group.add_argument("--score", default="accuracy", metavar="NAME",
+                       help="accuracy, agreement (with the original, needs no labels) or loss (default: %(default)s)")
+    group.add_argument("--fill-slots", action=argparse.BooleanOptionalAction, default=None,
+                       help="also try an activation where the original has none (default: only with finetune)")
+    group.add_argument("--calibration-images", type=whole(2), default=256, metavar="N",
+                       help="images for BatchNorm statistics (default: %(default)s)")
+    group.add_argument("--holdout-images", type=whole(1), metavar="N",
+                       help="images scored (default: the whole holdout)")
+    group.add_argument("--steps", type=whole(1), default=300, metavar="N",
+                       help="training steps an entry, with finetune (default: %(default)s)")
+    group.add_argument("--learning-rate", type=above(0), metavar="X", help="with finetune (default: the optimizer's)")
+    group.add_argument("--seed", type=whole(0), default=0, metavar="N",
+                       help="of the images drawn and of training (default: %(default)s)")
+    add_output_arguments(parser, "CSV", "the importance table; how it was made goes to CSV.json")
+    add_result_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Estimate, write the table, print a summary."""
+    from layerfold.importance import estimate_importance
+    from layerfold.tables import LatencyTable
+
+    check_output(args.output, suffix=".csv", overwrite=args.overwrite)
+    latency = None if args.latency is None else LatencyTable.read(args.latency)
+    loaded = load_model_of(args)
+    note_random_weights(args)
+    net = trace_of(args, loaded)
+    if latency is not None:
+        check_table(net, latency, args.latency)
+    journal = Path(f"{args.output}.journal")
+    table = estimate_importance(
+        loaded.module, net, open_data_of(args, loaded), args.method, latency=latency,
+        candidates=candidates_of(args, net) if latency is None else None, score=args.score, fill_slots=args.fill_slots,
+        calibration_images=args.calibration_images, holdout_images=args.holdout_images, steps=args.steps,
+        batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed, journal_path=journal,
+        model_name=loaded.source, progress=not args.quiet,
+    )  # fmt: skip
+    table.write(args.output)
+    journal.unlink(missing_ok=True)
+    print(f"wrote {args.output}", file=sys.stderr)
+    found = _summary(args, table)
+    print(json.dumps(found, indent=1) if args.json else _as_text(found))
+    return 0
+
+
+def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]:
+    merged = [entry for entry in table.entries if entry.end - entry.start > 1]
+    merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
+    return {
+        "table": args.output, "model": table.provenance.model, "method": args.method, "score": args.score,
+        "entries": len(table.entries), "left_out": len(table.provenance.left_out),
+        "original": dict(table.provenance.options["original"]),
+        "best_merges": [
+            {"start": e.start, "end": e.end, "start_act": e.start_act, "end_act": e.end_act, "importance": e.importance}
+            for e in merged[:5]
+        ],
+    }  # fmt: skip
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    original = found["original"]
+    head = facts([
+        ("model", found["model"]),
+        ("method", f"{found['method']}, score {found['score']}"),
+        ("original", f"{original['val_acc']:.2f} % correct, loss {original['val_loss']:.4g} on the holdout"),
+        ("entries", f"{found['entries']}; {found['left_out']} segments left out, not faster merged"),
+    ])
+    rows = [(f"{each['start'] + 1}..{each['end']}", f"{each['importance']:+.4g}") for each in found["best_merges"]]
+    return head + ("\n\ncheapest to merge\n" + columns(("layers", "importance"), rows, right="importance", indent="  ")
+                   if rows else "")

@@ -1,0 +1,93 @@
+"""``layerfold verify``: does the merged network keep its budget? Built with the weights at hand, and measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from layerfold.cli._networks import add_trace_arguments, check_table, trace_of
+from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend
+from layerfold.cli._quantities import parse_ms, parse_number
+from layerfold.cli._sources import add_model_arguments, load_model_of
+from layerfold.cli._text import facts
+
+if TYPE_CHECKING:
+    from layerfold.profiler import Verification
+
+OVER_BUDGET = 3
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``verify`` to the command line."""
+    parser = add_command(
+        subparsers, "verify", "measure a solution's merged network against prediction and budget",
+        "Merge a network by a solution, with the weights at hand, and measure it in turns with the original: latency "
+        "does not depend on the weights. Ends 3 if the upper end of the 95 % interval is over the budget.",
+        "  layerfold verify timm:mobilenetv2_100 --input 3x224x224 --solution solution.json --budget 4.5ms",
+    )  # fmt: skip
+    add_model_arguments(parser)
+    add_trace_arguments(parser)
+    group = parser.add_argument_group("what to verify")
+    group.add_argument("--solution", required=True, metavar="JSON", help="a solution of `layerfold solve`")
+    group.add_argument("--latency", metavar="CSV",
+                       help="latency table to predict from (default: the solution's own prediction)")
+    budget = group.add_mutually_exclusive_group()
+    budget.add_argument("--budget", metavar="MS",
+                        help="end-to-end budget, for example 4.5ms (default: the solution's)")
+    budget.add_argument("--speedup", metavar="X", help="original latency / budget, for example 1.5")
+    add_backend_arguments(parser)
+    parser.add_argument("--target", type=above(0, 1), default=0.01, metavar="X",
+                        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)")
+    parser.add_argument("--cap-s", type=above(0), default=10.0, metavar="S",
+                        help="most seconds a network (default: %(default)s)")
+    add_result_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; 3 if the budget is not kept."""
+    from layerfold.profiler import verify_solution
+    from layerfold.progress import progress_bar
+    from layerfold.solver import Solution
+    from layerfold.tables import LatencyTable
+
+    budget_ms = None if args.budget is None else parse_ms(args.budget, "--budget")
+    speedup = None
+    if args.speedup is not None:
+        speedup = parse_number(args.speedup.strip().removesuffix("x"), "--speedup", least=1e-6, most=1e6, example="1.5")
+    solution = Solution.read(args.solution)
+    table = None if args.latency is None else LatencyTable.read(args.latency)
+    backend = open_backend(args)
+    net = trace_of(args, loaded := load_model_of(args))
+    if table is not None:
+        check_table(net, table, args.latency)
+    with progress_bar("verify: measure both networks", 1, enabled=not args.quiet) as bar:
+        found = verify_solution(
+            loaded.module, net, solution, backend, batch=args.batch, budget_ms=budget_ms, speedup=speedup,
+            predicted_ms=None if table is None else table.predict_ms(solution), target=args.target, cap_s=args.cap_s,
+        )  # fmt: skip
+        bar.advance()
+    print(json.dumps(found.to_json(), indent=1) if args.json else _as_text(found))
+    if found.is_within_budget is False:
+        print(f"layerfold: over budget: {found.high_ms:.4g} ms (upper end of the interval) is above "
+              f"{found.budget_ms:.4g} ms; solve again with a smaller budget", file=sys.stderr)
+        return OVER_BUDGET
+    return 0
+
+
+def _as_text(found: Verification) -> str:
+    error = found.prediction_error
+    verdict = None
+    if found.budget_ms is not None:
+        verdict = f"{found.budget_ms:.4g} ms, {'met' if found.is_within_budget else 'NOT met'}"
+    return facts([
+        ("original", f"{found.original_ms:.4g} ms (95 % {found.original_low_ms:.4g} to {found.original_high_ms:.4g})"),
+        ("merged", f"{found.measured_ms:.4g} ms (95 % {found.low_ms:.4g} to {found.high_ms:.4g}), "
+                   f"{1 / found.ratio:.3f}x as fast (95 % {1 / found.ratio_high:.3f} to {1 / found.ratio_low:.3f})"),
+        ("predicted", None if error is None else f"{found.predicted_ms:.4g} ms ({100 * error:+.1f} %)"),
+        ("budget", verdict),
+        ("device", found.provenance.get("device")),
+        ("note", None if found.is_settled else "the intervals did not reach their target; give more --cap-s"),
+    ])
