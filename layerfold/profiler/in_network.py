@@ -27,7 +27,7 @@ from layerfold.profiler.measure import (
 from layerfold.profiler.outside import OutsideGraph
 
 _CHUNK = 5
-_MIN_ROUNDS = 8
+_MIN_ROUNDS, _LEAST_ROUNDS = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +144,18 @@ class ChangeProfiler:
                 is_disturbed |= reference.block_ms() is None
                 base_ms += reference.last_ms / 2
                 is_late = time.perf_counter() > deadline
-                if is_disturbed and not is_late:
+                if is_late:
+                    for each in (reference, *timed):
+                        each.retry_s = 0.0
+                elif is_disturbed:
                     continue
                 rounds += 1
                 for index, value_ms in values_ms.items():
                     ratios[index].append(value_ms / base_ms)
-                if rounds >= _MIN_ROUNDS:
+                if rounds >= (_LEAST_ROUNDS if is_late else _MIN_ROUNDS):
                     for index in active:
                         low, high = median_interval(ratios[index])
-                        if (high - low) / 2 < policy.target:
+                        if rounds >= _MIN_ROUNDS and (high - low) / 2 < policy.target:
                             settled.add(index)
                     active = [index for index in active if index not in settled]
                     if is_late:

@@ -31,7 +31,7 @@ _WARMUP_WINDOW = 3
 _WARMUP_GAIN = 0.03
 _REFILL_PASSES = (5, 1)
 _REFILL_MS = 10.0
-_RETRY_S = 0.1
+_RETRY_S = 0.05
 _PATIENCE = 4.0
 _BLOCK_MEMORY = 100_000
 
@@ -155,6 +155,7 @@ class TimedRunner:
     disturbed: int = 0
     last_ms: float = math.inf
     busy_s: float = 0.0
+    retry_s: float = _RETRY_S
     is_settled: bool = False
     _next_check: int = 0
 
@@ -183,7 +184,7 @@ class TimedRunner:
                 self.last_ms = value_ms
                 return value_ms
             self.disturbed += 1
-            if time.perf_counter() - began > _RETRY_S:
+            if time.perf_counter() - began > self.retry_s:
                 return None
 
     @property
@@ -234,7 +235,9 @@ class TimedRunner:
         began = time.perf_counter()
         value_ms = self.block_ms()
         self.busy_s += time.perf_counter() - began
-        if value_ms is None and self.busy_s < _PATIENCE * self.policy.cap_s:
+        if self.busy_s >= _PATIENCE * self.policy.cap_s:
+            self.retry_s = 0.0
+        elif value_ms is None:
             return
         self.values_ms.append(self.last_ms)
         self.timed_s += self.last_ms * self.runs_per_block / 1e3

@@ -87,8 +87,9 @@ def profile_network(
     try:
         wanted = distinct([*segments, *(net.segment(m, m + 1) for m in range(len(net.layers)))])
         with progress_bar("profile: segments alone", len(wanted), enabled=progress) as bar:
-            alone = SegmentProfiler(chosen, store, _SCREENING if method == "in_network" else policy, batch=batch,
-                                    dtype=dtype, advance=bar.advance)
+            is_screening = method == "in_network"
+            alone = SegmentProfiler(chosen, store, _SCREENING if is_screening else policy, batch=batch, dtype=dtype,
+                                    purpose=" (screening)" if is_screening else "", advance=bar.advance)
             bounds = profile_segments(net, segments, alone)
         outside = outside_graph(model, net, batch=batch, dtype=dtype)
         fixed_ms = _outside_ms(net, outside, alone)

@@ -35,6 +35,7 @@ class SegmentProfiler:
         cache: where finished measurements are stored and looked up, or None.
         policy: of each measurement.
         batch, dtype: of every graph.
+        purpose: put behind each signature in the cache, so that rough measurements do not stand in for careful ones.
         advance: called once for each signature that is finished.
     """
 
@@ -46,10 +47,12 @@ class SegmentProfiler:
         *,
         batch: int,
         dtype: str,
+        purpose: str = "",
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         self._backend, self._cache, self._policy = backend, cache, policy
         self._batch, self.dtype, self.advance = batch, dtype, advance
+        self._purpose = purpose
         self.raw: dict[str, Measurement] = {}
         self.num_measured = 0
         self._overheads: dict[int, float] = {}
@@ -113,7 +116,7 @@ class SegmentProfiler:
     def look_up(self, signature: str) -> Measurement | None:
         """Return what is known of a signature, from this run or from the cache."""
         if signature not in self.raw and self._cache is not None:
-            stored = self._cache.get(signature)
+            stored = self._cache.get(signature + self._purpose)
             if stored is not None:
                 self.raw[signature] = stored
         return self.raw.get(signature)
@@ -122,7 +125,7 @@ class SegmentProfiler:
         self.raw[signature] = measurement
         self.num_measured += 1
         if self._cache is not None:
-            self._cache.put(signature, measurement)
+            self._cache.put(signature + self._purpose, measurement)
 
 
 def distinct(segments: Sequence[Segment]) -> list[Segment]:

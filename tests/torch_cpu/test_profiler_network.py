@@ -118,7 +118,8 @@ def test_equal_segments_are_measured_once(tmp_path):
 
 
 def test_a_hopeless_candidate_is_bounded_and_not_measured():
-    layers = [nn.Conv2d(64, 64, 1), *(nn.Conv2d(64, 64, 9, padding=4, groups=64) for _ in range(3)), nn.Conv2d(64, 64, 1)]
+    depthwise = [nn.Conv2d(64, 64, 9, padding=4, groups=64) for _ in range(3)]
+    layers = [nn.Conv2d(64, 64, 1), *depthwise, nn.Conv2d(64, 64, 1)]
     model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU()))).eval()
     net = trace_network(model, torch.randn(1, 64, 16, 16))
     table = profile_network(model, net, cache=False, progress=False, cap_s=0.02, method="isolated",
