@@ -29,4 +29,5 @@ def device_of(model: nn.Module) -> torch.device:
 
 def channels_last(images: Tensor) -> Tensor:
     """Return images stored channels last: several times faster in depthwise convs on a CPU."""
-    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+    # `to`, not `contiguous`: for one channel the latter leaves the strides, by which torch chooses its kernels, alone.
+    return images.to(memory_format=torch.channels_last) if images.dim() == 4 else images

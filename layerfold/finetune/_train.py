@@ -227,7 +227,6 @@ class _Run:
     def release(self, home: torch.device) -> None:
         """Take Accelerate's wrappers off, and put both networks back where they came from."""
         self._accelerator.unwrap_model(self._prepared, keep_fp32_wrapper=False)
-        self._accelerator.free_memory()
         self._model.to(home).eval()
         for parameter in self._model.parameters():
             parameter.grad = None
