@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from layerfold.solver._options import ChainOptions
 
 Floats = NDArray[np.float64]
+_ROUNDING = 1e-13
 Groups = list[NDArray[np.intp]]
 
 
@@ -39,7 +40,9 @@ class Hull:
         """Return the highest importance that any solution of at most these costs could have."""
         found = np.full(np.shape(costs), np.inf)
         for price, best in zip(self.prices, self.best, strict=True):
-            np.minimum(found, best + price * np.where(np.isfinite(costs) | (price > 0.0), costs, 0.0), out=found)
+            line = price * np.where(np.isfinite(costs) | (price > 0.0), costs, 0.0)
+            # Rounding must not press a line below the solutions on it.
+            np.minimum(found, best + line + _ROUNDING * (abs(best) + line), out=found)
         return found
 
 

@@ -18,6 +18,8 @@ _LABELS = 512
 """Labels kept a state; towards the end of a chain their number rises to _LAST_LABELS."""
 _LAST_LABELS = 16_384
 _GRID = 64
+_OPTIONS = 6
+"""Options a position that are looked at, if so many lie near the hull."""
 
 
 def solve_near(chains: list[ChainOptions], epsilon: float) -> tuple[list[ChainFrontier], Hull]:
@@ -38,8 +40,12 @@ def solve_near(chains: list[ChainOptions], epsilon: float) -> tuple[list[ChainFr
     last = _LAST_LABELS if len(slim) == 1 else 2048
     frontiers = []
     for options, to_go in zip(slim, hull.to_go, strict=True):
-        near = _near_hull(options, hull, to_go, margin)
-        frontiers.append(_thinned_frontier(near, hull.prices, to_go, margin, last))
+        below = _below_hull(options, hull, to_go)
+        # Sparse tables leave room for more than is needed: what lies a little lower fills steps of the frontier.
+        wanted = min(_OPTIONS * (options.num_states // 2), len(below)) - 1
+        wide = max(margin, min(float(np.partition(below, wanted)[wanted]), 20.0 * margin))
+        near = _subset(options, np.flatnonzero(below <= wide))
+        frontiers.append(_thinned_frontier(near, hull.prices, to_go, wide, last))
     return frontiers, hull
 
 
@@ -53,15 +59,15 @@ def _undominated(options: ChainOptions) -> ChainOptions:
     return _subset(options, np.flatnonzero(first | np.concatenate(([True], lifted[1:] > best[:-1]))))
 
 
-def _near_hull(options: ChainOptions, hull: Hull, to_go: Floats, margin: float) -> ChainOptions:
-    """Keep the options that some way within ``margin`` of the hull goes through."""
+def _below_hull(options: ChainOptions, hull: Hull, to_go: Floats) -> Floats:
+    """Return how far below the hull the best way through each option lies."""
     so_far = values_so_far(options, hull.prices)
     below = np.full(len(options.importances), np.inf)
     for index, price in enumerate(hull.prices):
         through = so_far[options.from_state, index] + to_go[options.to_state, index]
         through += options.importances - price * options.costs[:, 0]
         np.minimum(below, to_go[1, index] - through, out=below)
-    return _subset(options, np.flatnonzero(below <= margin))
+    return below
 
 
 def _thinned_frontier(options: ChainOptions, prices: Floats, to_go: Floats, margin: float, last: int) -> ChainFrontier:

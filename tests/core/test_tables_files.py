@@ -118,7 +118,9 @@ def test_negative_zero_importance_reads_as_zero(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=12))
-def test_every_latency_is_written_to_the_last_digit(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
+def test_every_latency_is_written_to_the_last_digit(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float]
+) -> None:
     path = tmp_path_factory.mktemp("t") / "time.csv"
     table = latency_table({(index, index + 1): value for index, value in enumerate(values)})
     table.write(path)

@@ -9,7 +9,8 @@ from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.tables._signature import conv_sizes
 
 CONV = ConvSpec(
-    in_channels=8, out_channels=12, kernel_size=(5, 3), stride=(2, 1), padding=((1, 2), (0, 1)), dilation=(1, 2), groups=4
+    in_channels=8, out_channels=12, kernel_size=(5, 3), stride=(2, 1), padding=((1, 2), (0, 1)), dilation=(1, 2),
+    groups=4,
 )
 SHORTCUT = (ConvSpec(in_channels=8, out_channels=12, kernel_size=(1, 1), stride=(2, 1)),)
 

@@ -92,12 +92,14 @@ BANK = (
         importance=-1.0, act_pos=(2, 3), merge_pos=(2, 3), latencies_ms=(2.2,),
     ),
     Solved(
-        name="activation removed, not merged", why="0.3 points for dropping activation 1 beat keeping it; merging is slower",
+        name="activation removed, not merged",
+        why="0.3 points for dropping activation 1 beat keeping it; merging is slower",
         problem=_problem({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}, {(0, 1): -1.0, (1, 2): -1.0, (0, 2): 0.3}, 9.0),
         importance=0.3, act_pos=(2,), merge_pos=(1, 2), latencies_ms=(2.0,),
     ),
     Solved(
-        name="stage 1 merges across activations that went", why="without activations 1-3, 0-3 and 3-4 is the fastest cut",
+        name="stage 1 merges across activations that went",
+        why="without activations 1-3, 0-3 and 3-4 is the fastest cut",
         problem=_problem(
             {(0, 1): 1.0, (1, 2): 1.0, (2, 3): 1.0, (3, 4): 1.0, (0, 3): 1.0, (1, 4): 2.5, (0, 4): 9.0},
             {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0, (3, 4): 0.0, (0, 3): -2.0, (1, 4): -2.0, (0, 4): -1.0}, 2.2,
@@ -107,7 +109,8 @@ BANK = (
     Solved(
         name="truncation would overrun", why="three terms of 0.99 ms cut to whole ms look like 0; 2.9 ms fits two only",
         problem=_problem(
-            {(0, 1): 0.99, (1, 2): 0.99, (2, 3): 0.99, (0, 2): 1.0}, {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0, (0, 2): -1.0},
+            {(0, 1): 0.99, (1, 2): 0.99, (2, 3): 0.99, (0, 2): 1.0},
+            {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0, (0, 2): -1.0},
             2.9,
         ),
         importance=-1.0, act_pos=(2, 3), merge_pos=(2, 3), latencies_ms=(1.99,),
@@ -153,7 +156,8 @@ BANK = (
         problem=_problem({(0, 1): 1.0}, {(0, 1): 0.0}, 0.4, fixed_ms=0.5), importance=None,
     ),
     Solved(
-        name="two devices", why="each merge is fast on one device only; within both budgets neither is needed but one must be",
+        name="two devices",
+        why="each merge is fast on one device only; within both budgets neither is needed but one must be",
         problem=_problem(
             [_THREE, {**_THREE, (0, 2): 2.5, (1, 3): 1.9}], _THREE_IMP, (2.5, 3.0),
         ),
@@ -205,7 +209,8 @@ BANK = (
         importance=-1.0, act_pos=(2, 3), merge_pos=(2, 3), latencies_ms=(2.2,),
     ),
     Solved(
-        name="risk shrinks in sums", why="two independent 0.1 ms add up to 0.141, not 0.2: 2 + 1.645 * 0.141 = 2.2326 fits",
+        name="risk shrinks in sums",
+        why="two independent 0.1 ms add up to 0.141, not 0.2: 2 + 1.645 * 0.141 = 2.2326 fits",
         problem=_problem(
             {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 1.5}, {(0, 1): 0.0, (1, 2): 0.0, (0, 2): -1.0}, 2.24,
             spreads={(0, 1): 0.1, (1, 2): 0.1}, risk=0.05,
@@ -214,7 +219,7 @@ BANK = (
     ),
     Solved(
         name="alpha favours many small segments",
-        why="singles cost 1 point each, the merge 1.5: alone the merge wins; less the mean of -1 a term, they tie at 0 and -0.5",
+        why="-2 for two singles, -1.5 merged; less the mean of -1 a term, 0 and -0.5",
         problem=_problem(
             {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 1.0}, {(0, 1): -1.0, (1, 2): -1.0, (0, 2): -1.5}, 2.0, alpha=1.0,
         ),
