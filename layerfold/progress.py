@@ -49,7 +49,7 @@ def progress_bar(description: str, total: float, *, enabled: bool = True, done: 
         columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("ETA"), TimeRemainingColumn())
         with RichProgress(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task(description, total=total, completed=done)
+            task = bars.add_task(description, total=total, completed=int(done))
 
             class _Rich:
                 def advance(self, steps: float = 1.0) -> None:

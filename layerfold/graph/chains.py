@@ -168,7 +168,7 @@ class _Reader:
         if self.roles[node] is not Role.CONV:
             return 0
         kernel = self.modules[str(node.target)].kernel_size
-        return int(kernel[0]) * int(kernel[1])  # type: ignore[index]
+        return int(kernel[0]) * int(kernel[1])
 
     def _shortcuts(self, layers: list[_Layer]) -> dict[fx.Node, tuple[list[_Layer], fx.Node]]:
         """Return, for each addition, the convs of its shortcut and the value that the shortcut starts from."""
@@ -305,7 +305,7 @@ def describe_graph(
 
 def _spec(reader: _Reader, conv: fx.Node) -> ConvSpec:
     shape = _shape(conv.all_input_nodes[0])
-    return conv_spec(reader.modules[str(conv.target)], shape[1:])  # type: ignore[arg-type]
+    return conv_spec(reader.modules[str(conv.target)], shape[1:])
 
 
 def _conv_and_norm(layer: _Layer) -> tuple[str, str | None]:

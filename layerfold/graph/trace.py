@@ -43,9 +43,10 @@ class _Tracer(fx.Tracer):
 def _leaf_rules() -> tuple[tuple[type[nn.Module], ...], tuple[Callable[..., Any], ...]]:
     """Return timm's own list of what must not be traced through; nothing where timm is absent."""
     try:
-        from timm.models import _features_fx as rules
+        from timm.models import _features_fx
     except ImportError:
         return (), ()
+    rules: Any = _features_fx
     return tuple(rules.get_notrace_modules()), tuple(rules.get_notrace_functions())
 
 

@@ -79,9 +79,9 @@ def estimate_importance(
         UsageError: an unknown method or score.
         DataError: no images, or labels outside the model's classes.
     """
-    for name, value, known in (("method", method, METHODS), ("score", score, SCORES)):
-        if value not in known:
-            raise UsageError(f"{name}={value!r}: must be one of {', '.join(known)}{nearest_names(value, known)}")
+    for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
+        if value not in choices:
+            raise UsageError(f"{name}={value!r}: must be one of {', '.join(choices)}{nearest_names(value, choices)}")
     segments = list(candidates) if candidates is not None else _candidates(net, latency)
     left_out: tuple[tuple[int, int], ...] = ()
     if latency is not None:

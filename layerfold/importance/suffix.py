@@ -28,7 +28,9 @@ class FeatureBank:
         self._original, self._batches = original, list(batches)
         self._names: tuple[str, ...] = ()
         self._values: list[tuple[Tensor, ...]] = []
-        self._shapes = {node.name: node.meta.get("shape") for node in original.graph.nodes}
+        self._shapes: dict[str, tuple[int, ...]] = {
+            node.name: node.meta.get("shape") or () for node in original.graph.nodes
+        }
 
     def inputs(self) -> list[tuple[Tensor, ...]]:
         """Return the batches themselves."""
@@ -48,8 +50,9 @@ class FeatureBank:
         """Say whether keeping these values takes at most a gigabyte."""
         if not all(self._shapes.get(name) for name in names):
             return False
-        floats = sum(math.prod(self._shapes[name][1:]) for name in names)
-        return 4 * floats * sum(len(batch) for batch in self._batches) <= _MOST_BYTES
+        floats: int = sum(math.prod(self._shapes[name][1:]) for name in names)
+        images = sum(len(batch) for batch in self._batches)
+        return 4 * floats * images <= _MOST_BYTES
 
 
 def record_shapes(net: Network, form: fx.GraphModule) -> None:

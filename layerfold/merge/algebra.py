@@ -166,18 +166,19 @@ def _compose_taps(
     inner, inputs, kernel_h, kernel_w = first.shape
     finest = max(first_groups, second_groups)
     # Each batch entry is the part of the inner channels that one group of the finer conv holds.
-    left = second.view(second_groups, outputs // second_groups, finest // second_groups, inner // finest, taps_h, taps_w)
-    left = left.permute(4, 5, 0, 2, 1, 3).reshape(taps_h, taps_w, finest, outputs // second_groups, inner // finest)
+    per_group = outputs // second_groups
+    left = second.view(second_groups, per_group, finest // second_groups, inner // finest, taps_h, taps_w)
+    left = left.permute(4, 5, 0, 2, 1, 3).reshape(taps_h, taps_w, finest, per_group, inner // finest)
     right = first.reshape(finest, inner // finest, inputs * kernel_h * kernel_w)
     size = (taps_h - 1) * step[0] + kernel_h, (taps_w - 1) * step[1] + kernel_w
-    total = first.new_zeros(finest, outputs // second_groups, inputs, *size)
+    total = first.new_zeros(finest, per_group, inputs, *size)
     for tap_h in range(taps_h):
         for tap_w in range(taps_w):
-            product = (left[tap_h, tap_w] @ right).view(finest, outputs // second_groups, inputs, kernel_h, kernel_w)
+            product = (left[tap_h, tap_w] @ right).view(finest, per_group, inputs, kernel_h, kernel_w)
             top, west = tap_h * step[0], tap_w * step[1]
             total[..., top : top + kernel_h, west : west + kernel_w] += product
     if finest == second_groups:
         return total.reshape(outputs, inputs, *size)
     # The first conv is the finer one: its groups lie side by side among the inputs of each coarse group.
-    total = total.view(second_groups, finest // second_groups, outputs // second_groups, inputs, *size)
+    total = total.view(second_groups, finest // second_groups, per_group, inputs, *size)
     return total.transpose(1, 2).reshape(outputs, finest // second_groups * inputs, *size)

@@ -127,7 +127,8 @@ class _Editor:
         for index in range(segment.start + 1, segment.end + 1):
             layer, names = self.net.layer(index), self.traced.layers[index - 1]
             layers.append(self._linear_layer(names.conv, names.norm, layer.conv))
-        residuals, shortcuts = [], []
+        residuals: list[InnerResidual] = []
+        shortcuts: list[list[LinearLayer]] = []
         for number, residual in enumerate(self.net.residuals):
             if segment.start <= residual.src and residual.dst <= segment.end:
                 convs = self.traced.residuals[number].shortcut
@@ -153,7 +154,8 @@ class _Editor:
         )
 
     def _module(self, node_name: str) -> nn.Module:
-        return self.modules[str(self.nodes[node_name].target)]
+        module: nn.Module = self.modules[str(self.nodes[node_name].target)]
+        return module
 
     def _linear_layer(self, conv: str, norm: str | None, spec: object) -> LinearLayer:
         module = self._module(conv)
@@ -169,7 +171,7 @@ class _Editor:
                     node = self.nodes[name]
                     node.args, node.kwargs = (branch,), {}
                     branch = self._placed(node, branch)
-        add = self.nodes[names.add]
+        add: fx.Node = self.nodes[names.add]
         add.args = (value, branch)
         for operand in (value, branch):
             self._placed(add, operand)

@@ -62,7 +62,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write()
         except OSError as error:
-            raise UsageError(f"--output {self.path}: cannot be written ({error.strerror}); name another folder") from None
+            raise UsageError(
+                f"--output {self.path}: cannot be written ({error.strerror}); name another folder"
+            ) from None
 
     def file(self, name: str) -> Path:
         """Return the path of a file in the folder."""

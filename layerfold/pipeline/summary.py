@@ -63,7 +63,11 @@ def write_summary(run: _Run) -> ReportData:
         verdict=_verdict(run, rows, results),
         rows=rows,
         rounds=tuple(_round(i, each) for i, each in enumerate(results["solve and verify"]["rounds"], start=1)),
-        segments=tuple(_segment(run, each) for each in run.net.segments_of(run.solution.merge_pos) if _is_merged(run, each)),
+        segments=tuple(
+            _segment(run, each)
+            for each in run.net.segments_of(run.solution.merge_pos)
+            if _is_merged(run, each)
+        ),
         steps=tuple(
             StepTime(name=each.name, seconds=each.seconds, is_resumed=each.is_resumed) for each in run.folder.records
         ),
@@ -121,10 +125,9 @@ def _verdict(run: _Run, rows: tuple[ResultRow, ResultRow], results: dict[str, An
         f"Budget {met}: measured {after.latency_ms:.4g} ms (95 % interval {after.low_ms:.4g} to {after.high_ms:.4g}), "
         f"{1 / compressed['ratio']:.2f} times as fast as the original's {before.latency_ms:.4g} ms"
     )
-    if run.options.speedup is not None:
-        text += f"; {before.latency_ms:.4g} / {run.options.speedup:g} = {before.latency_ms / run.options.speedup:.4g} ms was asked"
-    else:
-        text += f"; {run.options.budget_ms:.4g} ms was asked"
+    budget_ms = run.options.budget.in_ms(before.latency_ms or 0.0)
+    asked = f" ({run.options.speedup:g}x)" if run.options.speedup is not None else ""
+    text += f"; at most {budget_ms:.4g} ms{asked} was asked"
     if before.accuracy_pct is not None and after.accuracy_pct is not None:
         text += f". Accuracy {before.accuracy_pct:.1f} % before, {after.accuracy_pct:.1f} % after"
     return text + "."
@@ -138,7 +141,8 @@ def _round(number: int, each: dict[str, Any]) -> VerifyRound:
         low_ms=each["low_ms"],
         high_ms=each["high_ms"],
         is_within=each["is_within"],
-        verdict=f"{1 / each['ratio']:.2f}x, " + ("within the budget" if each["is_within"] else "over: refitted, solved again"),
+        verdict=f"{1 / each['ratio']:.2f}x, "
+        + ("within the budget" if each["is_within"] else "over: refitted, solved again"),
     )
 
 
@@ -205,7 +209,7 @@ def _provenance(run: _Run, results: dict[str, Any]) -> tuple[tuple[str, str], ..
         ("network hash", run.net.hash),
         ("data fingerprint", run.data.fingerprint),
         ("seed", str(run.options.seed)),
-        ("largest difference ONNX to module", f"{results['export']['max_difference']:.2g}"),
+        ("largest difference ONNX to module", f"{results['export']['check']['max_rel']:.2g} of its largest output"),
         ("layerfold", __version__),
         ("python", platform.python_version()),
     )
