@@ -118,7 +118,7 @@ def read_parquet(root: Path) -> StoredData:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise OptionalDependencyError(
-            f"--data parquet:{root}: needs the package pyarrow; pip install 'layerfold[parquet]'"
+            f"--data parquet:{root}: needs the package pyarrow; pip install pyarrow"
         ) from error
     if not root.is_dir():
         raise UsageError(f"--data parquet:{root}: no such folder; give the folder that holds train.parquet")

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from layerfold.data import BatchLoader
-from layerfold.data._splits import Split
+from layerfold.data import BatchLoader, Split
 from layerfold.errors import DataError, UsageError
 from layerfold.finetune._modes import channels_last, device_of, modes_kept
 

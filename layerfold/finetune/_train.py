@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerfold.data import BatchLoader, ImageData
-from layerfold.errors import FinetuneError
+from layerfold.errors import DeviceUnavailableError, FinetuneError, UsageError
 from layerfold.finetune._checkpoint import (
     TrainingState,
     network_hash,
@@ -76,6 +76,7 @@ def finetune_network(
 
     Raises:
         DataError: no train split, or a label outside the model's classes.
+        DeviceUnavailableError: torch does not find the device.
         FinetuneError: the loss is not finite; the model then holds the last good weights.
         UsageError: an option outside its range, or a checkpoint of another run.
     """
@@ -86,7 +87,7 @@ def finetune_network(
         augment=augment, keep=keep, mixed_precision=mixed_precision, seed=seed,
     )
     if keep == "best" and not score_holdout:
-        raise FinetuneError("keep='best': needs the holdout's scores; leave score_holdout=True")
+        raise UsageError("keep='best': needs the holdout's scores; leave score_holdout=True")
     loader = data.loader("train", batch_size, shuffle=True, augment=augment, seed=seed, drop_last=True)
     path = Path(checkpoint_path) if checkpoint_path is not None else None
     home = device_of(model)
@@ -268,8 +269,6 @@ def _accelerator(device: str, mixed_precision: str) -> Any:
     # Accelerate keeps one state a process and refuses another precision or device; each run here has its own.
     AcceleratorState._reset_state(reset_partial_state=True)
     if device != "cpu" and not torch.cuda.is_available():
-        from layerfold.errors import DeviceUnavailableError
-
         raise DeviceUnavailableError(f"device={device!r}: torch finds no CUDA device; use device='cpu'")
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
