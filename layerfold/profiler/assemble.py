@@ -6,11 +6,11 @@ its ends, with random weights. Any plan of a network can so be timed within a te
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from layerfold.errors import ProfilerError
-from layerfold.graph.network import Chain, Network
+from layerfold.graph.network import Chain, Network, Segment
 from layerfold.graph.specs import ActivationSpec
 from layerfold.profiler.onnx_writer import IR_VERSION, OPSET, OnnxWriter
 from layerfold.profiler.outside import OutsideGraph
@@ -45,16 +45,9 @@ def assemble_network(
     from onnx import helper
 
     writer = OnnxWriter(dtype=dtype, batch=outside.input_shapes[0][0], seed=seed, prefix="chain.")
-    kept = set(act_pos)
-    segments = {segment.end: segment for segment in net.segments_of(merge_pos)}
+    segments = net.segments_of(merge_pos)
     for chain, value, output in zip(net.chains, outside.chain_inputs, outside.chain_outputs, strict=True):
-        features = {chain.start: value}
-        for end in range(chain.start + 1, chain.end + 1):
-            segment = segments.get(end)
-            if segment is not None:
-                activation = activation_at(net, chain, end, kept)
-                value = write_segment(writer, value, segment, features, activation)
-                features[end] = value
+        _write_chain(writer, net, chain, value, act_pos, segments)
         writer.rename_last_output(output)
 
     nodes, initializers = list(writer.nodes), list(writer.initializers)
@@ -79,6 +72,41 @@ def assemble_network(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
     return bytes(model.SerializeToString())
+
+
+def assemble_chain(
+    net: Network,
+    chain: Chain,
+    act_pos: Collection[int],
+    merge_pos: Collection[int],
+    *,
+    batch: int = 1,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> bytes:
+    """Return the ONNX graph of one chain alone under a plan; arguments as of :func:`assemble_network`."""
+    writer = OnnxWriter(dtype=dtype, batch=batch, seed=seed)
+    value = writer.add_input("x", net.layer(chain.start + 1).input_shape)
+    output = _write_chain(writer, net, chain, value, act_pos, net.segments_of(merge_pos))
+    writer.add_output(output, net.layer(chain.end).output_shape)
+    return writer.model_bytes()
+
+
+def _write_chain(
+    writer: OnnxWriter,
+    net: Network,
+    chain: Chain,
+    value: str,
+    act_pos: Collection[int],
+    segments: Sequence[Segment],
+) -> str:
+    """Append a chain's segments behind ``value``; return its last feature map."""
+    features = {chain.start: value}
+    for segment in segments:
+        if chain.start <= segment.start < segment.end <= chain.end:
+            activation = activation_at(net, chain, segment.end, act_pos)
+            value = features[segment.end] = write_segment(writer, value, segment, features, activation)
+    return value
 
 
 def activation_at(net: Network, chain: Chain, position: int, act_pos: Collection[int]) -> ActivationSpec | None:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layerfold.graph.network import Network, Segment
-from layerfold.profiler.assemble import assemble_network
+from layerfold.graph.network import Chain, Network, Segment
+from layerfold.profiler.assemble import assemble_chain, assemble_network
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.measure import (
@@ -27,6 +27,7 @@ from layerfold.profiler.measure import (
 from layerfold.profiler.outside import OutsideGraph
 
 _CHUNK = 5
+_LARGE_OUTSIDE_BYTES = 1 << 26
 _MIN_ROUNDS, _LEAST_ROUNDS = 8, 4
 
 
@@ -35,13 +36,14 @@ class Change:
     """What merging one segment does to the whole network.
 
     Attributes:
-        ratio, low, high: latency with the segment merged over that without, paired round by round; 95 % interval.
+        change_ms: latency with the segment merged less that without.
+        low_ms, high_ms: its 95 % interval, from ratios paired round by round.
         rounds, runs: rounds, and timed passes of the merged network.
     """
 
-    ratio: float
-    low: float
-    high: float
+    change_ms: float
+    low_ms: float
+    high_ms: float
     rounds: int
     runs: int
 
@@ -70,13 +72,26 @@ class ChangeProfiler:
         self._net, self._outside, self._backend, self._cache = net, outside, backend, cache
         self._policy, self._dtype = policy, dtype
         self._all = range(1, len(net.layers) + 1)
+        # Fully connected layers of hundreds of megabytes (VGG) in six sessions at a time would fill the memory, and
+        # their time would drown each change: there a chain alone is the context.
+        self._contexts: dict[Chain | None, Measurement] = {}
+        self._is_by_chain = len(outside.onnx_bytes or b"") > _LARGE_OUTSIDE_BYTES
 
     def base_ms(self) -> Measurement:
         """Return the latency of the unmerged network."""
-        signature = f"whole network:{self._net.hash}"
+        return self._context(None)
+
+    def _context(self, chain: Chain | None) -> Measurement:
+        """Return the latency of the unmerged network, or of one chain of it."""
+        if chain not in self._contexts:
+            self._contexts[chain] = self._measure_context(chain)
+        return self._contexts[chain]
+
+    def _measure_context(self, chain: Chain | None) -> Measurement:
+        signature = f"{_context_text(chain)} network:{self._net.hash}"
         known = self._cache.get(signature) if self._cache else None
         if known is None:
-            base = self._compile(None)
+            base = self._compile(chain, None)
             try:
                 known = measure_runners([base.run], self._policy)[0]
             finally:
@@ -90,40 +105,44 @@ class ChangeProfiler:
     ) -> dict[tuple[int, int], Change]:
         """Measure the change of each segment; equal segments in place of equal layers are measured once."""
         found: dict[tuple[int, int], Change] = {}
-        todo: dict[str, list[Segment]] = {}
+        alike: dict[tuple[Chain | None, str], list[Segment]] = {}
         for segment in segments:
-            todo.setdefault(self._signature(segment), []).append(segment)
-        fresh = []
-        for signature, alike in todo.items():
+            chain = self._net.chain_of(segment.end) if self._is_by_chain else None
+            alike.setdefault((chain, self._signature(chain, segment)), []).append(segment)
+
+        def keep(chain: Chain | None, signature: str, measurement: Measurement) -> None:
+            for segment in alike[chain, signature]:
+                found[segment.start, segment.end] = _change_of(measurement, self._context(chain).median_ms)
+                advance()
+
+        fresh: dict[Chain | None, list[str]] = {}
+        for chain, signature in alike:
             stored = self._cache.get(signature) if self._cache else None
             if stored is None:
-                fresh.append((signature, alike))
-                continue
-            for segment in alike:
-                found[segment.start, segment.end] = _change_of(stored)
-                advance()
-        if fresh:
-            base = self._compile(None)
+                fresh.setdefault(chain, []).append(signature)
+            else:
+                keep(chain, signature, stored)
+        for chain, signatures in fresh.items():
+            base = self._compile(chain, None)
             try:
-                for first in range(0, len(fresh), _CHUNK):
-                    chunk = fresh[first : first + _CHUNK]
-                    measured = self._measure_chunk(base, [alike[0] for _, alike in chunk])
-                    for (signature, alike), measurement in zip(chunk, measured, strict=True):
+                for first in range(0, len(signatures), _CHUNK):
+                    chunk = signatures[first : first + _CHUNK]
+                    measured = self._measure_chunk(chain, base, [alike[chain, each][0] for each in chunk])
+                    for signature, measurement in zip(chunk, measured, strict=True):
                         if self._cache:
                             self._cache.put(signature, measurement)
-                        for segment in alike:
-                            found[segment.start, segment.end] = _change_of(measurement)
-                            advance()
+                        keep(chain, signature, measurement)
             finally:
                 base.close()
         return found
 
-    def _measure_chunk(self, base: Runner, segments: list[Segment]) -> list[Measurement]:
+    def _measure_chunk(self, chain: Chain | None, base: Runner, segments: list[Segment]) -> list[Measurement]:
         """Time each segment's network next to the base; values are ratios, kept in the fields of a Measurement."""
         policy = self._policy
         runners: list[Runner] = []
         try:
-            runners = [self._compile(segment) for segment in segments]
+            for segment in segments:
+                runners.append(self._compile(chain, segment))
             reference = TimedRunner(base.run, policy)
             timed = [TimedRunner(runner.run, policy) for runner in runners]
             for each in (reference, *timed):
@@ -169,16 +188,26 @@ class ChangeProfiler:
             for runner in runners:
                 runner.close()
 
-    def _compile(self, segment: Segment | None) -> Runner:
+    def _compile(self, chain: Chain | None, segment: Segment | None) -> Runner:
+        """Compile the network, or one chain of it, with one segment merged, or none."""
         stops = [m for m in self._all if segment is None or not segment.start < m < segment.end]
         acts = [m for m in stops if self._net.has_activation(m)]
-        return self._backend.compile(assemble_network(self._net, self._outside, acts, stops, dtype=self._dtype))
+        if chain is None:
+            return self._backend.compile(assemble_network(self._net, self._outside, acts, stops, dtype=self._dtype))
+        batch = self._outside.input_shapes[0][0]
+        return self._backend.compile(assemble_chain(self._net, chain, acts, stops, batch=batch, dtype=self._dtype))
 
-    def _signature(self, segment: Segment) -> str:
-        replaced = [self._net.segment(m, m + 1).signature for m in range(segment.start, segment.end)]
-        return f"change in network:{self._net.hash} from: {' | '.join(replaced)} to: {segment.signature}"
+    def _signature(self, chain: Chain | None, segment: Segment) -> str:
+        replaced = " | ".join(self._net.segment(m, m + 1).signature for m in range(segment.start, segment.end))
+        return f"change in {_context_text(chain)} network:{self._net.hash} from: {replaced} to: {segment.signature}"
 
 
-def _change_of(measurement: Measurement) -> Change:
-    return Change(ratio=measurement.median_ms, low=measurement.low_ms, high=measurement.high_ms,
-                  rounds=measurement.blocks, runs=measurement.runs)
+def _context_text(chain: Chain | None) -> str:
+    return "whole" if chain is None else f"chain {chain.start}..{chain.end} of"
+
+
+def _change_of(ratios: Measurement, context_ms: float) -> Change:
+    return Change(
+        change_ms=(ratios.median_ms - 1) * context_ms, low_ms=(ratios.low_ms - 1) * context_ms,
+        high_ms=(ratios.high_ms - 1) * context_ms, rounds=ratios.blocks, runs=ratios.runs,
+    )  # fmt: skip

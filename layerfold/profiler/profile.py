@@ -153,8 +153,8 @@ def _entries_in_network(
         elif change is None:
             entry = replace(entry, latency_ms=scale * entry.latency_ms, spread_ms=scale * entry.spread_ms)
         else:
-            latency_ms = max(layers_ms + (change.ratio - 1) * base_ms, _FLOOR * layers_ms)
-            spread_ms = (change.high - change.low) / (2 * 1.96) * base_ms
+            latency_ms = max(layers_ms + change.change_ms, _FLOOR * layers_ms)
+            spread_ms = (change.high_ms - change.low_ms) / (2 * 1.96)
             entry = replace(entry, latency_ms=latency_ms, spread_ms=spread_ms, runs=change.runs)
         entries.append(entry)
     return entries
