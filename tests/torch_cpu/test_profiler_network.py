@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 import torch
 from torch import nn
 
 from layerfold.errors import OptionalDependencyError, UsageError
 from layerfold.graph import trace_network
-from layerfold.profiler import benchmark_networks, get_backend, profile_network, verify_solution
+from layerfold.profiler import benchmark_networks, get_backend, in_network, profile_network, verify_solution
 from layerfold.profiler.backends import registry
 from layerfold.profiler.backends.onnxruntime import OnnxRuntimeBackend
 from layerfold.profiler.verify import judge
@@ -82,6 +84,22 @@ def test_entries_in_the_network_add_up_to_the_measured_original(model, net):
     table = profile_network(model, net, cache=False, progress=False)
     report = benchmark_networks({"original": model}, torch.randn(1, 3, 32, 32), cap_s=1.0)
     assert table.original_ms == pytest.approx(report["original"].median_ms, rel=0.5)
+
+
+def test_a_chain_alone_is_the_context_where_the_rest_is_huge(monkeypatch, tmp_path):
+    monkeypatch.setattr(in_network, "_LARGE_OUTSIDE_BYTES", 0)
+    convs = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)]
+    model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.MaxPool2d(2), convs[2], nn.ReLU(), convs[3]).eval()
+    net = trace_network(model, torch.randn(1, 8, 32, 32))
+    backend = CountingBackend()
+    table = profile_network(model, net, backend, cache=tmp_path / "c.sqlite", progress=False, cap_s=0.02)
+    assert len(net.chains) == 2
+    assert {(entry.start, entry.end) for entry in table.entries} >= {(0, 2), (2, 4)}
+    with sqlite3.connect(tmp_path / "c.sqlite") as rows:
+        signatures = [row[0] for row in rows.execute("SELECT signature FROM measurement")]
+    rows.close()
+    assert any(each.startswith("change in chain 0..2 of") for each in signatures)
+    assert any(each.startswith("change in chain 2..4 of") for each in signatures)
 
 
 def test_finished_measurements_are_not_repeated(model, net, tmp_path):
