@@ -90,17 +90,21 @@ def normalised_importances(
 
     Args:
         alpha: at least 0; 0 changes nothing.
-        normalise: over which entries the mean goes: ``single``: single-layer segments; ``default``: those whose
-            two ends have an activation; ``all``: every entry.
+        normalise: over which entries the mean goes: ``single``: single-layer segments; ``default``: those with the
+            original's activations at both ends (a slot that appears without one was empty); ``all``: every entry.
 
     Raises:
         UsageError: alpha not a number from 0 to 1e6, an unknown ``normalise``, or no entry to take the mean over.
     """
     if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1e6):
         raise UsageError(f"alpha={alpha!r}: expected a number from 0 to 1e6, for example 1.0")
+    empty = {entry.start for entry in importance.entries if entry.start_act == 0}
+    empty_ends = empty | {entry.end for entry in importance.entries if entry.end_act == 0}
     chosen: dict[str, Callable[[ImportanceEntry], bool]] = {
         "single": lambda entry: entry.end == entry.start + 1,
-        "default": lambda entry: entry.start_act == 1 and entry.end_act == 1,
+        # A chain's start has an activation whatever the slot that ends the chain before it holds.
+        "default": lambda entry: (entry.start_act == 0) == (entry.start in empty)
+        and (entry.end_act == 0) == (entry.end in empty_ends),
         "all": lambda entry: True,
     }
     if normalise not in chosen:

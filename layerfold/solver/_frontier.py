@@ -328,5 +328,8 @@ def _is_number(value: object) -> bool:
 
 def _round_up(value_ms: float) -> str:
     """Return a number of milliseconds that, used as a budget, is met."""
-    digits = 10 ** (6 - math.ceil(math.log10(value_ms))) if value_ms > 0 else 1.0
-    return f"{math.ceil(value_ms * digits) / digits:.7g}"
+    short = f"{value_ms:.6g}"
+    if float(short) >= value_ms:
+        return short
+    step = 10.0 ** (math.floor(math.log10(value_ms)) - 5)
+    return f"{float(short) + step:.6g}"

@@ -41,7 +41,8 @@ class Solution:
     Attributes:
         act_pos: positions with an activation, rising. A solver's solution holds a chain's end too if the original
             keeps an activation there.
-        merge_pos: positions where merging stops, rising; ``act_pos`` is a subset of it.
+        merge_pos: positions where merging stops, rising; ``act_pos`` is a subset of it. A 0, which published files
+            have for the network's input, is dropped from both.
         model: what the user called the model.
         network_hash: ``Network.hash`` of the network it was made for; empty if unknown.
         budget_ms: the end-to-end budget it was chosen for.
@@ -160,10 +161,11 @@ def _positions(values: Iterable[object], name: str) -> tuple[int, ...]:
                 value = value.__index__()  # type: ignore[attr-defined]
             except (AttributeError, TypeError, RuntimeError):
                 raise SolutionError(f"{name}: {value!r} is no position, expected whole numbers of at least 1") from None
-        if isinstance(value, bool) or not 1 <= value <= 1_000_000:
+        if isinstance(value, bool) or not 0 <= value <= 1_000_000:
             raise SolutionError(f"{name}: {value!r} is no position, expected whole numbers of at least 1")
         found.append(int(value))
-    return tuple(sorted(set(found)))
+    # Published programs list 0, the network's input, among the positions.
+    return tuple(sorted(set(found) - {0}))
 
 
 def _is_checkpoint(path: Path, content: bytes) -> bool:

@@ -137,13 +137,14 @@ class ImportanceTable:
             start, end = row.position("st"), row.position("end")
             if start >= end:
                 raise row.error("end", f"a position after st={start}")
+            importance = row.number_in(column, -LARGEST, "points between -1e9 and 1e9")
             measured = {name: row.optional_number(name) for name in _MEASURED}
             entry = ImportanceEntry(
                 start=start,
                 end=end,
                 start_act=row.state("st_act"),
                 end_act=row.state("end_act"),
-                importance=row.number_in(column, -LARGEST, "points between -1e9 and 1e9"),
+                importance=importance,
                 extra={name: _number_or_text(row, name) for name in extra_names},
                 breaks=row.breaks("breaks", start, end),
                 **measured,

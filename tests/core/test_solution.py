@@ -28,10 +28,14 @@ def test_activation_outside_the_merge_positions_is_refused() -> None:
         Solution(act_pos=[1, 2], merge_pos=[1, 3])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("positions", ["12", 5, [0], [-1], [1.5], [True], ["1"], [None], {"1": 2}, [10**9]])
+@pytest.mark.parametrize("positions", ["12", 5, [-1], [1.5], [True], ["1"], [None], {"1": 2}, [10**9]])
 def test_positions_must_be_whole_numbers_above_zero(positions: object) -> None:
     with pytest.raises(SolutionError):
         Solution(act_pos=[], merge_pos=positions)  # type: ignore[arg-type]
+
+
+def test_the_input_is_no_position() -> None:
+    assert Solution(act_pos=[0, 2], merge_pos=[0, 1, 2]) == Solution(act_pos=(2,), merge_pos=(1, 2))  # type: ignore[arg-type]
 
 
 def test_solution_survives_a_round_trip(tmp_path: Path) -> None:
