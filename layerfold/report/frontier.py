@@ -100,7 +100,7 @@ def frontier_png(
     axes.grid(color="#e5e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     figure.savefig(path, format="png")
     return Path(path)
 
