@@ -137,10 +137,15 @@ class Frontier:
     ) -> tuple[int, float]:
         budgets = self._budgets(budget_ms, speedup, budget_of)
         fits = np.flatnonzero((self.latencies_ms <= budgets * (1.0 + _ROUNDING)).all(axis=1))
-        # Highest importance first, then fastest. A point that fits by rounding only is checked exactly.
-        for index in fits[np.lexsort((self.latencies_ms[fits, 0], -self.importances[fits]))].tolist():
+        while len(fits):
+            # Importances that differ by rounding only are equal; of those the fastest.
+            highest = float(self.importances[fits].max())
+            alike = fits[self.importances[fits] >= highest - _ROUNDING * (1.0 + abs(highest))]
+            index = int(alike[np.lexsort((alike, self.latencies_ms[alike, 0]))[0]])
+            # A point that fits by rounding only does not fit.
             if all(exact <= budget for exact, budget in zip(self._exact_ms(index), budgets.tolist(), strict=True)):
                 return index, float(budgets[0])
+            fits = fits[fits != index]
         raise self._infeasible(budgets, budget_of)
 
     def knee(self) -> Solution:
