@@ -10,21 +10,27 @@ from torch import nn
 
 
 class NormBeforeAct(nn.BatchNorm2d):
-    """The BatchNorm half of a fused norm-and-activation module; the other half is its child ``act``.
+    """The BatchNorm half of a fused norm-and-activation module, under the name of the whole.
 
-    Parameter names stay those of the fused module, so that checkpoints still fit.
+    Attributes:
+        act_name: name of the other half beside it, or empty where there is none.
     """
 
-    act: nn.Module
+    act_name: str = ""
 
 
 def normalise_modules(model: nn.Module) -> nn.Module:
     """Return a deep copy of ``model`` in which timm's ``BatchNormAct2d`` is taken apart; ``model`` stays as it is."""
     root = copy.deepcopy(model)
-    for name, module in list(root.named_modules()):
+    modules: list[tuple[str, Any]] = list(root.named_modules())
+    for name, module in modules:
         if type(module).__name__ == "BatchNormAct2d" and _is_plain_drop(module):
-            parent = root.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _split(module))
+            parent, own_name = root.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+            norm = _norm_of(module)
+            if not isinstance(module.act, nn.Identity):
+                norm.act_name = f"{own_name}_act"
+                parent.add_module(norm.act_name, module.act)
+            setattr(parent, own_name, norm)
     return root
 
 
@@ -32,7 +38,7 @@ def _is_plain_drop(module: Any) -> bool:
     return isinstance(getattr(module, "drop", None), (nn.Identity, type(None)))
 
 
-def _split(fused: Any) -> NormBeforeAct:
+def _norm_of(fused: Any) -> NormBeforeAct:
     affine = getattr(fused, "weight", None) is not None
     norm = NormBeforeAct(
         fused.num_features if hasattr(fused, "num_features") else fused.running_mean.shape[0],
@@ -45,7 +51,6 @@ def _split(fused: Any) -> NormBeforeAct:
     norm.num_batches_tracked = getattr(fused, "num_batches_tracked", torch.tensor(0))
     if affine:
         norm.weight, norm.bias = _as_parameter(fused.weight), _as_parameter(fused.bias)
-    norm.act = fused.act
     norm.train(fused.training)
     return norm
 

@@ -35,8 +35,10 @@ class _Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         value = super().call_module(m, forward, args, kwargs)
-        if isinstance(m, NormBeforeAct) and not isinstance(m.act, nn.Identity):
-            return super().call_module(m.act, m.act.forward, (value,), {})
+        if isinstance(m, NormBeforeAct) and m.act_name:
+            parent = self.root.get_submodule(self.path_of_module(m).rpartition(".")[0])
+            activation = parent.get_submodule(m.act_name)
+            return super().call_module(activation, activation.forward, (value,), {})
         return value
 
 
