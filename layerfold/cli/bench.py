@@ -41,10 +41,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import benchmark_networks
     from layerfold.progress import progress_bar
 
-    backend = open_backend(args)
     networks: dict[str, bytes] = {}
     for source in args.networks:
         onnx_bytes = _onnx_of(args, source)

@@ -61,12 +61,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write the table, print a summary."""
-    from layerfold.profiler import profile_network
-
     if args.output is None and not args.dry_run:
         raise UsageError("-o: name the table to write, for example -o latency.csv, or give --dry-run")
     check_output(args.output, suffix=".csv", overwrite=args.overwrite)
-    backend = open_backend(args)
+    backend = open_backend(args)  # what is missing shows before torch is loaded
+    from layerfold.profiler import profile_network
+
     loaded = load_model_of(args)
     net = trace_of(args, loaded)
     candidates = candidates_of(args, net)
@@ -118,10 +118,11 @@ def _print(args: argparse.Namespace, found: dict[str, Any]) -> int:
         ]))
     else:
         bounded = found["entries"] - found["measured"]
+        left = f", {bounded} plainly slow and not measured" if bounded else ""
         print(facts([
             ("model", found["model"]),
             ("device", f"{found['device']} ({found['backend']}, {found['dtype']}, batch {found['batch']})"),
-            ("entries", f"{found['measured']} measured" + (f", {bounded} plainly slow and not measured" if bounded else "")),
+            ("entries", f"{found['measured']} measured{left}"),
             ("original", f"{found['original_ms']:.4g} ms, of which {found['fixed_ms']:.4g} ms outside the chains"),
             ("worth merging", f"{found['segments_faster']} of {found['segments_merged']} segments are faster merged "
                               "than in parts"),

@@ -48,7 +48,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 3 if the budget is not kept."""
-    from layerfold.profiler import verify_solution
     from layerfold.progress import progress_bar
     from layerfold.solver import Solution
     from layerfold.tables import LatencyTable
@@ -59,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         speedup = parse_number(args.speedup.strip().removesuffix("x"), "--speedup", least=1e-6, most=1e6, example="1.5")
     solution = Solution.read(args.solution)
     table = None if args.latency is None else LatencyTable.read(args.latency)
-    backend = open_backend(args)
+    backend = open_backend(args)  # what is missing shows before torch is loaded
+    from layerfold.profiler import verify_solution
+
     net = trace_of(args, loaded := load_model_of(args))
     if table is not None:
         check_table(net, table, args.latency)
