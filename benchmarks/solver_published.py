@@ -159,13 +159,17 @@ def compare_speed(name: str, plain: bool) -> dict[str, Any]:
         return time.perf_counter() - began, answer
 
     problem = (times, gains, num_layers, budget_ms, PRECISION)
-    ours = [timed(lambda: solve_frontier(latency, importance))[0] for _ in range(16)][1:]
-    lean_s, answer = timed(lambda: solve_discretised(*problem))
-    written_s, value = timed(lambda: transcribed_value(*problem))
-    ours += [timed(lambda: solve_frontier(latency, importance))[0] for _ in range(15)]
+    # Taken in turn, so that other jobs on the machine slow both alike; the best of each is compared.
+    ours, lean, written = [], [], []
+    for _ in range(3):
+        ours += [timed(lambda: solve_frontier(latency, importance))[0] for _ in range(20)]
+        seconds, answer = timed(lambda: solve_discretised(*problem))
+        lean.append(seconds)
+        seconds, value = timed(lambda: transcribed_value(*problem))
+        written.append(seconds)
+    ours_s, lean_s, written_s = min(ours), min(lean), min(written)
     if answer is None or abs(answer[0] - value) > 1e-9:
         sys.exit("error: the two versions of the published algorithm differ")
-    ours_s = statistics.median(ours)
     solution = solve_frontier(latency, importance).at(budget_ms=budget_ms)
     return {
         "budget_ms": budget_ms,

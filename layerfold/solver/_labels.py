@@ -34,6 +34,8 @@ class LabelPool:
         self._parent: Ints = np.zeros(1024, dtype=np.int64)
         self._offsets: Ints = np.zeros(options.num_states, dtype=np.int64)
         self._sizes: Ints = np.zeros(options.num_states, dtype=np.int64)
+        self._count = np.arange(1024)
+        self._every_option = np.arange(len(options.importances))
         self._used = 1
         self._sizes[1] = 1
 
@@ -44,18 +46,23 @@ class LabelPool:
     def meet(self, first: int, last: int) -> tuple[Floats, Floats, Ints, Ints]:
         """Put options first..last-1 behind every label they start from: (costs, importances, option, parent)."""
         starts = self.options.from_state[first:last]
-        sizes = self._sizes[starts]
-        total = int(sizes.sum())
-        which = np.repeat(np.arange(len(sizes)), sizes)
+        sizes = self._sizes.take(starts)
+        stops = sizes.cumsum()
+        total = int(stops[-1])
+        if total > len(self._count):
+            self._count = np.arange(2 * total)
         # Counting on within each option: the place of its first label less the labels of the options before it.
-        parent = np.arange(total)
-        parent += (self._offsets[starts] - (np.cumsum(sizes) - sizes))[which]
-        which += first
+        shift = self._offsets.take(starts)
+        shift -= stops
+        shift += sizes
+        parent = shift.repeat(sizes)
+        parent += self._count[:total]
+        option = self._every_option[first:last].repeat(sizes)
         costs = self.costs.take(parent, axis=0)
-        costs += self.options.costs.take(which, axis=0)
+        costs += self.options.costs.take(option, axis=0)
         importances = self.importances.take(parent)
-        importances += self.options.importances.take(which)
-        return costs, importances, which, parent
+        importances += self.options.importances.take(option)
+        return costs, importances, option, parent
 
     def add(self, state: int, costs: Floats, importances: Floats, option: Ints, parent: Ints) -> None:
         """Store the labels of a state."""
@@ -140,8 +147,9 @@ def solve_chain(
         TooManyLabels: a state has more than ``max_labels``, or 200 times as many came together there.
     """
     pool = LabelPool(options)
+    is_dead: list[bool] = np.isinf(to_go[:, 0]).tolist()
     for state, first, last in options_by_end(options):
-        if math.isinf(to_go[state, 0]):
+        if is_dead[state]:
             continue
         if max_labels is not None and pool.num_meeting(first, last) > 200 * max_labels:
             raise TooManyLabels
@@ -152,7 +160,7 @@ def solve_chain(
         kept = pareto_indices(costs, importances, slack)
         if max_labels is not None and len(kept) > max_labels:
             raise TooManyLabels
-        pool.add(state, costs[kept], importances[kept], option[kept], parent[kept])
+        pool.add(state, costs.take(kept, axis=0), importances.take(kept), option.take(kept), parent.take(kept))
     return ended(pool)
 
 

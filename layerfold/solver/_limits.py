@@ -43,6 +43,11 @@ class Limits:
         if both:
             raise UsageError(f"positions {both}: an activation cannot be both kept and dropped; name each once")
 
+    @property
+    def has_segment_rules(self) -> bool:
+        """Whether some segments may not be used."""
+        return bool(self.never_merge) or self.max_kernel is not None
+
     def allows(self, entry: LatencyEntry, source: str) -> bool:
         """Say whether an entry's segment may be used.
 

@@ -38,11 +38,12 @@ def _one_cost(costs: Floats, importances: Floats, slack: float) -> Indices:
         return np.arange(len(costs))
     order = np.lexsort((-importances, costs))
     ordered = importances.take(order)
-    best = np.maximum.accumulate(ordered)
+    best = np.maximum.accumulate(ordered)[:-1]
+    best += TIE * np.abs(best)
     keep = np.empty(len(order), dtype=bool)
     keep[0] = True
-    np.greater(ordered[1:], best[:-1] + TIE * np.abs(best[:-1]), out=keep[1:])
-    kept = order[keep]
+    np.greater(ordered[1:], best, out=keep[1:])
+    kept: Indices = order[keep]
     if slack and len(kept):
         chosen, last = [0], importances[kept[0]]
         for index, importance in enumerate(importances[kept].tolist()):

@@ -49,10 +49,12 @@ def build_options(
         MissingEntryError: no options lead from a chain's start to its end.
     """
     latency = latencies[0]
+    allowed = list(latency.entries)
+    if limits.has_segment_rules:
+        allowed = [entry for entry in allowed if limits.allows(entry, latency.source)]
     found = []
     for chain in latency.chains:
         extended = extended_importance(importances, chain)
-        allowed = [entry for entry in latency.entries if limits.allows(entry, latency.source)]
         if columns.is_single:
             options = _single_cost_options(allowed, extended, chain, limits)
         else:

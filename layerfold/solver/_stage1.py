@@ -52,23 +52,22 @@ def optimal_sums(entries: list[LatencyEntry], chain: tuple[int, int]) -> Optimal
     """
     chain_start, chain_end = chain
     size = chain_end - chain_start + 1
-    # Column-major, since each step reads and writes whole columns.
-    sums = np.full((size, size), math.inf, order="F")
-    last = np.full((size, size), -1, dtype=np.int32, order="F")
+    sums = np.full((size, size), math.inf)
+    last = np.full((size, size), -1, dtype=np.int32)
     np.fill_diagonal(sums, 0.0)
     into: dict[int, list[LatencyEntry]] = {}
     for entry in entries:
         if chain_start <= entry.start and entry.end <= chain_end:
             into.setdefault(entry.end, []).append(entry)
     for end in sorted(into):
-        alike = sorted(into[end], key=lambda each: each.start)
+        # [rows, entries]; of equal ones the entry that starts nearest to the chain's start.
+        alike = sorted((each.start - chain_start, each.latency_ms) for each in into[end])
+        before = np.array([row for row, _ in alike])
         here = end - chain_start
-        before = np.array([each.start - chain_start for each in alike])
-        # [rows, entries]; the first of equal ones is the entry that starts nearest to the chain's start.
-        ways = sums[:here, before] + np.array([each.latency_ms for each in alike])
-        best = ways.argmin(axis=1)
-        sums[:here, here] = ways[np.arange(here), best]
-        last[:here, here] = before[best]
+        ways = sums[:here].take(before, axis=1)
+        ways += np.array([latency_ms for _, latency_ms in alike])
+        ways.min(axis=1, out=sums[:here, here])
+        last[:here, here] = before.take(ways.argmin(axis=1))
     return OptimalSums(start=chain_start, sums_ms=sums, last=last)
 
 

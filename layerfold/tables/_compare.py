@@ -46,15 +46,14 @@ def check_coverage(latency: LatencyTable, importance: ImportanceTable) -> None:
         latency.provenance, importance.provenance, (latency.source, importance.source),
         ignore=("device", "dtype", "backend", "batch"),
     )
-    left_out = set(importance.provenance.left_out)
-    for entry in latency.entries:
-        segment = (entry.start, entry.end)
-        if segment not in importance.segments and segment not in left_out:
-            raise MissingEntryError(
-                f"{importance.source}: no entry for st={entry.start}, end={entry.end}, which {latency.source} has; "
-                "estimate it with `layerfold importance`, or name it in left_out"
-            )
-    for start, end in sorted(importance.segments):
+    known = importance.segments.union(importance.provenance.left_out)
+    if not latency.segments <= known:
+        start, end = min(latency.segments - known)
+        raise MissingEntryError(
+            f"{importance.source}: no entry for st={start}, end={end}, which {latency.source} has; "
+            "estimate it with `layerfold importance`, or name it in left_out"
+        )
+    for start, end in sorted(importance.segments - latency.segments):
         if not any(chain_start <= start and end <= chain_end for chain_start, chain_end in latency.chains):
             raise TableError(
                 f"{importance.source}: segment ({start},{end}) lies in no chain of {latency.source} "

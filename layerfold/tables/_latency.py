@@ -111,6 +111,11 @@ class LatencyTable:
         return ((min(entry.start for entry in self.entries), max(entry.end for entry in self.entries)),)
 
     @cached_property
+    def segments(self) -> frozenset[tuple[int, int]]:
+        """Every (start, end) that has an entry."""
+        return frozenset(self._by_segment)
+
+    @cached_property
     def hash(self) -> str:
         """Hash of the numbers, whatever the order of the rows."""
         rows = sorted((entry.start, entry.end, entry.latency_ms, entry.spread_ms) for entry in self.entries)
@@ -270,7 +275,7 @@ def check_entries(tables: Sequence[LatencyTable]) -> None:
     for other in tables[1:]:
         if first.chains != other.chains:
             raise TableError(f"{first.source} and {other.source}: chains differ ({first.chains} and {other.chains})")
-        for segment in sorted(set(first._by_segment) ^ set(other._by_segment)):
+        for segment in sorted(first.segments ^ other.segments):
             lacking = other if segment in first else first
             raise MissingEntryError(
                 f"{lacking.source}: no entry for segment ({segment[0]},{segment[1]}), which the other table has; "
