@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,9 +30,11 @@ def write_record(name: str, results: dict[str, Any], settings: dict[str, Any]) -
     """Write ``benchmarks/results/<name>.json`` and print it."""
     record = {
         "name": name,
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
-        "load": [round(each, 2) for each in os.getloadavg()],
+        "load_average": [round(each, 2) for each in os.getloadavg()],
         "versions": {"python": platform.python_version(), **{each: _version(each) for each in ("numpy", "scipy")}},
         "settings": settings,
         "results": results,
@@ -45,6 +48,12 @@ def write_record(name: str, results: dict[str, Any], settings: dict[str, Any]) -
 def peak_memory_mib() -> float:
     """Return the largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def _cpu() -> str:

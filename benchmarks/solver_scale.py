@@ -1,6 +1,6 @@
 """What a solve costs: against the number of layers, candidates a start, and options a candidate.
 
-    python benchmarks/solver_scale.py [--plot docs/solver_cost.png]
+    python benchmarks/solver_scale.py [--plot docs/images/solver_cost.png]
 
 Each size runs in a process of its own, so that peak memory is that size's. The gap is what is proven about the
 answers at 1,000 budgets spread evenly over the frontier, as a part of the span of importance.
@@ -28,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epsilon", type=float, default=1e-4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--plot", default=str(ROOT / "docs" / "solver_cost.png"))
+    parser.add_argument("--plot", default=str(ROOT / "docs" / "images" / "solver_cost.png"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

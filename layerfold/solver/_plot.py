@@ -32,8 +32,11 @@ def plot_frontier(
     axes.fill_between(
         latency_ms, importance, float(importance.min()), step="post", color=_FILL, alpha=0.35, linewidth=0, zorder=1
     )
-    axes.plot(frontier.original_ms, 0.0, "D", color=_ORIGINAL, markersize=7, zorder=4,
-              label=f"original, {frontier.original_ms:.4g} ms")
+    original = f"original, {frontier.original_ms:.4g} ms"
+    if frontier.alpha:  # normalised importances are not relative to the original
+        axes.axvline(frontier.original_ms, color=_ORIGINAL, linewidth=1.2, label=original)
+    else:
+        axes.plot(frontier.original_ms, 0.0, "D", color=_ORIGINAL, markersize=7, zorder=4, label=original)
     if budget_ms is not None:
         axes.axvline(budget_ms, color=_BUDGET, linestyle="--", linewidth=1.2, label=f"budget, {budget_ms:.4g} ms")
     if chosen is not None and chosen.predicted_ms is not None and chosen.importance is not None:
