@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Read when torch is loaded; spinning threads slow down tests that run side by side.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _ROOT = Path(__file__).resolve().parents[1]
 
 

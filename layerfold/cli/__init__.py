@@ -53,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; an error that a user can cause is one line on stderr."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    # Read once, when torch is loaded: threads that wait by spinning make training several times slower as soon as
+    # another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that knows no × still gets its table

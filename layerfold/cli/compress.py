@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         description="Compress a trained CNN to a latency budget: trace, profile, importance, solve, verify, finetune, "
         "merge, export, bench. Interrupted, the same command goes on where it stopped.",
         epilog="examples:\n"
-        "  layerfold compress timm:mobilenetv2_100 --weights net.safetensors --data folder:images --budget 4.5ms -o out\n"
+        "  layerfold compress timm:mobilenetv2_100 --weights net.pth --data folder:images --budget 4.5ms -o out\n"
         "  layerfold compress net.py:make --weights net.pth --data parquet:images --speedup 1.5 -o out",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
-from layerfold.finetune import averaging_batch_norm, check_labels, finetune_network
+from layerfold.finetune import averaging_batch_norm, check_labels, finetune_network, recalibrate_batch_norm
 from layerfold.graph import Network, Segment
 from layerfold.importance.journal import Journal
 from layerfold.importance.requests import Request, list_requests
@@ -55,7 +55,8 @@ def estimate_importance(
     Each entry stands for the original network with one change: the segment's inner activations are gone, its padding
     is at its front, its end slots are in the entry's states. ``recalibrate`` then measures BatchNorm statistics anew
     on training images, without training; ``finetune`` trains the changed network for ``steps`` steps (Kim et al. 2023,
-    section 4). The importance is the score on the holdout less the original's, in points.
+    section 4). The importance is the score on the holdout less the original's, in points; with ``recalibrate`` the
+    original's statistics are measured anew as well.
 
     Args:
         model: the trained model that ``net`` was traced from; left untouched.
@@ -164,14 +165,19 @@ class _Scorer:
         limit, seed = options["holdout_images"], options["seed"]
         holdout = [(_channels_last(x), y) for x, y in data.loader("holdout", 256, limit=limit, seed=seed)]
         source = "holdout" if data.train is None else "train"
-        calibration = data.loader(source, 128, limit=options["calibration_images"], seed=seed)
+        calibration = [
+            _channels_last(x) for x, _ in data.loader(source, 128, limit=options["calibration_images"], seed=seed)
+        ]
+        self._answers = self._logits(self._model, [(x,) for x, _ in holdout]).argmax(1)
+        if options["method"] == "recalibrate":
+            # Original and changed networks then differ by the change alone, not by whose statistics are fresh.
+            recalibrate_batch_norm(self._model, calibration)
         self._form_of_original = self._form(net.original_act_pos, range(1, len(net.layers) + 1))
         record_shapes(net, self._form_of_original)
-        self._calibration = FeatureBank(self._form_of_original, [_channels_last(x) for x, _ in calibration])
+        self._calibration = FeatureBank(self._form_of_original, calibration)
         self._holdout = FeatureBank(self._form_of_original, [x for x, _ in holdout])
         self._labels = torch.cat([y for _, y in holdout])
         check_labels(self._labels, int(self._form_of_original(holdout[0][0][:1]).shape[1]))
-        self._answers = self._logits(self._form_of_original, self._holdout.inputs()).argmax(1)
         self.original = self._scores(self._logits(self._form_of_original, self._holdout.inputs()))
 
     def measure(self, request: Request) -> _Scores:

@@ -200,6 +200,7 @@ class _Run:
         return torch.randn(self.options.batch, *self.data.input_shape, generator=generator)
 
     def _trace(self) -> dict[str, Any]:
+        self.data.preload()  # a broken image shows now, not after the profile
         export_onnx(self.model, self.batch_example(), self.folder.file("original.onnx"))
         self.folder.write_json("network.json", describe_network(self.net))
         return {"layers": len(self.net.layers), "chains": len(self.net.chains), "residuals": len(self.net.residuals)}

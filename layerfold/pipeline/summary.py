@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold import __version__
 from layerfold.graph import Network, Segment
+from layerfold.graph.network import shortcut_macs
 from layerfold.report import (
     MeasuredPoint,
-    MergedSegment,
     ReportData,
     ResultRow,
     StepTime,
     VerifyRound,
-    conv_text,
     frontier_png,
+    merged_segments,
     network_svg,
     write_report,
 )
@@ -63,11 +63,7 @@ def write_summary(run: _Run) -> ReportData:
         verdict=_verdict(run, rows, results),
         rows=rows,
         rounds=tuple(_round(i, each) for i, each in enumerate(results["solve and verify"]["rounds"], start=1)),
-        segments=tuple(
-            _segment(run, each)
-            for each in run.net.segments_of(run.solution.merge_pos)
-            if _is_merged(run, each)
-        ),
+        segments=merged_segments(run.net, run.solution, run.latency),
         steps=tuple(
             StepTime(name=each.name, seconds=each.seconds, is_resumed=each.is_resumed) for each in run.folder.records
         ),
@@ -83,8 +79,8 @@ def write_summary(run: _Run) -> ReportData:
 
 def compressed_macs(net: Network, segments: list[Segment]) -> int:
     """Return the multiply-adds of the whole network with its chains merged into ``segments``."""
-    singles = sum(net.segment(m - 1, m).macs for m in range(1, len(net.layers) + 1))
-    return net.macs - singles + sum(segment.macs for segment in segments)
+    chains = sum(layer.conv.macs(layer.input_shape) for layer in net.layers) + sum(map(shortcut_macs, net.residuals))
+    return net.macs - chains + sum(segment.macs for segment in segments)
 
 
 def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
@@ -143,24 +139,6 @@ def _round(number: int, each: dict[str, Any]) -> VerifyRound:
         is_within=each["is_within"],
         verdict=f"{1 / each['ratio']:.2f}x, "
         + ("within the budget" if each["is_within"] else "over: refitted, solved again"),
-    )
-
-
-def _is_merged(run: _Run, segment: Segment) -> bool:
-    return segment.conv != run.net.layer(segment.end).conv or segment.num_layers > 1
-
-
-def _segment(run: _Run, segment: Segment) -> MergedSegment:
-    inside = range(segment.start + 1, segment.end + 1)
-    return MergedSegment(
-        start=segment.start,
-        end=segment.end,
-        layers=tuple(run.net.layer(m).name for m in inside),
-        conv=conv_text(segment),
-        before_ms=sum(run.latency.entry(m - 1, m).latency_ms for m in inside),
-        after_ms=run.latency.entry(segment.start, segment.end).latency_ms,
-        before_macs=sum(run.net.segment(m - 1, m).macs for m in inside),
-        after_macs=segment.macs,
     )
 
 

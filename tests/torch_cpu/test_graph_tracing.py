@@ -132,7 +132,7 @@ class _Branching(nn.Module):
 
 
 def test_untraceable_model_names_the_cause() -> None:
-    with pytest.raises(lf.UnsupportedGraphError, match="cannot be traced.*control flow"):
+    with pytest.raises(lf.UnsupportedGraphError, match=r"cannot be traced.*control flow"):
         lf.trace_network(_Branching(), torch.zeros(1, 3, 8, 8))
 
 

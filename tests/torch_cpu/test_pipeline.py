@@ -1,0 +1,129 @@
+"""The whole run on a small real network, in ONNX Runtime on this CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import layerfold as lf
+from layerfold.data import ImageData
+from layerfold.errors import InfeasibleBudgetError, UsageError
+from layerfold.models import LoadedModel
+from layerfold.pipeline import CompressOptions, CompressResult
+from layerfold.pipeline.run_folder import RunFolder
+
+FILES = (
+    "network.json", "latency.csv", "latency.csv.json", "importance.csv", "importance.csv.json", "solution.json",
+    "frontier.csv", "verification.json", "finetuned.safetensors", "finetuned.safetensors.json", "merged.safetensors",
+    "merged.safetensors.json", "original.onnx", "model.onnx", "scores.json", "bench.json", "frontier.png",
+    "network.svg", "report.html", "run.json",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return lf.load_model("timm:mobilenetv2_050", num_classes=10, in_channels=1)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return lf.open_data("mnist5k", input_shape=(1, 48, 48), mean=(0.5,), std=(0.5,))
+
+
+def options(speedup: float) -> CompressOptions:
+    return CompressOptions(
+        speedup=speedup, finetune_epochs=1, importance_images=64, importance_score="loss", formats=("onnx",)
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(
+    loaded: LoadedModel, data: ImageData, tmp_path_factory: pytest.TempPathFactory
+) -> CompressResult:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return lf.compress_network(loaded, data, out=out, options=options(1.1), progress=False)
+
+
+def test_every_step_leaves_its_files(finished: CompressResult) -> None:
+    missing = [name for name in FILES if not (finished.out / name).exists()]
+    assert missing == []
+
+
+def test_measured_latency_is_within_the_budget_when_the_run_says_so(finished: CompressResult) -> None:
+    bench = json.loads((finished.out / "bench.json").read_text())["networks"]
+    original, compressed = bench
+    is_within = compressed["high_ms"] <= original["median_ms"] / 1.1 and compressed["ratio_high"] <= 1 / 1.1
+    assert finished.is_budget_met == is_within
+    chosen = json.loads((finished.out / "verification.json").read_text())["chosen"]
+    assert chosen["is_within_budget"]
+
+
+def test_onnx_file_computes_what_the_merged_network_does(finished: CompressResult) -> None:
+    import onnxruntime
+
+    images = torch.randn(1, 1, 48, 48)
+    session = onnxruntime.InferenceSession(str(finished.out / "model.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    with torch.no_grad():
+        expected = finished.merged(images).numpy()
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_second_run_does_nothing_twice(finished: CompressResult, loaded: LoadedModel, data: ImageData) -> None:
+    manifest = (finished.out / "run.json").read_text()
+    again = lf.compress_network(loaded, data, out=finished.out, options=options(1.1), progress=False)
+    assert all(step.is_resumed for step in again.report.steps)
+    assert (finished.out / "run.json").read_text() == manifest
+    assert again.solution == finished.solution
+
+
+def test_run_goes_on_from_the_step_that_is_missing(
+    finished: CompressResult, loaded: LoadedModel, data: ImageData
+) -> None:
+    (finished.out / "merged.safetensors").unlink()
+    again = lf.compress_network(loaded, data, out=finished.out, options=options(1.1), progress=False)
+    resumed = {step.name: step.is_resumed for step in again.report.steps}
+    assert resumed["profile"]
+    assert resumed["finetune"]
+    assert not resumed["merge"]
+    assert not resumed["bench"]
+
+
+def test_folder_of_another_run_is_refused(finished: CompressResult, loaded: LoadedModel, data: ImageData) -> None:
+    with pytest.raises(UsageError, match=r"speedup was 1\.1, now 1\.2.*--overwrite"):
+        lf.compress_network(loaded, data, out=finished.out, options=options(1.2), progress=False)
+
+
+def test_folder_with_foreign_files_is_refused_even_to_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="files that no run wrote"):
+        RunFolder(tmp_path, {"a": 1}, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_unreachable_budget_names_the_least_before_anything_is_trained(
+    loaded: LoadedModel, data: ImageData, tmp_path: Path
+) -> None:
+    with pytest.raises(InfeasibleBudgetError, match="no plan meets it") as caught:
+        lf.compress_network(loaded, data, out=tmp_path / "out", options=options(20), progress=False)
+    assert caught.value.least_ms > caught.value.budget_ms
+    assert not (tmp_path / "out/importance.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "give one of the two"),
+        ({"budget_ms": 1.0, "speedup": 2.0}, "give one of the two"),
+        ({"budget_ms": 0.0}, "must be above 0"),
+        ({"speedup": float("nan")}, "must be above 0"),
+        ({"speedup": 1.3, "threads": 0}, "threads=0: must be at least 1"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CompressOptions(**settings)  # type: ignore[arg-type]
