@@ -16,6 +16,7 @@ from layerfold.solver._sum import SummedFrontier, sum_frontiers
 
 Floats = NDArray[np.float64]
 _FIRST_EPSILON = 1e-4
+_MOST_POINTS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,11 @@ def solve_options(
             epsilon = _FIRST_EPSILON
     if chains[0].costs.shape[1] == 1:
         frontiers, hull = solve_near(chains, epsilon)
-        summed = sum_frontiers(frontiers, caps=caps)
+        summed = sum_frontiers(frontiers, caps=caps, room=_MOST_POINTS)
         return Found(summed=summed, hull=hull) if len(summed.importances) else None
     span = make_hull([_first_cost(each) for each in chains], most=2).span
-    states = sum(each.chain[1] - each.chain[0] for each in chains)
+    # Slack can be lost at every position and at every addition of a chain.
+    states = sum(each.chain[1] - each.chain[0] for each in chains) + len(chains) - 1
     while True:
         try:
             found = _solve(chains, to_go, caps, epsilon * span / states, max_labels)
@@ -85,7 +87,7 @@ def _solve(
         if frontier is None:
             return None
         frontiers.append(frontier)
-    summed = sum_frontiers(frontiers, caps=caps)
+    summed = sum_frontiers(frontiers, caps=caps, slack=slack, max_labels=5 * max_labels)
     return Found(summed=summed) if len(summed.importances) else None
 
 

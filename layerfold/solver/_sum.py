@@ -8,7 +8,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.solver._labels import ChainFrontier
+from layerfold.solver._labels import ChainFrontier, TooManyLabels
 from layerfold.solver._pareto import pareto_indices
 
 Floats = NDArray[np.float64]
@@ -33,12 +33,21 @@ class SummedFrontier:
     choice: NDArray[np.int64]
 
 
-def sum_frontiers(chains: list[ChainFrontier], *, caps: Floats | None = None) -> SummedFrontier:
+def sum_frontiers(
+    chains: list[ChainFrontier], *, caps: Floats | None = None, slack: float = 0.0, max_labels: int | None = None,
+    room: int | None = None,
+) -> SummedFrontier:
     """Add frontiers pairwise, smallest first; exact, since a dominated summand never makes a better sum.
 
     Args:
         chains: at least one.
         caps: [columns] upper limits of the whole sum; None for no limit.
+        slack: points of importance that may be lost at each addition.
+        max_labels: most points of a sum.
+        room: where a sum of one cost has more points, so many are kept, spread along it.
+
+    Raises:
+        TooManyLabels: a sum has more than ``max_labels`` points.
     """
     parts = [
         SummedFrontier(
@@ -51,7 +60,9 @@ def sum_frontiers(chains: list[ChainFrontier], *, caps: Floats | None = None) ->
     least_left = np.array([parts[index].costs.min(axis=0) for index in order])
     rest = [least_left[step + 1 :].sum(axis=0) for step in range(len(order))]
     total = reduce(
-        lambda left, step: _add(left, parts[order[step]], None if caps is None else caps - rest[step]),
+        lambda left, step: _limited(
+            _add(left, parts[order[step]], None if caps is None else caps - rest[step], slack), max_labels, room
+        ),
         range(1, len(order)), parts[order[0]],
     )
     back = np.argsort(order)
@@ -60,7 +71,7 @@ def sum_frontiers(chains: list[ChainFrontier], *, caps: Floats | None = None) ->
     )
 
 
-def _add(left: SummedFrontier, right: SummedFrontier, caps: Floats | None) -> SummedFrontier:
+def _add(left: SummedFrontier, right: SummedFrontier, caps: Floats | None, slack: float) -> SummedFrontier:
     width = max(1, _BLOCK // max(1, len(right.importances)))
     costs = np.empty((0, left.costs.shape[1]))
     importances = np.empty(0)
@@ -75,9 +86,27 @@ def _add(left: SummedFrontier, right: SummedFrontier, caps: Floats | None) -> Su
         if caps is not None:
             fits = (costs <= caps).all(axis=1)
             costs, importances, pairs = costs[fits], importances[fits], pairs[fits]
-        kept = pareto_indices(costs, importances)
+        # Slack is lost once an addition: what several blocks drop is measured against the last.
+        kept = pareto_indices(costs, importances, slack if stop == len(left.importances) else 0.0)
         costs, importances, pairs = costs[kept], importances[kept], pairs[kept]
     return SummedFrontier(
         chains=left.chains + right.chains, costs=costs, importances=importances,
         choice=np.concatenate((left.choice[pairs[:, 0]], right.choice[pairs[:, 1]]), axis=1),
+    )
+
+
+def _limited(summed: SummedFrontier, max_labels: int | None, room: int | None) -> SummedFrontier:
+    size = len(summed.importances)
+    if max_labels is not None and size > max_labels:
+        raise TooManyLabels
+    if room is None or size <= room:
+        return summed
+    # Both ends stay; between them the fastest point of each cell of the frontier's length.
+    cost, importance = summed.costs[:, 0], summed.importances
+    along = cost / (np.ptp(cost) or 1.0) + importance / (np.ptp(importance) or 1.0)
+    cell = ((along - along[0]) * (room / (along[-1] - along[0]))).astype(np.int64)
+    kept = np.flatnonzero(np.concatenate(([True], np.diff(cell) != 0)))
+    kept = np.union1d(kept, [size - 1])
+    return SummedFrontier(
+        chains=summed.chains, costs=summed.costs[kept], importances=importance[kept], choice=summed.choice[kept]
     )

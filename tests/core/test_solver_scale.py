@@ -14,7 +14,7 @@ from layerfold.solver._labels import least_to_go
 from layerfold.solver._options import ChainOptions, chain_options, gather_options
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver._search import Found, solve_options
-from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable
+from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
 
 
 def random_chain(layers: int, candidates: int, options: int, seed: int, columns: int = 1) -> ChainOptions:
@@ -166,3 +166,25 @@ def test_limits_refuse_contradictions() -> None:
         Limits(keep_activations=frozenset([1]), drop_activations=frozenset([1]))
     with pytest.raises(UsageError, match="max_params"):
         Limits(max_params=-1)
+
+
+def test_many_chains_add_up_exactly_or_say_that_they_do_not() -> None:
+    rng = np.random.default_rng(2)
+    chains = [(3 * index, 3 * index + 3) for index in range(12)]
+    segments = [(i, j) for start, end in chains for i in range(start, end) for j in range(i + 1, end + 1)]
+    latency = LatencyTable(
+        [LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.2, 1.0) * (j - i) ** 0.5)) for i, j in segments],
+        provenance=Provenance(chains=tuple(chains)),
+    )
+    importance = ImportanceTable([
+        ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=float(-rng.gamma(2.0, 0.1) * (j - i - 1)))
+        for i, j in segments
+    ])
+    exact, thinned = solve_frontier(latency, importance), solve_frontier(latency, importance, max_labels=16)
+    assert exact.is_exact
+    assert len(exact) > 5 * 16, "the sum must outgrow the limit of the second solve"
+    assert not thinned.is_exact
+    for budget_ms in np.linspace(exact.least_ms * 1.01, exact.original_ms, 25):
+        best, found = exact.at(budget_ms=budget_ms), thinned.at(budget_ms=budget_ms)
+        assert found.predicted_ms <= budget_ms
+        assert best.importance - found.gap - 1e-9 <= found.importance <= best.importance + 1e-9
