@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from typing import Any
 
@@ -13,8 +14,9 @@ from layerfold.cli._text import columns
 def add_parser(subparsers: Any) -> None:
     """Add ``backends`` to the command line."""
     parser = add_command(
-        subparsers, "backends", "list backends: which are ready here, and what the others need",
-        "List the backends that can measure a network: which are ready on this machine, and what the others need.",
+        subparsers, "backends", "list backends and export formats: which are ready here, what the others need",
+        "List the backends that can measure a network and the formats that it can be exported to: which are ready on "
+        "this machine, and what the others need.",
         "  layerfold backends",
     )  # fmt: skip
     add_result_arguments(parser, has_progress=False)
@@ -25,13 +27,27 @@ def run(args: argparse.Namespace) -> int:
     """Look at each backend and print."""
     from layerfold.profiler import BACKENDS
 
-    found = [_look_at(name) for name in sorted(BACKENDS)]
+    found = {"backends": [_look_at(name) for name in sorted(BACKENDS)], "exports": _look_at_exports()}
     if args.json:
         print(json.dumps(found, indent=1))
-    else:
-        rows = [(each["name"], each["status"], each["device"] or each["remedy"]) for each in found]
-        print(columns(("backend", "status", "device, or what is missing"), rows))
+        return 0
+    rows = [(each["name"], each["status"], each["device"] or each["remedy"]) for each in found["backends"]]
+    print(columns(("backend", "status", "device, or what is missing"), rows))
+    exports = [(each["name"], each["status"], each["remedy"]) for each in found["exports"]]
+    print("\n" + columns(("export", "status", "what is missing"), exports))
     return 0
+
+
+def _look_at_exports() -> list[dict[str, Any]]:
+    """Return name, status and remedy of each format that `layerfold export` writes."""
+    needs = {"onnx": (("onnx", "onnxscript", "onnxruntime"), "pip install onnx onnxscript onnxruntime"),
+             "tensorrt": (("tensorrt_rtx",), "pip install 'layerfold[tensorrt]'")}
+    found = []
+    for name, (modules, remedy) in needs.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        found.append({"name": name, "status": "not installed" if missing else "ready",
+                      "remedy": f"{', '.join(missing)}: {remedy}" if missing else None})
+    return found
 
 
 def _look_at(name: str) -> dict[str, Any]:

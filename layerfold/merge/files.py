@@ -154,7 +154,8 @@ def save_form(
                 "schema": SCHEMA, "kind": kind, "recipe": recipe.to_json(), "facts": dict(facts or {}),
                 "weights_sha256": file_sha256(partial), "version": __version__,
             }  # fmt: skip
-            text = json.dumps(content, indent=1) + "\n"
+            # As text where facts come from a user's own data and are no plain values: nothing is lost by that.
+            text = json.dumps(content, indent=1, default=str) + "\n"
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -174,6 +175,8 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
         UsageError: a missing, foreign or broken file, or weights that do not fit the recipe; names the file.
         SolutionError: a solution that does not fit the model.
     """
+    from layerfold import __version__
+
     path = Path(path)
     content = _read_sidecar(path)
     if not path.is_file():
@@ -187,7 +190,11 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
         module, net = _build(recipe, content["kind"], model)
     except (SolutionError, UsageError) as error:
         raise type(error)(f"{path}: {error}") from error
-    _load_weights(module, path)
+    try:
+        _load_weights(module, path)
+    except UsageError as error:
+        raise UsageError(f"{error}; was the model changed since? (layerfold {content.get('version')} wrote it, this is "
+                         f"{__version__})") from error
     return LoadedForm(module=module.eval(), kind=content["kind"], recipe=recipe, facts=content["facts"], net=net,
                       weights_sha256=weights_sha256)
 
@@ -252,12 +259,12 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     expected = module.state_dict()
     for name in [*expected, *state]:
         if name not in state:
-            raise UsageError(f"{path}: weight {name!r} is missing{nearest_names(name, state)}; was the model changed?")
+            raise UsageError(f"{path}: weight {name!r} is missing{nearest_names(name, state)}")
         if name not in expected:
-            raise UsageError(f"{path}: weight {name!r} belongs nowhere in the model; was the model changed?")
+            raise UsageError(f"{path}: weight {name!r} belongs nowhere in the model")
         if state[name].shape != expected[name].shape:
             raise UsageError(f"{path}: weight {name!r} has shape {tuple(state[name].shape)}, the model's is "
-                             f"{tuple(expected[name].shape)}; was the model changed?")
+                             f"{tuple(expected[name].shape)}")
     module.load_state_dict(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -219,3 +220,12 @@ def test_columns_are_aligned_by_their_widest_cell() -> None:
 
 def test_facts_leave_out_what_is_unknown() -> None:
     assert facts([("a", 1), ("long", None), ("bcd", "x")]) == "a    1\nbcd  x"
+
+
+def test_backends_and_exports_are_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backends", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ready = next(each for each in found["backends"] if each["name"] == "onnxruntime")
+    assert (ready["status"], ready["remedy"]) == ("ready", None)
+    assert {"onnxruntime", "onnx"} <= set(ready["versions"])
+    assert [each["name"] for each in found["exports"]] == ["onnx", "tensorrt"]

@@ -39,7 +39,8 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, nn
     recipe = Recipe(model=_MODEL, num_classes=10, in_channels=1, input_shape=_SHAPE, solution=_solution_of(net, (3, 6)))
     train = build_train_form(model, net, recipe.solution).eval()
     deploy = merge_network(train)
-    save_form(train, folder / "train.safetensors", kind="train", recipe=recipe, facts={"accuracy_pct": 91.5})
+    save_form(train, folder / "train.safetensors", kind="train", recipe=recipe,
+              facts={"accuracy_pct": 91.5, "place": Path("here")})
     save_form(deploy, folder / "deploy.safetensors", kind="deploy", recipe=recipe)
     return folder, train, deploy, recipe
 
@@ -57,7 +58,7 @@ def test_loaded_form_computes_what_was_saved(forms: tuple[Path, nn.Module, nn.Mo
 
 
 def test_facts_come_back(forms: tuple[Path, nn.Module, nn.Module, Recipe]) -> None:
-    assert load_form(forms[0] / "train.safetensors").facts == {"accuracy_pct": 91.5}
+    assert load_form(forms[0] / "train.safetensors").facts == {"accuracy_pct": 91.5, "place": "here"}
 
 
 def test_double_precision_is_kept(forms: tuple[Path, nn.Module, nn.Module, Recipe], tmp_path: Path) -> None:
