@@ -170,7 +170,7 @@ def test_limits_refuse_contradictions() -> None:
 
 def test_many_chains_add_up_exactly_or_say_that_they_do_not() -> None:
     rng = np.random.default_rng(2)
-    chains = [(3 * index, 3 * index + 3) for index in range(12)]
+    chains = [(3 * index, 3 * index + 3) for index in range(24)]
     segments = [(i, j) for start, end in chains for i in range(start, end) for j in range(i + 1, end + 1)]
     latency = LatencyTable(
         [LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.2, 1.0) * (j - i) ** 0.5)) for i, j in segments],
