@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from solver_record import write_record
+from record import write_record
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
-from solver_record import shared_path, write_record
+from record import shared_path, write_record
 
 TABLES = {"mbv2_1.0": "fish_gpu1_1228", "vgg19_no_trt": "fish_gpu1_0317"}
 EMPTY_SLOTS = {"mbv2_1.0": frozenset(range(2, 51, 3)), "vgg19_no_trt": frozenset[int]()}

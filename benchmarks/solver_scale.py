@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any
 
-from solver_record import ROOT, peak_memory_mib, write_record
+from record import ROOT, peak_memory_mib, write_record
 
 SIZES = [
     (1000, 1, 10), (1000, 5, 10), (1000, 10, 10), (1000, 20, 1), (1000, 20, 3), (1000, 20, 10), (1000, 20, 30),

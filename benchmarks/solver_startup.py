@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from record import ROOT, shared_path, write_record
 from solver_published import TABLES, random_importance
-from solver_record import ROOT, shared_path, write_record
 
 IMPORTS = "import numpy, pandas, scipy"
 SOLVE = (

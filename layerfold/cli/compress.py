@@ -30,9 +30,10 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_arguments(parser)
     add_data_arguments(parser)
-    budget = parser.add_argument_group("budget (one of the two)")
+    budget = parser.add_argument_group("budget (one of the three)")
     budget.add_argument("--budget", metavar="MS", help="end-to-end latency, for example 4.5ms or 800us")
     budget.add_argument("--speedup", metavar="X", help="original latency / budget, for example 1.5")
+    budget.add_argument("--fastest", action="store_true", help="the least latency, whatever it does to the accuracy")
     device = parser.add_argument_group("what is measured")
     device.add_argument("--backend", default="onnxruntime", metavar="NAME", help="(default: %(default)s, on this CPU)")
     device.add_argument("--threads", type=int, default=1, metavar="N",
@@ -80,13 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.speedup is not None:
         text = arguments.speedup.strip().removesuffix("x")
         speedup = parse_number(text, "--speedup", least=1e-3, most=1e3, example="1.5")
-    if (budget_ms is None) == (speedup is None):
-        raise UsageError("--budget, --speedup: give one of the two, for example --budget 4.5ms or --speedup 1.5")
+    if (budget_ms is not None) + (speedup is not None) + arguments.fastest != 1:
+        raise UsageError("--budget, --speedup, --fastest: give one, for example --budget 4.5ms or --speedup 1.5")
     from layerfold.pipeline import CompressOptions, compress_network
 
     options = CompressOptions(
-        budget_ms=budget_ms, speedup=speedup, backend=arguments.backend, threads=arguments.threads,
-        batch=arguments.batch, exclude=tuple(arguments.exclude), max_kernel=arguments.max_kernel,
+        budget_ms=budget_ms, speedup=speedup, fastest=arguments.fastest, backend=arguments.backend,
+        threads=arguments.threads, batch=arguments.batch, exclude=tuple(arguments.exclude), max_kernel=arguments.max_kernel,
         max_growth=arguments.max_growth, importance_method=arguments.importance, importance_score=arguments.score,
         importance_images=arguments.importance_images, importance_steps=arguments.importance_steps,
         alpha=arguments.alpha, finetune_epochs=0 if arguments.no_finetune else arguments.epochs,

@@ -25,23 +25,29 @@ _LEAST_STEP = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What was asked for: end-to-end milliseconds, or a speed-up over the original.
+    """What was asked for: end-to-end milliseconds, a speed-up over the original, or simply the fastest plan.
 
     Attributes:
-        budget_ms: or None; speedup: or None; one of both is given.
+        budget_ms: or None; speedup: or None. With neither, the fastest plan is wanted.
     """
 
     budget_ms: float | None = None
     speedup: float | None = None
 
+    @property
+    def is_fastest(self) -> bool:
+        """Say whether there is no limit to keep, and the least latency is wanted."""
+        return self.budget_ms is None and self.speedup is None
+
     def in_ms(self, original_ms: float) -> float:
-        """Return the budget in ms, given the original's latency."""
+        """Return the budget in ms, given the original's latency; 0, which nothing meets, for the fastest plan."""
         if self.budget_ms is not None:
             return self.budget_ms
-        assert self.speedup is not None
-        return original_ms / self.speedup
+        return original_ms / self.speedup if self.speedup is not None else 0.0
 
     def __str__(self) -> str:
+        if self.is_fastest:
+            return "the fastest plan"
         return f"{self.budget_ms:g} ms" if self.budget_ms is not None else f"{self.speedup:g}x"
 
 
@@ -188,7 +194,7 @@ def meet_budget(
             rounds.append(
                 Round(
                     solution=solution, predicted_ms=table.end_to_end_ms(sums[index]), verification=verification,
-                    is_within=bool(verification.is_within_budget),
+                    is_within=budget.is_fastest or bool(verification.is_within_budget),
                 )
             )  # fmt: skip
             # Both networks of a verification drift together: bring its latency to the first original's.
@@ -273,6 +279,8 @@ def check_reachable(
     Raises:
         InfeasibleBudgetError: even the fastest plan is over the budget.
     """
+    if budget.is_fastest:
+        return
     table = calibrated(latency, points)
     fastest = fastest_solution(table, net)
     predicted_ms = table.predict_ms(fastest)

@@ -14,7 +14,7 @@ class CompressOptions:
     """Everything that decides the outcome of ``compress``, but for model, weights and images.
 
     Attributes:
-        budget_ms, speedup: the end-to-end budget; one of the two.
+        budget_ms, speedup, fastest: the end-to-end budget, or the fastest plan whatever it costs; one of the three.
         backend, threads, batch: what is measured, and how.
         exclude: modules left out of every chain.
         max_kernel, max_growth: limits on candidates: the merged kernel's side, and merged multiply-adds to replaced.
@@ -30,6 +30,7 @@ class CompressOptions:
 
     budget_ms: float | None = None
     speedup: float | None = None
+    fastest: bool = False
     backend: str = "onnxruntime"
     threads: int = 1
     batch: int = 1
@@ -50,9 +51,9 @@ class CompressOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.budget_ms is None) == (self.speedup is None):
+        if (self.budget_ms is not None) + (self.speedup is not None) + self.fastest != 1:
             raise UsageError(
-                f"budget_ms={self.budget_ms}, speedup={self.speedup}: give one of the two, "
+                f"budget_ms={self.budget_ms}, speedup={self.speedup}, fastest={self.fastest}: give one of the three, "
                 "for example --budget 4.5ms or --speedup 1.5"
             )
         for name in ("budget_ms", "speedup"):

@@ -58,8 +58,8 @@ def write_summary(run: _Run) -> ReportData:
         device=f"{run.backend.provenance()['device']}, {run.backend.provenance()['backend']}, "
         f"{run.options.threads} thread{'s' if run.options.threads > 1 else ''}",
         command=run.command,
-        budget_ms=run.options.budget.in_ms(rows[0].latency_ms or 0.0),
-        is_budget_met=bool(results["bench"]["is_within_budget"]),
+        budget_ms=_budget_ms(run, rows[0].latency_ms or 0.0),
+        is_budget_met=None if run.options.fastest else bool(results["bench"]["is_within_budget"]),
         verdict=_verdict(run, rows, results),
         rows=rows,
         rounds=tuple(_round(i, each) for i, each in enumerate(results["solve and verify"]["rounds"], start=1)),
@@ -116,17 +116,22 @@ def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
 def _verdict(run: _Run, rows: tuple[ResultRow, ResultRow], results: dict[str, Any]) -> str:
     before, after = rows
     compressed = next(each for each in results["bench"]["networks"] if each["name"] == "compressed")
-    met = "met" if results["bench"]["is_within_budget"] else "NOT met"
+    met = "Budget met" if results["bench"]["is_within_budget"] else "Budget NOT met"
     text = (
-        f"Budget {met}: measured {after.latency_ms:.4g} ms (95 % interval {after.low_ms:.4g} to {after.high_ms:.4g}), "
+        f"{'Fastest plan' if run.options.fastest else met}: measured {after.latency_ms:.4g} ms "
+        f"(95 % interval {after.low_ms:.4g} to {after.high_ms:.4g}), "
         f"{1 / compressed['ratio']:.2f} times as fast as the original's {before.latency_ms:.4g} ms"
     )
-    budget_ms = run.options.budget.in_ms(before.latency_ms or 0.0)
-    asked = f" ({run.options.speedup:g}x)" if run.options.speedup is not None else ""
-    text += f"; at most {budget_ms:.4g} ms{asked} was asked"
+    budget_ms = _budget_ms(run, before.latency_ms or 0.0)
+    if budget_ms is not None:
+        text += f"; at most {budget_ms:.4g} ms was asked"
     if before.accuracy_pct is not None and after.accuracy_pct is not None:
         text += f". Accuracy {before.accuracy_pct:.1f} % before, {after.accuracy_pct:.1f} % after"
     return text + "."
+
+
+def _budget_ms(run: _Run, original_ms: float) -> float | None:
+    return None if run.options.fastest else run.options.budget.in_ms(original_ms)
 
 
 def _round(number: int, each: dict[str, Any]) -> VerifyRound:
@@ -153,7 +158,7 @@ def _draw_frontier(run: _Run, results: dict[str, Any]) -> Path:
             low_ms=each["low_ms"],
             high_ms=each["high_ms"],
             importance=each["importance"],
-            is_within=each["is_within"],
+            is_within=None if run.options.fastest else each["is_within"],
         )
         for each in found["rounds"]
     ]
@@ -162,7 +167,7 @@ def _draw_frontier(run: _Run, results: dict[str, Any]) -> Path:
         points,
         run.folder.file("frontier.png"),
         original=(first["original_ms"], 0.0),
-        budget_ms=run.options.budget.in_ms(first["original_ms"]),
+        budget_ms=_budget_ms(run, first["original_ms"]),
         chosen=(solution.predicted_ms or 0.0, solution.importance or 0.0),
         measured=measured,
         least=points[0],

@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ def shared_path() -> Path:
     return path
 
 
-def write_record(name: str, results: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Write ``benchmarks/results/<name>.json`` and print it."""
+def write_record(
+    name: str, results: dict[str, Any], settings: dict[str, Any], *, packages: Sequence[str] = ("numpy", "scipy")
+) -> None:
+    """Write ``benchmarks/results/<name>.json``, with the versions of ``packages``, and print it."""
     record = {
         "name": name,
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -35,7 +38,7 @@ def write_record(name: str, results: dict[str, Any], settings: dict[str, Any]) -
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
         "load_average": [round(each, 2) for each in os.getloadavg()],
-        "versions": {"python": platform.python_version(), **{each: _version(each) for each in ("numpy", "scipy")}},
+        "versions": {"python": platform.python_version(), **{each: _version(each) for each in packages}},
         "settings": settings,
         "results": results,
     }

@@ -1,0 +1,148 @@
+"""Run ``layerfold compress`` on real networks and images, and record what came out.
+
+    python benchmarks/compress_records.py mobilenetv2_050_cifar
+    python benchmarks/compress_records.py resnet20
+    python benchmarks/compress_records.py tf_efficientnet_lite0
+
+Each case first makes its baseline (trained here, finetuned here, or converted from a package), then runs the command
+in a process of its own, as a user would. Everything is resumable: work is kept under ``--work``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from record import ROOT, shared_path, write_record
+
+_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
+_HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One record.
+
+    Attributes:
+        baseline: makes the weights file below the given folder and returns it.
+        model: MODEL of the command.
+        arguments: the rest of the command, but for weights and output.
+    """
+
+    baseline: Callable[[Path], Path]
+    model: str
+    arguments: tuple[str, ...]
+
+
+def _cifar_data() -> str:
+    return f"parquet:{os.path.relpath(shared_path() / 'data/cifar10', ROOT)}"
+
+
+def _train(model: str, *more: str) -> Callable[[Path], Path]:
+    def make(work: Path) -> Path:
+        script = str(_HERE / "train_cifar_baseline.py")
+        _run([sys.executable, script, model, "--data", _cifar_data(), *more, "-o", str(work)])
+        return work / f"{model}.safetensors"
+
+    return make
+
+
+def _finetune_published(work: Path) -> Path:
+    published = shared_path() / "checkpoints/resnet20-12fca82f.th"
+    return _train(
+        "resnet20", "--weights", str(published), "--epochs", "2", "--optimizer", "sgd", "--learning-rate", "0.01"
+    )(work)
+
+
+def _convert_lite0(work: Path) -> Path:
+    path = work / "efficientnet_lite0.safetensors"
+    if not path.exists():
+        _run([sys.executable, str(_HERE / "efficientnet_lite0_weights.py"), "-o", str(path)])
+    return path
+
+
+def cases() -> dict[str, Case]:
+    """Return every case by name."""
+    factory = os.path.relpath(_HERE / "cifar_resnet.py", ROOT)
+    images = shared_path() / "data/imagenet_sample"
+    return {
+        "mobilenetv2_050_cifar": Case(
+            baseline=_train("mobilenetv2_050_cifar", "--epochs", "4", "--learning-rate", "0.005"),
+            model=f"{factory}:mobilenetv2_050_cifar",
+            arguments=("--data", _cifar_data(), "--speedup", "1.3", "--epochs", "2", "--importance-images", "1000"),
+        ),
+        "resnet20": Case(
+            baseline=_finetune_published,
+            model=f"{factory}:resnet20",
+            arguments=("--data", _cifar_data(), "--fastest", "--epochs", "2", "--importance-images", "1000",
+                       "--learning-rate", "0.02"),
+        ),
+        "tf_efficientnet_lite0": Case(
+            baseline=_convert_lite0,
+            model="timm:tf_efficientnet_lite0",
+            arguments=("--data", f"parquet:{os.path.relpath(images, ROOT)}", "--speedup", "1.15", "--no-finetune",
+                       "--score", "agreement", "--input", "3x224x224", "--mean", "0.5", "--std", "0.5",
+                       "--crop-pct", "0.875"),
+        ),
+    }  # fmt: skip
+
+
+def run_case(name: str, case: Case, work: Path) -> None:
+    """Make the baseline, compress it, write the record."""
+    weights = case.baseline(work)
+    out = work / name
+    command = [
+        "-m", "layerfold", "compress", case.model, "--weights", os.path.relpath(weights, ROOT), *case.arguments,
+        "-o", os.path.relpath(out, ROOT),
+    ]  # fmt: skip
+    _run([sys.executable, *command], accepted=(0, 3))
+    run = json.loads((out / "run.json").read_text())
+    steps = run["steps"]
+    results: dict[str, Any] = {
+        "baseline": _baseline_facts(weights),
+        "scores": steps["evaluate"]["result"],
+        "latency": steps["bench"]["result"],
+        "predicted_ms": json.loads((out / "solution.json").read_text())["predicted_ms"],
+        "verify_rounds": [
+            {key: each[key] for key in ("predicted_ms", "measured_ms", "low_ms", "high_ms", "ratio", "is_within")}
+            for each in steps["solve and verify"]["result"]["rounds"]
+        ],
+        "solution": json.loads((out / "solution.json").read_text()),
+        "seconds": {step: facts["seconds"] for step, facts in steps.items()},
+    }
+    settings = {**run["config"], "command": "layerfold " + " ".join(command[2:])}
+    write_record(f"compress_{name}", results, settings, packages=_PACKAGES)
+
+
+def _baseline_facts(weights: Path) -> dict[str, Any]:
+    beside = weights.with_suffix(".json")
+    found: dict[str, Any] = json.loads(beside.read_text()) if beside.exists() else {"weights": weights.name}
+    return found
+
+
+def _run(command: list[str], accepted: tuple[int, ...] = (0,)) -> None:
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    if done.returncode not in accepted:
+        sys.exit(done.returncode)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compress a real network and record what came out (resumable).")
+    known = cases()
+    parser.add_argument("case", choices=sorted(known))
+    parser.add_argument("--work", type=Path, default=ROOT / "build/compress_records", metavar="FOLDER")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    run_case(arguments.case, known[arguments.case], arguments.work.resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
