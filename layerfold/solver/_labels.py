@@ -14,6 +14,8 @@ from layerfold.solver._pareto import pareto_indices
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Indices = NDArray[np.intp]
+_MET = 1000
+"""Labels joined in all, for each label that a state may have, before a search counts as too large."""
 
 
 class TooManyLabels(Exception):
@@ -144,15 +146,18 @@ def solve_chain(
         max_labels: most labels a state.
 
     Raises:
-        TooManyLabels: a state has more than ``max_labels``, or 200 times as many came together there.
+        TooManyLabels: a state has more than ``max_labels``, or a thousand times as many were joined in all (which
+            takes some seconds at the default limit).
     """
-    pool = LabelPool(options)
+    pool, met = LabelPool(options), 0
     is_dead: list[bool] = np.isinf(to_go[:, 0]).tolist()
     for state, first, last in options_by_end(options):
         if is_dead[state]:
             continue
-        if max_labels is not None and pool.num_meeting(first, last) > 200 * max_labels:
-            raise TooManyLabels
+        if max_labels is not None:
+            met += pool.num_meeting(first, last)
+            if met > _MET * max_labels:
+                raise TooManyLabels
         costs, importances, option, parent = pool.meet(first, last)
         if caps is not None and len(costs):
             fits = np.flatnonzero((costs + to_go[state] <= caps).all(axis=1))

@@ -18,7 +18,7 @@ _LABELS = 512
 """Labels kept a state; towards the end of a chain their number rises to _LAST_LABELS."""
 _LAST_LABELS = 16_384
 _GRID = 64
-_OPTIONS = 6
+_OPTIONS = 4
 """Options a position that are looked at, if so many lie near the hull."""
 
 
@@ -78,9 +78,9 @@ def _thinned_frontier(options: ChainOptions, prices: Floats, to_go: Floats, marg
             continue
         room = _room(options.num_states - 1 - state, last)
         below = _envelope(prices, to_go[1] - to_go[state], costs[:, 0]) - importances
-        kept = _crowd_thinned(costs[:, 0], importances, below, np.flatnonzero(below <= margin), 2 * room)
+        kept = np.flatnonzero(below <= margin)
         kept = kept[pareto_indices(costs[kept], importances[kept])]
-        kept = _crowd_thinned(costs[:, 0], importances, below, kept, room)
+        kept = kept[_crowd_thinned(costs[kept, 0], importances[kept], below[kept], room)]
         pool.add(state, costs[kept], importances[kept], option[kept], parent[kept])
     frontier = ended(pool)
     assert frontier is not None  # the ways that touch the hull are always kept
@@ -99,19 +99,21 @@ def _envelope(prices: Floats, offsets: Floats, costs: Floats) -> Floats:
     return np.asarray(np.interp(costs, grid, values))
 
 
-def _crowd_thinned(costs: Floats, importances: Floats, below: Floats, candidates: Indices, room: int) -> Indices:
-    """Cut the frontier's length into ``room`` cells and keep in each the label nearest the hull.
+def _crowd_thinned(costs: Floats, importances: Floats, below: Floats, room: int) -> Indices:
+    """Cut the frontier's length into ``room`` cells and return in each the label nearest the hull.
 
-    Length counts cost and importance alike, so that neither a flat nor a steep part is left without labels.
+    Length counts cost and importance alike, so that neither a flat nor a steep part is left without labels. Labels
+    are non-dominated and come by rising cost, so a cell's labels stand side by side.
     """
-    if len(candidates) <= room:
-        return candidates
-    cost, importance = costs[candidates], importances[candidates]
-    along = cost / (float(np.ptp(cost)) or 1.0) + importance / (float(np.ptp(importance)) or 1.0)
-    cell = ((along - along.min()) * (room / (float(np.ptp(along)) or 1.0))).astype(np.int64)
-    order = np.lexsort((below[candidates], cell))
-    first = np.concatenate(([True], np.diff(cell[order]) != 0))
-    return candidates[order[first]]
+    if len(costs) <= room:
+        return np.arange(len(costs))
+    along = costs / (costs[-1] - costs[0]) + importances / (importances[-1] - importances[0])
+    cell = ((along - along[0]) * (room / (along[-1] - along[0]))).astype(np.int64)
+    firsts = np.concatenate(([0], np.flatnonzero(np.diff(cell)) + 1))
+    sizes = np.diff(np.append(firsts, len(costs)))
+    nearest = np.flatnonzero(below <= np.minimum.reduceat(below, firsts).repeat(sizes))
+    # One a cell, even where two are equally near.
+    return nearest[np.concatenate(([True], np.diff(cell[nearest]) != 0))]
 
 
 def _subset(options: ChainOptions, kept: Indices) -> ChainOptions:
