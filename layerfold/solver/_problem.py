@@ -49,7 +49,8 @@ def build_options(
         MissingEntryError: no options lead from a chain's start to its end.
     """
     latency = latencies[0]
-    allowed = list(latency.entries)
+    # In a table of optimal latencies, what is faster in parts is no conv of its own; its parts have entries too.
+    allowed = [entry for entry in latency.entries if entry.breaks is None or len(entry.breaks) == 2]
     if limits.has_segment_rules:
         allowed = [entry for entry in allowed if limits.allows(entry, latency.source)]
     found = []

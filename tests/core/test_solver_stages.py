@@ -138,3 +138,18 @@ def test_order_of_rows_does_not_matter() -> None:
     rng.shuffle(shuffled)
     second = solve_frontier(LatencyTable(latencies), importance_table(dict(shuffled)))
     assert [(s.act_pos, s.merge_pos) for s in first] == [(s.act_pos, s.merge_pos) for s in second]
+
+
+def test_table_of_optimal_latencies_gives_the_same_solutions() -> None:
+    rng = random.Random(8)
+    segments = [(i, j) for i in range(8) for j in range(i + 1, 9)]
+    latency = LatencyTable([
+        LatencyEntry(start=i, end=j, latency_ms=rng.uniform(0.5, 2.0) * (j - i) ** 0.9) for i, j in segments
+    ])
+    optimal = compute_optimal_latency(latency)
+    assert any(len(entry.breaks or ()) > 2 for entry in optimal.entries)
+    importance = importance_table({(i, j, 1, 1): -rng.uniform(0.0, 1.0) * (j - i) for i, j in segments})
+    first, second = solve_frontier(latency, importance), solve_frontier(optimal, importance)
+    assert [(s.act_pos, s.merge_pos, s.predicted_ms) for s in first] == [
+        (s.act_pos, s.merge_pos, s.predicted_ms) for s in second
+    ]
