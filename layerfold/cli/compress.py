@@ -88,9 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     options = CompressOptions(
         budget_ms=budget_ms, speedup=speedup, fastest=arguments.fastest, backend=arguments.backend,
         threads=arguments.threads, batch=arguments.batch, exclude=tuple(arguments.exclude),
-        max_kernel=arguments.max_kernel, max_growth=arguments.max_growth, importance_method=arguments.importance, importance_score=arguments.score,
-        importance_images=arguments.importance_images, importance_steps=arguments.importance_steps,
-        alpha=arguments.alpha, finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
+        max_kernel=arguments.max_kernel, max_growth=arguments.max_growth, importance_method=arguments.importance,
+        importance_score=arguments.score, importance_images=arguments.importance_images,
+        importance_steps=arguments.importance_steps, alpha=arguments.alpha,
+        finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
         learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
         formats=tuple(arguments.formats.split(",")) if arguments.formats is not None else None, seed=arguments.seed,
     )  # fmt: skip

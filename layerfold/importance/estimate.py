@@ -139,7 +139,8 @@ def _candidates(net: Network, latency: LatencyTable | None) -> list[Segment]:
 
 
 def _entry(request: Request, scores: _Scores, original: _Scores, score: str) -> ImportanceEntry:
-    changes = {name: scores[name] - original[name] for name in original}
+    # Rounded, so that shares of the same few images that are equal stay equal: sums of noise at 1e-15 are no order.
+    changes = {name: round(scores[name] - original[name], 9) for name in original}
     importance = {
         "accuracy": changes["val_acc"], "agreement": changes["agreement"], "loss": -changes["val_loss"]
     }[score]  # fmt: skip

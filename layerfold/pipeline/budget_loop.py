@@ -53,12 +53,18 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One turn of the loop: which solution, what was predicted, what was measured."""
+    """One turn of the loop.
+
+    Attributes:
+        solution: the plan; predicted_ms: its latency as predicted; verification: as measured.
+        is_within: whether the measurement keeps the budget; is_safe: whether it does so with the margin to spare.
+    """
 
     solution: Solution
     predicted_ms: float
     verification: Verification
     is_within: bool
+    is_safe: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +155,7 @@ def meet_budget(
     *,
     points: Sequence[Point],
     alpha: float = 0.0,
-    margin: float = 0.02,
+    margin: float = 0.01,
     max_rounds: int = 8,
     batch: int = 1,
     original_onnx: bytes | None = None,
@@ -194,7 +200,7 @@ def meet_budget(
             rounds.append(
                 Round(
                     solution=solution, predicted_ms=table.end_to_end_ms(sums[index]), verification=verification,
-                    is_within=budget.is_fastest or bool(verification.is_within_budget),
+                    is_within=budget.is_fastest or bool(verification.is_within_budget), is_safe=is_safe,
                 )
             )  # fmt: skip
             # Both networks of a verification drift together: bring its latency to the first original's.
@@ -209,7 +215,7 @@ def meet_budget(
     within = [each for each in rounds if each.is_within]
     if not within:
         raise _unreachable(budget, rounds, original_ms)
-    best = max(within, key=lambda each: each.solution.importance or 0.0)
+    best = max(within, key=lambda each: (each.is_safe, each.solution.importance or 0.0, -each.verification.ratio_high))
     return LoopResult(
         solution=best.solution, verification=best.verification, frontier=frontier, latency=table, rounds=tuple(rounds)
     )
@@ -291,5 +297,7 @@ def check_reachable(
         original_onnx=original_onnx, cap_s=cap_s,
     )  # fmt: skip
     if not verification.is_within_budget:
-        turn = Round(solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False)
+        turn = Round(
+            solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False, is_safe=False
+        )
         raise _unreachable(budget, [turn], verification.original_ms)

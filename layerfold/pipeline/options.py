@@ -42,7 +42,7 @@ class CompressOptions:
     importance_images: int | None = None
     importance_steps: int = 300
     alpha: float = 0.0
-    margin: float = 0.02
+    margin: float = 0.01
     finetune_epochs: int = 3
     learning_rate: float | None = None
     batch_size: int = 128

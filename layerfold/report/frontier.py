@@ -114,7 +114,9 @@ def _linear_range(importances: Sequence[float], chosen: Point | None) -> float |
     if not importances:
         return None
     worst = max(abs(value) for value in importances)
-    near = max(abs(chosen[1]) if chosen else float(median(abs(value) for value in importances)), 1e-9)
+    near = abs(chosen[1]) if chosen else float(median(abs(value) for value in importances))
+    # A plan that costs nothing would ask for an axis that is linear nowhere.
+    near = max(near, worst / 300, 1e-9)
     power = 10.0 ** math.ceil(math.log10(near))
     return power if worst > 10 * power else None
 

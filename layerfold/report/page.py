@@ -206,7 +206,7 @@ def _segments(run: ReportData) -> str:
     rows.append(["all", "<td></td>", "<td></td>", *_saved_cells(*total_ms), *map(words.count_text, macs)])
     columns = ("layers", "<replaced", "<merged conv", "before (ms)", "after (ms)", "saved (ms)", "multiply-adds before",
                "after")  # fmt: skip
-    note = "Latencies are table entries: each segment measured by itself on the device."
+    note = "Latencies are entries of the latency table."
     return _table(columns, rows, last="total") + f'<p class="note">{note}</p>'
 
 
