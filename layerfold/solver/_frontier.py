@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import InfeasibleBudgetError, UsageError
-from layerfold.solver._hull import Hull
 from layerfold.solver._labels import ChainFrontier
 from layerfold.solver._options import Option
+from layerfold.solver._refine import refine_budget
+from layerfold.solver._search import Found
 from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
 from layerfold.solver._vector_costs import CostColumns
@@ -47,13 +48,13 @@ class Frontier:
     def __init__(
         self, *, summed: SummedFrontier, points: NDArray[np.int64], latencies_ms: Floats, gaps: Floats,
         columns: CostColumns, importance: ImportanceTable, alpha: float, risk: float | None,
-        hull: Hull | None = None,
+        found: Found,
     ) -> None:
         self._summed = summed
         self._points = points
         self._columns = columns
         self._importance = importance
-        self._hull = hull
+        self._found = found
         self.latencies_ms = latencies_ms
         self.importances: Floats = summed.importances[points]
         self.gaps = gaps
@@ -117,13 +118,31 @@ class Frontier:
         """
         index, budget = self._index_at(budget_ms, speedup, budget_of)
         solution = self._solution(index, budget_ms=budget)
-        if self._hull is None:
+        hull = self._found.hull
+        if hull is None:
             return solution
         # What is proven for this very budget is more than for all budgets that the point answers.
         provenance = self.latency.provenance
-        sum_ms = np.array([(budget - provenance.fixed_ms) / provenance.scale])
-        gap = max(0.0, float(self._hull.bound(sum_ms)[0] - self.importances[index]))
+        sum_ms = (budget - provenance.fixed_ms) / provenance.scale
+        gap = max(0.0, float(hull.bound(np.array([sum_ms]))[0] - self.importances[index]))
+        if gap > self._found.gap and self._found.options is not None:
+            better, gap = self._refined(index, sum_ms, budget, gap)
+            solution = better or solution
         return replace(solution, gap=gap, status="within" if gap else "optimal")
+
+    def _refined(self, index: int, sum_ms: float, budget_ms: float, gap: float) -> tuple[Solution | None, float]:
+        """Search this budget for what the thinned frontier may have missed; return it and the gap then proven."""
+        options, hull, floor = self._found.options, self._found.hull, float(self.importances[index]) + self._found.gap
+        assert options is not None and hull is not None  # noqa: PT018 - asked before
+        frontier, is_done = refine_budget(options, hull, sum_ms, floor)
+        if not is_done:
+            return None, gap
+        for point in range(len(frontier.importances) - 1, -1, -1) if frontier is not None else ():
+            assert frontier is not None
+            solution = self._made([(frontier, frontier.path(point))], {}, 0.0, budget_ms)
+            if (solution.predicted_ms or 0.0) <= budget_ms:
+                return solution, 0.0
+        return None, self._found.gap
 
     def index_at(
         self, *, budget_ms: float | Sequence[float] | None = None, speedup: float | None = None,
@@ -258,7 +277,7 @@ class Frontier:
 
     def _exact_ms(self, index: int) -> list[float]:
         """Return the latency on each device from exactly rounded sums."""
-        segments = self._segments(index)
+        segments = _segments_of(self._paths(index))
         found = []
         for table in self._columns.tables:
             entries = [table.entry(start, end) for start, end in segments]
@@ -278,32 +297,32 @@ class Frontier:
         choice = self._summed.choice[self._points[index]]
         return [(chain, chain.path(int(point))) for chain, point in zip(self._summed.chains, choice, strict=True)]
 
-    def _segments(self, index: int) -> list[tuple[int, int]]:
-        found = []
-        for chain, path in self._paths(index):
-            for option in path:
-                breaks = chain.options.plan_of(option).breaks
-                found += list(itertools.pairwise(breaks))
-        return found
-
     def _solution(self, index: int, *, budget_ms: float | None = None) -> Solution:
-        import layerfold
-
-        acts, importances = [], []
-        for chain, path in self._paths(index):
-            ends = chain.options.to_state[path]
-            acts += [int(state) // 2 + chain.options.chain[0] for state in ends if state % 2]
-            importances += chain.options.importances[path].tolist()
-        segments = self._segments(index)
-        latency = self.latency
         costs = {}
-        for device, table in enumerate(self._columns.tables[1:], start=2):
-            costs[f"latency_{device}_ms"] = table.end_to_end_ms(table.sum_ms(segments))
         if self.risk is not None:
             costs["latency_at_risk_ms"] = float(self.latencies_ms[index, 0])
         caps = self._summed.costs[self._points[index], self._columns.count - len(self._columns.caps) :]
         costs.update({name: float(value) for (name, _), value in zip(self._columns.caps, caps, strict=True)})
-        gap = float(self.gaps[index])
+        return self._made(self._paths(index), costs, float(self.gaps[index]), budget_ms)
+
+    def _made(
+        self, paths: Sequence[tuple[ChainFrontier, list[int]]], costs: dict[str, float], gap: float,
+        budget_ms: float | None,
+    ) -> Solution:
+        """Make a solution of one path of options through each chain."""
+        import layerfold
+
+        acts, importances = [], []
+        for chain, path in paths:
+            ends = chain.options.to_state[path]
+            acts += [int(state) // 2 + chain.options.chain[0] for state in ends if state % 2]
+            importances += chain.options.importances[path].tolist()
+        segments = _segments_of(paths)
+        latency = self.latency
+        further = {
+            f"latency_{device}_ms": table.end_to_end_ms(table.sum_ms(segments))
+            for device, table in enumerate(self._columns.tables[1:], start=2)
+        }
         return Solution(
             act_pos=tuple(acts),
             merge_pos=tuple(end for _, end in segments),
@@ -323,8 +342,15 @@ class Frontier:
             version=layerfold.__version__,
             status="within" if gap else "optimal",
             gap=gap,
-            costs=costs,
+            costs={**further, **costs},
         )
+
+
+def _segments_of(paths: Sequence[tuple[ChainFrontier, list[int]]]) -> list[tuple[int, int]]:
+    return [
+        segment for chain, path in paths for option in path
+        for segment in pairwise(chain.options.plan_of(option).breaks)
+    ]
 
 
 def _is_number(value: object) -> bool:

@@ -22,7 +22,9 @@ _OPTIONS = 4
 """Options a position that are looked at, if so many lie near the hull."""
 
 
-def solve_near(chains: list[ChainOptions], epsilon: float) -> tuple[list[ChainFrontier], Hull]:
+def solve_near(
+    chains: list[ChainOptions], epsilon: float
+) -> tuple[list[ChainFrontier], Hull, list[ChainOptions]]:
     """Return chain frontiers made of labels that lie near the hull, and the hull that proves how near they come.
 
     Whatever is dropped, the hull bounds: a point's importance is at most ``hull.bound(budget)`` less what the best
@@ -33,8 +35,11 @@ def solve_near(chains: list[ChainOptions], epsilon: float) -> tuple[list[ChainFr
     Args:
         chains: options with one cost.
         epsilon: above 0.
+
+    Returns:
+        the frontiers, the hull, and the options that the hull was made of (those that no other dominates).
     """
-    slim = [_undominated(each) for each in chains]
+    slim = [undominated(each) for each in chains]
     hull = make_hull(slim, tightness=0.1 * epsilon)
     margin = 1.5 * epsilon * hull.span + 1e-12
     last = _LAST_LABELS if len(slim) == 1 else 2048
@@ -44,19 +49,19 @@ def solve_near(chains: list[ChainOptions], epsilon: float) -> tuple[list[ChainFr
         # Sparse tables leave room for more than is needed: what lies a little lower fills steps of the frontier.
         wanted = min(_OPTIONS * (options.num_states // 2), len(below)) - 1
         wide = max(margin, min(float(np.partition(below, wanted)[wanted]), 20.0 * margin))
-        near = _subset(options, np.flatnonzero(below <= wide))
+        near = subset(options, np.flatnonzero(below <= wide))
         frontiers.append(_thinned_frontier(near, hull.prices, to_go, wide, last))
-    return frontiers, hull
+    return frontiers, hull, slim
 
 
-def _undominated(options: ChainOptions) -> ChainOptions:
+def undominated(options: ChainOptions) -> ChainOptions:
     """Drop options that another between the same states dominates; they come sorted by states and cost."""
     key = options.from_state * options.num_states + options.to_state
     first = np.concatenate(([True], np.diff(key) != 0))
     # Lifting each pair of states above the one before lets one running maximum serve all.
     lifted = options.importances + (np.cumsum(first) - 1) * (2.0 * float(np.ptp(options.importances)) + 1.0)
     best = np.maximum.accumulate(lifted)
-    return _subset(options, np.flatnonzero(first | np.concatenate(([True], lifted[1:] > best[:-1]))))
+    return subset(options, np.flatnonzero(first | np.concatenate(([True], lifted[1:] > best[:-1]))))
 
 
 def _below_hull(options: ChainOptions, hull: Hull, to_go: Floats) -> Floats:
@@ -116,7 +121,8 @@ def _crowd_thinned(costs: Floats, importances: Floats, below: Floats, room: int)
     return nearest[np.concatenate(([True], np.diff(cell[nearest]) != 0))]
 
 
-def _subset(options: ChainOptions, kept: Indices) -> ChainOptions:
+def subset(options: ChainOptions, kept: Indices) -> ChainOptions:
+    """Return some of the options."""
     plan_of = options.plan_of
     return replace(
         options, from_state=options.from_state[kept], to_state=options.to_state[kept], costs=options.costs[kept],

@@ -25,13 +25,15 @@ class Found:
 
     Attributes:
         summed: the points.
-        gap: points of importance that any answer may miss by; 0 if exact. Holds where ``hull`` is None.
+        gap: points of importance that any answer may miss by; 0 if exact. Where there is a hull, this is only aimed at.
         hull: bounds the importance at every cost, where labels were thinned by it.
+        options: what the hull was made of, where there is one chain: a single budget can be searched further.
     """
 
     summed: SummedFrontier
     gap: float = 0.0
     hull: Hull | None = None
+    options: ChainOptions | None = None
 
 
 def check_epsilon(epsilon: float, max_labels: int) -> None:
@@ -60,9 +62,12 @@ def solve_options(
         except TooManyLabels:
             epsilon = _FIRST_EPSILON
     if chains[0].costs.shape[1] == 1:
-        frontiers, hull = solve_near(chains, epsilon)
+        frontiers, hull, slim = solve_near(chains, epsilon)
         summed = sum_frontiers(frontiers, caps=caps, room=_MOST_POINTS)
-        return Found(summed=summed, hull=hull) if len(summed.importances) else None
+        alone = slim[0] if len(slim) == 1 else None
+        if not len(summed.importances):
+            return None
+        return Found(summed=summed, gap=epsilon * hull.span, hull=hull, options=alone)
     span = make_hull([_first_cost(each) for each in chains], most=2).span
     # Slack can be lost at every position and at every addition of a chain.
     states = sum(each.chain[1] - each.chain[0] for each in chains) + len(chains) - 1

@@ -123,7 +123,7 @@ def _finished(
         gaps = np.maximum(found.hull.bound(following) - summed.importances[kept], 0.0)
     return Frontier(
         summed=summed, points=kept, latencies_ms=latencies_ms[kept], gaps=gaps, columns=columns,
-        importance=importance, alpha=alpha, risk=risk, hull=found.hull,
+        importance=importance, alpha=alpha, risk=risk, found=found,
     )
 
 
