@@ -72,9 +72,12 @@ def compare_runners(
     ratios: dict[str, list[float]] = {name: [] for name in names}
     deadline = time.perf_counter() + policy.cap_s * len(names)
     next_check = min_rounds
+    rounds_begun = 0
     narrow: dict[str, bool] = dict.fromkeys(names, False)
     while True:
-        order = names if len(values_ms[reference]) % 2 == 0 else names[::-1]
+        turn = rounds_begun % len(names)  # the ends of a round run twice running: each name takes them in turn
+        rounds_begun += 1
+        order = names[turn:] + names[:turn]
         round_ms = dict.fromkeys(names, 0.0)
         is_disturbed = False
         for name in (*order, *order[::-1]):

@@ -8,6 +8,7 @@ the entries of its layers plus that change. Sums of entries then predict whole n
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from layerfold.profiler.measure import (
 from layerfold.profiler.outside import OutsideGraph
 
 _CHUNK = 5
+_BASE = -1
 _LARGE_OUTSIDE_BYTES = 1 << 26
 _MIN_ROUNDS, _LEAST_ROUNDS = 8, 4
 
@@ -151,17 +153,22 @@ class ChangeProfiler:
             deadline = time.perf_counter() + policy.cap_s * len(timed)
             active = list(range(len(timed)))
             settled: set[int] = set()
-            rounds = 0
+            rounds, last = 0, _BASE
+            turns = {_BASE: reference, **dict(enumerate(timed))}
+            shuffle = random.Random(len(segments)).shuffle
             while active:
-                # base A B ... base: the base is timed on both sides, so that a linear drift cancels
-                is_disturbed = reference.block_ms() is None
-                base_ms = reference.last_ms / 2
-                values_ms = {}
-                for index in active if rounds % 2 else active[::-1]:
-                    is_disturbed |= timed[index].block_ms() is None
-                    values_ms[index] = timed[index].last_ms
-                is_disturbed |= reference.block_ms() is None
-                base_ms += reference.last_ms / 2
+                # The base takes its turn like any other, never twice running: found in warmer caches than the rest,
+                # it would make every change look larger than it is, and a plan's sum adds that up.
+                order = [_BASE, *active]
+                shuffle(order)
+                if order[0] == last:
+                    order.append(order.pop(0))
+                last = order[-1]
+                is_disturbed = False
+                for index in order:
+                    is_disturbed |= turns[index].block_ms() is None
+                values_ms = {index: timed[index].last_ms for index in active}
+                base_ms = reference.last_ms
                 is_late = time.perf_counter() > deadline
                 if is_late:
                     for each in (reference, *timed):
