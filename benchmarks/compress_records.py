@@ -88,8 +88,8 @@ def cases() -> dict[str, Case]:
             baseline=_convert_lite0,
             model="timm:tf_efficientnet_lite0",
             arguments=("--data", f"parquet:{os.path.relpath(images, ROOT)}", "--speedup", "1.15", "--no-finetune",
-                       "--score", "agreement", "--input", "3x224x224", "--mean", "0.5", "--std", "0.5",
-                       "--crop-pct", "0.875"),
+                       "--score", "agreement", "--input", "3x224x224", "--mean", "0.5,0.5,0.5",
+                       "--std", "0.5,0.5,0.5", "--crop-pct", "0.875"),
         ),
     }  # fmt: skip
 

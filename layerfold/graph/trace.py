@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,14 +66,22 @@ def trace_module(model: nn.Module) -> fx.GraphModule:
     try:
         graph = tracer.trace(root)
     except Exception as error:
-        where = getattr(tracer, "scope", None)
-        path = getattr(where, "module_path", "") or "(the model's own forward)"
+        path = tracer.scope.module_path or "the model's own forward"
         cause = " ".join(str(error).split())[:200]
         raise UnsupportedGraphError(
-            f"model {type(model).__name__} cannot be traced: {path}: {cause}; "
+            f"model {type(model).__name__} cannot be traced in {path}{_source_line(error)}: {cause}; "
             "write that part without data-dependent control flow, or give the model without it"
         ) from error
     return fx.GraphModule(root, graph, class_name=type(model).__name__)
+
+
+def _source_line(error: Exception) -> str:
+    """Return where in the model's own code tracing failed, for the error line; empty where that cannot be told."""
+    own = Path(torch.__file__).parent, Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(Path(frame.filename).is_relative_to(folder) for folder in own) and frame.line:
+            return f" ({Path(frame.filename).name}:{frame.lineno} `{frame.line.strip()}`)"
+    return ""
 
 
 def trace_network(

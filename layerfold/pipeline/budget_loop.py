@@ -155,7 +155,7 @@ def meet_budget(
     *,
     points: Sequence[Point],
     alpha: float = 0.0,
-    margin: float = 0.01,
+    margin: float = 0.02,
     max_rounds: int = 8,
     batch: int = 1,
     original_onnx: bytes | None = None,

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from layerfold.errors import UsageError
+from layerfold.errors import UsageError, nearest_names
+from layerfold.export.network import FORMATS
+from layerfold.importance import METHODS, SCORES
 from layerfold.pipeline.budget_loop import Budget
+
+_CHOICES = {"importance_method": METHODS, "importance_score": SCORES, "optimizer": ("sgd", "adamw")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ class CompressOptions:
     importance_images: int | None = None
     importance_steps: int = 300
     alpha: float = 0.0
-    margin: float = 0.01
+    margin: float = 0.02
     finetune_epochs: int = 3
     learning_rate: float | None = None
     batch_size: int = 128
@@ -60,6 +64,13 @@ class CompressOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{name}={value}: must be above 0")
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"{name}={value!r}: must be one of {', '.join(known)}{nearest_names(value, known)}")
+        for each in self.formats or ():
+            if each not in FORMATS:
+                raise UsageError(f"formats: {each!r} is none of {', '.join(FORMATS)}{nearest_names(each, FORMATS)}")
         for name, least in (("finetune_epochs", 0), ("threads", 1), ("batch", 1), ("max_kernel", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least {least}")

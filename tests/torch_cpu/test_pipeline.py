@@ -121,6 +121,8 @@ def test_unreachable_budget_names_the_least_before_anything_is_trained(
         ({"budget_ms": 1.0, "speedup": 2.0}, "give one of the three"),
         ({"budget_ms": 0.0}, "must be above 0"),
         ({"speedup": float("nan")}, "must be above 0"),
+        ({"speedup": 1.3, "importance_score": "acuracy"}, "nearest: accuracy"),
+        ({"speedup": 1.3, "formats": ("onx",)}, "nearest: onnx"),
         ({"speedup": 1.3, "threads": 0}, "threads=0: must be at least 1"),
     ],
 )
