@@ -98,20 +98,12 @@ def normalised_importances(
     """
     if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1e6):
         raise UsageError(f"alpha={alpha!r}: expected a number from 0 to 1e6, for example 1.0")
-    empty = {entry.start for entry in importance.entries if entry.start_act == 0}
-    empty_ends = empty | {entry.end for entry in importance.entries if entry.end_act == 0}
-    chosen: dict[str, Callable[[ImportanceEntry], bool]] = {
-        "single": lambda entry: entry.end == entry.start + 1,
-        # A chain's start has an activation whatever the slot that ends the chain before it holds.
-        "default": lambda entry: (entry.start_act == 0) == (entry.start in empty)
-        and (entry.end_act == 0) == (entry.end in empty_ends),
-        "all": lambda entry: True,
-    }
-    if normalise not in chosen:
+    if normalise not in get_args(Normalise):
         raise UsageError(f"normalise={normalise!r}: expected {', '.join(get_args(Normalise))}")
     shift = 0.0
     if alpha:
-        over = [entry.importance for entry in importance.entries if chosen[normalise](entry)]
+        counts = _counts(importance, normalise)
+        over = [entry.importance for entry in importance.entries if counts(entry)]
         if not over:
             raise UsageError(
                 f"normalise={normalise!r}: {importance.source} has no such entry to take the mean over; "
@@ -159,3 +151,17 @@ def extend_importance(
         provenance=replace(importance.provenance, kind="extended-importance"),
         source=f"{importance.source} (extended)",
     )
+
+
+def _counts(importance: ImportanceTable, normalise: Normalise) -> Callable[[ImportanceEntry], bool]:
+    """Return which entries the mean goes over."""
+    empty = {entry.start for entry in importance.entries if entry.start_act == 0}
+    empty_ends = empty | {entry.end for entry in importance.entries if entry.end_act == 0}
+    chosen: dict[str, Callable[[ImportanceEntry], bool]] = {
+        "single": lambda entry: entry.end == entry.start + 1,
+        # A chain's start has an activation whatever the slot that ends the chain before it holds.
+        "default": lambda entry: (entry.start_act == 0) == (entry.start in empty)
+        and (entry.end_act == 0) == (entry.end in empty_ends),
+        "all": lambda entry: True,
+    }
+    return chosen[normalise]

@@ -41,16 +41,18 @@ class LabelPool:
         self._used = 1
         self._sizes[1] = 1
 
-    def num_meeting(self, first: int, last: int) -> int:
-        """Return how many labels options first..last-1 bring to their end."""
-        return int(self._sizes[self.options.from_state[first:last]].sum())
+    def meet(self, first: int, last: int, most: float = math.inf) -> tuple[Floats, Floats, Ints, Ints]:
+        """Put options first..last-1 behind every label they start from: (costs, importances, option, parent).
 
-    def meet(self, first: int, last: int) -> tuple[Floats, Floats, Ints, Ints]:
-        """Put options first..last-1 behind every label they start from: (costs, importances, option, parent)."""
+        Raises:
+            TooManyLabels: more than ``most`` of them.
+        """
         starts = self.options.from_state[first:last]
         sizes = self._sizes.take(starts)
         stops = sizes.cumsum()
         total = int(stops[-1])
+        if total > most:
+            raise TooManyLabels
         if total > len(self._count):
             self._count = np.arange(2 * total)
         # Counting on within each option: the place of its first label less the labels of the options before it.
@@ -149,16 +151,14 @@ def solve_chain(
         TooManyLabels: a state has more than ``max_labels``, or a thousand times as many were joined in all (which
             takes some seconds at the default limit).
     """
-    pool, met = LabelPool(options), 0
+    pool = LabelPool(options)
+    may_meet = math.inf if max_labels is None else _MET * max_labels
     is_dead: list[bool] = np.isinf(to_go[:, 0]).tolist()
     for state, first, last in options_by_end(options):
         if is_dead[state]:
             continue
-        if max_labels is not None:
-            met += pool.num_meeting(first, last)
-            if met > _MET * max_labels:
-                raise TooManyLabels
-        costs, importances, option, parent = pool.meet(first, last)
+        costs, importances, option, parent = pool.meet(first, last, may_meet)
+        may_meet -= len(importances)
         if caps is not None and len(costs):
             fits = np.flatnonzero((costs + to_go[state] <= caps).all(axis=1))
             costs, importances, option, parent = costs[fits], importances[fits], option[fits], parent[fits]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.solver._hull import Hull, values_so_far
-from layerfold.solver._labels import ChainFrontier, LabelPool, ended, least_to_go, options_by_end
+from layerfold.solver._labels import ChainFrontier, LabelPool, TooManyLabels, ended, least_to_go, options_by_end
 from layerfold.solver._near import subset
 from layerfold.solver._options import ChainOptions
 from layerfold.solver._pareto import pareto_indices
@@ -46,12 +46,13 @@ def refine_budget(
         np.minimum(above, through, out=above)
     chosen = subset(options, np.flatnonzero(above > floor))
     fastest = least_to_go(chosen)[:, 0]
-    pool, met = LabelPool(chosen), 0
+    pool, may_meet = LabelPool(chosen), _MOST_MET
     for state, first, last in options_by_end(chosen):
-        met += pool.num_meeting(first, last)
-        if met > _MOST_MET:
+        try:
+            costs, importances, option, parent = pool.meet(first, last, may_meet)
+        except TooManyLabels:
             return None, False
-        costs, importances, option, parent = pool.meet(first, last)
+        may_meet -= len(importances)
         fits = np.flatnonzero(costs[:, 0] + fastest[state] <= budget)
         best = (reach[state] - np.multiply.outer(costs[fits, 0], prices)).min(axis=1) + importances[fits]
         fits = fits[best > floor]
