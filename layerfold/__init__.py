@@ -39,7 +39,17 @@ if TYPE_CHECKING:
     from layerfold.models import LoadedModel, load_model
     from layerfold.pipeline import CompressOptions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
-    from layerfold.solver import Frontier, Solution, compute_optimal_latency, extend_importance, solve_frontier
+    from layerfold.solver import (
+        Frontier,
+        Limits,
+        Option,
+        Solution,
+        compute_optimal_latency,
+        explain_point,
+        extend_importance,
+        solve_alternatives,
+        solve_frontier,
+    )
     from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
 
 __version__ = "0.1.0"
@@ -54,7 +64,17 @@ _HOMES = {
     "layerfold.models": ("LoadedModel", "load_model"),
     "layerfold.pipeline": ("CompressOptions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
-    "layerfold.solver": ("Frontier", "Solution", "compute_optimal_latency", "extend_importance", "solve_frontier"),
+    "layerfold.solver": (
+        "Frontier",
+        "Limits",
+        "Option",
+        "Solution",
+        "compute_optimal_latency",
+        "explain_point",
+        "extend_importance",
+        "solve_alternatives",
+        "solve_frontier",
+    ),
     "layerfold.tables": ("ImportanceEntry", "ImportanceTable", "LatencyEntry", "LatencyTable", "Provenance"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -77,10 +97,12 @@ __all__ = [
     "LatencyTable",
     "Layer",
     "LayerfoldError",
+    "Limits",
     "LoadedModel",
     "MergeError",
     "MissingEntryError",
     "Network",
+    "Option",
     "OptionalDependencyError",
     "ProfilerError",
     "Provenance",
@@ -100,6 +122,7 @@ __all__ = [
     "compute_optimal_latency",
     "estimate_importance",
     "evaluate_network",
+    "explain_point",
     "export_network",
     "extend_importance",
     "finetune_network",
@@ -107,6 +130,7 @@ __all__ = [
     "merge_network",
     "open_data",
     "profile_network",
+    "solve_alternatives",
     "solve_frontier",
     "trace_network",
     "verify_solution",
