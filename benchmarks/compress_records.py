@@ -81,7 +81,7 @@ def cases() -> dict[str, Case]:
         "resnet20": Case(
             baseline=_finetune_published,
             model=f"{factory}:resnet20",
-            arguments=("--data", _cifar_data(), "--fastest", "--epochs", "2", "--importance-images", "1000",
+            arguments=("--data", _cifar_data(), "--fastest", "--epochs", "1", "--importance-images", "1000",
                        "--learning-rate", "0.02"),
         ),
         "tf_efficientnet_lite0": Case(
