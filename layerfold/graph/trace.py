@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from layerfold.errors import UnsupportedGraphError, UsageError, nearest_names
 from layerfold.graph.chains import describe_graph
+from layerfold.graph.functional import make_functional
 from layerfold.graph.network import Network
 from layerfold.graph.normalise import NormBeforeAct, normalise_modules
 
@@ -72,6 +73,7 @@ def trace_module(model: nn.Module) -> fx.GraphModule:
             f"model {type(model).__name__} cannot be traced in {path}{_source_line(error)}: {cause}; "
             "write that part without data-dependent control flow, or give the model without it"
         ) from error
+    make_functional(graph, root)
     return fx.GraphModule(root, graph, class_name=type(model).__name__)
 
 
@@ -110,7 +112,7 @@ def trace_network(
             raise UsageError(f"exclude={name!r}: the model has no module of that name{nearest_names(name, names)}")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     module = trace_module(model)
-    _record_shapes(module, inputs)
+    _check_same_output(model, module, inputs, _record_shapes(module, inputs))
     network = describe_graph(module, excluded, tuple(tuple(value.shape) for value in inputs))
     if not network.layers:
         raise UnsupportedGraphError(
@@ -127,11 +129,11 @@ class _ShapeRecorder(fx.Interpreter):
         return value
 
 
-def _record_shapes(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> None:
-    """Run once and store each node's output shape; weights and inputs stay as they are."""
+def _record_shapes(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> Any:
+    """Run once, store each node's output shape, return the output; weights and inputs stay as they are."""
     try:
         with torch.no_grad():
-            _ShapeRecorder(module).run(*(copy.deepcopy(value) for value in inputs))
+            return _ShapeRecorder(module).run(*(copy.deepcopy(value) for value in inputs))
     except Exception as error:
         shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
         cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -139,3 +141,30 @@ def _record_shapes(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> 
             f"example_input of shape {shapes} does not run through {type(module).__name__}: {cause}; "
             "give the input size and channels that the model was made for"
         ) from error
+
+
+def _check_same_output(model: nn.Module, module: fx.GraphModule, inputs: tuple[torch.Tensor, ...], found: Any) -> None:
+    """Refuse a graph that does not compute the model: what fx did not see would be missing in every result.
+
+    Raises:
+        UnsupportedGraphError: the outputs differ.
+    """
+    with torch.no_grad():
+        expected = copy.deepcopy(model).eval()(*(copy.deepcopy(value) for value in inputs))
+    for ours, theirs in zip(_tensors(found), _tensors(expected), strict=False):
+        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
+        if ours.shape != theirs.shape or not torch.allclose(
+            ours.double(), theirs.double(), rtol=0, atol=1e-3 * scale + 1e-12, equal_nan=True
+        ):
+            raise UnsupportedGraphError(
+                f"model {type(model).__name__}: its traced graph computes something else on the example input; "
+                "it changes tensors in place or depends on more than its input, rewrite that part"
+            )
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for each in value for tensor in _tensors(each)] if isinstance(value, (list, tuple)) else []

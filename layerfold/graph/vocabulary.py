@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from layerfold.graph.normalise import NormBeforeAct
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Padding, Pair
 
 
@@ -110,8 +111,9 @@ def _same_padding(input_size: Pair, kernel_size: Pair, stride: Pair, dilation: P
 
 def is_norm(module: nn.Module) -> bool:
     """Say whether a module is a per-channel scale and shift in eval mode, with running statistics."""
-    if isinstance(module, _BatchNorm):
-        return module.track_running_stats and module.running_mean is not None
+    if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm, NormBeforeAct):
+        return module.running_mean is not None
+    # A subclass may do more than normalise; torchvision's frozen one is known not to.
     return type(module).__name__ == "FrozenBatchNorm2d"
 
 

@@ -139,10 +139,14 @@ def _check_segment(segment: TrainSegment, affine: AffineConv, tolerance: float) 
 
 
 def _check_shape(segment: TrainSegment) -> tuple[int, int, int]:
-    """Return an input shape, at most the traced one, with an inside and all four borders."""
+    """Return an input shape, at most the traced one, with an inside and all four borders.
+
+    It differs from the traced size by whole strides: whether two branches give equal sizes may depend on the rest.
+    """
     channels, *sizes = segment.input_shape
     spec = segment.merged
     height, width = (
-        min(sizes[axis], spec.kernel_size[axis] + 3 * spec.stride[axis]) for axis in (0, 1)
+        size - max(size - kernel - 3 * stride, 0) // stride * stride
+        for size, kernel, stride in zip(sizes, spec.kernel_size, spec.stride, strict=True)
     )
     return channels, height, width

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-import torch
 from torch import fx, nn
 
 from layerfold.errors import SolutionError
@@ -192,12 +191,11 @@ class _Editor:
                 "leave the position out"
             )
         name = f"activation_{position}"
-        self.module.add_submodule(name, make_activation(chain.activation).to(_device_of(self.module)))
+        self.module.add_submodule(name, self._like_weights(make_activation(chain.activation)))
         with self.module.graph.inserting_after(value):
             return self.module.graph.call_module(name, (value,))
 
-
-def _device_of(module: nn.Module) -> torch.device:
-    for parameter in module.parameters():
-        return parameter.device
-    return torch.device("cpu")
+    def _like_weights(self, activation: nn.Module) -> nn.Module:
+        """Put a new activation's own weights, if any (PReLU), where the network's are, in their dtype."""
+        weights = next(self.module.parameters(), None)
+        return activation if weights is None else activation.to(device=weights.device, dtype=weights.dtype)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
+from layerfold.errors import EquivalenceError
 from layerfold.export import export_network, export_onnx
 from layerfold.export.network import FORMATS
 from layerfold.finetune import Scores, evaluate_network, finetune_network
@@ -21,7 +23,7 @@ from layerfold.importance import estimate_importance, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
-from layerfold.pipeline.budget_loop import check_reachable, measure_random_plans, meet_budget
+from layerfold.pipeline.budget_loop import calibrated, check_reachable, measure_random_plans, meet_budget
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
 from layerfold.pipeline.summary import write_summary
@@ -33,6 +35,8 @@ from layerfold.solver import Solution
 from layerfold.tables import ImportanceTable, LatencyTable
 
 _MOST_BENCH_TRIES = 3
+_MOST_DIFFERENCE = 1e-3
+"""Of merged network and train form in float32, relative to the largest output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,9 @@ def compress_network(
     given = asdict(options) if options is not None else {}
     if budget_ms is not None or speedup is not None or options is None:
         given |= {"budget_ms": budget_ms, "speedup": speedup}
-    run = _Run(module.eval(), loaded, data, CompressOptions(**given), Path(out), overwrite, progress, command)
+    if module.training:
+        module = copy.deepcopy(module).eval()  # the caller's stays in training mode
+    run = _Run(module, loaded, data, CompressOptions(**given), Path(out), overwrite, progress, command)
     return run.all_steps()
 
 
@@ -113,6 +119,8 @@ class _Run:
         self.model, self.loaded, self.data, self.options = model, loaded, data, options
         self.progress, self.command = progress, command
         self.name = loaded.source if loaded is not None else type(model).__name__
+        if options.finetune_epochs:
+            data.split("train")  # said now, not after the profile
         self.backend: Backend = get_backend(options.backend, threads=options.threads)
         self.example = torch.zeros(1, *data.input_shape)
         self.net: Network = trace_network(model, self.example, exclude=options.exclude)
@@ -129,16 +137,20 @@ class _Run:
     def all_steps(self) -> CompressResult:
         """Do every step that is not done yet."""
         self._step("trace", ["network.json", "original.onnx"], self._trace)
-        self._step("profile", ["latency.csv"], self._profile)
-        self._step("importance", ["importance.csv"], self._importance)
+        self._step("profile", _with_sidecar("latency.csv"), self._profile)
+        self._step("importance", _with_sidecar("importance.csv"), self._importance)
         self._step("solve and verify", ["solution.json", "frontier.csv", "verification.json"], self._solve_and_verify)
         if self.options.finetune_epochs:
-            self._step("finetune", ["finetuned.safetensors"], self._finetune)
-        self._step("merge", ["merged.safetensors"], self._merge)
+            self._step(
+                "finetune", _with_sidecar("finetuned.safetensors"), self._finetune, scratch=["finetune.checkpoint"]
+            )
+        self._step("merge", _with_sidecar("merged.safetensors"), self._merge)
         self._step("export", ["model.onnx"], self._export)
         self._step("evaluate", ["scores.json"], self._evaluate)
         bench = self._step("bench", ["bench.json"], self._bench)
         report = write_summary(self)
+        if not bench.result["is_within_budget"]:
+            self.folder.forget("bench")  # the same command measures again
         return CompressResult(
             out=self.folder.path,
             merged=self.merged,
@@ -147,8 +159,10 @@ class _Run:
             is_budget_met=bool(bench.result["is_within_budget"]),
         )
 
-    def _step(self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None]) -> StepRecord:
-        record = self.folder.step(name, outputs, work)
+    def _step(
+        self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None], scratch: Sequence[str] = ()
+    ) -> StepRecord:
+        record = self.folder.step(name, outputs, work, scratch=scratch)
         if self.progress:
             state = "done before" if record.is_resumed else f"{record.seconds:.1f} s"
             print(f"{name}: {state}", file=sys.stderr, flush=True)
@@ -219,7 +233,7 @@ class _Run:
             self.model, self.net, table, self.options.budget, self.backend, points=points,
             original_onnx=self.original_onnx, batch=self.options.batch,
         )  # fmt: skip
-        table.write(self.folder.file("latency.csv"))
+        calibrated(table, points).write(self.folder.file("latency.csv"))
         return {"candidates": len(candidates), "plans": points}
 
     def _importance(self) -> dict[str, Any]:
@@ -241,12 +255,10 @@ class _Run:
         )  # fmt: skip
         solution = replace(
             found.solution, model=self.name, network_hash=self.net.hash, measured_ms=found.verification.measured_ms,
-            budget_ms=found.verification.budget_ms, predicted_ms=found.latency.predict_ms(found.solution),
+            budget_ms=found.verification.budget_ms,
         )  # fmt: skip
         solution.write(self.folder.file("solution.json"))
         found.frontier.write_csv(self.folder.file("frontier.csv"))
-        found.latency.write(self.folder.file("latency.csv"))
-        self.__dict__.pop("latency", None)
         rounds = [
             {
                 "predicted_ms": each.predicted_ms,
@@ -283,9 +295,15 @@ class _Run:
         else:
             student = self._recalibrated()
         merged = merge_network(student.eval())
+        x = self.batch_example()
         with torch.no_grad():
-            x = self.batch_example()
-            difference = float((merged(x) - student(x)).abs().max())
+            expected = student(x)
+            difference, largest = float((merged(x) - expected).abs().max()), float(expected.abs().max())
+        if not difference <= _MOST_DIFFERENCE * largest:
+            raise EquivalenceError(
+                f"the merged network differs from its train form by {difference / largest:.3g} of the largest output, "
+                f"more than {_MOST_DIFFERENCE:g}; report this model"
+            )
         save_form(merged, self.folder.file("merged.safetensors"), kind="deploy", recipe=self.recipe)
         return {"max_difference": difference}
 
@@ -328,6 +346,10 @@ class _Run:
 def _is_within(report: BenchmarkReport, options: CompressOptions) -> bool:
     verdict = judge(report, budget_ms=options.budget_ms, speedup=options.speedup, predicted_ms=None)
     return options.fastest or bool(verdict.is_within_budget)
+
+
+def _with_sidecar(name: str) -> list[str]:
+    return [name, f"{name}.json"]
 
 
 def describe_network(net: Network) -> dict[str, Any]:

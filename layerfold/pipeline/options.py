@@ -74,8 +74,16 @@ class CompressOptions:
         for name, least in (("finetune_epochs", 0), ("threads", 1), ("batch", 1), ("max_kernel", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.max_growth <= 0:
-            raise UsageError(f"max_growth={self.max_growth}: must be above 0")
+        for name in ("max_growth", "importance_images", "importance_steps", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name}={value}: must be above 0")
+        if not 0 <= self.margin < 1:
+            raise UsageError(f"margin={self.margin}: must be at least 0 and below 1")
+        if not abs(self.alpha) < float("inf"):
+            raise UsageError(f"alpha={self.alpha}: must be a number")
+        if self.formats is not None and "onnx" not in self.formats:
+            raise UsageError(f"formats={self.formats!r}: must hold onnx, which the last measurement needs")
 
     @property
     def budget(self) -> Budget:

@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class RunFolder:
         self.config = json.loads(json.dumps(dict(config)))
         self.records: list[StepRecord] = []
         self._steps: dict[str, dict[str, Any]] = {}
+        self._scratch: list[str] = []
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--output {self.path}: is a file; name a folder")
         if self._manifest_path.exists():
@@ -77,7 +78,12 @@ class RunFolder:
         os.replace(partial, self.file(name))
 
     def step(
-        self, name: str, outputs: Sequence[str], work: Callable[[], dict[str, Any] | None]
+        self,
+        name: str,
+        outputs: Sequence[str],
+        work: Callable[[], dict[str, Any] | None],
+        *,
+        scratch: Sequence[str] = (),
     ) -> StepRecord:
         """Do a step, unless an earlier run did it and all its files are still there.
 
@@ -85,18 +91,19 @@ class RunFolder:
             name: of the step.
             outputs: files in the folder that it writes.
             work: does it, and returns what to remember as plain JSON.
+            scratch: files by which an interrupted step goes on; they go when an earlier step is done again.
         """
         known = self._steps.get(name)
         if known is not None and all(self.file(output).exists() for output in outputs):
             record = StepRecord(name=name, seconds=known["seconds"], is_resumed=True, result=known["result"])
         else:
+            if known is not None:
+                self.forget(name)
+            self._scratch += [file for file in scratch if file not in self._scratch]
+            self._write()
             began = time.monotonic()
             result = json.loads(json.dumps(work() or {}))
             seconds = time.monotonic() - began
-            # What follows was made from this step's older result.
-            later = list(self._steps)[list(self._steps).index(name) :] if name in self._steps else []
-            for stale in later:
-                del self._steps[stale]
             self._steps[name] = {
                 "seconds": round(seconds, 2),
                 "outputs": list(outputs),
@@ -108,6 +115,18 @@ class RunFolder:
         self.records.append(record)
         return record
 
+    def forget(self, name: str) -> None:
+        """Forget a step and all that was made from it, on disk before anything new is written."""
+        names = list(self._steps)
+        stale = [self._steps.pop(each) for each in names[names.index(name) :]]
+        scratch, self._scratch = self._scratch, []
+        self._write()
+        self._remove(stale, scratch)
+
+    def _remove(self, steps: Iterable[Mapping[str, Any]], scratch: Iterable[str]) -> None:
+        for output in [*(each for step in steps for each in step.get("outputs", ())), *scratch]:
+            (self.path / Path(output).name).unlink(missing_ok=True)
+
     def _take_up(self, overwrite: bool) -> None:
         try:
             manifest = json.loads(self._manifest_path.read_text(encoding="utf-8"))
@@ -115,19 +134,18 @@ class RunFolder:
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{self._manifest_path}: is no manifest of a run; name another folder") from None
         if known == self.config:
-            self._steps = steps
+            self._steps, self._scratch = steps, manifest.get("scratch", [])
             return
         if not overwrite:
             raise UsageError(
                 f"--output {self.path}: holds another run ({_difference(known, self.config)}); "
                 "name another folder, or start anew in this one with --overwrite"
             )
-        for step in steps.values():
-            for output in step.get("outputs", ()):
-                (self.path / Path(output).name).unlink(missing_ok=True)
+        self._remove(steps.values(), manifest.get("scratch", []))
 
     def _write(self) -> None:
-        self.write_json(_MANIFEST, {"schema": SCHEMA, "config": self.config, "steps": self._steps})
+        manifest = {"schema": SCHEMA, "config": self.config, "steps": self._steps, "scratch": self._scratch}
+        self.write_json(_MANIFEST, manifest)
 
 
 def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -205,6 +205,8 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
         notes.append(f"The latency of {' and '.join(unsettled)} did not settle within its time; its interval is wide.")
     if run.data.train is None:
         notes.append("The data has no train split: half of its images chose the plan, the other half were scored.")
+    if results["bench"]["attempts"] > 1:
+        notes.append(f"The last measurement was repeated {results['bench']['attempts'] - 1} times, each longer.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

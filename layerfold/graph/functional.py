@@ -1,0 +1,58 @@
+"""In-place operations written as what they compute, so that a graph can be edited by its values alone.
+
+``x.relu_()`` changes what later readers of ``x`` see. In a traced graph nothing says so: the node may have no reader
+at all, and would be erased as dead. Here every later reader of the changed value reads the operation's result instead,
+and the operation becomes its counterpart that returns a new tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    getattr(space, name): getattr(space, name[:-1])
+    for space in (torch, F)
+    for name in dir(space)
+    if name.endswith("_") and not name.startswith("_") and callable(getattr(space, name[:-1], None))
+}
+
+
+def make_functional(graph: fx.Graph, root: nn.Module) -> None:
+    """Rewrite, in place, every in-place operation of a graph; modules of ``root`` lose their ``inplace`` flag."""
+    modules = dict(root.named_modules())
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not _is_in_place(node, modules) or not node.all_input_nodes:
+            continue
+        changed = node.all_input_nodes[0]
+        for reader in list(changed.users):
+            if order[reader] > order[node]:
+                reader.replace_input_with(changed, node)
+        _make_out_of_place(node)
+    for module in modules.values():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+
+
+def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return getattr(modules[str(node.target)], "inplace", False) is True
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op == "call_function":
+        return node.target in _OUT_OF_PLACE or node.kwargs.get("inplace") is True
+    return False
+
+
+def _make_out_of_place(node: fx.Node) -> None:
+    if node.op == "call_method" and hasattr(torch.Tensor, str(node.target)[:-1]):
+        node.target = str(node.target)[:-1]
+    elif node.op == "call_function":
+        node.target = _OUT_OF_PLACE.get(node.target, node.target)
+        if "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
