@@ -110,7 +110,7 @@ def normalised_importances(
                 "use normalise='all' or alpha=0"
             )
         shift = alpha * math.fsum(over) / len(over)
-    return {entry.key: entry.importance - shift for entry in importance.entries}
+    return {key: entry.importance - shift for key, entry in importance.by_key.items()}
 
 
 def extend_importance(

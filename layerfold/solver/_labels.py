@@ -8,18 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.solver._one_cost import OneCostLabels, join_labels, undominated_labels
 from layerfold.solver._options import ChainOptions
-from layerfold.solver._pareto import pareto_indices
+from layerfold.solver._pareto import TooManyLabels, pareto_indices
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Indices = NDArray[np.intp]
 _MET = 1000
 """Labels joined in all, for each label that a state may have, before a search counts as too large."""
-
-
-class TooManyLabels(Exception):
-    """A frontier grew beyond its limit; caught where the limit was set."""
 
 
 class LabelPool:
@@ -109,7 +106,7 @@ class ChainFrontier:
     costs: Floats
     importances: Floats
     _labels: Ints
-    _pool: LabelPool
+    _pool: LabelPool | OneCostLabels
 
     def path(self, point: int) -> list[int]:
         """Return the indices of the options of one point, from the chain's start to its end."""
@@ -151,8 +148,13 @@ def solve_chain(
         TooManyLabels: a state has more than ``max_labels``, or a thousand times as many were joined in all (which
             takes some seconds at the default limit).
     """
-    pool = LabelPool(options)
     may_meet = math.inf if max_labels is None else _MET * max_labels
+    if options.costs.shape[1] == 1 and not slack:
+        cap = None if caps is None else float(caps[0])
+        return _one_cost_frontier(
+            options, join_labels(options, to_go[:, 0], cap=cap, max_labels=max_labels, most_met=may_meet)
+        )
+    pool = LabelPool(options)
     is_dead: list[bool] = np.isinf(to_go[:, 0]).tolist()
     for state, first, last in options_by_end(options):
         if is_dead[state]:
@@ -187,4 +189,16 @@ def ended(pool: LabelPool) -> ChainFrontier | None:
     kept = pareto_indices(costs, importances)
     return ChainFrontier(
         options=pool.options, costs=costs[kept], importances=importances[kept], _labels=labels[kept], _pool=pool
+    )
+
+
+def _one_cost_frontier(options: ChainOptions, found: OneCostLabels) -> ChainFrontier | None:
+    labels = found.at_end()
+    if not len(labels):
+        return None
+    kept = undominated_labels(labels)
+    labels = labels.take(kept)
+    # Taken from 0, so that no importance is a negative zero.
+    return ChainFrontier(
+        options=options, costs=labels.real[:, None], importances=0.0 - labels.imag, _labels=kept, _pool=found
     )

@@ -13,6 +13,10 @@ TIE = 1e-13
 """Importances that differ by less than this part of their size are equal: they differ by rounding only."""
 
 
+class TooManyLabels(Exception):
+    """A frontier grew beyond its limit; caught where the limit was set."""
+
+
 def pareto_indices(costs: Floats, importances: Floats, slack: float = 0.0) -> Indices:
     """Return the indices of the labels that no other dominates, by rising first cost.
 

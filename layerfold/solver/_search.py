@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from layerfold.errors import UsageError
 from layerfold.solver._hull import Hull, make_hull
-from layerfold.solver._labels import ChainFrontier, TooManyLabels, solve_chain
+from layerfold.solver._labels import ChainFrontier, solve_chain
 from layerfold.solver._near import solve_near
 from layerfold.solver._options import ChainOptions
+from layerfold.solver._pareto import TooManyLabels
 from layerfold.solver._sum import SummedFrontier, sum_frontiers
 
 Floats = NDArray[np.float64]

@@ -21,19 +21,22 @@ class OptimalSums:
     Attributes:
         start: the chain's start; row and column r stand for position start + r.
         sums_ms: sums_ms[i, j] = T_opt(start + i, start + j); infinite where nothing leads from i to j.
-        last: last[i, j] = row of the last break before j on the best way from i.
+        into: row of a position to the entries that end there: their starts' rows, rising, and their latencies. The
+            last break before it is worked out from these when somebody asks, which is for a few pairs only.
     """
 
     start: int
     sums_ms: Floats
-    last: NDArray[np.int32]
+    into: dict[int, tuple[NDArray[np.int64], Floats]]
 
     def breaks(self, start: int, end: int) -> tuple[int, ...]:
         """Return the positions, ``start`` and ``end`` included, where merging stops on the best way."""
         row, position = start - self.start, end - self.start
         found = [end]
         while position > row:
-            position = int(self.last[row, position])
+            before, latencies_ms = self.into[position]
+            # Sums as in :func:`optimal_sums`; of equal ones the entry that starts nearest to the chain's start.
+            position = int(before[(self.sums_ms[row].take(before) + latencies_ms).argmin()])
             found.append(position + self.start)
         return tuple(reversed(found))
 
@@ -52,23 +55,26 @@ def optimal_sums(entries: list[LatencyEntry], chain: tuple[int, int]) -> Optimal
     """
     chain_start, chain_end = chain
     size = chain_end - chain_start + 1
+    # [end, start] while they are filled: what is read and written together lies together.
     sums = np.full((size, size), math.inf)
-    last = np.full((size, size), -1, dtype=np.int32)
-    np.fill_diagonal(sums, 0.0)
-    into: dict[int, list[LatencyEntry]] = {}
-    for entry in entries:
-        if chain_start <= entry.start and entry.end <= chain_end:
-            into.setdefault(entry.end, []).append(entry)
-    for end in sorted(into):
-        # [rows, entries]; of equal ones the entry that starts nearest to the chain's start.
-        alike = sorted((each.start - chain_start, each.latency_ms) for each in into[end])
-        before = np.array([row for row, _ in alike])
-        here = end - chain_start
-        ways = sums[:here].take(before, axis=1)
-        ways += np.array([latency_ms for _, latency_ms in alike])
-        ways.min(axis=1, out=sums[:here, here])
-        last[:here, here] = before.take(ways.argmin(axis=1))
-    return OptimalSums(start=chain_start, sums_ms=sums, last=last)
+    sums.ravel()[:: size + 1] = 0.0
+    inside = sorted(
+        [
+            (entry.end - chain_start, entry.start - chain_start, entry.latency_ms)
+            for entry in entries if chain_start <= entry.start and entry.end <= chain_end
+        ]
+    )
+    ends = [end for end, _, _ in inside]
+    rows, latencies_ms = np.array([row for _, row, _ in inside], dtype=np.int64), np.array([each[2] for each in inside])
+    edges = [place for place in range(len(ends)) if not place or ends[place] != ends[place - 1]]
+    into = {}
+    for first, stop in itertools.pairwise([*edges, len(ends)]):
+        here = ends[first]
+        into[here] = before, parts_ms = rows[first:stop], latencies_ms[first:stop]
+        ways = sums.take(before, axis=0)[:, :here]
+        ways += parts_ms[:, None]
+        np.minimum.reduce(ways, axis=0, out=sums[here, :here])
+    return OptimalSums(start=chain_start, sums_ms=sums.T, into=into)
 
 
 def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:

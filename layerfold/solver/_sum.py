@@ -8,8 +8,8 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.solver._labels import ChainFrontier, TooManyLabels
-from layerfold.solver._pareto import pareto_indices
+from layerfold.solver._labels import ChainFrontier
+from layerfold.solver._pareto import TooManyLabels, pareto_indices
 
 Floats = NDArray[np.float64]
 _BLOCK = 2_000_000
@@ -56,6 +56,8 @@ def sum_frontiers(
         )
         for each in chains
     ]
+    if len(parts) == 1:
+        return parts[0]
     order = sorted(range(len(parts)), key=lambda index: len(parts[index].importances))
     least_left = np.array([parts[index].costs.min(axis=0) for index in order])
     rest = [least_left[step + 1 :].sum(axis=0) for step in range(len(order))]

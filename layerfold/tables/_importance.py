@@ -73,6 +73,9 @@ class ImportanceTable:
         entries: at least one.
         provenance: what the sidecar says; ``left_out`` names segments that are absent on purpose.
         source: name of the file, for error lines.
+
+    Attributes:
+        by_key: (start, end, start_act, end_act) to entry, in the order of the entries.
     """
 
     def __init__(
@@ -84,9 +87,9 @@ class ImportanceTable:
         self.source = source
         if not self.entries:
             raise TableError(f"{source}: no entries; expected one for each segment")
-        self._by_key: dict[Key, ImportanceEntry] = {}
+        self.by_key: dict[Key, ImportanceEntry] = {}
         for entry in self.entries:
-            if self._by_key.setdefault(entry.key, entry) is not entry:
+            if self.by_key.setdefault(entry.key, entry) is not entry:
                 raise TableError(f"{source}: (st,end,st_act,end_act)={entry.key} given twice, expected once")
 
     def __len__(self) -> int:
@@ -96,7 +99,7 @@ class ImportanceTable:
         return f"ImportanceTable({len(self.entries)} entries, source={self.source!r})"
 
     def __contains__(self, key: object) -> bool:
-        return key in self._by_key
+        return key in self.by_key
 
     @cached_property
     def segments(self) -> frozenset[tuple[int, int]]:
@@ -111,7 +114,7 @@ class ImportanceTable:
 
     def entry(self, start: int, end: int, start_act: int = 1, end_act: int = 1) -> ImportanceEntry:
         """Return one entry, or raise MissingEntryError."""
-        found = self._by_key.get((start, end, start_act, end_act))
+        found = self.by_key.get((start, end, start_act, end_act))
         if found is None:
             raise MissingEntryError(
                 f"{self.source}: no entry for st={start}, end={end}, st_act={start_act}, end_act={end_act}; "
