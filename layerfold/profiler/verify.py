@@ -107,8 +107,9 @@ def verify_solution(
     merged = merge_network(build_train_form(model, net, solution).eval(), tolerance=None)
     example = example_input_of(net, batch)
     if original_onnx is None:
-        original_onnx = export_onnx(model, example, fast=True)
-    networks = {"original": original_onnx, "merged": export_onnx(merged, example, fast=True)}
+        original_onnx = export_onnx(model, example)
+    # Exported as it will be shipped: the quick exporter's graph pools otherwise, and runs up to 3 % faster.
+    networks = {"original": original_onnx, "merged": export_onnx(merged, example)}
     report = benchmark_networks(networks, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
     predicted_ms = solution.predicted_ms if predicted_ms is None else predicted_ms
     return judge(report, budget_ms=budget_ms, speedup=speedup, predicted_ms=predicted_ms)

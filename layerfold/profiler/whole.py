@@ -126,7 +126,7 @@ def onnx_of(
     if isinstance(network, nn.Module):
         if example_input is None:
             raise UsageError(f"network {name!r} is a module, so example_input=None must be a tensor to export it with")
-        return export_onnx(network, example_input, fast=True)
+        return export_onnx(network, example_input)
     try:
         return Path(network).read_bytes()
     except OSError as error:
