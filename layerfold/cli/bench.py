@@ -75,13 +75,13 @@ def _onnx_of(args: argparse.Namespace, source: str) -> bytes:
         form = load_form(path)
         shape = form.recipe.input_shape
         dtype = next(form.module.parameters()).dtype
-        return export_onnx(form.module, torch.zeros(args.batch, *shape, dtype=dtype), fast=True)
+        return export_onnx(form.module, torch.zeros(args.batch, *shape, dtype=dtype))
     if ":" not in source:
         raise UsageError(f"NETWORK {source}: give a .onnx file, a .safetensors file of `layerfold merge`, or a MODEL "
                          "such as timm:mobilenetv2_100")
     asked = None if args.input is None else parse_shape(args.input)
     loaded = load_model(source, num_classes=args.num_classes, in_channels=None if asked is None else asked[0])
-    return export_onnx(loaded.module, torch.zeros(args.batch, *(asked or loaded.input_shape)), fast=True)
+    return export_onnx(loaded.module, torch.zeros(args.batch, *(asked or loaded.input_shape)))
 
 
 def _short_name(source: str) -> str:

@@ -77,7 +77,7 @@ def outside_graph(model: nn.Module, net: Network, *, batch: int = 1, dtype: str 
         torch_dtype = getattr(torch, dtype)
         module = fx.GraphModule(normalise_modules(model).eval(), graph).to(torch_dtype)
         examples = tuple(torch.zeros(_shape(node, batch), dtype=torch_dtype) for node in inputs)
-        onnx_bytes = export_onnx(module, examples, fast=True, input_names=[names[node] for node in inputs],
+        onnx_bytes = export_onnx(module, examples, input_names=[names[node] for node in inputs],
                                  output_names=[names[node] for node in wanted])
     return OutsideGraph(
         onnx_bytes=onnx_bytes,
