@@ -207,6 +207,9 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
         notes.append("The data has no train split: half of its images chose the plan, the other half were scored.")
     if results["bench"]["attempts"] > 1:
         notes.append(f"The last measurement was repeated {results['bench']['attempts'] - 1} times, each longer.")
+    unit = "nats" if run.options.importance_score == "loss" else "points"
+    total = run.solution.importance or 0.0
+    notes.append(f"By the importance table the plan changes the score by {total:+.1f} {unit} before any finetuning.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)
