@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A run that was started in the background ignores SIGINT, and so would every process that it starts; the tests of
+# interruption need the default.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when torch is loaded; spinning threads slow down tests that run side by side.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
