@@ -150,24 +150,27 @@ def _round(number: int, each: dict[str, Any]) -> VerifyRound:
 def _draw_frontier(run: _Run, results: dict[str, Any]) -> Path:
     found = results["solve and verify"]
     points = [(latency_ms, importance) for latency_ms, importance in found["frontier"]]
-    first = found["rounds"][-1]
-    measured = [
-        MeasuredPoint(
-            predicted_ms=each["predicted_ms"],
-            measured_ms=each["measured_ms"],
-            low_ms=each["low_ms"],
-            high_ms=each["high_ms"],
-            importance=each["importance"],
-            is_within=None if run.options.fastest else each["is_within"],
+    last = found["rounds"][-1]
+    measured = []
+    for each in found["rounds"]:
+        # The machine's speed drifts between rounds: all are shown beside the last one's original, as if measured then.
+        drift = last["original_ms"] / each["original_ms"] if run.options.speedup is not None else 1.0
+        measured.append(
+            MeasuredPoint(
+                predicted_ms=each["predicted_ms"],
+                measured_ms=each["measured_ms"] * drift,
+                low_ms=each["low_ms"] * drift,
+                high_ms=each["high_ms"] * drift,
+                importance=each["importance"],
+                is_within=None if run.options.fastest else each["is_within"],
+            )
         )
-        for each in found["rounds"]
-    ]
     solution = run.solution
     return frontier_png(
         points,
         run.folder.file("frontier.png"),
-        original=(first["original_ms"], 0.0),
-        budget_ms=_budget_ms(run, first["original_ms"]),
+        original=(last["original_ms"], 0.0),
+        budget_ms=_budget_ms(run, last["original_ms"]),
         chosen=(solution.predicted_ms or 0.0, solution.importance or 0.0),
         measured=measured,
         least=points[0],
