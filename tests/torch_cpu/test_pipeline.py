@@ -53,13 +53,15 @@ def test_every_step_leaves_its_files(finished: CompressResult) -> None:
     assert missing == []
 
 
-def test_measured_latency_is_within_the_budget_when_the_run_says_so(finished: CompressResult) -> None:
-    bench = json.loads((finished.out / "bench.json").read_text())["networks"]
-    original, compressed = bench
-    is_within = compressed["high_ms"] <= original["median_ms"] / 1.1 and compressed["ratio_high"] <= 1 / 1.1
-    assert finished.is_budget_met == is_within
+def test_files_keep_the_budget_when_they_are_measured_again(finished: CompressResult) -> None:
+    assert finished.is_budget_met
+    files = {name: finished.out / f"{name}.onnx" for name in ("original", "model")}
+    again = lf.benchmark_networks(files, cap_s=3)
+    # The lower end: another measurement on a busy machine may be unlucky, but must not rule the claim out.
+    assert again["model"].ratio_low <= 1 / 1.1
     chosen = json.loads((finished.out / "verification.json").read_text())["chosen"]
     assert chosen["is_within_budget"]
+    assert chosen["ratio_high"] <= 1 / 1.1
 
 
 def test_onnx_file_computes_what_the_merged_network_does(finished: CompressResult) -> None:
