@@ -115,12 +115,12 @@ def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
 
 def _verdict(run: _Run, rows: tuple[ResultRow, ResultRow], results: dict[str, Any]) -> str:
     before, after = rows
-    compressed = next(each for each in results["bench"]["networks"] if each["name"] == "compressed")
     met = "Budget met" if results["bench"]["is_within_budget"] else "Budget NOT met"
     text = (
         f"{'Fastest plan' if run.options.fastest else met}: measured {after.latency_ms:.4g} ms "
         f"(95 % interval {after.low_ms:.4g} to {after.high_ms:.4g}), "
-        f"{1 / compressed['ratio']:.2f} times as fast as the original's {before.latency_ms:.4g} ms"
+        f"{(before.latency_ms or 0.0) / (after.latency_ms or 1.0):.2f} times as fast as the original's "
+        f"{before.latency_ms:.4g} ms"
     )
     budget_ms = _budget_ms(run, before.latency_ms or 0.0)
     if budget_ms is not None:
