@@ -167,8 +167,8 @@ BANK: tuple[Architecture, ...] = (
            "dense depthwise strided no_norm layer_norm gelu identity_shortcut layer_scale"),
     _entry("torchvision:fcn_resnet50", f"{_RESNET} dilated upsampling dict_output", _segmentation),
     _entry("torchvision:deeplabv3_mobilenet_v3_large",
-           "dense depthwise dilated strided batch_norm relu hardswish identity_shortcut squeeze_excitation concatenation "
-           "upsampling dict_output", _segmentation),
+           "dense depthwise dilated strided batch_norm relu hardswish identity_shortcut squeeze_excitation "
+           "concatenation upsampling dict_output", _segmentation),
     _entry("torchvision:lraspp_mobilenet_v3_large",
            "depthwise dilated strided batch_norm relu hardswish identity_shortcut squeeze_excitation upsampling "
            "dict_output", _segmentation),
