@@ -13,7 +13,7 @@ from layerfold.graph.reader import Reader, ReadLayer, Residuals
 from layerfold.graph.rewrites import Install
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Shape
 from layerfold.graph.traced import LayerNodes, ResidualNodes, TracedGraph
-from layerfold.graph.vocabulary import Role, activation_spec, barrier_reason, linear_spec
+from layerfold.graph.vocabulary import activation_spec, barrier_reason, linear_spec
 
 
 def describe_graph(
@@ -129,7 +129,7 @@ def _barriers(reader: Reader, chains: list[list[ReadLayer]], residuals: Residual
     after = 0
     for node in reader.nodes:
         after = max(after, index.get(node, 0))
-        if node in inside or node.op in ("placeholder", "output", "get_attr") or reader.roles[node] is Role.PASS:
+        if node in inside or node.op in ("placeholder", "output", "get_attr") or node in reader.passes:
             continue
         if len(node.meta.get("shape", ())) < 2:
             continue
@@ -143,7 +143,7 @@ def _macs(node: fx.Node, modules: dict[str, nn.Module]) -> int:
     if node.op != "call_module" or "shape" not in node.meta:
         return 0
     module, shape = modules[str(node.target)], node.meta["shape"]
-    outputs = math.prod(shape[1:])
+    outputs: int = math.prod(shape[1:])
     if isinstance(module, nn.Conv2d):
         kernel = module.kernel_size[0] * module.kernel_size[1]
         return outputs * module.in_channels // module.groups * kernel

@@ -22,7 +22,8 @@ def is_elementwise_module(module: nn.Module) -> bool:
     """Say whether a module without parts and parameters is an elementwise nonlinearity in eval mode."""
     if module not in _known_modules:
         has_state = any(True for _ in module.children()) or bool(module.state_dict())
-        _known_modules[module] = not has_state and _is_elementwise(module)
+        # `forward`, since a call would be recorded where this is asked while tracing.
+        _known_modules[module] = not has_state and _is_elementwise(module.forward)
     return _known_modules[module]
 
 
@@ -65,4 +66,5 @@ def _is_elementwise(function: Callable[[torch.Tensor], Any]) -> bool:
         return False
     others = torch.ones(x.numel(), dtype=torch.bool)
     others[7] = False
-    return torch.equal(y.reshape(-1)[others], moved.reshape(-1)[others]) and not torch.allclose(double - zero, 2 * (y - zero))
+    is_local = torch.equal(y.reshape(-1)[others], moved.reshape(-1)[others])
+    return is_local and not torch.allclose(double - zero, 2 * (y - zero))

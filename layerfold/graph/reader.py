@@ -60,6 +60,9 @@ Residuals = dict[fx.Node, ReadResidual]
 class Reader:
     """Reads one graph under barriers that grow until the reading holds.
 
+    Attributes:
+        roles: of each node, under the present barriers; passes: the nodes that do nothing, wherever they are.
+
     Args:
         module: traced, its nodes with shapes.
         excluded: names of modules that stay out of every chain, with all below them.
@@ -70,6 +73,7 @@ class Reader:
         self.modules = dict(module.named_modules())
         self.nodes = list(module.graph.nodes)
         self.roles = {node: role_of(node, self.modules) for node in self.nodes}
+        self.passes = {node for node in self.nodes if self.roles[node] is Role.PASS}
         self._order = {node: i for i, node in enumerate(self.nodes)}
         self._depths = conv_depths(module.graph, self.modules)
         self._barrier_adds: set[fx.Node] = set()
@@ -162,16 +166,19 @@ class Reader:
         return [self.origin(node) for node in add.args if isinstance(node, fx.Node)]
 
     def _main(self, add: fx.Node) -> fx.Node:
-        """Return the operand on the longer path: the chain; the other one is the residual.
+        """Return the operand on the longer path: the chain; the other one is the residual."""
+        return max(self._operands(add), key=self._length)
 
-        Equal numbers of convs (RepVGG) go to the larger kernel, then to more norms, then to the earlier node.
+    def _length(self, node: fx.Node) -> tuple[int, int, int, int]:
+        """Rank branches: more convs, then the larger last kernel (RepVGG), then more norms, then the earlier node.
+
+        A sum ranks as the longest of what it adds.
         """
-
-        def length(node: fx.Node) -> tuple[int, int, int, int]:
-            convs, others = self._depths[node]
-            return convs, self._kernel(node), others, -self._order[node]
-
-        return max(self._operands(add), key=length)
+        node = self.origin(node)
+        if self.roles[node] is Role.ADD:
+            return max(self._length(operand) for operand in self._operands(node))
+        convs, others = self._depths[node]
+        return convs, self._kernel(node), others, -self._order[node]
 
     def _kernel(self, node: fx.Node) -> int:
         while self.roles[node] in (Role.NORM, Role.PASS):

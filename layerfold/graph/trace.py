@@ -20,6 +20,8 @@ from layerfold.graph.normalise import NormBeforeAct, SyncNormBeforeAct, normalis
 from layerfold.graph.rewrites import Install, rewrite_graph
 
 _LEAF_NAMES = frozenset({"FrozenBatchNorm2d", "StochasticDepth", "DropPath", "DropBlock2d", "DropBlock2D"})
+# timm keeps it whole since tracing loses its in-place multiplication; `make_functional` does not.
+_TRACED_ANYWAY = frozenset({"NormFreeBlock"})
 
 
 class _Tracer(fx.Tracer):
@@ -70,7 +72,8 @@ def _leaf_rules() -> tuple[tuple[type[nn.Module], ...], tuple[Callable[..., Any]
     except ImportError:
         return (), ()
     rules: Any = _features_fx
-    return tuple(rules.get_notrace_modules()), tuple(rules.get_notrace_functions())
+    modules = tuple(kind for kind in rules.get_notrace_modules() if kind.__name__ not in _TRACED_ANYWAY)
+    return modules, tuple(rules.get_notrace_functions())
 
 
 def trace_module(model: nn.Module) -> tuple[fx.GraphModule, tuple[str, ...]]:

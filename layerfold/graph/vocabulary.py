@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -162,7 +162,7 @@ def is_norm(module: nn.Module) -> bool:
     return type(module) is ChannelScale or type(module).__name__ == "FrozenBatchNorm2d"
 
 
-def is_linear_pooling(module: nn.Module) -> bool:
+def is_linear_pooling(module: nn.Module) -> TypeGuard[nn.AvgPool2d]:
     """Say whether a module averages over windows of one size, zeros at the border counted."""
     if type(module) is not nn.AvgPool2d or module.divisor_override is not None:
         return False
@@ -209,7 +209,7 @@ def _activation_of_call(node: fx.Node) -> ActivationSpec | None:
     numbers = [(str(i), value) for i, value in enumerate(node.args[1:], start=1)] + sorted(node.kwargs.items())
     return ActivationSpec(
         kind=getattr(node.target, "__name__", str(node.target)),
-        params=tuple((name, float(value)) for name, value in numbers if is_number(value)),  # type: ignore[arg-type]
+        params=tuple((name, float(value)) for name, value in numbers if isinstance(value, (int, float))),
     )
 
 
@@ -273,6 +273,8 @@ def barrier_reason(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, s
             return kind, "takes every n-th pixel, with no conv beside it"
     else:
         kind = getattr(node.target, "__name__", str(node.target))
+    if activation_spec(node, modules) is not None:
+        return kind, "an activation that follows no layer of a chain"
     lowered = kind.lower()
     for word, reason in _REASONS:
         if word in lowered:

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -20,6 +20,7 @@ from layerfold.merge.algebra import AffineConv, fold_norm
 from layerfold.merge.segment import TrainSegment
 
 _NAMES_SHOWN = 3
+_SETTINGS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,10 +194,8 @@ def _plain_copy(conv: nn.Conv2d) -> nn.Conv2d | None:
         return copy.deepcopy(conv)
     if getattr(conv, "same_pad", False):
         return None
-    plain = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,
-        dilation=conv.dilation, groups=conv.groups, bias=conv.bias is not None, device="meta",
-    )  # type: ignore[arg-type]  # fmt: skip
+    settings: Any = {name: getattr(conv, name) for name in _SETTINGS}
+    plain = nn.Conv2d(**settings, bias=conv.bias is not None, device="meta")
     plain.weight, plain.bias = weights_of(conv)
     return plain.eval()
 

@@ -271,14 +271,18 @@ def _build(
 def _empty_conv(spec: ConvSpec, kernel: object, like: nn.Module) -> nn.Module:
     """Return a conv of another kernel and padding, its weights still to be replaced."""
     try:
-        size, padding = kernel["kernel_size"], kernel["padding"]  # type: ignore[index]
-        spec = replace(spec, kernel_size=tuple(size), padding=tuple(tuple(sides) for sides in padding))
+        given = cast(dict[str, Any], kernel)
+        (top, bottom), (left, right) = given["padding"]
+        height, width = given["kernel_size"]
+        spec = replace(spec, kernel_size=(height, width), padding=((top, bottom), (left, right)))
         some = next(like.parameters())
         shape = (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel_size)
         numbers = AffineConv(weight_OIHW=some.new_zeros(shape), bias=some.new_zeros(spec.out_channels))
         return make_conv(spec, numbers, some.dtype)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"kernels: {kernel!r} is no kernel_size with a padding ({error}); write the form again") from error
+        raise UsageError(
+            f"kernels: {kernel!r} is no kernel_size with a padding ({error}); write the form again"
+        ) from error
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:

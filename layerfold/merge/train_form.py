@@ -11,8 +11,8 @@ from torch import fx, nn
 from layerfold.errors import SolutionError
 from layerfold.graph.candidates import inner_residuals
 from layerfold.graph.network import Chain, Network, Segment
-from layerfold.graph.traced import TracedGraph
 from layerfold.graph.specs import ActivationSpec, ConvSpec
+from layerfold.graph.traced import TracedGraph
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge.segment import InnerResidual, LinearLayer, TrainSegment
 

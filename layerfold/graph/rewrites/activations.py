@@ -31,7 +31,9 @@ def rewrite_activations(module: fx.GraphModule) -> Iterator[Install]:
     for node in list(module.graph.nodes):
         if node.target in _DIV and len(node.args) == 2 and node.args[1] == _HARD_RANGE:
             product = node.args[0]
-            if isinstance(product, fx.Node) and (value := _gated_input(product, modules, _is_shifted_relu6)) is not None:
+            if not isinstance(product, fx.Node):
+                continue
+            if (value := _gated_input(product, modules, _is_shifted_relu6)) is not None:
                 _become(node, F.hardswish, value)
         elif (value := _gated_input(node, modules, _is_sigmoid)) is not None:
             _become(node, F.silu, value)

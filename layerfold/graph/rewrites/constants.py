@@ -102,5 +102,14 @@ def replace_by_module(node: fx.Node, name: str, value: fx.Node) -> fx.Node:
         new = node.graph.call_module(name, (value,))
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
-    node.graph.erase_node(node)
+    erase_unread(node)
     return new
+
+
+def erase_unread(node: fx.Node) -> None:
+    """Erase a node that nobody reads, and the constants that only it read."""
+    inputs = node.all_input_nodes
+    node.graph.erase_node(node)
+    for before in inputs:
+        if not before.users and attribute_name(before) is not None:
+            erase_unread(before)

@@ -18,6 +18,7 @@ from layerfold.graph.rewrites.constants import (
     Number,
     add_module,
     channel_attribute,
+    erase_unread,
     free_name,
     is_number,
     is_read_once,
@@ -33,15 +34,20 @@ _MUL = (operator.mul, torch.mul, "mul")
 _DIV = (operator.truediv, torch.div, "div")
 _ADD = (operator.add, torch.add, "add")
 _SUB = (operator.sub, torch.sub, "sub")
+_NEUTRAL = {"weight": 1, "bias": 0}
 
 
 def rewrite_scales(module: fx.GraphModule) -> Iterator[Install]:
-    """Rewrite ``x * c``, ``x / number``, ``x + c`` and ``x - number`` on feature maps x."""
+    """Rewrite ``x * c``, ``x / number``, ``x + c``, ``x - number`` on feature maps x; drop ``x * 1`` and ``x + 0``."""
     for node in list(module.graph.nodes):
         found = _operands(node, module)
         if found is None:
             continue
         value, argument, constant = found
+        if constant == _NEUTRAL[argument]:
+            node.replace_all_uses_with(value)
+            erase_unread(node)
+            continue
         attribute = constant if isinstance(constant, str) else None
         owner = attribute.rpartition(".")[0] if attribute else ""
         name = free_name(module, f"{owner}.{node.name}_scale" if owner else f"{node.name}_scale")

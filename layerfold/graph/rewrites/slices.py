@@ -27,6 +27,10 @@ def rewrite_slices(module: fx.GraphModule) -> Iterator[Install]:
         if stride is None and padding is None:
             continue
         value, before, behind = node.all_input_nodes[0], *(padding or (0, 0))
+        if (stride or (1, 1)) == (1, 1) and not (before or behind):
+            node.replace_all_uses_with(value)
+            module.graph.erase_node(node)
+            continue
         name = free_name(module, f"{node.name}_slice")
         inner = modules.get(str(value.target)) if value.op == "call_module" else None
         if padding and isinstance(inner, StridedSlice) and not (inner.before or inner.behind) and len(value.users) == 1:
@@ -58,7 +62,8 @@ def _stride_of(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, int] 
         return _single_pixel_stride(given["kernel_size"], given.get("stride"), given.get("padding", 0))
     if node.target is not operator.getitem or len(node.all_input_nodes) != 1:
         return None
-    shape, index = shape_of(node.all_input_nodes[0]), node.args[1]
+    shape = shape_of(node.all_input_nodes[0])
+    index: Any = node.args[1]
     if len(shape) != 4 or not isinstance(index, tuple):
         return None
     if Ellipsis in index:
