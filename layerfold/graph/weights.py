@@ -7,7 +7,7 @@ derived weight.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +42,8 @@ def weights_of(conv: nn.Conv2d) -> tuple[nn.Parameter, nn.Parameter | None]:
     A plain conv's are its own; derived ones are new, with the values that they have now.
     """
     if not derives_weight(conv):
-        return conv.weight, conv.bias
-    weight = _derived_weight(conv)
-    bias = conv.bias
+        return cast(nn.Parameter, conv.weight), cast(nn.Parameter | None, conv.bias)
+    weight, bias = _derived_weight(conv), conv.bias
     return nn.Parameter(weight.detach().clone()), None if bias is None else nn.Parameter(bias.detach().clone())
 
 

@@ -41,7 +41,8 @@ def value_of(node: fx.Node, root: nn.Module) -> torch.Tensor:
     if node.op == "call_method":
         reshaped: torch.Tensor = getattr(inner, str(node.target))(*node.args[1:], **node.kwargs)
         return reshaped
-    return operator.getitem(inner, node.args[1])  # type: ignore[arg-type, no-any-return, call-overload]
+    index: Any = node.args[1]
+    return inner[index]
 
 
 def channel_attribute(node: object, channels: int, root: nn.Module) -> str | None:
