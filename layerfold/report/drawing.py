@@ -17,6 +17,9 @@ from layerfold.report.drawing_style import STYLE, dot, legend, rect
 if TYPE_CHECKING:
     from layerfold.graph.network import Layer, Network, Residual, Segment
 
+KIND_NAMES = {"norm": "batch norm", "scale": "channel scale", "pool": "average pool", "add": "addition"}
+"""What a layer is that is no conv; merging takes it for the conv that computes the same."""
+
 _TOP = 74.0
 _WIDTH = lay.ROW_WIDTH + 2 * lay.MARGIN
 
@@ -230,14 +233,17 @@ def _segment_text(segment: Segment) -> str:
 
 
 def conv_text(piece: Segment | Layer) -> str:
-    """Return kernel, channels, stride and groups of a conv for people, for example ``5×5, 32→64, stride 2``."""
-    conv = piece.conv
+    """Return a conv for people, for example ``5×5, 32→64, stride 2``; what is no conv by its name: ``batch norm, 64``."""
+    conv, kind = piece.conv, getattr(piece, "kind", "conv")
     parts = [f"{lay.kernel_text(conv.kernel_size)}, {conv.in_channels}→{conv.out_channels}"]
+    if kind != "conv":
+        kernel = f" {lay.kernel_text(conv.kernel_size)}" if kind == "pool" else ""
+        parts = [f"{KIND_NAMES.get(kind, kind)}{kernel}, {conv.out_channels}"]
     if max(conv.stride) > 1:
         parts.append(f"stride {max(conv.stride)}")
     if max(conv.dilation) > 1:
         parts.append(f"dilation {max(conv.dilation)}")
-    if conv.groups > 1:
+    if kind == "conv" and conv.groups > 1:
         parts.append("depthwise" if conv.is_depthwise else f"{conv.groups} groups")
     return ", ".join(parts)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from layerfold.cli import main
-from layerfold.cli.inspect import count_merge_sets
+from layerfold.graph.counts import count_merge_sets
 from layerfold.errors import SolutionError
 from layerfold.graph import Network, trace_network
 from layerfold.models import load_model
