@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
         text = inspect_text(net, candidates, solution, loaded.source, brief=args.brief)
     if args.svg is not None:
-        svg = network_svg(net, solution, title=loaded.source)
+        svg = network_svg(net, solution, title=loaded.source, candidates=candidates)
         Path(args.svg).parent.mkdir(parents=True, exist_ok=True)
         Path(args.svg).write_text(svg, encoding="utf-8")
         print(f"wrote {args.svg}", file=sys.stderr)

@@ -10,7 +10,7 @@ from layerfold.graph.gates import Gate, find_gates, gated_blocks
 from layerfold.graph.network import Barrier, Chain, Network
 
 GATE = "squeeze-and-excitation"
-_GATE_REASON = "multiplies a feature map by what it computes from all of it, which is not linear"
+GATE_REASON = "multiplies a feature map by what it computes from all of it, which is not linear"
 _LABELS = {  # where the plain words of a kind are not what one would say
     "cat": "concatenation", "concat": "concatenation", "add": "addition", "iadd": "addition", "mul": "product",
     "mean": "average pool", "avg pool": "average pool", "getitem": "slice",
@@ -42,7 +42,7 @@ def group_barriers(net: Network) -> tuple[BarrierGroup, ...]:
     """Return the barriers by label and reason, the most frequent first; a squeeze-and-excitation gate is one item."""
     gates = find_gates(net)
     inside = {id(barrier) for gate in gates for barrier in gate.barriers}
-    groups: dict[tuple[str, str], list[Barrier | Gate]] = {(GATE, _GATE_REASON): list(gates)} if gates else {}
+    groups: dict[tuple[str, str], list[Barrier | Gate]] = {(GATE, GATE_REASON): list(gates)} if gates else {}
     for barrier in net.barriers:
         if id(barrier) not in inside:
             groups.setdefault((plain_kind(barrier.kind), barrier.reason), []).append(barrier)
