@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from layerfold.cli._text import columns, facts, plural
-from layerfold.graph.barrier_groups import group_barriers, item_label, items_before_chains, why_not_more
+from layerfold.graph.barrier_groups import group_barriers, item_label, why_not_more
 from layerfold.graph.counts import count_merge_sets, count_plans, lean_candidates, mergeable_share
 from layerfold.graph.gates import Gate, chains_outside, find_gates
+from layerfold.report.columns import Items, columns_of
 from layerfold.report.words import count_text, large_text, positions_text, share_text
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def summary_text(net: Network, candidates: Sequence[Segment], source: str) -> st
     lean = lean_candidates(net, candidates)
     reach = (
         f"{share_text(mergeable_share(net, candidates))} of multiply-adds lie in such segments; "
-        f"{share_text(mergeable_share(net, lean))} in those that merging makes no more costly"
+        f"{share_text(mergeable_share(net, lean))} without adding any"
     )
     return facts([
         ("model", source),
@@ -102,22 +104,30 @@ def merged_text(net: Network, solution: Solution) -> str:
 
 def _layers(net: Network) -> str:
     """Return the table of layers; what stands between chains has a line between theirs, a gate one in all."""
-    chains = chains_outside(net)
-    shown = [layer for chain in chains for layer in net.layers[chain.start : chain.end]]
     table = columns(("#", "layer", "kind", "norm", "activation", "output", "multiply-adds"),
-                    [_layer_row(layer) for layer in shown], right="# output multiply-adds")
-    header, *lines = table.split("\n")
-    own_line = dict(zip((layer.index for layer in shown), lines, strict=True))
-    found, margin = [header], " " * len(str(len(net.layers)))
-    for chain, items in zip([*chains, None], items_before_chains(net, chains), strict=True):
-        gap = ", ".join(_item_text(item) for item in items)
-        if gap:
-            found.append(_wrapped(f"── {gap}", indent=len(margin) + 2))
-        elif len(found) > 1:
-            found.append(f"{margin}  ──")
-        if chain is not None:
-            found += [own_line[index] for index in range(chain.start + 1, chain.end + 1)]
-    return "\n".join(found)
+                    [_layer_row(layer) for layer in net.layers], right="# output multiply-adds")
+    header, *rows = table.split("\n")
+    found, margin = [header], len(str(len(net.layers))) + 2
+    placed, behind = columns_of(net)
+    for number, column in enumerate(placed):
+        side_by_side = len(column.lanes)
+        if column.items:
+            found.append(_between(column.items, "", margin))
+        elif side_by_side == 1 and number and not column.lanes[0].items:
+            found.append(_between((), "a map that is read more than once", margin))
+        for branch, lane in enumerate(column.lanes, start=1):
+            if side_by_side > 1 or lane.items:
+                note = f"branch {branch} of {side_by_side}" if side_by_side > 1 else ""
+                found.append(_between(lane.items, note, margin))
+            found += rows[lane.chain.start : lane.chain.end]
+    return "\n".join([*found, *([_between(behind, "", margin)] if behind else ())])
+
+
+def _between(items: Items, note: str, margin: int) -> str:
+    """Return a line between two chains: what stands there, the same things counted."""
+    counts = Counter(_item_text(item) for item in items)
+    names = ", ".join(name + (f" ×{count}" if count > 1 else "") for name, count in counts.items())
+    return _wrapped(f"── {note}{': ' if note and names else ''}{names}", indent=margin)
 
 
 def _item_text(item: Barrier | Gate) -> str:

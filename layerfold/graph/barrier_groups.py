@@ -55,7 +55,8 @@ def why_not_more(net: Network) -> str:
 
     For example ``16 of 16 blocks end at squeeze-and-excitation``. What stands behind the last layer ends nothing.
     """
-    parts, last = [], max((chain.end for chain in net.chains), default=0)
+    parts: list[str] = []
+    last = max((chain.end for chain in net.chains), default=0)
     for group in group_barriers(net):
         count = sum(0 < item.after < last for item in group.items)
         if group.label == GATE:

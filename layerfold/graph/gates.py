@@ -10,7 +10,7 @@ Source: Hu et al., *Squeeze-and-Excitation Networks* (CVPR 2018, arXiv 1709.0150
 
 from __future__ import annotations
 
-import os.path
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,8 +115,9 @@ def _word(barrier: Barrier) -> str:
 
 def _common_module(names: list[str]) -> str:
     """Return the innermost module that holds all of ``names``."""
-    parents = [name.rpartition(".")[0].split(".") for name in names]
-    return ".".join(os.path.commonprefix(parents)) if parents else ""  # type: ignore[type-var]
+    parents = [name.split(".")[:-1] for name in names]
+    common = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+    return ".".join(parts[0] for parts in common)
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -10,21 +10,20 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from layerfold.graph.barrier_groups import GATE, GATE_REASON, why_not_more
+from layerfold.graph.barrier_groups import why_not_more
 from layerfold.graph.candidates import inner_residuals
 from layerfold.graph.counts import lean_candidates, mergeable_share, replaced_macs
-from layerfold.graph.gates import Gate
+from layerfold.graph.gates import find_gates
 from layerfold.report import layout as lay
-from layerfold.report.box_sizes import box_text, kernel_text
+from layerfold.report.box_sizes import box_text
+from layerfold.report.captions import fitting_label, item_text, layer_text, residual_text, segment_text
 from layerfold.report.columns import mark_label
-from layerfold.report.drawing_style import STYLE, dot, legend, rect
-from layerfold.report.words import positions_text, share_text
+from layerfold.report.drawing_style import LEGEND_LINE, STYLE, dot, legend, rect
+from layerfold.report.placing import place
+from layerfold.report.words import share_text
 
 if TYPE_CHECKING:
-    from layerfold.graph.network import Barrier, Layer, Network, Residual, Segment
-
-KIND_NAMES = {"norm": "batch norm", "scale": "channel scale", "pool": "average pool", "add": "addition"}
-"""What a layer is that is no conv; merging takes it for the conv that computes the same."""
+    from layerfold.graph.network import Layer, Network, Residual, Segment
 
 _TOP = 76.0
 _LINE = 19.0
@@ -55,9 +54,10 @@ def network_svg(
     segments = [] if merge_pos is None else [s for s in net.segments_of(merge_pos) if is_merged(net, s)]
     lines = summary_lines(net, solution, candidates)
     top = _TOP + _LINE * (len(lines) - 1)
-    placed = lay.place(net, merge_pos, top=top)
+    placed = place(net, merge_pos, top=top)
     picture = _Picture(net, placed, segments, act_pos)
-    height = top + placed.height + 40
+    explained, num_lines = legend(lay.MARGIN, top + placed.height + 18, lay.ROW_WIDTH, picture.shown())
+    height = top + placed.height + 16 + LEGEND_LINE * num_lines
     heading = title or net.name
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" class="lf-network" role="img" '
@@ -71,7 +71,7 @@ def network_svg(
             for i, line in enumerate(lines)
         ),
         *picture.parts(),
-        legend(lay.MARGIN, height - 22, picture.shown()),
+        explained,
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -98,7 +98,10 @@ def _solution_line(net: Network, solution: lay.Positions) -> str:
     merged = [segment for segment in segments if is_merged(net, segment)]
     states = [slot_state(net, index, frozenset(solution.act_pos)) for index in range(1, len(net.layers) + 1)]
     replaced = _count(sum(segment.num_layers for segment in merged), "layer")
-    text = f"{len(net.layers)} layers → {len(segments)}: {_count(len(merged), 'merged conv')} in place of {replaced}; "
+    gated = {index for gate in find_gates(net) for index in gate.layers}
+    hidden = sum(segment.end in gated for segment in merged)
+    text = f"{len(net.layers)} layers → {len(segments)}: {_count(len(merged), 'merged conv')} in place of {replaced}"
+    text += f", {hidden} of them inside squeeze-and-excitation; " if hidden else "; "
     text += f"{_count(states.count('removed'), 'activation')} removed"
     added = states.count("added")
     return text + (f", {added} added" if added else "")
@@ -169,15 +172,16 @@ class _Picture:
         if not spans:  # inside a gate
             return
         widest = max(spans, key=lambda track: spans[track][1] - spans[track][0])
-        yield f"<g><title>{escape(_segment_text(self._net, segment))}</title>"
+        yield f"<g><title>{escape(segment_text(self._net, segment))}</title>"
         for number, (left, right) in spans.items():
             track = self._track(number)
             pill_top = track.y + track.half + lay.NUMBER_SPACE + 3
             top = track.y - track.half - 5
             yield rect("lf-band", left, top, right - left, pill_top + 18 - top, 6)
-            yield rect("lf-conv lf-costly" if self._is_costly(segment) else "lf-conv", left, pill_top, right - left, 18, 6)
+            kind = "lf-conv" + (" lf-costly" if self._is_costly(segment) else "")
+            yield rect(kind, left, pill_top, right - left, 18, 6)
             if number == widest:
-                label = _fitting_label(segment, right - left)
+                label = fitting_label(segment, right - left)
                 yield f'<text class="lf-convtext" x="{(left + right) / 2:.1f}" y="{pill_top + 12.8:.1f}">{label}</text>'
         yield "</g>"
 
@@ -222,7 +226,7 @@ class _Picture:
         kind = "lf-arc" + ("" if residual.is_identity else " lf-shortcut") + (" lf-inside" if is_merged else "")
         head = f"M{x2 - 3:.1f} {self._track(last).y - 11.5:.1f}h6l-3 5z"
         return (
-            f'<g class="{kind}"><title>{escape(_residual_text(residual, is_merged))}</title>'
+            f'<g class="{kind}"><title>{escape(residual_text(residual, is_merged))}</title>'
             f'<path class="lf-stroke" d="{"".join(paths)}"/><path class="lf-head" d="{head}"/></g>'
         )
 
@@ -237,7 +241,7 @@ class _Picture:
         stride = max(layer.conv.stride)
         number = f"{layer.index}" + (f'<tspan class="lf-stride"> /{stride}</tspan>' if stride > 1 else "")
         return (
-            f"<g><title>{escape(_layer_text(layer))}</title>{shape}"
+            f"<g><title>{escape(layer_text(layer))}</title>{shape}"
             f'<text class="lf-kernel" x="{middle:.1f}" y="{y + 3.2:.1f}">{box_text(layer)}</text>'
             f'<text class="lf-number" x="{middle:.1f}" y="{foot:.1f}">{number}</text></g>'
         )
@@ -247,7 +251,8 @@ class _Picture:
         state, layer = slot_state(self._net, index, self._act_pos), self._net.layer(index)
         kind = layer.activation or self._net.chain_of(index).activation
         note = {"kept": f"{kind}", "removed": f"{kind}, removed", "added": f"{kind}, added", "empty": "no activation"}
-        return f"<g><title>{escape(f'position {index}: {note[state]}')}</title>{dot(state, x, self._track(track).y)}</g>"
+        text = escape(f"position {index}: {note[state]}")
+        return f"<g><title>{text}</title>{dot(state, x, self._track(track).y)}</g>"
 
     def _mark(self, mark: lay.Mark) -> str:
         top, bottom = (self._track(number) for number in mark.tracks)
@@ -256,7 +261,7 @@ class _Picture:
         head, foot = y - half, y + half
         kind = "lf-gate" if mark.is_gate else "lf-barrier"
         label = mark_label(mark.items, max(int((foot - head - 12) / 5.2), lay.LABEL_LENGTH))
-        lines = "\n".join(_item_text(item) for item in mark.items)
+        lines = "\n".join(item_text(item) for item in mark.items)
         return (
             f"<g><title>{escape(lines)}</title>{rect(kind, mark.x - 9, head, 18, foot - head, 9)}"
             f'<text class="{kind}text" transform="translate({mark.x + 3.3:.1f} {y:.1f}) rotate(-90)">'
@@ -264,65 +269,9 @@ class _Picture:
         )
 
 
-def _fitting_label(segment: Segment, width: float) -> str:
-    """Return the fullest description of the merged conv that fits into ``width`` pixels."""
-    conv = segment.conv
-    kernel = kernel_text(conv.kernel_size) + (" dw" if conv.is_depthwise else "")
-    stride = f" /{max(conv.stride)}" if max(conv.stride) > 1 else ""
-    texts = (
-        f"{segment.num_layers} layers → one {kernel}{stride} conv, {conv.in_channels}→{conv.out_channels}",
-        f"{segment.num_layers} layers → one {kernel}{stride} conv",
-        f"one {kernel}{stride} conv",
-        f"one {kernel}{stride}",
-        f"{kernel}{stride}",
-        kernel_text(conv.kernel_size),
-    )
-    return next((text for text in texts if 6.5 * len(text) + 8 <= width), texts[-1])
-
-
-def _segment_text(net: Network, segment: Segment) -> str:
-    layers = f"layer {segment.end}" if segment.num_layers == 1 else f"layers {segment.start + 1} to {segment.end}"
-    macs = f"{segment.macs:,} multiply-adds in place of {replaced_macs(net, segment.start, segment.end):,}"
-    return f"{layers} merged into one conv: {conv_text(segment)}; {macs}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _is_striped(layer: Layer) -> bool:
     return layer.conv.is_depthwise and getattr(layer, "kind", "conv") == "conv"
-
-
-def conv_text(piece: Segment | Layer) -> str:
-    """Return a conv for people, for example ``5×5, 32→64, stride 2``; what is no conv by its name: ``batch norm, 64``."""
-    conv, kind = piece.conv, getattr(piece, "kind", "conv")
-    parts = [f"{kernel_text(conv.kernel_size)}, {conv.in_channels}→{conv.out_channels}"]
-    if kind != "conv":
-        kernel = f" {kernel_text(conv.kernel_size)}" if kind == "pool" else ""
-        parts = [f"{KIND_NAMES.get(kind, kind)}{kernel}, {conv.out_channels}"]
-    if max(conv.stride) > 1:
-        parts.append(f"stride {max(conv.stride)}")
-    if max(conv.dilation) > 1:
-        parts.append(f"dilation {max(conv.dilation)}")
-    if kind == "conv" and conv.groups > 1:
-        parts.append("depthwise" if conv.is_depthwise else f"{conv.groups} groups")
-    return ", ".join(parts)
-
-
-def _layer_text(layer: Layer) -> str:
-    _, height, width = layer.input_shape
-    return f"layer {layer.index}: {layer.name}\n{conv_text(layer)}; input {height}×{width}"
-
-
-def _residual_text(residual: Residual, is_merged: bool) -> str:
-    way = "identity" if residual.is_identity else f"shortcut through {', '.join(residual.shortcut_names)}"
-    fate = "; taken into the merged conv" if is_merged else ""
-    return f"residual from position {residual.src} to {residual.dst}, {way}{fate}"
-
-
-def _item_text(item: Barrier | Gate) -> str:
-    if isinstance(item, Gate):
-        inside = f", layers {positions_text(item.layers)}" if item.layers else ""
-        return f"{item.name} ({GATE}{inside}): {GATE_REASON}"
-    return f"{item.name} ({item.kind}): {item.reason}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -76,10 +76,14 @@ def dot(state: str, x: float, y: float) -> str:
     return mark
 
 
-def legend(x: float, y: float, shown: Collection[str]) -> str:
-    """Return the legend as one line that begins at (x, y).
+LEGEND_LINE = 24.0
+
+
+def legend(x: float, y: float, width: float, shown: Collection[str]) -> tuple[str, int]:
+    """Return the legend, whose first line begins at (x, y), and its number of lines.
 
     Args:
+        width: of a line, at most.
         shown: what the picture holds, of the keys below; only that is explained.
     """
     layer, arc = rect("lf-layer", 0, -13, 17, 17, 3), '<path class="lf-stroke" d="M0 1v-6q0 -6 6 -6h12q6 0 6 6v6"/>'
@@ -99,10 +103,13 @@ def legend(x: float, y: float, shown: Collection[str]) -> str:
         "barrier": (23.0, rect("lf-barrier", 0, -14, 17, 19, 8), "barrier"),
         "gate": (23.0, rect("lf-gate", 0, -14, 17, 19, 8), "squeeze-and-excitation"),
     }
-    parts = []
-    for key, (width, shape, text) in items.items():
+    parts, at, line = [], 0.0, 0
+    for key, (shape_width, shape, text) in items.items():
         if key in shown:
-            words = f'<text class="lf-legend" x="{width:g}">{text}</text>'
-            parts.append(f'<g transform="translate({x:.1f} {y:.1f})">{shape}{words}</g>')
-            x += width + 6.3 * len(text) + 15
-    return "".join(parts)
+            if at + shape_width + 6.5 * len(text) > width:
+                at, line = 0.0, line + 1
+            words = f'<text class="lf-legend" x="{shape_width:g}">{text}</text>'
+            place = f"translate({x + at:.1f} {y + line * LEGEND_LINE:.1f})"
+            parts.append(f'<g transform="{place}">{shape}{words}</g>')
+            at += shape_width + 6.3 * len(text) + 15
+    return "".join(parts), line + 1

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerfold.graph.counts import replaced_macs
+from layerfold.report.captions import conv_text
 from layerfold.report.data import MergedSegment
-from layerfold.report.drawing import conv_text, is_merged
+from layerfold.report.drawing import is_merged
 
 if TYPE_CHECKING:
     from layerfold.graph.network import Network

@@ -54,7 +54,7 @@ def share_text(share: float) -> str:
     """Return a share of 1 in per cent: ``66.5 %``, ``0 %``; what is above 0 but rounds to it is ``< 0.1 %``."""
     if 0 < share < 0.0005:
         return "< 0.1 %"
-    return "0 %" if share == 0 else f"{100 * share:.1f} %"
+    return f"{100 * share:.0f} %" if share in (0, 1) else f"{100 * share:.1f} %"
 
 
 def positions_text(positions: Iterable[int]) -> str:

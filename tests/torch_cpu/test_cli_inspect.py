@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from layerfold.cli import main
-from layerfold.graph.counts import count_merge_sets
 from layerfold.errors import SolutionError
 from layerfold.graph import Network, trace_network
+from layerfold.graph.counts import count_merge_sets
 from layerfold.models import load_model
 
 _FACTORY = """
@@ -66,7 +66,8 @@ def test_text_names_barriers_with_their_reasons(factory: str, capsys: pytest.Cap
     text = capsys.readouterr().out
     assert "layers         4 in 2 chains" in text
     assert "input          2x16x16" in text
-    assert "MaxPool2d" in text.partition("barriers")[2]
+    assert "max pool      takes a maximum, which is not linear  2 (5)" in text.partition("barriers")[2]
+    assert "why not more   1 × max pool" in text
 
 
 def test_exclude_takes_a_module_out_of_the_chains(factory: str, capsys: pytest.CaptureFixture[str]) -> None:
