@@ -94,7 +94,7 @@ def merged_text(net: Network, solution: Solution) -> str:
         ))  # fmt: skip
     raising = [each.after_macs - each.before_macs for each in merged if each.after_macs > each.before_macs]
     after = net.macs + sum(each.after_macs - each.before_macs for each in merged)
-    last = f"{len(raising)} of {plural(len(merged), 'merged segment')} raise multiply-adds"
+    last = f"{len(raising)} of {len(merged)} merged segments raise multiply-adds"
     last += f", by {count_text(sum(raising))} in all" if raising else ""
     last += f"; the whole network: {count_text(net.macs)} before, {count_text(after)} after"
     table = columns(("layers", "merged conv", "multiply-adds", "after", "ratio", ""), rows,

@@ -255,10 +255,8 @@ class _Picture:
         return f"<g><title>{text}</title>{dot(state, x, self._track(track).y)}</g>"
 
     def _mark(self, mark: lay.Mark) -> str:
-        top, bottom = (self._track(number) for number in mark.tracks)
-        y = (top.y - top.half + bottom.y + bottom.half) / 2
-        half = max((bottom.y + bottom.half - top.y + top.half) / 2 + 6, mark.half)
-        head, foot = y - half, y + half
+        head, foot = self._placed.extent(mark)
+        y = (head + foot) / 2
         kind = "lf-gate" if mark.is_gate else "lf-barrier"
         label = mark_label(mark.items, max(int((foot - head - 12) / 5.2), lay.LABEL_LENGTH))
         lines = "\n".join(item_text(item) for item in mark.items)

@@ -136,6 +136,13 @@ class Layout:
         """Return (track, x) of a position as the beginning of a residual."""
         return self.inputs[position] if position in self.inputs else self.slots[position]
 
+    def extent(self, mark: Mark) -> tuple[float, float]:
+        """Return (top, bottom) of a mark: across its tracks' boxes, and at least as long as its label."""
+        first, last = (self.tracks[number] for number in mark.tracks)
+        top, bottom = first.y - first.half - 6, last.y + last.half + 6
+        short = max(mark.half - (bottom - top) / 2, 0.0)
+        return top - short, bottom + short
+
 
 def segment_ranges(start: int, end: int, merge_pos: Iterable[int] | None) -> list[range]:
     """Return the layer indices of each segment of a chain; without ``merge_pos`` each layer is by itself."""

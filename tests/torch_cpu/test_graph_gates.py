@@ -19,7 +19,7 @@ from layerfold.models import load_model
         ("torchvision:efficientnet_b0", 16, 16, "features.1.0.block.1"),
         ("torchvision:mobilenet_v3_large", 8, 15, "features.4.block.2"),
         ("torchvision:regnet_y_400mf", 16, 16, "trunk_output.block1.block1-0.f.se"),
-        ("timm:ghostnet_100", 7, 16, "blocks.3.0.se"),
+        ("timm:ghostnet_100", 7, 17, "blocks.3.0.se"),
         ("timm:seresnet18", 8, 8, "layer1.0.se"),
     ],
 )

@@ -80,13 +80,12 @@ def test_nothing_overlaps_and_all_stays_on_the_page(name: str, is_merged: bool) 
         for box in placed.boxes.values()
     ]
     for mark in placed.marks:
-        first, last = (tracks[number] for number in mark.tracks)
-        areas.append((mark.x - 9, mark.x + 9, first.y - first.half, last.y + last.half))
+        areas.append((mark.x - 9, mark.x + 9, *placed.extent(mark)))
     for left, right, top, bottom in areas:
         assert 0 <= left < right <= layout.MARGIN + layout.ROW_WIDTH + layout.MARGIN
-        assert 70 <= top < bottom <= 70 + placed.height
-    for (left, right, top, bottom), (other_left, other_right, other_top, other_bottom) in itertools.combinations(areas, 2):
-        assert left >= other_right or other_left >= right or top >= other_bottom or other_top >= bottom
+        assert 70 - 4 <= top < bottom <= 70 + placed.height
+    for one, other in itertools.combinations(areas, 2):
+        assert one[0] >= other[1] or other[0] >= one[1] or one[2] >= other[3] or other[2] >= one[3]
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
@@ -107,7 +106,8 @@ def test_branches_of_an_inception_block_stand_side_by_side() -> None:
 def test_each_gate_is_one_mark_and_its_layers_are_not_drawn() -> None:
     net = _trace("timm:efficientnet_b0")
     svg = network_svg(net)
-    assert sum(text.text == "squeeze-excite" for text in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")) == 16
+    texts = [text.text for text in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("squeeze-excite") == 16
     assert "Why not more: 16 of 16 blocks end at squeeze-and-excitation" in svg
     assert "blocks.0.0.se (squeeze-and-excitation, layers 3, 4)" in svg
     assert "se.conv_reduce" not in svg
