@@ -1,0 +1,216 @@
+"""Run the bank of architectures: trace, random solutions, train form against deploy form against ONNX Runtime.
+
+    python benchmarks/architectures.py [--only NAME ...] [--jobs 2]
+
+Every architecture of tests/bank gets random weights and 20 random solutions at two input sizes. Each finished one is
+a line of the journal in --out, so that a stopped run goes on where it was; a change of the code that is checked, or of
+the options, starts over. Writes benchmarks/results/architectures.json and docs/architectures.md once all are there,
+and ends 1 where a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from record import ROOT, write_record
+
+PAGE = ROOT / "docs" / "architectures.md"
+CHECKED = ("layerfold/graph", "layerfold/merge", "layerfold/export", "tests/bank")
+
+
+def main() -> int:
+    from tests.bank.architectures import BANK, find
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", metavar="NAME", help="these only, and no record; may be repeated")
+    parser.add_argument("--solutions", type=int, default=20, help="random solutions an architecture (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side, one thread each (%(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "architectures-out", help="folder of the journal")
+    args = parser.parse_args()
+    chosen = [find(name).name for name in args.only] if args.only else [each.name for each in BANK]
+    journal = Journal(args.out / "journal.jsonl", key={"code": code_hash(), "solutions": args.solutions})
+    waiting = [name for name in chosen if name not in journal.found]
+    print(f"{len(chosen) - len(waiting)} of {len(chosen)} are in {journal.path}", file=sys.stderr)
+    for name, result in run_all(waiting, args.solutions, args.jobs):
+        journal.add(name, result)
+        print(f"[{len(chosen) - len(waiting) + len(journal.added)}/{len(chosen)}] {line_of(name, result)}",
+              file=sys.stderr)
+    results = {name: journal.found[name] for name in chosen}
+    failed = [name for name, result in results.items() if result["failures"]]
+    for name in failed:
+        for failure in results[name]["failures"][:5]:
+            print(f"{name}: {failure}", file=sys.stderr)
+    if not args.only:
+        page = page_of(results, args.solutions)
+        PAGE.write_text(page, encoding="utf-8")
+        print(page)
+        settings = {"solutions": args.solutions, "max_kernel": 15, "max_growth": 4, "seed": 0, "jobs": args.jobs,
+                    "threads": 1, "onnx": "TorchScript exporter; the shipped one for an architecture's first solution"}
+        write_record("architectures", {"failed": failed, "architectures": results}, settings,
+                     packages=("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy"))
+    return int(bool(failed))
+
+
+class Journal:
+    """Finished architectures, one JSON line each; lines of another code or other options count as not there."""
+
+    def __init__(self, path: Path, key: dict[str, Any]) -> None:
+        self.path, self.key = path, key
+        self.found: dict[str, dict[str, Any]] = {}
+        self.added: list[str] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the last line of a run that was killed while it wrote
+            if entry["key"] == key:
+                self.found[entry["name"]] = entry["result"]
+
+    def add(self, name: str, result: dict[str, Any]) -> None:
+        self.found[name] = result
+        self.added.append(name)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"name": name, "key": self.key, "result": result}) + "\n")
+
+
+def code_hash() -> str:
+    """Return a hash over the files whose change makes a result stale."""
+    digest = hashlib.sha256()
+    for folder in CHECKED:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run_all(names: list[str], solutions: int, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield results as they come; a fresh process each, so that one network's memory is gone before the next."""
+    with ProcessPoolExecutor(jobs, max_tasks_per_child=1) as pool:
+        work = {pool.submit(partial(run_architecture, solutions=solutions), name): name for name in names}
+        for future in as_completed(work):
+            try:
+                yield work[future], future.result()
+            except Exception as error:
+                yield work[future], {"failures": [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]}
+
+
+def run_architecture(name: str, solutions: int) -> dict[str, Any]:
+    """Return what one architecture is and how its checks went."""
+    import torch
+
+    from tests.bank.architectures import find
+    from tests.bank.checks import Differences, check_solution, prepare, state_hash
+    from tests.bank.solutions import random_solutions
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    began, architecture = time.perf_counter(), find(name)
+    prepared = prepare(architecture)
+    before, found, num_merged = state_hash(prepared.model), Differences(), []
+    net = prepared.nets[architecture.sizes[0]]
+    for number, solution in enumerate(random_solutions(net, solutions)):
+        num_merged.append(len(net.layers) - len(net.segments_of(solution.merge_pos)))
+        try:
+            check_solution(prepared, solution, f"solution {number}", found, onnx="fast" if number else "shipped")
+        except Exception as error:  # a check that could not be run has failed
+            found.failures.append(f"solution {number}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    if state_hash(prepared.model) != before:
+        found.failures.append("the original model was changed")
+    return {
+        **describe(net), "trace_s": trace_seconds(prepared.model, prepared.images[architecture.sizes[0]]),
+        "input_sizes": list(architecture.sizes), "note": architecture.note, "layers_merged_away": num_merged,
+        "checks": found.num_checks, "differences": {k: v for k, v in asdict(found).items() if isinstance(v, float)},
+        "failures": found.failures, "wall_s": round(time.perf_counter() - began, 1),
+    }
+
+
+def trace_seconds(model: Any, image: Any) -> float:
+    import layerfold as lf
+
+    began = time.perf_counter()
+    lf.trace_network(model, image)
+    return round(time.perf_counter() - began, 3)
+
+
+def describe(net: Any) -> dict[str, Any]:
+    """Return the counts of a traced network, and what of it cannot be merged."""
+    candidates = net.candidates(max_kernel=15, max_growth=4)
+    reasons = Counter(barrier.reason for barrier in net.barriers if barrier.after < len(net.layers))
+    return {
+        "layers": len(net.layers), "chains": len(net.chains), "residuals": len(net.residuals),
+        "candidates": sum(segment.num_layers > 1 for segment in candidates), "macs": net.macs,
+        "mergeable_share": round(mergeable_share(net, candidates), 4), "unmerged": dict(reasons.most_common()),
+    }
+
+
+def mergeable_share(net: Any, candidates: list[Any]) -> float:
+    """Return the share of the network's multiply-adds, 0..1, in convs that a candidate of several layers takes in."""
+    from layerfold.graph.network import shortcut_macs
+
+    several = [segment for segment in candidates if segment.num_layers > 1]
+    covered = {index for segment in several for index in range(segment.start + 1, segment.end + 1)}
+    layers = [net.layer(index) for index in sorted(covered)]
+    found = sum(layer.conv.macs(layer.input_shape) for layer in layers if getattr(layer, "kind", "conv") == "conv")
+    for residual in net.residuals:
+        if residual.shortcut and any(each.start <= residual.src and residual.dst <= each.end for each in several):
+            found += shortcut_macs(residual)
+    return float(found / net.macs) if net.macs else 0.0
+
+
+def line_of(name: str, result: dict[str, Any]) -> str:
+    if "checks" not in result:
+        return f"{name}: FAILED, {result['failures'][0]}"
+    verdict = f"{len(result['failures'])} FAILED" if result["failures"] else "passed"
+    worst = ", ".join(f"{kind} {value:.1g}" for kind, value in result["differences"].items())
+    return f"{name}: {result['checks']} checks, {verdict}; largest differences {worst}; {result['wall_s']} s"
+
+
+def page_of(results: dict[str, dict[str, Any]], solutions: int) -> str:
+    """Return docs/architectures.md."""
+    ran = {name: result for name, result in results.items() if "checks" in result}
+    kinds = ("float64", "float32", "onnx")
+    worst = {kind: max((result["differences"][kind] for result in ran.values()), default=0.0) for kind in kinds}
+    passed = sum(not result["failures"] for result in results.values())
+    lines = [
+        "# Architectures", "",
+        "Written by `python benchmarks/architectures.py`; the record is `benchmarks/results/architectures.json`.", "",
+        f"{passed} of {len(results)} architectures pass every check. Each has random weights and random BatchNorm "
+        f"statistics, {solutions} random solutions (candidates with kernels up to 15 and at most 4 times the "
+        "multiply-adds; random activations, at empty slots too) and two input sizes. Each solution is checked at each "
+        "size for: output shapes; train form against deploy form in float64 (1e-9) and in float32 (1e-4); the float32 "
+        "deploy form against ONNX Runtime (1e-4). Differences are relative to the largest value of the output tensor. "
+        f"The largest seen are {worst['float64']:.1g}, {worst['float32']:.1g} and {worst['onnx']:.1g}.", "",
+        "*Candidates* are segments of several layers that may become one conv. *Mergeable* is the share of the "
+        "network's multiply-adds in convs that a candidate takes in. The last column counts what nothing merges across, "
+        "before the head, by reason.", "",
+        "| architecture | layers | chains | residuals | candidates | mergeable | checks passed | trace | stays, and why |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]  # fmt: skip
+    for name, result in results.items():
+        if "checks" not in result:
+            lines.append(f"| {name} | | | | | | none | | {result['failures'][0]} |".replace("\n", " "))
+            continue
+        why = "; ".join(f"{count} × {reason}" for reason, count in result["unmerged"].items()) or "nothing"
+        checks = f"{max(result['checks'] - len(result['failures']), 0)} of {result['checks']}"
+        lines.append(
+            f"| {name} | {result['layers']} | {result['chains']} | {result['residuals']} | {result['candidates']} "
+            f"| {100 * result['mergeable_share']:.0f} % | {checks} | {result['trace_s']:.1f} s | {why} |"
+        )
+    notes = [f"- {name}: {result['note']}." for name, result in results.items() if result.get("note")]
+    return "\n".join([*lines, "", *notes, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What every architecture has to pass: shapes, train form against deploy form, deploy form against ONNX Runtime."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import layerfold as lf
+from tests.bank.architectures import Architecture
+from tests.bank.weights import randomise
+
+FLOAT64_TOLERANCE, FLOAT32_TOLERANCE, ONNX_TOLERANCE = 1e-9, 1e-4, 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An architecture with random weights.
+
+    Attributes:
+        images: [2, 3, size, size] by size; nets: the network traced at that size.
+        is_size_bound: its padding depends on the size, so forms hold for the size they were traced at only.
+    """
+
+    model: nn.Module
+    images: dict[int, torch.Tensor]
+    nets: dict[int, lf.Network]
+    is_size_bound: bool
+
+
+@dataclass(kw_only=True)
+class Differences:
+    """The largest difference seen by each check, relative to the largest absolute value of its output tensor.
+
+    Attributes:
+        float64, float32: train form against deploy form.
+        onnx: float32 deploy form against ONNX Runtime.
+        failures: one line for each check that did not pass.
+    """
+
+    float64: float = 0.0
+    float32: float = 0.0
+    onnx: float = 0.0
+    num_checks: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def record_shapes(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], where: str) -> None:
+        self.num_checks += 1
+        shapes = [[tuple(each.shape) for each in tensors] for tensors in (found, expected)]
+        if shapes[0] != shapes[1]:
+            self.failures.append(f"{where}: outputs of shapes {shapes[0]}, the original's are {shapes[1]}")
+
+    def record(self, kind: str, difference: float, tolerance: float, where: str) -> None:
+        self.num_checks += 1
+        setattr(self, kind, max(getattr(self, kind), difference))
+        if not difference <= tolerance:  # a NaN fails too
+            self.failures.append(f"{where}: {kind} differs by {difference:.3g}, allowed {tolerance:g}")
+
+
+class Flat(nn.Module):
+    """A network whose outputs, however nested, are one tuple of tensors: what ONNX can say."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors_of(self.network(images)))
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of nested dicts, tuples and lists, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def prepare(architecture: Architecture, seed: int = 0) -> Prepared:
+    """Return the architecture with random weights, traced at both sizes."""
+    torch.manual_seed(seed)
+    model = architecture.make()
+    images = {size: torch.randn(2, 3, size, size) for size in architecture.sizes}
+    randomise(model, images[architecture.sizes[0]])
+    return Prepared(
+        model=model,
+        images=images,
+        nets={size: lf.trace_network(model, each) for size, each in images.items()},
+        is_size_bound="same_padding" in architecture.features,
+    )
+
+
+def state_hash(model: nn.Module) -> str:
+    """Return a hash over names and values of everything a model holds."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def relative_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """Return the largest absolute difference over the largest absolute value, the worst of all tensors.
+
+    NaN where a tensor is not finite, infinity where shapes differ.
+    """
+    if [tuple(each.shape) for each in found] != [tuple(each.shape) for each in expected]:
+        return float("inf")
+    worst = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        ours, theirs = ours.double(), theirs.double()
+        if not bool(torch.isfinite(theirs).all() and torch.isfinite(ours).all()):
+            return float("nan")
+        worst = max(worst, float((ours - theirs).abs().max()) / max(float(theirs.abs().max()), 1e-30))
+    return worst
+
+
+@torch.no_grad()
+def check_solution(
+    prepared: Prepared, solution: lf.Solution, where: str, found: Differences, *, onnx: str | None = "fast"
+) -> None:
+    """Run every check of one solution at every size, and note the differences.
+
+    The forms are built once, from the first size, and run at both; only a network with "same" padding is traced and
+    merged for each size.
+
+    Args:
+        onnx: ``fast`` for the TorchScript exporter, ``shipped`` for the one that writes users' files, None for neither.
+    """
+    forms: list[nn.Module] = []
+    for size, images in prepared.images.items():
+        if not forms or prepared.is_size_bound:
+            student = lf.build_train_form(prepared.model, prepared.nets[size], solution).eval().double()
+            merged = lf.merge_network(student)
+            # The weights came from float32 and are merged in float64 always: this is what merging in float32 gives.
+            forms = [student, merged, copy.deepcopy(student).float(), copy.deepcopy(merged).float()]
+        at = f"{where}, size {size}"
+        outputs, deployed = (tensors_of(form(images.double())) for form in forms[:2])
+        found.record_shapes(outputs, tensors_of(prepared.model(images)), at)
+        found.record("float64", relative_difference(deployed, outputs), FLOAT64_TOLERANCE, at)
+        outputs, deployed = (tensors_of(form(images)) for form in forms[2:])
+        found.record("float32", relative_difference(deployed, outputs), FLOAT32_TOLERANCE, at)
+        if onnx is not None:
+            ran = run_onnx(forms[3], images, fast=onnx == "fast")
+            found.record("onnx", relative_difference(ran, deployed), ONNX_TOLERANCE, at)
+
+
+def run_onnx(merged: nn.Module, images: torch.Tensor, *, fast: bool) -> list[torch.Tensor]:
+    """Export a network and run the graph in ONNX Runtime, on one thread."""
+    import onnxruntime
+
+    from layerfold.export import export_onnx
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    graph = export_onnx(Flat(merged), images, fast=fast)
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    (name,) = (each.name for each in session.get_inputs())
+    return [torch.from_numpy(each) for each in session.run(None, {name: images.numpy()})]
