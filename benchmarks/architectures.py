@@ -193,9 +193,9 @@ def page_of(results: dict[str, dict[str, Any]], solutions: int) -> str:
         "deploy form against ONNX Runtime (1e-4). Differences are relative to the largest value of the output tensor. "
         f"The largest seen are {worst['float64']:.1g}, {worst['float32']:.1g} and {worst['onnx']:.1g}.", "",
         "*Candidates* are segments of several layers that may become one conv. *Mergeable* is the share of the "
-        "network's multiply-adds in convs that a candidate takes in. The last column counts what nothing merges across, "
-        "before the head, by reason.", "",
-        "| architecture | layers | chains | residuals | candidates | mergeable | checks passed | trace | stays, and why |",
+        "network's multiply-adds in convs that a candidate takes in. The last column counts what nothing merges "
+        "across, before the head, by reason.", "",
+        "| architecture | layers | chains | residuals | candidates | mergeable | checks passed | trace | barriers |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]  # fmt: skip
     for name, result in results.items():

@@ -13,7 +13,7 @@ from torch import nn
 
 import layerfold as lf
 from tests.bank.architectures import Architecture
-from tests.bank.weights import randomise
+from tests.bank.weights import randomise, randomise_norms
 
 FLOAT64_TOLERANCE, FLOAT32_TOLERANCE, ONNX_TOLERANCE = 1e-9, 1e-4, 1e-4
 
@@ -126,8 +126,8 @@ def check_solution(
 ) -> None:
     """Run every check of one solution at every size, and note the differences.
 
-    The forms are built once, from the first size, and run at both; only a network with "same" padding is traced and
-    merged for each size.
+    The train form gets random norms of its own, as finetuning would give it. The forms are built once, from the first
+    size, and run at both; only a network with "same" padding is traced and merged for each size.
 
     Args:
         onnx: ``fast`` for the TorchScript exporter, ``shipped`` for the one that writes users' files, None for neither.
@@ -135,7 +135,9 @@ def check_solution(
     forms: list[nn.Module] = []
     for size, images in prepared.images.items():
         if not forms or prepared.is_size_bound:
-            student = lf.build_train_form(prepared.model, prepared.nets[size], solution).eval().double()
+            student = lf.build_train_form(prepared.model, prepared.nets[size], solution)
+            randomise_norms(student, images)
+            student = student.double()
             merged = lf.merge_network(student)
             # The weights came from float32 and are merged in float64 always: this is what merging in float32 gives.
             forms = [student, merged, copy.deepcopy(student).float(), copy.deepcopy(merged).float()]
