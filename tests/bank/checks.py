@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,12 +82,12 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
-def prepare(architecture: Architecture, seed: int = 0) -> Prepared:
-    """Return the architecture with random weights, traced at both sizes."""
+def prepare(architecture: Architecture, *, sizes: Sequence[int] = (), seed: int = 0) -> Prepared:
+    """Return the architecture with random weights, traced at each size: both of its own if none are given."""
     torch.manual_seed(seed)
     model = architecture.make()
-    images = {size: torch.randn(2, 3, size, size) for size in architecture.sizes}
-    randomise(model, images[architecture.sizes[0]])
+    images = {size: torch.randn(2, 3, size, size) for size in sizes or architecture.sizes}
+    randomise(model, next(iter(images.values())))
     return Prepared(
         model=model,
         images=images,
@@ -118,6 +119,29 @@ def relative_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.
             return float("nan")
         worst = max(worst, float((ours - theirs).abs().max()) / max(float(theirs.abs().max()), 1e-30))
     return worst
+
+
+def check_architecture(
+    prepared: Prepared, solutions: Sequence[lf.Solution], *, onnx: Sequence[str | None], progress: bool = False
+) -> Differences:
+    """Run every check of every solution; a check that could not be run has failed.
+
+    Args:
+        onnx: for each solution, as of :func:`check_solution`.
+        progress: write a line to stderr for each solution.
+    """
+    found, before = Differences(), state_hash(prepared.model)
+    for number, (solution, exporter) in enumerate(zip(solutions, onnx, strict=True), start=1):
+        try:
+            check_solution(prepared, solution, f"solution {number}", found, onnx=exporter)
+        except Exception as error:
+            cause = " ".join(str(error).split())[:300]
+            found.failures.append(f"solution {number}: {type(error).__name__}: {cause}")
+        if progress:
+            print(f"  {type(prepared.model).__name__}: {number} of {len(solutions)} solutions", file=sys.stderr)
+    if state_hash(prepared.model) != before:
+        found.failures.append("the original model was changed")
+    return found
 
 
 @torch.no_grad()
