@@ -136,7 +136,7 @@ def _entry(
 _SMALL_HEAD = "a small head in place of its classifier of 120 million parameters, which nothing here changes"
 _FROZEN = "with FrozenBatchNorm2d, as fasterrcnn_resnet50_fpn builds it for trained weights"
 _RESNET = "dense strided batch_norm relu identity_shortcut conv_shortcut"
-_MOBILENET_V2 = "depthwise strided batch_norm relu6 identity_shortcut"
+_MOBILENET_V2 = "depthwise strided relu6 identity_shortcut"
 
 BANK: tuple[Architecture, ...] = (
     _entry("torchvision:vgg11", "dense no_norm relu", _vgg, note=_SMALL_HEAD),
@@ -147,7 +147,7 @@ BANK: tuple[Architecture, ...] = (
     _entry("torchvision:resnet152", _RESNET),
     _entry("torchvision:resnext50_32x4d", f"{_RESNET} grouped"),
     _entry("torchvision:wide_resnet50_2", _RESNET),
-    _entry("torchvision:mobilenet_v2", _MOBILENET_V2),
+    _entry("torchvision:mobilenet_v2", f"{_MOBILENET_V2} batch_norm"),
     _entry("torchvision:mobilenet_v3_large",
            "depthwise strided batch_norm relu hardswish identity_shortcut squeeze_excitation"),
     _entry("torchvision:mnasnet1_0", "depthwise strided batch_norm relu identity_shortcut"),
@@ -180,11 +180,11 @@ BANK: tuple[Architecture, ...] = (
     _entry("timm:mobilenetv4_conv_small", "dense depthwise strided batch_norm_act relu identity_shortcut"),
     _entry("timm:efficientnet_lite0", f"{_MOBILENET_V2} batch_norm_act"),
     _entry("timm:tf_efficientnet_lite0", f"{_MOBILENET_V2} batch_norm_act same_padding"),
-    _entry("timm:repvgg_a0", "dense strided batch_norm batch_norm_act relu parallel_branches"),
-    _entry("timm:mobileone_s0", "depthwise strided batch_norm batch_norm_act relu parallel_branches"),
+    _entry("timm:repvgg_a0", "dense strided batch_norm_act relu parallel_branches"),
+    _entry("timm:mobileone_s0", "depthwise strided batch_norm_act relu parallel_branches"),
     _entry("timm:ghostnet_100",
-           "dense depthwise strided batch_norm relu identity_shortcut conv_shortcut squeeze_excitation concatenation "
-           "split"),
+           "dense depthwise strided batch_norm batch_norm_act relu identity_shortcut conv_shortcut squeeze_excitation "
+           "concatenation split"),
     _entry("timm:fbnetc_100", "depthwise strided batch_norm_act relu identity_shortcut"),
     _entry("timm:hardcorenas_a",
            "depthwise strided batch_norm_act relu hardswish identity_shortcut squeeze_excitation"),
@@ -194,7 +194,7 @@ BANK: tuple[Architecture, ...] = (
     _entry("timm:dla34", f"{_RESNET} concatenation nested_adds"),
     _entry("timm:vovnet39a", "dense strided batch_norm_act relu concatenation"),
     _entry("timm:cspresnet50",
-           "dense strided batch_norm batch_norm_act leaky_relu identity_shortcut split concatenation"),
+           "dense strided batch_norm_act leaky_relu identity_shortcut split concatenation"),
     _entry("timm:hrnet_w18", f"{_RESNET} upsampling nested_adds", sizes=(64, 96)),
     _entry("timm:darknet53", "dense strided batch_norm_act leaky_relu identity_shortcut"),
     _entry("timm:nfnet_l0",
@@ -203,10 +203,31 @@ BANK: tuple[Architecture, ...] = (
     _entry("timm:tf_mixnet_s",
            "depthwise strided batch_norm_act relu silu identity_shortcut squeeze_excitation split mixed_kernels "
            "concatenation same_padding"),
-    _entry("timm:regnetx_002", f"{_RESNET} batch_norm_act grouped"),
+    _entry("timm:regnetx_002", "grouped strided batch_norm_act relu identity_shortcut conv_shortcut"),
     _entry("benchmarks:resnet20", "dense strided batch_norm relu identity_shortcut sliced_shortcut",
            lambda _: _cifar(), sizes=(32, 35), note="CIFAR ResNet-20 of benchmarks/cifar_resnet.py, shortcut option A"),
 )  # fmt: skip
+
+
+QUICK: tuple[str, ...] = (
+    "benchmarks:resnet20",
+    "torchvision:squeezenet1_1",
+    "torchvision:inception_v3",
+    "torchvision:convnext_tiny",
+    "torchvision:lraspp_mobilenet_v3_large",
+    "torchvision:fasterrcnn_resnet50_fpn.backbone",
+    "torchvision:shufflenet_v2_x1_0",
+    "torchvision:densenet121",
+    "torchvision:regnet_x_400mf",
+    "timm:tf_efficientnet_lite0",
+    "timm:repvgg_a0",
+    "timm:resnet26d",
+    "timm:cspresnet50",
+    "timm:nfnet_l0",
+    "timm:dla34",
+    "timm:tf_mixnet_s",
+)
+"""A third of the bank, with every feature in it: what `make test` runs."""
 
 
 def find(name: str) -> Architecture:

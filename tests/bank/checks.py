@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 import layerfold as lf
 from tests.bank.architectures import Architecture
-from tests.bank.weights import randomise
+from tests.bank.weights import randomise, randomise_norms
 
 FLOAT64_TOLERANCE, FLOAT32_TOLERANCE, ONNX_TOLERANCE = 1e-9, 1e-4, 1e-4
 
@@ -81,12 +82,12 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
-def prepare(architecture: Architecture, seed: int = 0) -> Prepared:
-    """Return the architecture with random weights, traced at both sizes."""
+def prepare(architecture: Architecture, *, sizes: Sequence[int] = (), seed: int = 0) -> Prepared:
+    """Return the architecture with random weights, traced at each size: both of its own if none are given."""
     torch.manual_seed(seed)
     model = architecture.make()
-    images = {size: torch.randn(2, 3, size, size) for size in architecture.sizes}
-    randomise(model, images[architecture.sizes[0]])
+    images = {size: torch.randn(2, 3, size, size) for size in sizes or architecture.sizes}
+    randomise(model, next(iter(images.values())))
     return Prepared(
         model=model,
         images=images,
@@ -120,14 +121,37 @@ def relative_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.
     return worst
 
 
+def check_architecture(
+    prepared: Prepared, solutions: Sequence[lf.Solution], *, onnx: Sequence[str | None], progress: bool = False
+) -> Differences:
+    """Run every check of every solution; a check that could not be run has failed.
+
+    Args:
+        onnx: for each solution, as of :func:`check_solution`.
+        progress: write a line to stderr for each solution.
+    """
+    found, before = Differences(), state_hash(prepared.model)
+    for number, (solution, exporter) in enumerate(zip(solutions, onnx, strict=True), start=1):
+        try:
+            check_solution(prepared, solution, f"solution {number}", found, onnx=exporter)
+        except Exception as error:
+            cause = " ".join(str(error).split())[:300]
+            found.failures.append(f"solution {number}: {type(error).__name__}: {cause}")
+        if progress:
+            print(f"  {type(prepared.model).__name__}: {number} of {len(solutions)} solutions", file=sys.stderr)
+    if state_hash(prepared.model) != before:
+        found.failures.append("the original model was changed")
+    return found
+
+
 @torch.no_grad()
 def check_solution(
     prepared: Prepared, solution: lf.Solution, where: str, found: Differences, *, onnx: str | None = "fast"
 ) -> None:
     """Run every check of one solution at every size, and note the differences.
 
-    The forms are built once, from the first size, and run at both; only a network with "same" padding is traced and
-    merged for each size.
+    The train form gets random norms of its own, as finetuning would give it. The forms are built once, from the first
+    size, and run at both; only a network with "same" padding is traced and merged for each size.
 
     Args:
         onnx: ``fast`` for the TorchScript exporter, ``shipped`` for the one that writes users' files, None for neither.
@@ -135,7 +159,9 @@ def check_solution(
     forms: list[nn.Module] = []
     for size, images in prepared.images.items():
         if not forms or prepared.is_size_bound:
-            student = lf.build_train_form(prepared.model, prepared.nets[size], solution).eval().double()
+            student = lf.build_train_form(prepared.model, prepared.nets[size], solution)
+            randomise_norms(student, images)
+            student = student.double()
             merged = lf.merge_network(student)
             # The weights came from float32 and are merged in float64 always: this is what merging in float32 gives.
             forms = [student, merged, copy.deepcopy(student).float(), copy.deepcopy(merged).float()]

@@ -29,9 +29,11 @@ def random_solution(net: lf.Network, candidates: Sequence[lf.Segment], rng: rand
     return lf.Solution(act_pos=tuple(act_pos), merge_pos=tuple(merge_pos))
 
 
-def random_solutions(net: lf.Network, count: int, seed: int = 0) -> list[lf.Solution]:
-    """Return ``count`` solutions over the candidates of kernels up to 15 and a growth of up to 4."""
-    rng, candidates = random.Random(seed), net.candidates(max_kernel=15, max_growth=4)
+def random_solutions(
+    net: lf.Network, count: int, *, max_kernel: int = 15, max_growth: float = 4, seed: int = 0
+) -> list[lf.Solution]:
+    """Return ``count`` solutions over the candidates within those limits."""
+    rng, candidates = random.Random(seed), net.candidates(max_kernel=max_kernel, max_growth=max_growth)
     return [random_solution(net, candidates, rng) for _ in range(count)]
 
 
