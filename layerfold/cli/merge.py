@@ -60,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         "output": args.output, "layers_before": len(net.layers), "layers_after": convs,
         "params_before": net.num_params, "params_after": sum(p.numel() for p in merged.parameters()),
         "difference": difference,
+        "raise_macs": [
+            {"start": each.start, "end": each.end, "before": each.macs_before, "after": each.macs_after}
+            for each in merged.meta["merged_convs"].values() if each.raises_macs
+        ],
     }  # fmt: skip
     if args.onnx is not None:
         from layerfold.export import check_onnx, export_onnx
@@ -82,7 +86,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.model is not None and args.solution is None:
         raise UsageError(f"--model {args.model}: say what to merge with --solution solution.json")
     if args.checkpoint is not None:
-        given = [name for name in ("solution", "weights", "num_classes", "input", "exclude", "merge_pooling") if getattr(args, name)]
+        model_only = ("solution", "weights", "num_classes", "input", "exclude", "merge_pooling")
+        given = [name for name in model_only if getattr(args, name)]
         if given:
             flag = "--" + given[0].replace("_", "-")
             raise UsageError(f"{flag}: goes with --model only; the checkpoint {args.checkpoint} says it itself")
@@ -141,4 +146,12 @@ def _as_text(found: dict[str, Any]) -> str:
         ("parameters", f"{count_text(found['params_before'])} -> {count_text(found['params_after'])}"),
         ("train form", f"differs by {found['difference']:.2g} of the largest output"),
         ("ONNX", onnx),
+        ("more work", ", ".join(_growth_text(each) for each in found["raise_macs"]) or None),
     ])
+
+
+def _growth_text(each: dict[str, int]) -> str:
+    """Say of a merged segment by how much it raises the multiply-adds: whether it is slower, measuring tells."""
+    from layerfold.report.words import count_text
+
+    return f"layers {each['start'] + 1}..{each['end']} ({count_text(each['before'])} -> {count_text(each['after'])})"
