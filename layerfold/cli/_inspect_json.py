@@ -31,9 +31,9 @@ def inspect_json(
         "mergeable_share": mergeable_share(net, candidates),
         "lean_mergeable_share": mergeable_share(net, lean_candidates(net, candidates)),
         "why_not_more": why_not_more(net),
-        "notes": list(getattr(net, "notes", ())),
+        "notes": list(net.notes),
         "layers": [
-            {**asdict(layer), "kind": getattr(layer, "kind", "conv"), "macs": layer.conv.macs(layer.input_shape)}
+            {**asdict(layer), "kind": layer.kind, "macs": layer.conv.macs(layer.input_shape)}
             for layer in net.layers
         ],
         "chains": [asdict(chain) for chain in net.chains],

@@ -42,9 +42,8 @@ def inspect_text(
     """
     parts = [] if brief else [_layers(net)]
     parts += [_chains(net), *_residuals(net), *_barriers(net)]
-    notes = getattr(net, "notes", ())
-    if notes:
-        parts.append("notes\n" + "\n".join(_wrapped(note, indent=2) for note in notes))
+    if net.notes:
+        parts.append("notes\n" + "\n".join(_wrapped(note, indent=2) for note in net.notes))
     if solution is not None:
         parts.append(merged_text(net, solution))
     parts.append(summary_text(net, candidates, source))

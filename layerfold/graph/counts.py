@@ -61,9 +61,7 @@ def mergeable_share(net: Network, candidates: Iterable[Segment]) -> float:
     """
     several = [segment for segment in candidates if segment.num_layers > 1]
     covered = {index for segment in several for index in range(segment.start + 1, segment.end + 1)}
-    # Only convs count in ``Network.macs``: a norm or a scale that is a layer by itself is arithmetic of another kind.
-    layers = [net.layer(index) for index in sorted(covered)]
-    found = sum(layer.conv.macs(layer.input_shape) for layer in layers if getattr(layer, "kind", "conv") == "conv")
+    found = sum(layer.conv.macs(layer.input_shape) for layer in net.layers if layer.index in covered)
     for residual in net.residuals:
         if residual.shortcut and any(each.start <= residual.src and residual.dst <= each.end for each in several):
             found += shortcut_macs(residual)

@@ -12,7 +12,7 @@ MAX_BOX_HEIGHT = 58.0
 MIN_BOX_HEIGHT = 17.0
 MIN_BOX_WIDTH = 21.0
 MAX_BOX_WIDTH = 38.0
-_SHORT_KINDS = {"norm": "BN", "scale": "×", "add": "+"}
+_SHORT_KINDS = {"norm": "BN", "scale": "×", "slice": "slice", "add": "+"}
 
 
 class BoxSizes:
@@ -37,8 +37,8 @@ class BoxSizes:
 
 def box_text(layer: Layer) -> str:
     """Return what stands in a layer's box: its kernel size, or what it is if it is no conv."""
-    kind = getattr(layer, "kind", "conv")
-    return _SHORT_KINDS.get(kind) or ("avg " if kind == "pool" else "") + kernel_text(layer.conv.kernel_size)
+    average = "avg " if layer.kind == "pool" else ""
+    return _SHORT_KINDS.get(layer.kind) or average + kernel_text(layer.conv.kernel_size)
 
 
 def kernel_text(kernel_size: tuple[int, int]) -> str:

@@ -13,7 +13,9 @@ from layerfold.report.words import positions_text
 if TYPE_CHECKING:
     from layerfold.graph.network import Barrier, Layer, Network, Residual, Segment
 
-KIND_NAMES = {"norm": "batch norm", "scale": "channel scale", "pool": "average pool", "add": "addition"}
+KIND_NAMES = {
+    "norm": "batch norm", "scale": "channel scale", "pool": "average pool", "slice": "strided slice", "add": "addition",
+}  # fmt: skip
 """What a layer is that is no conv; merging takes it for the conv that computes the same."""
 
 
@@ -42,7 +44,7 @@ def segment_text(net: Network, segment: Segment) -> str:
 
 def conv_text(piece: Segment | Layer) -> str:
     """Return a conv for people: ``5×5, 32→64, stride 2``; what is no conv by its name: ``batch norm, 64``."""
-    conv, kind = piece.conv, getattr(piece, "kind", "conv")
+    conv, kind = piece.conv, piece.conv.kind
     parts = [f"{kernel_text(conv.kernel_size)}, {conv.in_channels}→{conv.out_channels}"]
     if kind != "conv":
         kernel = f" {kernel_text(conv.kernel_size)}" if kind == "pool" else ""

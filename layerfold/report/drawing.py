@@ -272,4 +272,4 @@ def _count(number: int, noun: str) -> str:
 
 
 def _is_striped(layer: Layer) -> bool:
-    return layer.conv.is_depthwise and getattr(layer, "kind", "conv") == "conv"
+    return layer.conv.is_depthwise and layer.kind == "conv"

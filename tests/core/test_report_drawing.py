@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 
 from layerfold.graph import ActivationSpec, Barrier, Chain, ConvSpec, Layer, Network, Residual
+from layerfold.graph.specs import Kind
 from layerfold.report import conv_text, layout, network_svg
 from layerfold.report.box_sizes import box_text
 from layerfold.report.drawing import slot_state
@@ -145,13 +145,17 @@ def test_merged_conv_with_more_multiply_adds_is_marked() -> None:
     assert _count(network_svg(net, Positions(act_pos=(1,), merge_pos=(1, 2, 4, 5, 6, 7))), "lf-costly") == 0
 
 
-@pytest.mark.parametrize("kind", ["norm", "scale", "add", "pool"])
-def test_layer_that_is_no_conv_is_shown_as_what_it_is(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["norm", "scale", "add", "pool", "slice"])
+def test_layer_that_is_no_conv_is_shown_as_what_it_is(kind: Kind) -> None:
     layer = _network().layer(2)
-    shown = SimpleNamespace(conv=layer.conv, kind=kind)
-    name = {"norm": "batch norm, 8", "scale": "channel scale, 8", "add": "addition, 8", "pool": "average pool 3×3, 8"}
-    assert conv_text(shown) == name[kind]  # type: ignore[arg-type]
-    assert box_text(shown) == {"norm": "BN", "scale": "×", "add": "+", "pool": "avg 3×3"}[kind]  # type: ignore[arg-type]
+    shown = replace(layer, conv=replace(layer.conv, kind=kind))
+    names = {"norm": "batch norm, 8", "scale": "channel scale, 8", "add": "addition, 8",
+             "pool": "average pool 3×3, 8", "slice": "strided slice, 8"}  # fmt: skip
+    assert conv_text(shown) == names[kind]
+    assert box_text(shown) == {"norm": "BN", "scale": "×", "add": "+", "pool": "avg 3×3", "slice": "slice"}[kind]
+    net = _network((2,))
+    assert _count(network_svg(net), "lf-depthwise") == 1
+    assert _count(network_svg(replace(net, layers=(net.layer(1), shown))), "lf-depthwise") == 0
 
 
 def test_segment_moves_to_the_next_row_in_one_piece() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,9 +196,9 @@ def test_table_of_layers_shows_branches_and_gates_where_they_are(capsys: pytest.
 
 def test_notes_of_a_network_are_printed() -> None:
     net = trace_network(load_model("torchvision:alexnet").module, torch.zeros(1, 3, 64, 64))
-    object.__setattr__(net, "notes", ("head: kept whole as a leaf: data-dependent control flow at file.py:12",))
+    net = replace(net, notes=("head: kept whole as a leaf: data-dependent control flow at file.py:12",))
     assert "notes\n  head: kept whole as a leaf" in inspect_text(net, net.candidates(), None, "alexnet")
-    assert inspect_json(net, net.candidates(), None, "alexnet")["notes"] == list(net.notes)  # type: ignore[attr-defined]
+    assert inspect_json(net, net.candidates(), None, "alexnet")["notes"] == list(net.notes)
 
 
 def test_documentation_names_every_key_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

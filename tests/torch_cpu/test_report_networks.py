@@ -44,7 +44,7 @@ NETWORKS = {
     "torchvision:mobilenet_v2": (52, 1),
     "torchvision:squeezenet1_1": (26, 10),
     "torchvision:resnet18": (17, 2),
-    "torchvision:densenet121": (120, 62),
+    "torchvision:densenet121": (181, 62),  # 61 lone norms
     "torchvision:googlenet": (57, 20),
     "timm:efficientnet_b0": (49, 26),  # without the two layers in each of 16 gates
     "timm:regnety_004": (53, 32),
