@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--exclude``; trace with ``trace_of``."""
+    """Add ``--exclude`` and ``--merge-pooling``; trace with ``trace_of``."""
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME",
                         help="a module whose convs stay as they are, with all below it; may be given again")
+    parser.add_argument("--merge-pooling", action="store_true",
+                        help="take average pooling over fixed windows as layers, which may be merged with convs")
 
 
 def trace_of(arguments: argparse.Namespace, loaded: LoadedModel) -> Network:
@@ -28,7 +30,8 @@ def trace_of(arguments: argparse.Namespace, loaded: LoadedModel) -> Network:
 
     from layerfold.graph import trace_network
 
-    return trace_network(loaded.module, torch.zeros(1, *loaded.input_shape), exclude=arguments.exclude)
+    example = torch.zeros(1, *loaded.input_shape)
+    return trace_network(loaded.module, example, arguments.exclude, merge_pooling=arguments.merge_pooling)
 
 
 def recipe_of(arguments: argparse.Namespace, loaded: LoadedModel, solution: Solution) -> Recipe:
@@ -42,6 +45,7 @@ def recipe_of(arguments: argparse.Namespace, loaded: LoadedModel, solution: Solu
         in_channels=None if arguments.input is None else loaded.input_shape[0],
         input_shape=loaded.input_shape,
         exclude=tuple(arguments.exclude),
+        merge_pooling=arguments.merge_pooling,
         solution=solution,
     )
 

@@ -42,6 +42,8 @@ def add_parser(subparsers: Any) -> None:
     search = parser.add_argument_group("what may be merged, and what counts")
     search.add_argument("--exclude", action="append", default=[], metavar="NAME",
                         help="a module that stays as it is; give it again for more")
+    search.add_argument("--merge-pooling", action="store_true",
+                        help="take average pooling over fixed windows as layers, which may be merged with convs")
     search.add_argument("--max-kernel", type=int, default=15, metavar="K", help="largest merged kernel (default: 15)")
     search.add_argument("--max-growth", type=float, default=4.0, metavar="X",
                         help="largest growth in multiply-adds by a merge (default: 4)")
@@ -88,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = CompressOptions(
         budget_ms=budget_ms, speedup=speedup, fastest=arguments.fastest, backend=arguments.backend,
         threads=arguments.threads, batch=arguments.batch, exclude=tuple(arguments.exclude),
+        merge_pooling=arguments.merge_pooling,
         max_kernel=arguments.max_kernel, max_growth=arguments.max_growth, importance_method=arguments.importance,
         importance_score=arguments.score, importance_images=arguments.importance_images,
         importance_steps=arguments.importance_steps, alpha=arguments.alpha,

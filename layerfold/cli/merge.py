@@ -82,7 +82,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.model is not None and args.solution is None:
         raise UsageError(f"--model {args.model}: say what to merge with --solution solution.json")
     if args.checkpoint is not None:
-        given = [name for name in ("solution", "weights", "num_classes", "input", "exclude") if getattr(args, name)]
+        given = [name for name in ("solution", "weights", "num_classes", "input", "exclude", "merge_pooling") if getattr(args, name)]
         if given:
             flag = "--" + given[0].replace("_", "-")
             raise UsageError(f"{flag}: goes with --model only; the checkpoint {args.checkpoint} says it itself")

@@ -7,6 +7,7 @@ and the operation becomes its counterpart that returns a new tensor.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -19,10 +20,18 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     for name in dir(space)
     if name.endswith("_") and not name.startswith("_") and callable(getattr(space, name[:-1], None))
 }
+# `x += y` changes the tensor x too.
+_OUT_OF_PLACE |= {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}  # fmt: skip
 
 
 def make_functional(graph: fx.Graph, root: nn.Module) -> None:
-    """Rewrite, in place, every in-place operation of a graph; modules of ``root`` lose their ``inplace`` flag."""
+    """Rewrite, in place, every in-place operation of a graph; modules of ``root`` lose their ``inplace`` flag.
+
+    Nodes that hold tensors carry their shapes (``node.meta["shape"]``).
+    """
     modules = dict(root.named_modules())
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
@@ -45,6 +54,9 @@ def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
     if node.op == "call_function":
+        if getattr(operator, getattr(node.target, "__name__", ""), None) is node.target:
+            # Of sizes and other plain numbers it makes new ones.
+            return node.target in _OUT_OF_PLACE and "shape" in node.all_input_nodes[0].meta
         return node.target in _OUT_OF_PLACE or node.kwargs.get("inplace") is True
     return False
 

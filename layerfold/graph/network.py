@@ -13,17 +13,21 @@ from functools import cached_property
 from typing import Any
 
 from layerfold.errors import SolutionError
-from layerfold.graph.specs import ActivationSpec, ConvSpec, Shape
+from layerfold.graph.specs import ActivationSpec, ConvSpec, Kind, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """A conv with the BatchNorm after it, if any; layer m ends at position m.
 
+    Other linear operations on a chain are layers as well, written as convs: a BatchNorm that follows no conv (networks
+    that normalise and activate before each conv), a multiplication by constants (layer scale), average pooling where
+    asked for, and an addition that follows an activation.
+
     Attributes:
         index: 1..N in topological order over all chains.
-        name: qualified name of the conv module.
-        conv: the conv.
+        name: qualified name of the module, or of the node for an addition.
+        conv: the conv, or the operation written as one; ``conv.kind`` says which.
         norm: qualified name of the norm module folded into it, or None.
         activation: what stands in the slot at position ``index``, or None for an empty slot.
         input_shape, output_shape: (channels, height, width) at the traced input.
@@ -36,6 +40,11 @@ class Layer:
     activation: ActivationSpec | None
     input_shape: Shape
     output_shape: Shape
+
+    @property
+    def kind(self) -> Kind:
+        """How the layer is computed where it stands alone; ``conv`` for nearly all."""
+        return self.conv.kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +153,7 @@ class Network:
         chains: in topological order; together they hold every layer once.
         residuals: those that lie inside a chain.
         barriers: what stands between and beside the chains, with reasons.
+        notes: what a user should know of how it was read, for example parts that could not be traced.
         input_shapes: shape of each input, batch included.
         macs: multiply-adds of the whole network for one image (convs and linear layers).
         num_params: parameters of the whole network.
@@ -158,6 +168,7 @@ class Network:
     input_shapes: tuple[tuple[int, ...], ...]
     macs: int
     num_params: int
+    notes: tuple[str, ...] = ()
     graph: Any = field(default=None, compare=False, repr=False)
 
     def layer(self, index: int) -> Layer:
@@ -179,7 +190,8 @@ class Network:
     def hash(self) -> str:
         """SHA-256 over the description (no weights): what a solution or latency table was made for."""
         plain = asdict(replace(self, graph=None))
-        plain.pop("name")
+        for name in ("name", "notes"):
+            plain.pop(name)
         plain["input_shapes"] = [shape[1:] for shape in self.input_shapes]  # any batch size will do
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -237,7 +249,7 @@ def _shape_text(shape: Shape) -> str:
 def _conv_text(conv: ConvSpec) -> str:
     (top, bottom), (left, right) = conv.padding
     return (
-        f"conv:o{conv.out_channels},k{conv.kernel_size[0]}x{conv.kernel_size[1]},"
+        f"{conv.kind}:o{conv.out_channels},k{conv.kernel_size[0]}x{conv.kernel_size[1]},"
         f"s{conv.stride[0]}x{conv.stride[1]},p{top}.{bottom}.{left}.{right},"
         f"d{conv.dilation[0]}x{conv.dilation[1]},g{conv.groups}"
     )

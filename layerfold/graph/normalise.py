@@ -8,28 +8,42 @@ from typing import Any
 import torch
 from torch import nn
 
+_FUSED = ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
+
 
 class NormBeforeAct(nn.BatchNorm2d):
     """The BatchNorm half of a fused norm-and-activation module, under the name of the whole.
 
     Attributes:
         act_name: name of the other half beside it, or empty where there is none.
+        is_frozen: whether its statistics stay as they are in training too.
     """
+
+    act_name: str = ""
+    is_frozen: bool = False
+
+    def train(self, mode: bool = True) -> NormBeforeAct:
+        return super().train(mode and not self.is_frozen)
+
+
+class SyncNormBeforeAct(nn.SyncBatchNorm):
+    """As :class:`NormBeforeAct`, with statistics over all processes in training."""
 
     act_name: str = ""
 
 
 def normalise_modules(model: nn.Module) -> nn.Module:
-    """Return a deep copy of ``model`` in which timm's ``BatchNormAct2d`` is taken apart; ``model`` stays as it is."""
+    """Return a deep copy of ``model`` in which timm's fused norms and activations are taken apart."""
     root = copy.deepcopy(model)
     modules: list[tuple[str, Any]] = list(root.named_modules())
     for name, module in modules:
-        if type(module).__name__ == "BatchNormAct2d" and _is_plain_drop(module):
+        if type(module).__name__ in _FUSED and _is_plain_drop(module):
             parent, own_name = root.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
             norm = _norm_of(module)
-            if not isinstance(module.act, nn.Identity):
+            activation = getattr(module, "act", None)
+            if not isinstance(activation, (nn.Identity, type(None))):
                 norm.act_name = f"{own_name}_act"
-                parent.add_module(norm.act_name, module.act)
+                parent.add_module(norm.act_name, activation)
             setattr(parent, own_name, norm)
     return root
 
@@ -38,9 +52,10 @@ def _is_plain_drop(module: Any) -> bool:
     return isinstance(getattr(module, "drop", None), (nn.Identity, type(None)))
 
 
-def _norm_of(fused: Any) -> NormBeforeAct:
+def _norm_of(fused: Any) -> NormBeforeAct | SyncNormBeforeAct:
     affine = getattr(fused, "weight", None) is not None
-    norm = NormBeforeAct(
+    norm_class = SyncNormBeforeAct if isinstance(fused, nn.SyncBatchNorm) else NormBeforeAct
+    norm = norm_class(
         fused.num_features if hasattr(fused, "num_features") else fused.running_mean.shape[0],
         eps=fused.eps,
         momentum=getattr(fused, "momentum", 0.1),
@@ -51,6 +66,8 @@ def _norm_of(fused: Any) -> NormBeforeAct:
     norm.num_batches_tracked = getattr(fused, "num_batches_tracked", torch.tensor(0))
     if affine:
         norm.weight, norm.bias = _as_parameter(fused.weight), _as_parameter(fused.bias)
+    if isinstance(norm, NormBeforeAct):
+        norm.is_frozen = not isinstance(fused, nn.modules.batchnorm._BatchNorm)
     norm.train(fused.training)
     return norm
 

@@ -7,6 +7,7 @@ uneven for even sizes and strides, needs no case of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from layerfold.errors import UsageError
 
@@ -16,15 +17,25 @@ Shape = tuple[int, int, int]
 """(channels, height, width); the batch size is stated elsewhere."""
 
 
+Kind = Literal["conv", "norm", "scale", "pool", "slice", "add"]
+"""How a linear operation is computed where it stands alone; each is described, and merged, as a conv."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvSpec:
-    """One 2-d convolution with zero padding, and always with a bias (BatchNorm is folded into it).
+    """One linear operation, written as a 2-d convolution with zero padding.
+
+    A conv always has a bias (BatchNorm is folded into it). The other kinds are depthwise convs with given weights:
+    ``norm`` and ``scale`` (a BatchNorm or a multiplication by itself) of one tap, ``pool`` an average, ``slice`` the
+    taking of every n-th pixel, with zero channels around it, ``add`` the identity that an addition behind an
+    activation is written after.
 
     Attributes:
         in_channels, out_channels: channel counts, both multiples of ``groups``.
         kernel_size, stride, dilation: (height, width).
         padding: ((top, bottom), (left, right)), each at least 0.
         groups: 1 for a dense conv.
+        kind: how it is computed where it stands alone.
     """
 
     in_channels: int
@@ -34,12 +45,18 @@ class ConvSpec:
     padding: Padding = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
     groups: int = 1
+    kind: Kind = "conv"
 
     def __post_init__(self) -> None:
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise UsageError(
                 f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}"
             )
+
+    @classmethod
+    def channelwise(cls, channels: int, kind: Kind) -> ConvSpec:
+        """Return the spec of an operation on each value by itself: one tap a channel."""
+        return cls(in_channels=channels, out_channels=channels, kernel_size=(1, 1), groups=channels, kind=kind)
 
     @property
     def is_depthwise(self) -> bool:
@@ -51,7 +68,9 @@ class ConvSpec:
 
     @property
     def num_params(self) -> int:
-        """Weights and biases."""
+        """Weights and biases of the conv; of the other kinds, the numbers of a norm or scale."""
+        if self.kind != "conv":
+            return 2 * self.out_channels if self.kind in ("norm", "scale") else 0
         return self.out_channels * (self.in_channels // self.groups) * self.kernel_size[0] * self.kernel_size[1] \
             + self.out_channels
 
@@ -68,7 +87,9 @@ class ConvSpec:
         return (self.out_channels, *self.output_size(input_shape[1:]))
 
     def macs(self, input_shape: Shape) -> int:
-        """Return the multiply-adds of one image (1 MAC = 2 FLOPs)."""
+        """Return the multiply-adds of one image (1 MAC = 2 FLOPs); only convs count."""
+        if self.kind != "conv":
+            return 0
         height, width = self.output_size(input_shape[1:])
         taps = self.kernel_size[0] * self.kernel_size[1]
         return height * width * self.out_channels * (self.in_channels // self.groups) * taps

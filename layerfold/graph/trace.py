@@ -13,32 +13,52 @@ from torch import fx, nn
 
 from layerfold.errors import UnsupportedGraphError, UsageError, nearest_names
 from layerfold.graph.chains import describe_graph
+from layerfold.graph.elementwise import is_elementwise_module
 from layerfold.graph.functional import make_functional
 from layerfold.graph.network import Network
-from layerfold.graph.normalise import NormBeforeAct, normalise_modules
+from layerfold.graph.normalise import NormBeforeAct, SyncNormBeforeAct, normalise_modules
+from layerfold.graph.rewrites import Install, rewrite_graph
 
 _LEAF_NAMES = frozenset({"FrozenBatchNorm2d", "StochasticDepth", "DropPath", "DropBlock2d", "DropBlock2D"})
+# timm keeps it whole since tracing loses its in-place multiplication; `make_functional` does not.
+_TRACED_ANYWAY = frozenset({"NormFreeBlock"})
 
 
 class _Tracer(fx.Tracer):
-    """Keeps convs, norms and activations whole, and writes a fused norm-and-activation as two nodes."""
+    """Keeps convs, norms and activations whole, and writes a fused norm-and-activation as two nodes.
 
-    def __init__(self, leaf_modules: tuple[type[nn.Module], ...], leaf_functions: tuple[Callable[..., Any], ...]):
+    Attributes:
+        failed_in: after a failure, the qualified name of the innermost module that was being traced.
+    """
+
+    def __init__(
+        self,
+        leaf_modules: tuple[type[nn.Module], ...],
+        leaf_functions: tuple[Callable[..., Any], ...],
+        opaque: Iterable[str],
+    ) -> None:
         super().__init__(autowrap_functions=leaf_functions)
-        self._leaf_modules = leaf_modules
+        self._leaf_modules, self._opaque = leaf_modules, frozenset(opaque)
+        self.failed_in = ""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        if qualified_name in self._opaque:
+            return True
         if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm, *self._leaf_modules)):
             return True
         if type(module).__name__ in _LEAF_NAMES or type(module).__module__.startswith("timm.layers.activations"):
             return True
-        return super().is_leaf_module(module, qualified_name)
+        return super().is_leaf_module(module, qualified_name) or is_elementwise_module(module)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        value = super().call_module(m, forward, args, kwargs)
-        if isinstance(m, NormBeforeAct) and m.act_name:
+        try:
+            value = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or self.path_of_module(m)
+            raise
+        if isinstance(m, (NormBeforeAct, SyncNormBeforeAct)) and m.act_name:
             parent = self.root.get_submodule(self.path_of_module(m).rpartition(".")[0])
             activation = parent.get_submodule(m.act_name)
             return super().call_module(activation, activation.forward, (value,), {})
@@ -52,29 +72,43 @@ def _leaf_rules() -> tuple[tuple[type[nn.Module], ...], tuple[Callable[..., Any]
     except ImportError:
         return (), ()
     rules: Any = _features_fx
-    return tuple(rules.get_notrace_modules()), tuple(rules.get_notrace_functions())
+    modules = tuple(kind for kind in rules.get_notrace_modules() if kind.__name__ not in _TRACED_ANYWAY)
+    return modules, tuple(rules.get_notrace_functions())
 
 
-def trace_module(model: nn.Module) -> fx.GraphModule:
+def trace_module(model: nn.Module) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Trace a normalised copy of ``model`` in eval mode; the model itself is left untouched.
 
+    A part that cannot be traced stays whole, as one node: first the innermost module that fails, then, where the code
+    around it cannot do with that, the module that holds it.
+
+    Returns:
+        The traced module, and one note for each part that stayed whole.
+
     Raises:
-        UnsupportedGraphError: tracing failed; names the module and the cause.
+        UnsupportedGraphError: the model's own forward cannot be traced; names the line and the cause.
     """
     root = normalise_modules(model).eval()
     leaf_modules, leaf_functions = _leaf_rules()
-    tracer = _Tracer(leaf_modules, leaf_functions)
-    try:
-        graph = tracer.trace(root)
-    except Exception as error:
-        path = tracer.scope.module_path or "the model's own forward"
-        cause = " ".join(str(error).split())[:200]
-        raise UnsupportedGraphError(
-            f"model {type(model).__name__} cannot be traced in {path}{_source_line(error)}: {cause}; "
-            "write that part without data-dependent control flow, or give the model without it"
-        ) from error
-    make_functional(graph, root)
-    return fx.GraphModule(root, graph, class_name=type(model).__name__)
+    opaque: dict[str, str] = {}
+    while True:
+        tracer = _Tracer(leaf_modules, leaf_functions, opaque)
+        try:
+            graph = tracer.trace(root)
+            break
+        except Exception as error:
+            cause = " ".join(str(error).split())[:200]
+            part = tracer.failed_in
+            if not part or part in opaque:
+                raise UnsupportedGraphError(
+                    f"model {type(model).__name__} cannot be traced in its own forward{_source_line(error)}: {cause}; "
+                    "move that code into a module of its own, which then stays whole, or write it without "
+                    "control flow that depends on data"
+                ) from error
+            opaque = {name: why for name, why in opaque.items() if not name.startswith(f"{part}.")}
+            kind = type(root.get_submodule(part)).__name__
+            opaque[part] = f"{part} ({kind}) is kept whole, since it cannot be traced{_source_line(error)}: {cause}"
+    return fx.GraphModule(root, graph, class_name=type(model).__name__), tuple(opaque.values())
 
 
 def _source_line(error: Exception) -> str:
@@ -90,13 +124,17 @@ def trace_network(
     model: nn.Module,
     example_input: torch.Tensor | tuple[torch.Tensor, ...],
     exclude: Iterable[str] = (),
+    *,
+    merge_pooling: bool = False,
 ) -> Network:
     """Trace a CNN into layers, chains, residuals and barriers (DESIGN.md, section 3).
 
     Args:
-        model: any module that torch.fx can trace; left untouched.
+        model: any module that torch.fx can trace; left untouched. Submodules that it cannot trace are kept whole.
         example_input: [N, C, H, W], or a tuple of the model's inputs. Sizes in the result are those at this input.
         exclude: qualified names of modules whose convs stay out of every chain, with everything below them.
+        merge_pooling: take average pooling over windows of one size as layers, so that it can be merged with convs,
+            instead of as barriers between chains.
 
     Returns:
         A description only; it holds no weights.
@@ -111,14 +149,29 @@ def trace_network(
         if name not in names or not name:
             raise UsageError(f"exclude={name!r}: the model has no module of that name{nearest_names(name, names)}")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    module = trace_module(model)
-    _check_same_output(model, module, inputs, _record_shapes(module, inputs))
-    network = describe_graph(module, excluded, tuple(tuple(value.shape) for value in inputs))
+    module, notes = trace_module(model)
+    installs = _normalise_graph(model, module, inputs)
+    shapes = tuple(tuple(value.shape) for value in inputs)
+    network = describe_graph(
+        module, installs, shapes, excluded=excluded, merge_pooling=merge_pooling, notes=notes
+    )
     if not network.layers:
+        parts = f" ({'; '.join(notes)})" if notes else ""
         raise UnsupportedGraphError(
-            f"model {type(model).__name__} has no conv in any chain, so there is nothing to merge; give a CNN"
+            f"model {type(model).__name__} has no conv in any chain, so there is nothing to merge{parts}; give a CNN"
         )
     return network
+
+
+def _normalise_graph(
+    model: nn.Module, module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]
+) -> tuple[Install, ...]:
+    """Write a traced graph, in place, in one vocabulary, record its shapes, and check that it still is the model."""
+    _record_shapes(module, inputs)
+    make_functional(module.graph, module)
+    installs = rewrite_graph(module)
+    _check_same_output(model, module, inputs, _record_shapes(module, inputs))
+    return installs
 
 
 class _ShapeRecorder(fx.Interpreter):

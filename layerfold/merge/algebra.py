@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from layerfold.errors import MergeError
+from layerfold.graph.linear_modules import ChannelScale, StridedSlice
 from layerfold.graph.specs import ConvSpec, Pair
+from layerfold.graph.vocabulary import is_norm
+from layerfold.graph.weights import weights_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +35,59 @@ class AffineConv:
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> AffineConv:
-    """Return ``conv`` followed by ``norm`` in eval mode as one conv.
+    """Return ``conv`` followed by ``norm`` in eval mode as one conv."""
+    weight, bias = weights_of(conv)
+    weight_OIHW = weight.detach().double()
+    shift = weight_OIHW.new_zeros(conv.out_channels) if bias is None else bias.detach().double()
+    return _then_norm(AffineConv(weight_OIHW=weight_OIHW.clone(), bias=shift.clone()), norm)
 
-    A norm in eval mode is ``y = (x - mean) / sqrt(var + eps) * weight + bias`` a channel: a scale and a shift.
+
+def affine_of(op: nn.Module | None, norm: nn.Module | None, spec: ConvSpec, device: torch.device) -> AffineConv:
+    """Return a layer's linear operation, followed by its norm in eval mode, as the conv that ``spec`` describes.
+
+    Args:
+        op: the conv, norm, scale, average pooling or slice; None for a lone addition.
+        norm: what is folded behind it, or None.
+        spec: as of ``layerfold.graph``.
+        device: where the numbers of operations without weights are put.
     """
-    weight_OIHW = conv.weight.detach().double()
-    bias = torch.zeros(conv.out_channels, dtype=torch.float64, device=weight_OIHW.device)
-    if conv.bias is not None:
-        bias = conv.bias.detach().double()
+    if isinstance(op, nn.Conv2d):
+        return fold_norm(op, norm)
+    shape = spec.out_channels, spec.in_channels // spec.groups, *spec.kernel_size
+    weight_OIHW = torch.ones(shape, dtype=torch.float64, device=device)
+    if isinstance(op, nn.AvgPool2d):
+        weight_OIHW /= spec.kernel_size[0] * spec.kernel_size[1]
+    elif isinstance(op, StridedSlice) and spec.groups == 1:
+        weight_OIHW.zero_()
+        channels = torch.arange(spec.in_channels, device=device)
+        weight_OIHW[op.before + channels, channels] = 1
+    identity = AffineConv(weight_OIHW=weight_OIHW, bias=weight_OIHW.new_zeros(spec.out_channels))
+    own_norm = op if op is not None and is_norm(op) else None
+    return _then_norm(_then_norm(identity, own_norm), norm)
+
+
+def _then_norm(conv: AffineConv, norm: nn.Module | None) -> AffineConv:
     if norm is None:
-        return AffineConv(weight_OIHW=weight_OIHW.clone(), bias=bias.clone())
+        return conv
+    scale, shift = channel_affine(norm)
+    scale, shift = scale.to(conv.bias.device), shift.to(conv.bias.device)
+    return AffineConv(weight_OIHW=conv.weight_OIHW * scale.view(-1, 1, 1, 1), bias=conv.bias * scale + shift)
+
+
+def channel_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (scale, shift) of a norm in eval mode, float64, one number a channel or one for all.
+
+    A BatchNorm in eval mode is ``y = (x - mean) / sqrt(var + eps) * weight + bias`` a channel.
+    """
     numbers: Any = norm
+    weight = torch.ones(1) if numbers.weight is None else numbers.weight.detach().reshape(-1)
+    bias = torch.zeros(1) if numbers.bias is None else numbers.bias.detach().reshape(-1)
+    device = next((each.device for each in (*norm.parameters(), *norm.buffers())), None)
+    weight, bias = weight.double().to(device), bias.double().to(device)
+    if isinstance(norm, ChannelScale):
+        return weight, bias
     scale = (numbers.running_var.double() + numbers.eps).rsqrt()
-    shift = -numbers.running_mean.double() * scale
-    if numbers.weight is not None:
-        scale, shift = scale * numbers.weight.detach().double(), shift * numbers.weight.detach().double()
-    if numbers.bias is not None:
-        shift = shift + numbers.bias.detach().double()
-    return AffineConv(weight_OIHW=weight_OIHW * scale.view(-1, 1, 1, 1), bias=bias * scale + shift)
+    return scale * weight, bias - numbers.running_mean.double() * scale * weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +152,11 @@ class LinearMap:
         )
 
     def as_conv(self, spec: ConvSpec) -> AffineConv:
-        """Return the taps laid out for ``spec``, whose padding and kernel hold this map's reach."""
+        """Return the taps laid out for ``spec``, whose padding and kernel hold this map's reach.
+
+        Raises:
+            MergeError: they do not.
+        """
         low = -spec.padding[0][0], -spec.padding[1][0]
         high = [low[axis] + spec.kernel_size[axis] - 1 for axis in (0, 1)]
         return AffineConv(weight_OIHW=self._spread(spec.groups, low, high), bias=self.bias)

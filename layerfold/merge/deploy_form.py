@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import cast
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from layerfold.errors import EquivalenceError, MergeError
+from layerfold.graph.linear_modules import PaddedConv2d
 from layerfold.graph.specs import ConvSpec
 from layerfold.graph.vocabulary import conv_obstacle, is_norm
+from layerfold.graph.weights import derives_weight, weights_of
 from layerfold.merge.algebra import AffineConv, fold_norm
 from layerfold.merge.segment import TrainSegment
 
+_NAMES_SHOWN = 3
+_SETTINGS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
-class PaddedConv2d(nn.Conv2d):
-    """A conv whose zero padding differs between the sides of an axis.
+
+@dataclass(frozen=True, kw_only=True)
+class MergedConv:
+    """What one segment of a deploy form became; ``merged.meta["merged_convs"]`` holds them by module name.
 
     Attributes:
-        sides: (left, right, top, bottom), as ``torch.nn.functional.pad`` takes them.
+        start, end: the segment.
+        conv: the merged conv, zero border taps cut.
+        macs_before, macs_after: multiply-adds of one image in its layers, and in the merged conv.
     """
 
-    sides: tuple[int, int, int, int]
+    start: int
+    end: int
+    conv: ConvSpec
+    macs_before: int
+    macs_after: int
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.pad(x, self.sides))
+    @property
+    def raises_macs(self) -> bool:
+        """Whether merging makes more work: it can still be faster, which only measuring tells."""
+        return self.macs_after > self.macs_before
 
 
-def merge_network(student: nn.Module, *, tolerance: float | None = 1e-9) -> fx.GraphModule:
+def merge_network(
+    student: nn.Module, *, tolerance: float | None = 1e-9, cut_borders: bool = True
+) -> fx.GraphModule:
     """Return ``student`` in deploy form: one plain conv for each segment, BatchNorm folded. ``student`` is kept.
 
     Every merged conv is compared with its segment on random input in float64, borders included.
@@ -39,6 +56,12 @@ def merge_network(student: nn.Module, *, tolerance: float | None = 1e-9) -> fx.G
         student: what :func:`build_train_form` returned, finetuned or not.
         tolerance: largest difference allowed, relative to the largest output; None leaves the comparison out, where
             only the structure is wanted.
+        cut_borders: cut rows and columns of taps that are zero off the merged kernels; without it the structure
+            depends on the solution alone, and not on the weights.
+
+    Returns:
+        A module whose ``meta["merged_convs"]`` is a dict of :class:`MergedConv` by module name: what each segment
+        became, and whether its multiply-adds rose.
 
     Raises:
         MergeError: ``student`` is not in train form.
@@ -48,28 +71,74 @@ def merge_network(student: nn.Module, *, tolerance: float | None = 1e-9) -> fx.G
         raise MergeError(
             f"student is a {type(student).__name__}; merge_network takes what build_train_form returned"
         )
-    if student.training:
-        warnings.warn(
-            "the student is in training mode; it is merged as in eval mode, so call student.eval() before comparing "
-            "its outputs with the merged network's",
-            stacklevel=2,
-        )
+    _warn_of_training_mode(student)
     merged = copy.deepcopy(student).eval()
     modules = dict(merged.named_modules())
+    convs: dict[str, MergedConv] = {}
     for node in merged.graph.nodes:
         if node.op == "call_module" and isinstance(modules[node.target], TrainSegment):
             segment = cast(TrainSegment, modules[node.target])
-            affine = segment.linear_map().as_conv(segment.merged)
+            name = str(node.target)
+            affine, spec = segment.linear_map().as_conv(segment.merged), segment.merged
+            if cut_borders:
+                affine, spec = cut_zero_borders(affine, spec)
             if tolerance is not None:
-                _check_segment(segment, affine, tolerance)
-            dtype = next(segment.parameters()).dtype
-            parent, _, name = str(node.target).rpartition(".")
-            setattr(merged.get_submodule(parent), name, make_conv(segment.merged, affine, dtype))
+                _check_segment(segment, affine, spec, tolerance)
+            dtype = next((each.dtype for each in segment.parameters()), torch.get_default_dtype())
+            set_submodule(merged, name, make_conv(spec, affine, dtype))
+            convs[name] = MergedConv(
+                start=segment.start, end=segment.end, conv=spec, macs_before=segment.macs,
+                macs_after=spec.macs(segment.input_shape),
+            )  # fmt: skip
     fold_norms(merged)
     merged.delete_all_unused_submodules()
     merged.graph.lint()
     merged.recompile()
+    merged.meta["merged_convs"] = convs
     return merged
+
+
+def _warn_of_training_mode(student: nn.Module) -> None:
+    in_training = [name or "the student itself" for name, module in student.named_modules() if module.training]
+    if in_training:
+        more = f" and {len(in_training) - _NAMES_SHOWN} more" if len(in_training) > _NAMES_SHOWN else ""
+        warnings.warn(
+            f"in training mode: {', '.join(in_training[:_NAMES_SHOWN])}{more}; it is merged as in eval mode, so call "
+            "student.eval() before comparing its outputs with the merged network's",
+            stacklevel=3,
+        )
+
+
+def set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in place of the one of that qualified name."""
+    parent, _, own_name = name.rpartition(".")
+    setattr(root.get_submodule(parent), own_name, module)
+
+
+def cut_zero_borders(affine: AffineConv, spec: ConvSpec) -> tuple[AffineConv, ConvSpec]:
+    """Cut outer rows and columns of taps that are all zero, as far as the padding allows: the result stays exact.
+
+    Each side gives up as many taps as it has padding, so that the conv still starts and ends where it did.
+    """
+    weight = affine.weight_OIHW
+    kernel, padding = list(spec.kernel_size), [list(sides) for sides in spec.padding]
+    for axis in (0, 1):
+        is_used = (weight != 0).any(dim=(0, 1)).any(dim=1 - axis)
+        used = [int(i) for i in is_used.nonzero()]
+        first, last = (used[0], used[-1]) if used else (padding[axis][0], padding[axis][0])
+        step = spec.dilation[axis]
+        before = min(first, padding[axis][0] // step)
+        behind = min(kernel[axis] - 1 - last, padding[axis][1] // step)
+        before = min(before, kernel[axis] - 1)
+        behind = min(max(behind, 0), kernel[axis] - 1 - before)
+        weight = weight.narrow(2 + axis, before, kernel[axis] - before - behind)
+        kernel[axis] -= before + behind
+        padding[axis] = [padding[axis][0] - before * step, padding[axis][1] - behind * step]
+    cut = replace(
+        spec, kernel_size=(kernel[0], kernel[1]),
+        padding=((padding[0][0], padding[0][1]), (padding[1][0], padding[1][1])),
+    )  # fmt: skip
+    return AffineConv(weight_OIHW=weight, bias=affine.bias), cut
 
 
 def make_conv(spec: ConvSpec, affine: AffineConv, dtype: torch.dtype) -> nn.Conv2d:
@@ -95,35 +164,51 @@ def make_conv(spec: ConvSpec, affine: AffineConv, dtype: torch.dtype) -> nn.Conv
 
 
 def fold_norms(module: fx.GraphModule) -> None:
-    """Fold, in place, every norm that follows a conv alone, inside chains and outside."""
+    """Fold, in place, every norm and scale that follows a conv alone, inside chains and outside."""
     modules = dict(module.named_modules())
+    calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
     for node in list(module.graph.nodes):
         if node.op != "call_module" or not is_norm(modules[node.target]):
             continue
         source = node.all_input_nodes[0]
         if source.op != "call_module" or conv_obstacle(modules[source.target]) is not None or len(source.users) != 1:
             continue
-        if sum(other.target == source.target for other in module.graph.nodes if other.op == "call_module") > 1:
+        name = str(source.target)
+        if calls[name] > 1 or calls[str(node.target)] > 1:
             continue
-        conv = copy.deepcopy(cast(nn.Conv2d, modules[source.target]))
+        conv = _plain_copy(cast(nn.Conv2d, modules[name]))
+        if conv is None:
+            continue
         affine = fold_norm(conv, modules[node.target])
         dtype = conv.weight.dtype
         conv.weight, conv.bias = nn.Parameter(affine.weight_OIHW.to(dtype)), nn.Parameter(affine.bias.to(dtype))
-        parent, _, name = str(source.target).rpartition(".")
-        setattr(module.get_submodule(parent), name, conv)
+        set_submodule(module, name, conv)
+        modules[name] = conv
         node.replace_all_uses_with(source)
         module.graph.erase_node(node)
 
 
+def _plain_copy(conv: nn.Conv2d) -> nn.Conv2d | None:
+    """Return a copy whose weight is its own; None where padding that follows the input's size forbids it."""
+    if not derives_weight(conv):
+        return copy.deepcopy(conv)
+    if getattr(conv, "same_pad", False):
+        return None
+    settings: Any = {name: getattr(conv, name) for name in _SETTINGS}
+    plain = nn.Conv2d(**settings, bias=conv.bias is not None, device="meta")
+    plain.weight, plain.bias = weights_of(conv)
+    return plain.eval()
+
+
 @torch.no_grad()
-def _check_segment(segment: TrainSegment, affine: AffineConv, tolerance: float) -> None:
+def _check_segment(segment: TrainSegment, affine: AffineConv, spec: ConvSpec, tolerance: float) -> None:
     """Compare a segment with its merged conv in float64 on random input of the traced size."""
     reference = copy.deepcopy(segment).double().eval()
     device = affine.bias.device
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.randn(1, *_check_shape(segment), dtype=torch.float64, generator=generator).to(device)
     expected = reference(x)
-    got = make_conv(segment.merged, affine, torch.float64)(x)
+    got = make_conv(spec, affine, torch.float64)(x)
     if expected.shape != got.shape:
         raise EquivalenceError(
             f"segment ({segment.start}, {segment.end}): merged output {tuple(got.shape)}, expected "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 
 from layerfold.errors import SolutionError, UsageError, nearest_names
 from layerfold.graph import Network, trace_network
-from layerfold.graph.specs import Shape
-from layerfold.merge.deploy_form import merge_network
+from layerfold.graph.specs import ConvSpec, Shape
+from layerfold.merge.algebra import AffineConv
+from layerfold.merge.deploy_form import make_conv, merge_network, set_submodule
 from layerfold.merge.train_form import build_train_form
 from layerfold.models import load_model
 from layerfold.models._weights import file_sha256
@@ -39,7 +40,7 @@ class Recipe:
         model: source of the original as of ``load_model``; empty for a module that has no source.
         num_classes, in_channels: what ``load_model`` was given; None for the model's own.
         input_shape: (channels, height, width) that the network was traced with.
-        exclude: modules kept out of the chains, as of ``trace_network``.
+        exclude, merge_pooling: as of ``trace_network``.
         solution: what is merged.
     """
 
@@ -48,6 +49,7 @@ class Recipe:
     in_channels: int | None = None
     input_shape: Shape
     exclude: tuple[str, ...] = ()
+    merge_pooling: bool = False
     solution: Solution
 
     def __post_init__(self) -> None:
@@ -62,6 +64,7 @@ class Recipe:
             "in_channels": self.in_channels,
             "input_shape": list(self.input_shape),
             "exclude": list(self.exclude),
+            "merge_pooling": self.merge_pooling,
             "solution": self.solution.to_json(),
         }
 
@@ -81,6 +84,8 @@ class Recipe:
             raise UsageError(f"recipe: input_shape={shape!r}: expected [channels, height, width]")
         if not (isinstance(exclude, list) and all(isinstance(name, str) for name in exclude)):
             raise UsageError(f"recipe: exclude={exclude!r}: expected a list of module names")
+        if not isinstance(data.get("merge_pooling", False), bool):
+            raise UsageError(f"recipe: merge_pooling={data['merge_pooling']!r}: expected true or false")
         for name in ("num_classes", "in_channels"):
             if data.get(name) is not None and not _is_count(data[name]):
                 raise UsageError(f"recipe: {name}={data[name]!r}: expected a whole number of at least 1")
@@ -89,6 +94,7 @@ class Recipe:
         return cls(
             model=model, num_classes=data.get("num_classes"), in_channels=data.get("in_channels"),
             input_shape=cast(Shape, tuple(shape)), exclude=tuple(exclude),
+            merge_pooling=data.get("merge_pooling", False),
             solution=Solution.from_json(data["solution"]),
         )
 
@@ -152,6 +158,7 @@ def save_form(
             save_file(state, partial)
             content = {
                 "schema": SCHEMA, "kind": kind, "recipe": recipe.to_json(), "facts": dict(facts or {}),
+                "kernels": _kernels(module),
                 "weights_sha256": file_sha256(partial), "version": __version__,
             }  # fmt: skip
             # As text where facts come from a user's own data and are no plain values: nothing is lost by that.
@@ -187,7 +194,7 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
                          "write both again")
     try:
         recipe = Recipe.from_json(content["recipe"])
-        module, net = _build(recipe, content["kind"], model)
+        module, net = _build(recipe, content["kind"], model, content.get("kernels", {}))
     except (SolutionError, UsageError) as error:
         raise type(error)(f"{path}: {error}") from error
     try:
@@ -233,16 +240,49 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     return content
 
 
-def _build(recipe: Recipe, kind: Kind, model: nn.Module | None) -> tuple[fx.GraphModule, Network]:
+def _kernels(module: nn.Module) -> dict[str, Any]:
+    """Return, for each merged conv, the kernel and padding that are left after zero borders were cut."""
+    found = getattr(module, "meta", {}).get("merged_convs", {})
+    return {name: {"kernel_size": each.conv.kernel_size, "padding": each.conv.padding} for name, each in found.items()}
+
+
+def _build(
+    recipe: Recipe, kind: Kind, model: nn.Module | None, kernels: Mapping[str, Any]
+) -> tuple[fx.GraphModule, Network]:
     """Return the structure of a form, with weights that are still to be replaced."""
     if model is None:
         if not recipe.model:
             raise UsageError("was made from a module without a source; pass that module as model")
         loaded = load_model(recipe.model, num_classes=recipe.num_classes, in_channels=recipe.in_channels)
         model = loaded.module
-    net = trace_network(model, torch.zeros(1, *recipe.input_shape), exclude=recipe.exclude)
+    net = trace_network(
+        model, torch.zeros(1, *recipe.input_shape), exclude=recipe.exclude, merge_pooling=recipe.merge_pooling
+    )
     module = build_train_form(model, net, recipe.solution).eval()
-    return (merge_network(module, tolerance=None) if kind == "deploy" else module), net
+    if kind == "train":
+        return module, net
+    merged = merge_network(module, tolerance=None, cut_borders=False)
+    for name, each in merged.meta["merged_convs"].items():
+        if name in kernels:
+            set_submodule(merged, name, _empty_conv(each.conv, kernels[name], merged.get_submodule(name)))
+    return merged, net
+
+
+def _empty_conv(spec: ConvSpec, kernel: object, like: nn.Module) -> nn.Module:
+    """Return a conv of another kernel and padding, its weights still to be replaced."""
+    try:
+        given = cast(dict[str, Any], kernel)
+        (top, bottom), (left, right) = given["padding"]
+        height, width = given["kernel_size"]
+        spec = replace(spec, kernel_size=(height, width), padding=((top, bottom), (left, right)))
+        some = next(like.parameters())
+        shape = (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel_size)
+        numbers = AffineConv(weight_OIHW=some.new_zeros(shape), bias=some.new_zeros(spec.out_channels))
+        return make_conv(spec, numbers, some.dtype)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"kernels: {kernel!r} is no kernel_size with a padding ({error}); write the form again"
+        ) from error
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:

@@ -10,31 +10,47 @@ import torch.nn.functional as F
 from torch import nn
 
 from layerfold.graph.specs import ConvSpec, Padding, Shape
-from layerfold.merge.algebra import LinearMap, fold_norm
+from layerfold.graph.weights import weights_of
+from layerfold.merge.algebra import AffineConv, LinearMap, affine_of
 
 
 class LinearLayer(nn.Module):
-    """A conv without padding and the norm behind it, if any."""
+    """A linear operation without padding, and the norm behind it, if any.
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, spec: ConvSpec) -> None:
+    Args:
+        op: the conv, norm, scale, average pooling or slice; None for a lone addition, which by itself does nothing.
+        norm: what is folded behind it.
+        spec: the operation as a conv.
+    """
+
+    def __init__(self, op: nn.Module | None, norm: nn.Module | None, spec: ConvSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.conv = nn.Conv2d(
-            spec.in_channels,
-            spec.out_channels,
-            spec.kernel_size,
-            stride=spec.stride,
-            dilation=spec.dilation,
-            groups=spec.groups,
-            bias=conv.bias is not None,
-            device="meta",
-        )
-        self.conv.weight, self.conv.bias = conv.weight, conv.bias
+        self.op = _without_padding(op, spec)
         self.norm = norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x)
+        if self.op is not None:
+            x = self.op(x)
         return x if self.norm is None else self.norm(x)
+
+    def affine(self, device: torch.device) -> AffineConv:
+        """Return the layer in eval mode as one conv, in float64."""
+        return affine_of(self.op, self.norm, self.spec, device)
+
+
+def _without_padding(op: nn.Module | None, spec: ConvSpec) -> nn.Module | None:
+    if isinstance(op, nn.AvgPool2d):
+        return nn.AvgPool2d(spec.kernel_size, spec.stride)
+    if not isinstance(op, nn.Conv2d):
+        return op
+    weight, bias = weights_of(op)
+    conv = nn.Conv2d(
+        spec.in_channels, spec.out_channels, spec.kernel_size, stride=spec.stride, dilation=spec.dilation,
+        groups=spec.groups, bias=bias is not None, device="meta",
+    )  # fmt: skip
+    conv.weight, conv.bias = weight, bias
+    return conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +114,21 @@ class TrainSegment(nn.Module):
             _excess(needs[r.src], _need_before(self._specs(r.index), needs[r.dst])) for r in self.residuals
         ]
 
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the layers and shortcuts as they stand in the original, for one image."""
+        shapes, total = [self.input_shape], 0
+        for module in self.layers:
+            spec = cast(LinearLayer, module).spec
+            total += spec.macs(shapes[-1])
+            shapes.append(spec.output_shape(shapes[-1]))
+        for residual in self.residuals:
+            shape = shapes[residual.src]
+            for spec in self._specs(residual.index):
+                total += spec.macs(shape)
+                shape = spec.output_shape(shape)
+        return total
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = [_pad(x, self.front, sign=1)]
         for position, layer in enumerate(self.layers, start=1):
@@ -111,17 +142,17 @@ class TrainSegment(nn.Module):
     @torch.no_grad()
     def linear_map(self) -> LinearMap:
         """Return the whole segment in eval mode as one linear map in float64."""
-        device = next(self.parameters()).device
+        device = next((each.device for each in (*self.parameters(), *self.buffers())), torch.device("cpu"))
         maps = [LinearMap.identity(self.merged.in_channels, device)]
         for position, module in enumerate(self.layers, start=1):
             layer = cast(LinearLayer, module)
-            value = maps[-1].then(fold_norm(layer.conv, layer.norm), layer.spec)
+            value = maps[-1].then(layer.affine(device), layer.spec)
             for residual in self.residuals:
                 if residual.dst == position:
                     branch = maps[residual.src]
                     for step in cast(nn.Sequential, self.shortcuts[residual.index]):
                         shortcut = cast(LinearLayer, step)
-                        branch = branch.then(fold_norm(shortcut.conv, shortcut.norm), shortcut.spec)
+                        branch = branch.then(shortcut.affine(device), shortcut.spec)
                     value = value.plus(branch)
             maps.append(value)
         return maps[-1]

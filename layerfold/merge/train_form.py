@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
 from layerfold.errors import SolutionError
 from layerfold.graph.candidates import inner_residuals
-from layerfold.graph.chains import TracedGraph
 from layerfold.graph.network import Chain, Network, Segment
-from layerfold.graph.normalise import normalise_modules
+from layerfold.graph.specs import ActivationSpec, ConvSpec
+from layerfold.graph.traced import TracedGraph
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge.segment import InnerResidual, LinearLayer, TrainSegment
 
@@ -35,9 +36,7 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
     """
     check_solution(net, solution)
     traced: TracedGraph = net.graph
-    root = normalise_modules(model)
-    module = fx.GraphModule(root, copy.deepcopy(traced.graph), class_name=net.name)
-    module.train(model.training)
+    module = traced.on(model)
     editor = _Editor(module, net, traced, frozenset(solution.act_pos))
     stops = set(solution.merge_pos)
     for chain, source in zip(net.chains, traced.inputs, strict=True):
@@ -100,14 +99,17 @@ class _Editor:
 
     def _reuse_layer(self, index: int, source: fx.Node) -> fx.Node:
         names = self.traced.layers[index - 1]
-        conv = self.nodes[names.conv]
-        conv.args = (source,)
-        conv.kwargs = {}
-        if names.norm is None:
-            return self._placed(conv, source)
-        norm = self.nodes[names.norm]
-        norm.args, norm.kwargs = (self._placed(conv, source),), {}
-        return self._placed(norm, conv)
+        return self._on_input((names.op, names.norm), source)
+
+    def _on_input(self, names: Iterable[str | None], source: fx.Node) -> fx.Node:
+        """Keep nodes of one input each, one behind the other, on a new source; return the last."""
+        value = source
+        for name in names:
+            if name is not None:
+                node = self.nodes[name]
+                node.args, node.kwargs = (value,), {}
+                value = self._placed(node, value)
+        return value
 
     def _placed(self, node: fx.Node, after: fx.Node) -> fx.Node:
         """Keep a reused node where it is if that is behind its input, else move it there."""
@@ -117,15 +119,23 @@ class _Editor:
 
     def _insert_segment(self, segment: Segment, source: fx.Node) -> fx.Node:
         name = f"segment_{segment.start}_{segment.end}"
-        self.module.add_submodule(name, self._make_segment(segment))
-        with self.module.graph.inserting_after(self.nodes[self.traced.layers[segment.end - 1].conv]):
+        self._add(name, self._make_segment(segment))
+        with self.module.graph.inserting_after(self.nodes[self.traced.layers[segment.end - 1].anchor]):
             return self.module.graph.call_module(name, (source,))
+
+    def _add(self, name: str, module: nn.Module) -> None:
+        """Add a new module in the network's mode; parts taken over from the network keep their own."""
+        taken_over = set(self.modules.values())
+        for part in module.modules():
+            if part not in taken_over:
+                part.training = self.module.training
+        self.module.add_submodule(name, module)
 
     def _make_segment(self, segment: Segment) -> TrainSegment:
         layers = []
         for index in range(segment.start + 1, segment.end + 1):
             layer, names = self.net.layer(index), self.traced.layers[index - 1]
-            layers.append(self._linear_layer(names.conv, names.norm, layer.conv))
+            layers.append(self._linear_layer(names.op, names.norm, layer.conv))
         residuals: list[InnerResidual] = []
         shortcuts: list[list[LinearLayer]] = []
         for number, residual in enumerate(self.net.residuals):
@@ -133,8 +143,8 @@ class _Editor:
                 convs = self.traced.residuals[number].shortcut
                 shortcuts.append(
                     [
-                        self._linear_layer(conv, norm, spec)
-                        for (conv, norm), spec in zip(convs, residual.shortcut, strict=True)
+                        self._linear_layer(op, norm, spec)
+                        for (op, norm), spec in zip(convs, residual.shortcut, strict=True)
                     ]
                 )
                 residuals.append(
@@ -152,24 +162,16 @@ class _Editor:
             shortcuts=shortcuts,
         )
 
-    def _module(self, node_name: str) -> nn.Module:
-        module: nn.Module = self.modules[str(self.nodes[node_name].target)]
-        return module
+    def _module(self, node_name: str | None) -> nn.Module | None:
+        return None if node_name is None else self.modules[str(self.nodes[node_name].target)]
 
-    def _linear_layer(self, conv: str, norm: str | None, spec: object) -> LinearLayer:
-        module = self._module(conv)
-        return LinearLayer(module, self._module(norm) if norm else None, spec)  # type: ignore[arg-type]
+    def _linear_layer(self, op: str | None, norm: str | None, spec: ConvSpec) -> LinearLayer:
+        return LinearLayer(self._module(op), self._module(norm), spec)
 
     def _reuse_addition(self, number: int, value: fx.Node, source: fx.Node) -> fx.Node:
         """Keep a residual's addition and shortcut convs outside the segment, on new inputs."""
         names = self.traced.residuals[number]
-        branch = source
-        for conv_name, norm_name in names.shortcut:
-            for name in (conv_name, norm_name):
-                if name is not None:
-                    node = self.nodes[name]
-                    node.args, node.kwargs = (branch,), {}
-                    branch = self._placed(node, branch)
+        branch = self._on_input([name for pair in names.shortcut for name in pair], source)
         add: fx.Node = self.nodes[names.add]
         add.args = (value, branch)
         for operand in (value, branch):
@@ -190,10 +192,24 @@ class _Editor:
                 f"act_pos holds {position}, but its chain {chain.start}..{chain.end} has no activation to copy; "
                 "leave the position out"
             )
+        return self._new_activation(chain, chain.activation, position, value)
+
+    def _new_activation(self, chain: Chain, spec: ActivationSpec, position: int, value: fx.Node) -> fx.Node:
+        """Fill an empty slot: with a new module, or of a kind that no table lists with a copy of the chain's own."""
+        graph = self.module.graph
+        activation = make_activation(spec)
+        if activation is None:
+            layers = range(chain.start + 1, chain.end + 1)
+            twin = next(index for index in layers if self.net.layer(index).activation == spec)
+            node = self.nodes[str(self.traced.layers[twin - 1].activation)]
+            if node.op != "call_module":
+                with graph.inserting_after(value):
+                    return graph.node_copy(node, lambda before: value)
+            activation = copy.deepcopy(self.modules[str(node.target)])
         name = f"activation_{position}"
-        self.module.add_submodule(name, self._like_weights(make_activation(chain.activation)))
-        with self.module.graph.inserting_after(value):
-            return self.module.graph.call_module(name, (value,))
+        self._add(name, self._like_weights(activation))
+        with graph.inserting_after(value):
+            return graph.call_module(name, (value,))
 
     def _like_weights(self, activation: nn.Module) -> nn.Module:
         """Put a new activation's own weights, if any (PReLU), where the network's are, in their dtype."""

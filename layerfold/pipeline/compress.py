@@ -123,7 +123,9 @@ class _Run:
             data.split("train")  # said now, not after the profile
         self.backend: Backend = get_backend(options.backend, threads=options.threads)
         self.example = torch.zeros(1, *data.input_shape)
-        self.net: Network = trace_network(model, self.example, exclude=options.exclude)
+        self.net: Network = trace_network(
+            model, self.example, exclude=options.exclude, merge_pooling=options.merge_pooling
+        )
         config = {
             "model": self.name,
             "network": self.net.hash,
@@ -205,6 +207,7 @@ class _Run:
             in_channels=self.data.input_shape[0],
             input_shape=self.data.input_shape,
             exclude=self.options.exclude,
+            merge_pooling=self.options.merge_pooling,
             solution=self.solution,
         )
 

@@ -21,6 +21,7 @@ class CompressOptions:
         budget_ms, speedup, fastest: the end-to-end budget, or the fastest plan whatever it costs; one of the three.
         backend, threads, batch: what is measured, and how.
         exclude: modules left out of every chain.
+        merge_pooling: whether average pooling over fixed windows is a layer.
         max_kernel, max_growth: limits on candidates: the merged kernel's side, and merged multiply-adds to replaced.
         importance_method, importance_score, importance_images, importance_steps: see ``estimate_importance``;
             images are those of the holdout, None for all.
@@ -39,6 +40,7 @@ class CompressOptions:
     threads: int = 1
     batch: int = 1
     exclude: tuple[str, ...] = ()
+    merge_pooling: bool = False
     max_kernel: int = 15
     max_growth: float = 4.0
     importance_method: str = "recalibrate"

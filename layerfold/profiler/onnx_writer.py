@@ -64,6 +64,34 @@ class OnnxWriter:
             dilations=list(spec.dilation), pads=[top, left, bottom, right], group=spec.groups,
         )
 
+    def linear(self, value: str, spec: ConvSpec) -> str:
+        """Append a linear operation as what it is where it stands alone; return the name of its output."""
+        if spec.kind == "norm":
+            numbers = [self._weight((spec.out_channels,), 0.1) for _ in range(3)]
+            variance = self.constant(np.ones(spec.out_channels))
+            return self.node("BatchNormalization", [value, *numbers, variance])
+        if spec.kind == "scale":
+            return self.node("Mul", [value, self._weight((spec.out_channels, 1, 1), 1.0)])
+        if spec.kind == "pool":
+            (top, bottom), (left, right) = spec.padding
+            return self.node(
+                "AveragePool", [value], kernel_shape=list(spec.kernel_size), strides=list(spec.stride),
+                pads=[top, left, bottom, right], count_include_pad=1,
+            )  # fmt: skip
+        if spec.kind == "slice":
+            return self._slice(value, spec)
+        # A lone addition does nothing by itself: the addition is that of its residual.
+        return value if spec.kind == "add" else self.conv(value, spec)
+
+    def _slice(self, value: str, spec: ConvSpec) -> str:
+        far = np.iinfo(np.int64).max
+        bounds = [self.integers([0, 0]), self.integers([far, far]), self.integers([2, 3])]
+        value = self.node("Slice", [value, *bounds, self.integers(list(spec.stride))])
+        added = spec.out_channels - spec.in_channels
+        if not added:
+            return value
+        return self.node("Pad", [value, self.integers([0, added // 2, 0, 0, 0, added - added // 2, 0, 0])])
+
     def add(self, left: str, right: str) -> str:
         """Append an elementwise sum; return the name of its output."""
         return self.node("Add", [left, right])

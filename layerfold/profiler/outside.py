@@ -13,7 +13,6 @@ from torch import fx, nn
 
 from layerfold.export.onnx import export_onnx
 from layerfold.graph.network import Network
-from layerfold.graph.normalise import normalise_modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ def outside_graph(model: nn.Module, net: Network, *, batch: int = 1, dtype: str 
     onnx_bytes = None
     if wanted:
         torch_dtype = getattr(torch, dtype)
-        module = fx.GraphModule(normalise_modules(model).eval(), graph).to(torch_dtype)
+        module = net.graph.on(model, graph).eval().to(torch_dtype)
         examples = tuple(torch.zeros(_shape(node, batch), dtype=torch_dtype) for node in inputs)
         onnx_bytes = export_onnx(module, examples, input_names=[names[node] for node in inputs],
                                  output_names=[names[node] for node in wanted])

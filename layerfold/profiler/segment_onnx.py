@@ -27,7 +27,7 @@ def write_segment(
         The feature map at ``segment.end``.
     """
     where = f"segment ({segment.start}, {segment.end})"
-    result = writer.conv(value, segment.conv)
+    result = writer.linear(value, segment.conv)
     for residual in segment.open_residuals:
         result = writer.add(result, write_shortcut(writer, sources[residual.src], residual))
     return writer.activation(result, activation, segment.conv.out_channels, where)
@@ -36,7 +36,7 @@ def write_segment(
 def write_shortcut(writer: OnnxWriter, value: str, residual: Residual) -> str:
     """Append a residual's shortcut convs (none for an identity); return what is added."""
     for conv in residual.shortcut:
-        value = writer.conv(value, conv)
+        value = writer.linear(value, conv)
     return value
 
 

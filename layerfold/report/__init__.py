@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from layerfold.report.captions import conv_text
 from layerfold.report.data import MergedSegment, ReportData, ResultRow, StepTime, VerifyRound
-from layerfold.report.drawing import conv_text, network_svg
+from layerfold.report.drawing import network_svg
 from layerfold.report.frontier import MeasuredPoint, frontier_png
 from layerfold.report.page import write_report
 from layerfold.report.savings import merged_segments

@@ -6,22 +6,37 @@ dark colour scheme.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from layerfold.graph.barrier_groups import why_not_more
+from layerfold.graph.candidates import inner_residuals
+from layerfold.graph.counts import lean_candidates, mergeable_share, replaced_macs
+from layerfold.graph.gates import find_gates
 from layerfold.report import layout as lay
-from layerfold.report.drawing_style import STYLE, dot, legend, rect
+from layerfold.report.box_sizes import box_text
+from layerfold.report.captions import fitting_label, item_text, layer_text, residual_text, segment_text
+from layerfold.report.columns import mark_label
+from layerfold.report.drawing_style import LEGEND_LINE, STYLE, dot, legend, rect
+from layerfold.report.placing import place
+from layerfold.report.words import share_text
 
 if TYPE_CHECKING:
     from layerfold.graph.network import Layer, Network, Residual, Segment
 
-_TOP = 74.0
+_TOP = 76.0
+_LINE = 19.0
 _WIDTH = lay.ROW_WIDTH + 2 * lay.MARGIN
 
 
-def network_svg(net: Network, solution: lay.Positions | None = None, *, title: str = "") -> str:
+def network_svg(
+    net: Network,
+    solution: lay.Positions | None = None,
+    *,
+    title: str = "",
+    candidates: Sequence[Segment] | None = None,
+) -> str:
     """Return the network as an SVG document.
 
     Layers are boxes along their chain: height hints at the resolution of the input, width at the output channels.
@@ -32,13 +47,17 @@ def network_svg(net: Network, solution: lay.Positions | None = None, *, title: s
         net: the traced network.
         solution: anything with ``act_pos`` and ``merge_pos``; None draws the original.
         title: the heading; the network's name where it is empty.
+        candidates: what may be merged, for the share of multiply-adds in the line under the heading.
     """
     merge_pos = None if solution is None else frozenset(solution.merge_pos)
     act_pos = None if solution is None else frozenset(solution.act_pos)
     segments = [] if merge_pos is None else [s for s in net.segments_of(merge_pos) if is_merged(net, s)]
-    placed = lay.place(net, merge_pos)
+    lines = summary_lines(net, solution, candidates)
+    top = _TOP + _LINE * (len(lines) - 1)
+    placed = place(net, merge_pos, top=top)
     picture = _Picture(net, placed, segments, act_pos)
-    height = _TOP + placed.num_rows * lay.ROW_HEIGHT + 44
+    explained, num_lines = legend(lay.MARGIN, top + placed.height + 18, lay.ROW_WIDTH, picture.shown())
+    height = top + placed.height + 16 + LEGEND_LINE * num_lines
     heading = title or net.name
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" class="lf-network" role="img" '
@@ -47,24 +66,42 @@ def network_svg(net: Network, solution: lay.Positions | None = None, *, title: s
         STYLE,
         f'<rect class="lf-paper" width="{_WIDTH:g}" height="{height:g}" rx="8"/>',
         f'<text class="lf-title" x="{lay.MARGIN:g}" y="34">{escape(heading)}</text>',
-        f'<text class="lf-summary" x="{lay.MARGIN:g}" y="56">{escape(summary_line(net, solution))}</text>',
+        *(
+            f'<text class="lf-summary" x="{lay.MARGIN:g}" y="{56 + _LINE * i:g}">{escape(line)}</text>'
+            for i, line in enumerate(lines)
+        ),
         *picture.parts(),
-        legend(lay.MARGIN, height - 22, picture.shown()),
+        explained,
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def summary_line(net: Network, solution: lay.Positions | None) -> str:
-    """Return one line of counts: what the solution does to the network."""
-    if solution is None:
-        counts = ((net.layers, "layer"), (net.chains, "chain"), (net.original_act_pos, "activation"))
-        return ", ".join(_count(len(things), noun) for things, noun in (*counts, (net.residuals, "residual")))
+def summary_lines(
+    net: Network, solution: lay.Positions | None, candidates: Sequence[Segment] | None = None
+) -> list[str]:
+    """Return what the solution does to the network, in counts; without one what may be done, and why not more."""
+    if solution is not None:
+        return [_solution_line(net, solution)]
+    counts = ((net.layers, "layer"), (net.chains, "chain"), (net.original_act_pos, "activation"))
+    first = ", ".join(_count(len(things), noun) for things, noun in (*counts, (net.residuals, "residual")))
+    if candidates is not None:
+        share = share_text(mergeable_share(net, candidates))
+        lean = share_text(mergeable_share(net, lean_candidates(net, candidates)))
+        first += f"; {share} of multiply-adds are mergeable, {lean} without adding any"
+    why = why_not_more(net)
+    return [first, f"Why not more: {why}"] if why else [first]
+
+
+def _solution_line(net: Network, solution: lay.Positions) -> str:
     segments = net.segments_of(solution.merge_pos)
     merged = [segment for segment in segments if is_merged(net, segment)]
     states = [slot_state(net, index, frozenset(solution.act_pos)) for index in range(1, len(net.layers) + 1)]
     replaced = _count(sum(segment.num_layers for segment in merged), "layer")
-    text = f"{len(net.layers)} layers → {len(segments)}: {_count(len(merged), 'merged conv')} in place of {replaced}; "
+    gated = {index for gate in find_gates(net) for index in gate.layers}
+    hidden = sum(segment.end in gated for segment in merged)
+    text = f"{len(net.layers)} layers → {len(segments)}: {_count(len(merged), 'merged conv')} in place of {replaced}"
+    text += f", {hidden} of them inside squeeze-and-excitation; " if hidden else "; "
     text += f"{_count(states.count('removed'), 'activation')} removed"
     added = states.count("added")
     return text + (f", {added} added" if added else "")
@@ -82,8 +119,8 @@ def slot_state(net: Network, index: int, act_pos: frozenset[int] | None) -> str:
 
 
 def is_merged(net: Network, segment: Segment) -> bool:
-    """Say whether a segment is more than one layer left as it is (one layer may take in its residual)."""
-    return segment.num_layers > 1 or segment.conv != net.layer(segment.end).conv
+    """Say whether a segment is more than one layer left as it is: one layer may take in a residual of its own."""
+    return segment.num_layers > 1 or bool(inner_residuals(net, segment.start, segment.end))
 
 
 class _Picture:
@@ -98,178 +135,141 @@ class _Picture:
     def parts(self) -> Iterator[str]:
         for segment in self._segments:
             yield from self._band(segment)
+        yield from self._links()
         yield from self._lines()
-        for residual in self._net.residuals:
-            yield self._arc(residual)
+        for residual, level in zip(self._net.residuals, lay.arc_levels(self._net.residuals), strict=True):
+            if residual.dst in self._placed.slots:
+                yield self._arc(residual, level)
         for box in self._placed.boxes.values():
             yield self._box(box)
         for index in self._placed.slots:
             yield self._dot(index)
         for mark in self._placed.marks:
-            yield self._barrier(mark)
+            yield self._mark(mark)
 
     def shown(self) -> set[str]:
         """Return what the picture holds, as keys of the legend."""
         found = {slot_state(self._net, index, self._act_pos) for index in self._placed.slots}
         found.update({"merged"} if self._segments else ())
-        found.update({"layer"} if len(self._merged) < len(self._net.layers) else ())
-        found.update("depthwise" for layer in self._net.layers if layer.conv.is_depthwise)
+        found.update({"costly"} if any(self._is_costly(segment) for segment in self._segments) else ())
+        found.update({"layer"} if self._placed.boxes.keys() - self._merged else ())
+        found.update("depthwise" for box in self._placed.boxes.values() if _is_striped(box.layer))
         found.update("residual" if residual.is_identity else "shortcut" for residual in self._net.residuals)
-        return found | ({"barrier"} if self._placed.marks else set())
+        return found | {"gate" if mark.is_gate else "barrier" for mark in self._placed.marks}
 
-    def _middle(self, row: int) -> float:
-        return self._placed.middle(row, _TOP)
+    def _is_costly(self, segment: Segment) -> bool:
+        return segment.macs > replaced_macs(self._net, segment.start, segment.end)
+
+    def _track(self, number: int) -> lay.Track:
+        return self._placed.tracks[number]
 
     def _band(self, segment: Segment) -> Iterator[str]:
-        boxes = [self._placed.boxes[i] for i in range(segment.start + 1, segment.end + 1)]
-        rows: dict[int, list[lay.Box]] = {}
+        boxes = [self._placed.boxes[i] for i in range(segment.start + 1, segment.end + 1) if i in self._placed.boxes]
+        spans: dict[int, tuple[float, float]] = {}
         for box in boxes:
-            rows.setdefault(box.row, []).append(box)
-        spans = {row: (found[0].x - 5, found[-1].right + 5) for row, found in rows.items()}
-        widest = max(spans, key=lambda row: spans[row][1] - spans[row][0])
-        yield f"<g><title>{escape(_segment_text(segment))}</title>"
-        for row, (left, right) in spans.items():
-            top = self._middle(row) - lay.MAX_BOX_HEIGHT / 2 - 5
-            yield rect("lf-band", left, top, right - left, lay.MAX_BOX_HEIGHT + 42, 6)
-            pill_top = top + lay.MAX_BOX_HEIGHT + 24
-            yield rect("lf-conv", left, pill_top, right - left, 18, 6)
-            if row == widest:
-                label = _fitting_label(segment, right - left)
+            left, right = spans.get(box.track, (box.x - 5, 0.0))
+            spans[box.track] = left, max(right, box.right + 5)
+        if not spans:  # inside a gate
+            return
+        widest = max(spans, key=lambda track: spans[track][1] - spans[track][0])
+        yield f"<g><title>{escape(segment_text(self._net, segment))}</title>"
+        for number, (left, right) in spans.items():
+            track = self._track(number)
+            pill_top = track.y + track.half + lay.NUMBER_SPACE + 3
+            top = track.y - track.half - 5
+            yield rect("lf-band", left, top, right - left, pill_top + 18 - top, 6)
+            kind = "lf-conv" + (" lf-costly" if self._is_costly(segment) else "")
+            yield rect(kind, left, pill_top, right - left, 18, 6)
+            if number == widest:
+                label = fitting_label(segment, right - left)
                 yield f'<text class="lf-convtext" x="{(left + right) / 2:.1f}" y="{pill_top + 12.8:.1f}">{label}</text>'
         yield "</g>"
 
+    def _links(self) -> Iterator[str]:
+        """Draw what leads from chain to chain."""
+        for corners in self._placed.links:
+            path = "".join(
+                f"{'L' if i else 'M'}{x:.1f} {self._track(track).y:.1f}" for i, (track, x) in enumerate(corners)
+            )
+            yield f'<path class="lf-link" d="{path}"/>'
+
     def _lines(self) -> Iterator[str]:
-        """Draw the line along each chain, row by row."""
-        for chain in self._net.chains:
-            row, left = self._placed.inputs[chain.start]
+        """Draw the line along each chain, track by track."""
+        for start, (track, left) in self._placed.inputs.items():
+            chain = self._net.chain_of(start + 1)
             for index in range(chain.start + 1, chain.end + 1):
                 box = self._placed.boxes[index]
-                if box.row != row:
-                    yield self._line(row, left, self._placed.row_ends[row] + 4)
-                    row, left = box.row, lay.MARGIN - 12
-            yield self._line(row, left, self._placed.slots[chain.end][1])
+                if box.track != track:
+                    yield self._line(track, left, self._track(track).right + 4)
+                    track, left = box.track, lay.MARGIN - 12
+            yield self._line(track, left, self._placed.slots[chain.end][1])
 
-    def _line(self, row: int, left: float, right: float) -> str:
-        y = self._middle(row)
+    def _line(self, track: int, left: float, right: float) -> str:
+        y = self._track(track).y
         return f'<line class="lf-wire" x1="{left:.1f}" y1="{y:.1f}" x2="{right:.1f}" y2="{y:.1f}"/>'
 
-    def _arc(self, residual: Residual) -> str:
-        (row, x1), (end_row, x2) = self._placed.source(residual.src), self._placed.slots[residual.dst]
+    def _arc(self, residual: Residual, level: int) -> str:
+        (first, x1), (last, x2) = self._placed.source(residual.src), self._placed.slots[residual.dst]
         is_merged = any(s.start <= residual.src and residual.dst <= s.end for s in self._segments)
-        lift = min(lay.ARC_SPACE - 5, 9.0 + 3.2 * (residual.dst - residual.src))
+        # Arcs that leave or reach one slot stand a little apart.
+        aside = min(1.5 * level, 5.0)
+        x1, x2 = x1 + aside, x2 - aside
         paths = []
-        for at in range(row, end_row + 1):
-            foot = self._middle(at)
-            top = foot - lay.MAX_BOX_HEIGHT / 2 - 4 - lift
-            left = x1 + 1.5 if at == row else lay.MARGIN - 14
-            right = x2 - 1.5 if at == end_row else self._placed.row_ends[at] + 6
-            path = f"M{left:.1f} {foot - 7:.1f}V{top + 8:.1f}q0 -8 8 -8" if at == row else f"M{left:.1f} {top:.1f}"
-            path += f"H{right - 8:.1f}q8 0 8 8V{foot - 8:.1f}" if at == end_row else f"H{right:.1f}"
+        for at in range(first, last + 1):
+            track = self._track(at)
+            top = track.y - track.half - 1 - lay.ARC_STEP * level
+            left = x1 if at == first else lay.MARGIN - 14
+            right = x2 if at == last else track.right + 6
+            path = f"M{left:.1f} {track.y - 7:.1f}V{top + 6:.1f}q0 -6 6 -6" if at == first else f"M{left:.1f} {top:.1f}"
+            path += f"H{right - 6:.1f}q6 0 6 6V{track.y - 8:.1f}" if at == last else f"H{right:.1f}"
             paths.append(path)
         kind = "lf-arc" + ("" if residual.is_identity else " lf-shortcut") + (" lf-inside" if is_merged else "")
-        tip = self._middle(end_row) - 6.5
-        head = f"M{x2 - 4.5:.1f} {tip - 5:.1f}h6l-3 5z"
+        head = f"M{x2 - 3:.1f} {self._track(last).y - 11.5:.1f}h6l-3 5z"
         return (
-            f'<g class="{kind}"><title>{escape(_residual_text(residual, is_merged))}</title>'
+            f'<g class="{kind}"><title>{escape(residual_text(residual, is_merged))}</title>'
             f'<path class="lf-stroke" d="{"".join(paths)}"/><path class="lf-head" d="{head}"/></g>'
         )
 
     def _box(self, box: lay.Box) -> str:
-        layer, y = box.layer, self._middle(box.row)
+        layer, track = box.layer, self._track(box.track)
+        y = track.y
         kind = "lf-layer" + (" lf-merged" if layer.index in self._merged else "")
         shape = rect(kind, box.x, y - box.height / 2, box.width, box.height, 3)
-        if layer.conv.is_depthwise:
+        if _is_striped(layer):
             shape += rect("lf-depthwise", box.x, y - box.height / 2, box.width, box.height, 3)
-        middle, foot = box.x + box.width / 2, y + lay.MAX_BOX_HEIGHT / 2 + 11
+        middle, foot = box.x + box.width / 2, y + track.half + 11
         stride = max(layer.conv.stride)
-        kernel = lay.kernel_text(layer.conv.kernel_size)
         number = f"{layer.index}" + (f'<tspan class="lf-stride"> /{stride}</tspan>' if stride > 1 else "")
         return (
-            f"<g><title>{escape(_layer_text(layer))}</title>{shape}"
-            f'<text class="lf-kernel" x="{middle:.1f}" y="{y + 3.2:.1f}">{kernel}</text>'
+            f"<g><title>{escape(layer_text(layer))}</title>{shape}"
+            f'<text class="lf-kernel" x="{middle:.1f}" y="{y + 3.2:.1f}">{box_text(layer)}</text>'
             f'<text class="lf-number" x="{middle:.1f}" y="{foot:.1f}">{number}</text></g>'
         )
 
     def _dot(self, index: int) -> str:
-        row, x = self._placed.slots[index]
+        track, x = self._placed.slots[index]
         state, layer = slot_state(self._net, index, self._act_pos), self._net.layer(index)
         kind = layer.activation or self._net.chain_of(index).activation
         note = {"kept": f"{kind}", "removed": f"{kind}, removed", "added": f"{kind}, added", "empty": "no activation"}
-        return f"<g><title>{escape(f'position {index}: {note[state]}')}</title>{dot(state, x, self._middle(row))}</g>"
+        text = escape(f"position {index}: {note[state]}")
+        return f"<g><title>{text}</title>{dot(state, x, self._track(track).y)}</g>"
 
-    def _barrier(self, mark: lay.BarrierMark) -> str:
-        y, half = self._middle(mark.row), lay.MAX_BOX_HEIGHT / 2 + 18
-        lines = "\n".join(f"{barrier.name} ({barrier.kind}): {barrier.reason}" for barrier in mark.barriers)
+    def _mark(self, mark: lay.Mark) -> str:
+        head, foot = self._placed.extent(mark)
+        y = (head + foot) / 2
+        kind = "lf-gate" if mark.is_gate else "lf-barrier"
+        label = mark_label(mark.items, max(int((foot - head - 12) / 5.2), lay.LABEL_LENGTH))
+        lines = "\n".join(item_text(item) for item in mark.items)
         return (
-            f"<g><title>{escape(lines)}</title>"
-            f'{rect("lf-barrier", mark.x - 9, y - half, 18, 2 * half, 9)}'
-            f'<text class="lf-barriertext" transform="translate({mark.x + 3.3:.1f} {y:.1f}) rotate(-90)">'
-            f"{escape(_barrier_label(mark))}</text></g>"
+            f"<g><title>{escape(lines)}</title>{rect(kind, mark.x - 9, head, 18, foot - head, 9)}"
+            f'<text class="{kind}text" transform="translate({mark.x + 3.3:.1f} {y:.1f}) rotate(-90)">'
+            f"{escape(label)}</text></g>"
         )
-
-
-def _fitting_label(segment: Segment, width: float) -> str:
-    """Return the fullest description of the merged conv that fits into ``width`` pixels."""
-    conv = segment.conv
-    kernel = lay.kernel_text(conv.kernel_size) + (" dw" if conv.is_depthwise else "")
-    stride = f" /{max(conv.stride)}" if max(conv.stride) > 1 else ""
-    texts = (
-        f"{segment.num_layers} layers → one {kernel}{stride} conv, {conv.in_channels}→{conv.out_channels}",
-        f"{segment.num_layers} layers → one {kernel}{stride} conv",
-        f"one {kernel}{stride} conv",
-        f"one {kernel}{stride}",
-        f"{kernel}{stride}",
-        lay.kernel_text(conv.kernel_size),
-    )
-    return next((text for text in texts if 6.5 * len(text) + 8 <= width), texts[-1])
-
-
-def _segment_text(segment: Segment) -> str:
-    layers = f"layer {segment.end}" if segment.num_layers == 1 else f"layers {segment.start + 1} to {segment.end}"
-    return f"{layers} merged into one conv: {conv_text(segment)}; {segment.macs:,} multiply-adds"
-
-
-def conv_text(piece: Segment | Layer) -> str:
-    """Return kernel, channels, stride and groups of a conv for people, for example ``5×5, 32→64, stride 2``."""
-    conv = piece.conv
-    parts = [f"{lay.kernel_text(conv.kernel_size)}, {conv.in_channels}→{conv.out_channels}"]
-    if max(conv.stride) > 1:
-        parts.append(f"stride {max(conv.stride)}")
-    if max(conv.dilation) > 1:
-        parts.append(f"dilation {max(conv.dilation)}")
-    if conv.groups > 1:
-        parts.append("depthwise" if conv.is_depthwise else f"{conv.groups} groups")
-    return ", ".join(parts)
-
-
-def _layer_text(layer: Layer) -> str:
-    _, height, width = layer.input_shape
-    return f"layer {layer.index}: {layer.name}\n{conv_text(layer)}; input {height}×{width}"
-
-
-def _residual_text(residual: Residual, is_merged: bool) -> str:
-    way = "identity" if residual.is_identity else f"shortcut through {', '.join(residual.shortcut_names)}"
-    fate = "; taken into the merged conv" if is_merged else ""
-    return f"residual from position {residual.src} to {residual.dst}, {way}{fate}"
-
-
-def _barrier_label(mark: lay.BarrierMark) -> str:
-    """Return the kinds of the barriers, shortened to what fits: ``avg pool, flatten +2``."""
-    kinds = [_plain_kind(barrier.kind) for barrier in mark.barriers]
-    kinds = [kind for i, kind in enumerate(kinds) if kind not in kinds[:i]]
-    shown = 1
-    while shown < len(kinds) and len(", ".join(kinds[: shown + 1])) <= 15:
-        shown += 1
-    label = ", ".join(kinds[:shown])
-    more = len(kinds) - shown
-    return (label if len(label) <= 17 else label[:16] + "…") + (f" +{more}" if more else "")
-
-
-def _plain_kind(kind: str) -> str:
-    """Return a module's or function's kind in plain words: ``AdaptiveAvgPool2d`` becomes ``avg pool``."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind).replace("_", " ").lower().removesuffix("2d").split()
-    return " ".join(word for word in words if word != "adaptive") or kind
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _is_striped(layer: Layer) -> bool:
+    return layer.conv.is_depthwise and getattr(layer, "kind", "conv") == "conv"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerfold.graph.network import shortcut_macs
+from layerfold.graph.counts import replaced_macs
+from layerfold.report.captions import conv_text
 from layerfold.report.data import MergedSegment
-from layerfold.report.drawing import conv_text, is_merged
+from layerfold.report.drawing import is_merged
 
 if TYPE_CHECKING:
-    from layerfold.graph.network import Network, Segment
+    from layerfold.graph.network import Network
     from layerfold.report.layout import Positions
     from layerfold.tables import LatencyTable
 
@@ -36,7 +37,7 @@ def merged_segments(
                     conv=conv_text(segment),
                     before_ms=_sum_ms(latency, [(index - 1, index) for index in indices]),
                     after_ms=_sum_ms(latency, [(segment.start, segment.end)]),
-                    before_macs=_macs_before(net, segment),
+                    before_macs=replaced_macs(net, segment.start, segment.end),
                     after_macs=segment.macs,
                 )
             )
@@ -48,9 +49,3 @@ def _sum_ms(latency: LatencyTable | None, segments: list[tuple[int, int]]) -> fl
         return None
     return sum(latency.entry(*segment).latency_ms for segment in segments)
 
-
-def _macs_before(net: Network, segment: Segment) -> int:
-    """Return the multiply-adds of the layers replaced and of the shortcut convs that end among them."""
-    indices = range(segment.start + 1, segment.end + 1)
-    layers = sum(net.layer(index).conv.macs(net.layer(index).input_shape) for index in indices)
-    return layers + sum(shortcut_macs(residual) for residual in net.residuals if residual.dst in indices)

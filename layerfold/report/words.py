@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 NOTHING = "–"
 """Shown where something was not measured."""
 
@@ -46,6 +48,35 @@ def count_text(count: int) -> str:
             value = count / size
             return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
     return str(count)
+
+
+def share_text(share: float) -> str:
+    """Return a share of 1 in per cent: ``66.5 %``, ``0 %``; what is above 0 but rounds to it is ``< 0.1 %``."""
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * share:.0f} %" if share in (0, 1) else f"{100 * share:.1f} %"
+
+
+def positions_text(positions: Iterable[int]) -> str:
+    """Return whole numbers as a list in which three or more in a row are a range: ``2, 5..9, 12``."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][-1] + 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def large_text(number: int) -> str:
+    """Return a count that may be astronomic: ``1,024``, ``about 1.7 × 10^16``."""
+    if number < 10**6:
+        return f"{number:,}"
+    exponent = len(str(number)) - 1
+    tenths = (number + 5 * 10 ** (exponent - 2)) // 10 ** (exponent - 1)
+    if tenths == 100:
+        exponent, tenths = exponent + 1, 10
+    return f"about {tenths / 10:.1f} × 10^{exponent}"
 
 
 def duration_text(seconds: float) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from layerfold.graph import ActivationSpec, Barrier, Chain, ConvSpec, Layer, Network, Residual
-from layerfold.report import layout, network_svg
+from layerfold.report import conv_text, layout, network_svg
+from layerfold.report.box_sizes import box_text
 from layerfold.report.drawing import slot_state
+from layerfold.report.drawing_style import legend
+from layerfold.report.placing import place
 
 RELU = ActivationSpec(kind="relu")
 
@@ -108,7 +113,7 @@ def test_dots_show_each_state() -> None:
 
 
 def test_barrier_stands_between_its_chains() -> None:
-    placed = layout.place(_network())
+    placed = place(_network())
     between, behind = placed.marks
     assert placed.slots[4][1] < between.x < placed.boxes[5].x
     assert behind.x > placed.slots[7][1]
@@ -122,28 +127,55 @@ def test_residual_taken_into_a_segment_is_told_from_one_that_stays() -> None:
     assert (_count(open_svg, "lf-arc"), _count(open_svg, "lf-inside")) == (1, 0)
 
 
+def test_nested_residuals_have_arcs_one_above_the_other() -> None:
+    inner, outer, next_one = Residual(src=1, dst=2), Residual(src=0, dst=3), Residual(src=3, dst=4)
+    assert layout.arc_levels((outer, inner, next_one)) == [2, 1, 1]
+    assert layout.arc_levels((inner, inner)) == [1, 2]  # two additions into one position
+    net = _network(residuals=(outer, inner))
+    assert place(net).tracks[0].arcs > place(_network(residuals=(inner,))).tracks[0].arcs
+    assert _count(network_svg(net), "lf-arc") == 2
+
+
+def test_merged_conv_with_more_multiply_adds_is_marked() -> None:
+    net = _network()
+    # A 3x3 and a depthwise 3x3 become one dense 5x5.
+    dense = network_svg(net, Positions(act_pos=(2, 4, 7), merge_pos=(2, 4, 5, 6, 7)))
+    assert _count(dense, "lf-costly") == 1
+    assert "with more multiply-adds" in _texts(dense)
+    assert _count(network_svg(net, Positions(act_pos=(1,), merge_pos=(1, 2, 4, 5, 6, 7))), "lf-costly") == 0
+
+
+@pytest.mark.parametrize("kind", ["norm", "scale", "add", "pool"])
+def test_layer_that_is_no_conv_is_shown_as_what_it_is(kind: str) -> None:
+    layer = _network().layer(2)
+    shown = SimpleNamespace(conv=layer.conv, kind=kind)
+    name = {"norm": "batch norm, 8", "scale": "channel scale, 8", "add": "addition, 8", "pool": "average pool 3×3, 8"}
+    assert conv_text(shown) == name[kind]  # type: ignore[arg-type]
+    assert box_text(shown) == {"norm": "BN", "scale": "×", "add": "+", "pool": "avg 3×3"}[kind]  # type: ignore[arg-type]
+
+
 def test_segment_moves_to_the_next_row_in_one_piece() -> None:
     net = _network((60,))
     merge_pos = [*range(1, 60, 4), 60]
-    placed = layout.place(net, merge_pos)
-    assert placed.num_rows > 1
+    placed = place(net, merge_pos)
+    assert len(placed.tracks) > 1
     for found in layout.segment_ranges(0, 60, merge_pos):
-        assert len({placed.boxes[index].row for index in found}) == 1
+        assert len({placed.boxes[index].track for index in found}) == 1
 
 
 def test_segment_longer_than_a_row_has_a_band_in_each_row() -> None:
     net = _network((60,))
     svg = network_svg(net, Positions(act_pos=(60,), merge_pos=(60,)))
-    assert _count(svg, "lf-band") == layout.place(net, (60,)).num_rows
+    assert _count(svg, "lf-band") == len(place(net, (60,)).tracks)
     assert sum("60 layers → one" in text for text in _texts(svg)) == 1
 
 
 @pytest.mark.parametrize("length", [1, 2, 29, 61, 200])
 def test_boxes_neither_overlap_nor_leave_the_page(length: int) -> None:
-    placed = layout.place(_network((length, 2)))
+    placed = place(_network((length, 2)))
     rows: dict[int, list[layout.Box]] = {}
     for box in placed.boxes.values():
-        rows.setdefault(box.row, []).append(box)
+        rows.setdefault(box.track, []).append(box)
         assert box.right <= layout.MARGIN + layout.ROW_WIDTH
     for found in rows.values():
         for left, right in pairwise(found):
@@ -153,6 +185,15 @@ def test_boxes_neither_overlap_nor_leave_the_page(length: int) -> None:
 def test_names_are_escaped() -> None:
     svg = network_svg(_network(), title='a <b> & "c"')
     assert "".join(_texts(svg)[0]) == 'a <b> & "c"'
+
+
+def test_legend_stays_on_the_page() -> None:
+    keys = "layer merged costly depthwise kept empty removed added residual shortcut barrier gate"
+    explained, num_lines = legend(24, 0, layout.ROW_WIDTH, set(keys.split()))
+    assert num_lines == 2
+    starts = [float(x) for x in re.findall(r"translate\(([\d.]+)", explained)]
+    assert len(starts) == 12
+    assert max(starts) < layout.ROW_WIDTH
 
 
 def test_picture_needs_nothing_from_outside() -> None:

@@ -1,0 +1,70 @@
+"""Recognise activations that no table lists: modules and functions that treat each value by itself.
+
+Found by trying: a permutation of the values must permute the results, a change of one value may change one result
+only, and the function must not be affine (an affine one is a scale, not an activation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+_SHAPE = (2, 3, 4, 5)
+_known_modules: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_known_functions: dict[Any, bool] = {}
+
+
+def is_elementwise_module(module: nn.Module) -> bool:
+    """Say whether a module without parts and parameters is an elementwise nonlinearity in eval mode."""
+    if module not in _known_modules:
+        has_state = any(True for _ in module.children()) or bool(module.state_dict())
+        # `forward`, since a call would be recorded where this is asked while tracing.
+        _known_modules[module] = not has_state and _is_elementwise(module.forward)
+    return _known_modules[module]
+
+
+def is_elementwise_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Say whether ``function(x, *args, **kwargs)`` with constant arguments is an elementwise nonlinearity in x.
+
+    ``function`` is a callable, or the name of a method of a tensor.
+    """
+    key = (function, repr(args), repr(kwargs))
+    if key not in _known_functions:
+        call = getattr(torch.Tensor, function, None) if isinstance(function, str) else function
+        _known_functions[key] = call is not None and _is_elementwise(lambda x: call(x, *args, **kwargs))
+    return _known_functions[key]
+
+
+def constants_of(module: nn.Module) -> tuple[tuple[str, float], ...]:
+    """Return the numbers that a module without parameters was made with, by name."""
+    return tuple(
+        (name, float(value))
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, (int, float)) and name not in ("training", "inplace") and not name.startswith("_")
+    )
+
+
+@torch.no_grad()
+def _is_elementwise(function: Callable[[torch.Tensor], Any]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(_SHAPE, generator=generator, dtype=torch.float64)
+    order = torch.randperm(x.numel(), generator=generator)
+    changed = x.clone()
+    changed.view(-1)[7] += 1
+    try:
+        y, permuted, moved = function(x.clone()), function(x.view(-1)[order].view(_SHAPE)), function(changed)
+        zero, double = function(torch.zeros_like(x)), function(2 * x)
+    except Exception:  # whatever it is, it does not take a lone feature map
+        return False
+    if not all(isinstance(each, torch.Tensor) and each.shape == x.shape for each in (y, permuted, moved)):
+        return False
+    if not y.is_floating_point() or not torch.equal(y.view(-1)[order].view(_SHAPE), permuted):
+        return False
+    others = torch.ones(x.numel(), dtype=torch.bool)
+    others[7] = False
+    is_local = torch.equal(y.reshape(-1)[others], moved.reshape(-1)[others])
+    return is_local and not torch.allclose(double - zero, 2 * (y - zero))
