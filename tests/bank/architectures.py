@@ -191,7 +191,7 @@ BANK: tuple[Architecture, ...] = (
     _entry("timm:resnet26d", f"{_RESNET} pooled_shortcut"),
     _entry("timm:resnetv2_50", "dense strided batch_norm_act relu identity_shortcut conv_shortcut pre_activation"),
     _entry("timm:res2net50_26w_4s", f"{_RESNET} split concatenation"),
-    _entry("timm:dla34", f"{_RESNET} concatenation nested_adds"),
+    _entry("timm:dla34", f"{_RESNET} concatenation nested_adds", sizes=(64, 96)),
     _entry("timm:vovnet39a", "dense strided batch_norm_act relu concatenation"),
     _entry("timm:cspresnet50",
            "dense strided batch_norm_act leaky_relu identity_shortcut split concatenation"),
