@@ -141,6 +141,8 @@ def trace_seconds(model: Any, image: Any) -> float:
 
 def describe(net: Any) -> dict[str, Any]:
     """Return the counts of a traced network, and what of it cannot be merged."""
+    from layerfold.graph.counts import mergeable_share
+
     candidates = net.candidates(max_kernel=15, max_growth=4)
     reasons = Counter(barrier.reason for barrier in net.barriers if barrier.after < len(net.layers))
     return {
@@ -148,20 +150,6 @@ def describe(net: Any) -> dict[str, Any]:
         "candidates": sum(segment.num_layers > 1 for segment in candidates), "macs": net.macs,
         "mergeable_share": round(mergeable_share(net, candidates), 4), "unmerged": dict(reasons.most_common()),
     }
-
-
-def mergeable_share(net: Any, candidates: list[Any]) -> float:
-    """Return the share of the network's multiply-adds, 0..1, in convs that a candidate of several layers takes in."""
-    from layerfold.graph.network import shortcut_macs
-
-    several = [segment for segment in candidates if segment.num_layers > 1]
-    covered = {index for segment in several for index in range(segment.start + 1, segment.end + 1)}
-    layers = [net.layer(index) for index in sorted(covered)]
-    found = sum(layer.conv.macs(layer.input_shape) for layer in layers if getattr(layer, "kind", "conv") == "conv")
-    for residual in net.residuals:
-        if residual.shortcut and any(each.start <= residual.src and residual.dst <= each.end for each in several):
-            found += shortcut_macs(residual)
-    return float(found / net.macs) if net.macs else 0.0
 
 
 def line_of(name: str, result: dict[str, Any]) -> str:

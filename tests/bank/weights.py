@@ -12,13 +12,14 @@ from torch import nn
 def randomise(model: nn.Module, image: torch.Tensor) -> None:
     """Give a model, in place, random weights and random norms (:func:`randomise_norms`).
 
-    Factors that libraries start at zero (layer scale, the last norm of a block) get 0.5 to 1.5, so that they count.
+    Factors that libraries start at zero (layer scale, the gain of a branch without norms) get 0.1 to 0.4: they count,
+    and no branch blows up the sum that it is added to.
     """
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] == "bias":
             parameter.add_(0.1 * torch.randn_like(parameter))
         elif not any(size > 1 for size in parameter.shape[1:]) and parameter.abs().max() < 1e-3:
-            parameter.copy_(torch.empty_like(parameter).uniform_(0.5, 1.5))
+            parameter.copy_(torch.empty_like(parameter).uniform_(0.1, 0.4))
     randomise_norms(model, image)
 
 
