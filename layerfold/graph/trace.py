@@ -18,6 +18,7 @@ from layerfold.graph.functional import make_functional
 from layerfold.graph.network import Network
 from layerfold.graph.normalise import NormBeforeAct, SyncNormBeforeAct, normalise_modules
 from layerfold.graph.rewrites import Install, rewrite_graph
+from layerfold.graph.weights import copy_module
 
 _LEAF_NAMES = frozenset({"FrozenBatchNorm2d", "StochasticDepth", "DropPath", "DropBlock2d", "DropBlock2D"})
 # timm keeps it whole since tracing loses its in-place multiplication; `make_functional` does not.
@@ -203,7 +204,7 @@ def _check_same_output(model: nn.Module, module: fx.GraphModule, inputs: tuple[t
         UnsupportedGraphError: the outputs differ.
     """
     with torch.no_grad():
-        expected = copy.deepcopy(model).eval()(*(copy.deepcopy(value) for value in inputs))
+        expected = copy_module(model).eval()(*(copy.deepcopy(value) for value in inputs))
     for ours, theirs in zip(_tensors(found), _tensors(expected), strict=False):
         scale = float(theirs.abs().max()) if theirs.numel() else 0.0
         if ours.shape != theirs.shape or not torch.allclose(
