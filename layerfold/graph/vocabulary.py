@@ -181,7 +181,7 @@ def activation_spec(node: fx.Node, modules: dict[str, nn.Module]) -> ActivationS
     if node.op == "call_module":
         module = modules[str(node.target)]
         known = _ACTIVATION_MODULES.get(type(module).__name__)
-        if known is None:
+        if known is None or not type(module).__module__.startswith(("torch.nn.", "timm.")):
             if not is_elementwise_module(module):
                 return None
             return ActivationSpec(kind=type(module).__name__, params=constants_of(module))
