@@ -142,7 +142,7 @@ def trace_network(
 
     Raises:
         UnsupportedGraphError: the model cannot be traced, cannot run on the input, or has no conv to work on.
-        UsageError: ``exclude`` names no module of the model.
+        UsageError: ``exclude`` names no module of the model, or ``example_input`` holds no tensors or too many.
     """
     names = {name for name, _ in model.named_modules()}
     excluded = tuple(exclude)
@@ -150,7 +150,11 @@ def trace_network(
         if name not in names or not name:
             raise UsageError(f"exclude={name!r}: the model has no module of that name{nearest_names(name, names)}")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not inputs or not all(isinstance(value, torch.Tensor) for value in inputs):
+        found = ", ".join(type(value).__name__ for value in inputs) or "an empty tuple"
+        raise UsageError(f"example_input: expected a tensor [N, C, H, W], or a tuple of tensors, got {found}")
     module, notes = trace_module(model)
+    _check_count(model, module, inputs)
     installs = _normalise_graph(model, module, inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
     network = describe_graph(
@@ -162,6 +166,20 @@ def trace_network(
             f"model {type(model).__name__} has no conv in any chain, so there is nothing to merge{parts}; give a CNN"
         )
     return network
+
+
+def _check_count(model: nn.Module, module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Raise UsageError unless there is a tensor for each argument of the model that has no default."""
+    arguments = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if any(str(node.target).startswith("*") for node in arguments):
+        return
+    needed = sum(not node.args for node in arguments)
+    if not needed <= len(inputs) <= len(arguments):
+        names = ", ".join(str(node.target) for node in arguments)
+        raise UsageError(
+            f"example_input holds {len(inputs)} tensors; {type(model).__name__} takes ({names}), "
+            "give one for each, as a tuple"
+        )
 
 
 def _normalise_graph(
