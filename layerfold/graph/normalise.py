@@ -64,7 +64,7 @@ def _norm_of(fused: Any) -> NormBeforeAct | SyncNormBeforeAct:
         track_running_stats=True,
     )
     norm.running_mean, norm.running_var = fused.running_mean, fused.running_var
-    norm.num_batches_tracked = getattr(fused, "num_batches_tracked", torch.tensor(0))
+    norm.num_batches_tracked = getattr(fused, "num_batches_tracked", None)
     if affine:
         norm.weight, norm.bias = _as_parameter(fused.weight), _as_parameter(fused.bias)
     if isinstance(norm, NormBeforeAct):

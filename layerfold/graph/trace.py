@@ -41,6 +41,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=leaf_functions)
         self._leaf_modules, self._opaque = leaf_modules, frozenset(opaque)
         self.failed_in = ""
+        self._split_off: list[nn.Module] = []
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         if qualified_name in self._opaque:
@@ -54,6 +55,8 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if any(m is each for each in self._split_off):
+            return args[0]  # a container runs all that it holds; this one was called behind its norm
         try:
             value = super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -62,6 +65,7 @@ class _Tracer(fx.Tracer):
         if isinstance(m, (NormBeforeAct, SyncNormBeforeAct)) and m.act_name:
             parent = self.root.get_submodule(self.path_of_module(m).rpartition(".")[0])
             activation = parent.get_submodule(m.act_name)
+            self._split_off.append(activation)
             return super().call_module(activation, activation.forward, (value,), {})
         return value
 
