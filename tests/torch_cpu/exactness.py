@@ -36,6 +36,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+@torch.no_grad()
 def relative_error(found: Any, expected: Any) -> float:
     """Return the largest difference over the largest expected value, over all tensors of an output; shapes agree."""
     ours, theirs = list(tensors(found)), list(tensors(expected))
