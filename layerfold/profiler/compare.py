@@ -12,14 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from layerfold.errors import UsageError
-from layerfold.profiler.measure import (
-    Measurement,
-    MeasurePolicy,
-    TimedRunner,
-    is_narrow,
-    median_interval,
-    summarise_blocks,
-)
+from layerfold.profiler.block_statistics import is_narrow, median_interval
+from layerfold.profiler.measure import Measurement, MeasurePolicy, TimedRunner, summarise_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +96,7 @@ def compare_runners(
             break
     measured = {
         name: summarise_blocks(values_ms[name], runs=2 * rounds * timed[name].runs_per_block, is_settled=narrow[name],
-                               disturbed=timed[name].disturbed)
+                               disturbed=timed[name].disturbed, disturbed_ms=timed[name].disturbed_ms)
         for name in names
     }
     intervals = {}
