@@ -194,13 +194,13 @@ class CacheHistory:
                  "SELECT 1 FROM failure WHERE environment = ? AND signature = ?")
         return self._connection.execute(query, (*key, *key)).fetchone() is not None
 
-    def seconds(self, like: str = "%", unlike: str = "") -> list[float]:
-        """Return what each measurement took, builds included, of signatures like an SQL pattern."""
+    def seconds(self, like: str, unlike: Sequence[str] = ()) -> list[float]:
+        """Return what each measurement took, builds included, of signatures like an SQL pattern and unlike others."""
         if self._connection is None:
             return []
         query = ("SELECT took_s FROM measurement WHERE environment = ? AND signature LIKE ? "
-                 "AND signature NOT LIKE ? ORDER BY measured_at")
-        return [row[0] for row in self._connection.execute(query, (self._environment, like, unlike))]
+                 + "AND signature NOT LIKE ? " * len(unlike) + "ORDER BY measured_at")
+        return [row[0] for row in self._connection.execute(query, (self._environment, like, *unlike))]
 
     def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return all that is stored of signatures."""

@@ -77,8 +77,8 @@ class Conditions:
             found.append(f"other virtual machines took {self.stolen:.0%} of the processor time; "
                          "a machine of one's own repeats better")
         if self.busy_others is not None and self.busy_others > _BUSY_OTHERS:
-            found.append(f"other processes took {self.busy_others:.0%} of the time of the {self.processors} processor(s)"
-                         " used; stop them, or pin this command to a free one (taskset)")
+            found.append(f"other processes took {self.busy_others:.0%} of the time of the {self.processors} "
+                         "processor(s) used; stop them, or pin this command to a free one (taskset)")
         elif self.waiting > _WAITING:
             found.append(f"others had the processor for {self.waiting:.0%} of the time that reference work ran")
         if abs(self.reference_trend) > _TREND:

@@ -37,7 +37,7 @@ class MachineState:
         own_s: processor time of this process and its children.
         throttles: how often those processors throttled for heat.
         load: tasks that can run now, this one included.
-        gpu: the first GPU.
+        gpu: the first GPU that this process may use.
     """
 
     at_s: float
@@ -109,6 +109,9 @@ def gpu_state() -> GpuState | None:
     if program is None:
         return None
     command = [program, f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
+    if visible.isdigit():
+        command.append(f"--id={visible}")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         clock, highest, temperature, reasons = (cell.strip() for cell in done.stdout.splitlines()[0].split(","))

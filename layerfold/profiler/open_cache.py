@@ -10,12 +10,13 @@ from layerfold.graph.network import Segment
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.cache import CacheHistory, MeasurementCache
 
-_PURPOSES = {"in_network": " (screening)", "isolated": ""}
+PURPOSES = {"in_network": " (screening)", "isolated": ""}
+"""Method of profiling -> what stands behind the signature of a segment measured alone."""
 
 
 def purpose_of(method: str) -> str:
     """Return what stands behind the signature of a segment measured alone, for a method of profiling."""
-    return _PURPOSES[method]
+    return PURPOSES[method]
 
 
 def environment_of(backend: Backend, *, batch: int, dtype: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -87,15 +87,14 @@ def profile_network(
         raise UsageError(f"method={method!r} is not known; choose from {', '.join(_DEFAULT_TARGET)}")
     chosen = get_backend(backend, device=device, threads=threads) if isinstance(backend, str) else backend
     segments = list(net.candidates() if candidates is None else candidates)
-    policy = MeasurePolicy(target=target or _DEFAULT_TARGET[method], cap_s=cap_s, block_ms=0.3, warmup_cap_s=0.1)
+    policy = policy_of(method, target, cap_s)
     facts = chosen.provenance()
     store = cache if isinstance(cache, MeasurementCache) else open_cache(cache, chosen, batch=batch, dtype=dtype)
     try:
         wanted = distinct([*segments, *(net.segment(m, m + 1) for m in range(len(net.layers)))])
         with progress_bar("profile: segments alone", len(wanted), enabled=progress) as bar:
-            is_screening = method == "in_network"
-            alone = SegmentProfiler(chosen, store, SCREENING if is_screening else policy, batch=batch, dtype=dtype,
-                                    purpose=purpose_of(method), workers=workers, advance=bar.advance)
+            alone = segment_profiler(method, chosen, store, target=target, cap_s=cap_s, batch=batch, dtype=dtype,
+                                     workers=workers, advance=bar.advance)
             bounds = profile_segments(net, segments, alone)
         built = [segment for segment in segments if segment.signature not in alone.failures]
         outside = outside_graph(model, net, batch=batch, dtype=dtype)
@@ -126,6 +125,29 @@ def profile_network(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return LatencyTable(entries, provenance=provenance)
+
+
+def policy_of(method: Method, target: float | None, cap_s: float) -> MeasurePolicy:
+    """Return when a measurement that counts has settled."""
+    return MeasurePolicy(target=target or _DEFAULT_TARGET[method], cap_s=cap_s, block_ms=0.3, warmup_cap_s=0.1)
+
+
+def segment_profiler(
+    method: Method,
+    backend: Backend,
+    store: MeasurementCache | None,
+    *,
+    target: float | None,
+    cap_s: float,
+    batch: int,
+    dtype: str,
+    workers: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> SegmentProfiler:
+    """Return what measures segments alone: for screening where they are measured in the network afterwards."""
+    policy = SCREENING if method == "in_network" else policy_of(method, target, cap_s)
+    return SegmentProfiler(backend, store, policy, batch=batch, dtype=dtype, workers=workers,
+                           purpose=purpose_of(method), advance=advance)
 
 
 def _entries_in_network(
