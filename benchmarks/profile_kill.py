@@ -3,8 +3,8 @@
     python benchmarks/profile_kill.py [--kills 50] [--model timm:mobilenetv2_050] [--input 3x64x64] [--seed 0]
 
 Each life is a process of its own, forked from one that has imported everything and traced the network, so that the
-kill falls into the profiling and not into importing torch. Its length is random, up to twice the undisturbed time
-divided by the number of kills, at least long enough for most lives to finish something. What happened is read off the
+kill falls into the profiling and not into importing torch. It ends a random time after it has finished a random number
+of measurements (often none), so that the kills spread over the whole of the work. What happened is read off the
 cache file by SQLite itself: a trigger, set up before the first life, writes down every insert of a measurement in
 the transaction that makes it. Ends 1 unless every measurement that was once there is there to the bit in the end, none
 was made twice, and the table has the rows of an undisturbed run.
@@ -72,6 +72,7 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         life(lambda: profile(folder / "whole.sqlite", folder / "whole.csv"), None)
         whole_s = time.perf_counter() - began
 
+        num_whole = len(stored(folder / "whole.sqlite"))
         cache = folder / "killed.sqlite"
         prepare(cache)
         rng = random.Random(seed)
@@ -80,8 +81,10 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         lives = []
         done_early = False
         for _ in range(kills):
-            life_s = rng.uniform(0.0, 2 * whole_s / kills) + 0.05
-            ended = life(lambda: profile(cache, folder / "killed.csv"), life_s)
+            began, target = time.perf_counter(), len(seen) + rng.randint(0, round(1.6 * num_whole / kills))
+            ended = life(lambda: profile(cache, folder / "killed.csv"), rng.uniform(0.0, 2 * whole_s / num_whole),
+                         until=lambda: len(stored(cache)) >= target)  # noqa: B023 - called within this round
+            life_s = time.perf_counter() - began
             rows = stored(cache)
             changed += [key[1] for key, row in seen.items() if rows.get(key) != row]
             lives.append({"life_s": round(life_s, 3), "finished": len(rows) - len(seen)})
@@ -117,8 +120,9 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         return found
 
 
-def life(work: Callable[[], None], life_s: float | None) -> int:
-    """Do the work in a forked process; kill it after ``life_s``. Returns its exit status, or minus the signal."""
+def life(work: Callable[[], None], life_s: float | None, until: Callable[[], bool] = lambda: True) -> int:
+    """Do the work in a forked process; kill it ``life_s`` after ``until`` holds. Returns its exit status, or minus the
+    signal."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -130,12 +134,14 @@ def life(work: Callable[[], None], life_s: float | None) -> int:
         finally:
             os._exit(code)
     if life_s is not None:
-        deadline = time.monotonic() + life_s
-        while time.monotonic() < deadline:
+        deadline = None
+        while deadline is None or time.monotonic() < deadline:
+            if deadline is None and until():
+                deadline = time.monotonic() + life_s
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
-            time.sleep(min(0.001, max(deadline - time.monotonic(), 0)))
+            time.sleep(0.02 if deadline is None else min(0.001, max(deadline - time.monotonic(), 0)))
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
