@@ -8,11 +8,11 @@ mean; equal shapes are timed again each time they occur, and nothing is skipped.
 
 What is done, in this order: ours fills the whole table; the published protocol times the sample; ours fills it
 again, with nothing kept; the published protocol times the sample again. The sample is a tenth of the entries: these are
-ordered by multiply-adds and cut into 52 equal parts, and one is drawn at random from each. With
-``--default`` the default method (segments inside the network) fills the table once too, for its cost.
+ordered by multiply-adds and cut into 52 equal parts, and one is drawn at random from each. With ``--default``
+the default method (segments inside the network) fills the table once too, for its cost.
 
-*Cost*: wall time of ours, against the published protocol's: of each sampled entry the time of a pass, times 3,000, times
-the number of entries over the number sampled. A pass is timed by running the protocol itself; an entry that would take
+*Cost*: wall time of ours, against the published protocol's: of each sampled entry the time of a pass, times 3,000,
+times the number of entries over the number sampled. A pass is timed by running the protocol itself; an entry that would take
 longer than ``--entry-cap-s`` runs both phases shortened in proportion, and what is missing is added by the pass's time.
 
 *Spread*: each protocol's two values of an entry should be equal; the spread is the median of |a - b| / mean(a, b)

@@ -68,10 +68,10 @@ def add_parser(subparsers: Any) -> None:
     several.add_argument("--workers", type=whole(1), default=1, metavar="N",
                          help="on a CPU: processes, each pinned to processors of its own (default: %(default)s)")
     add_output_arguments(parser, "CSV", "the latency table; what was measured where goes to CSV.json", required=False)
-    parser.add_argument("--log", metavar="FILE", help="append a line for each measurement: median, interval, "
-                                                      "blocks, time to build, settled or not")
-    parser.add_argument("--summaries", metavar="JSON", help="write what the cache keeps of each measurement: quantiles, "
-                                                            "outliers, conditions")
+    parser.add_argument("--log", metavar="FILE", help="append a line for each measurement: median, "
+                                                      "interval, blocks, time to build, settled or not")
+    parser.add_argument("--summaries", metavar="JSON", help="write what the cache keeps of each measurement: "
+                                                            "quantiles, outliers, conditions")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 

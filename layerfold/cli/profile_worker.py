@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 
 from layerfold.errors import LayerfoldError, ProvenanceMismatchError
 
@@ -41,8 +42,9 @@ def _fill(args: argparse.Namespace, environment: dict[str, object]) -> None:
                                       f"{first['device']}, driver {first['driver']}: one table is of one kind of "
                                       "device, profile them one after the other")
     net = trace_of(args, load_model_of(args))
-    log = open(args.log, "a", encoding="utf-8") if args.log else None
-    with open_cache(args.cache, backend, batch=args.batch, dtype=args.dtype, log=log) as store:
+    with ExitStack() as stack:
+        log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
+        store = stack.enter_context(open_cache(args.cache, backend, batch=args.batch, dtype=args.dtype, log=log))
         alone = segment_profiler(args.method, backend, store, target=args.target, cap_s=args.cap_s, batch=args.batch,
                                  dtype=args.dtype, workers=args.num_workers)
         profile_segments(net, candidates_of(args, net), alone)
