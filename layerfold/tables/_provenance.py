@@ -33,6 +33,8 @@ class Provenance:
         scale: predicted latency = fixed_ms + scale * sum of entries; above 0.
         chains: (start, end) of every chain; empty where unknown.
         options: settings of the step that wrote the table.
+        measurement: of a latency table: counts of measurements (settled or not, outliers), the conditions of the
+            machine with warnings, and the segments that could not be built, with the reason.
         date: ISO 8601, UTC.
         left_out: segments that an importance table leaves out on purpose, because merging them whole is not
             faster than merging them in parts.
@@ -55,6 +57,7 @@ class Provenance:
     scale: float = 1.0
     chains: tuple[tuple[int, int], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    measurement: Mapping[str, Any] = field(default_factory=dict)
     date: str = ""
     left_out: tuple[tuple[int, int], ...] = ()
     notes: str = ""
@@ -96,7 +99,7 @@ class Provenance:
         for name in _TEXT:
             if not isinstance(found.get(name, ""), str):
                 raise TableError(f"{source}: {name}={found[name]!r}: expected text")
-        for name in ("versions", "options"):
+        for name in ("versions", "options", "measurement"):
             if not isinstance(found.get(name, {}), dict):
                 raise TableError(f"{source}: {name}={found[name]!r}: expected a JSON object")
         for name in ("chains", "left_out"):
