@@ -41,8 +41,6 @@ def add_parser(subparsers: Any) -> None:
     add_candidate_arguments(parser, max_growth=4.0)
     add_backend_arguments(parser)
     measuring = parser.add_argument_group("how it is measured")
-    measuring.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                           help="of weights and feature maps (default: %(default)s)")
     measuring.add_argument("--method", choices=("in_network", "isolated"), default="in_network",
                            help="segments inside the whole network, or alone: faster, less true (default: %(default)s)")
     measuring.add_argument("--target", type=above(0, 1), metavar="X",
@@ -73,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _print(args, _plan(args, net, candidates))
     table = profile_network(
-        loaded.module, net, backend, batch=args.batch, dtype=args.dtype, cache=False if args.no_cache else args.cache,
-        candidates=candidates, method=args.method, target=args.target, cap_s=args.cap_s, model_name=loaded.source,
-        progress=not args.quiet,
+        loaded.module, net, backend, batch=args.batch, dtype=backend.precision,
+        cache=False if args.no_cache else args.cache, candidates=candidates, method=args.method, target=args.target,
+        cap_s=args.cap_s, model_name=loaded.source, progress=not args.quiet,
     )  # fmt: skip
     table.write(args.output)
     print(f"wrote {args.output}", file=sys.stderr)

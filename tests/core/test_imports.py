@@ -12,7 +12,7 @@ import pytest
 import layerfold
 
 _SOURCE = Path(layerfold.__file__)
-_HEAVY = ("torch", "torchvision", "timm", "accelerate", "onnxruntime", "tensorrt_rtx", "matplotlib", "pyarrow",
+_HEAVY = ("torch", "torchvision", "timm", "accelerate", "onnxruntime", "openvino", "tensorrt_rtx", "matplotlib", "pyarrow",
           "mlxtend")  # fmt: skip
 
 
