@@ -77,15 +77,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _open_onnx(args: argparse.Namespace, path: Path) -> tuple[Any, InputSpec, str]:
     backend = open_backend(args)  # what is missing shows before torch is loaded
-    import onnx
-
     from layerfold.export import InputSpec
+    from layerfold.export.precision import read_graph
 
     onnx_bytes = path.read_bytes()
     try:
-        graph = onnx.load_from_string(onnx_bytes).graph
-    except Exception as error:  # protobuf's own errors
-        raise UsageError(f"FILE {path}: is no ONNX model; write it again") from error
+        graph = read_graph(onnx_bytes)
+    except UsageError as error:
+        raise UsageError(f"FILE {path}: {error}") from error
     weights = {each.name for each in graph.initializer}
     spec = InputSpec.of({
         put.name: [size.dim_value for size in put.type.tensor_type.shape.dim]

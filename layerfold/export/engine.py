@@ -95,7 +95,7 @@ def build_engine(
         compute_capabilities: GPUs to build for, for example ``("8.6", "12.0")``; empty for the builder's default.
         library: ``tensorrt`` or ``tensorrt_rtx``; None for what fits this machine.
         timing_cache: file of kernel timings to use and to add to, so that a second build is quick; made where it is
-            not there. ``tensorrt_rtx`` times no kernels when it builds and adds nothing.
+            not there. ``tensorrt_rtx`` times no kernels when it builds: it has no use for one.
         log: file for all that TensorRT says while it builds.
         preprocessing: how images become inputs, for ``layerfold run``.
 
@@ -185,7 +185,9 @@ def compile_engine(
             config.num_compute_capabilities = len(capabilities)
             for index, capability in enumerate(capabilities):
                 config.set_compute_capability(capability, index)
-        cache = None if timing_cache is None else _TimingCache(Path(timing_cache), config)
+        is_timed = trt.__name__ == "tensorrt"  # RTX times kernels when an engine is first run, not when it is built
+        cache = _TimingCache(Path(timing_cache), config) if timing_cache is not None and is_timed else None
+        cache_state = None if timing_cache is None else f"not used by {trt.__name__}"
         serialised = builder.build_serialized_network(network, config)
         if serialised is None:
             raise ExportError(f"TensorRT cannot build the engine: {logger.last()}")
@@ -196,7 +198,7 @@ def compile_engine(
             inputs={put.name: _facts(put) for put in map(network.get_input, range(network.num_inputs))},
             outputs={put.name: _facts(put) for put in map(network.get_output, range(network.num_outputs))},
             options={"tf32": False, "optimization_level": int(config.builder_optimization_level),
-                     "timing_cache": None if cache is None else cache.state},
+                     "timing_cache": cache_state if cache is None else cache.state},
             build_s=time.perf_counter() - began,
         )  # fmt: skip
 

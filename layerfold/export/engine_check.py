@@ -18,7 +18,7 @@ import numpy as np
 from layerfold.errors import ExportError
 
 _MAGIC = b"vtrt"
-_LENGTH_AT, _VERSION_AT, _READ_BYTES = 16, 32, 36
+_LENGTH_AT, _VERSION_AT, _READ_BYTES = 16, 24, 28
 _TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
 
 

@@ -51,17 +51,22 @@ def is_half(onnx_bytes: bytes) -> bool:
     """Say whether a graph is in halves already: an input or a weight of it is float16."""
     import onnx
 
-    graph = _graph(onnx_bytes)
+    graph = read_graph(onnx_bytes)
     kinds = {put.type.tensor_type.elem_type for put in graph.input} | {each.data_type for each in graph.initializer}
     return onnx.TensorProto.FLOAT16 in kinds
 
 
 def has_quantised_nodes(onnx_bytes: bytes) -> bool:
     """Say whether a graph holds QuantizeLinear nodes, as a calibrated model does."""
-    return any(node.op_type == "QuantizeLinear" for node in _graph(onnx_bytes).node)
+    return any(node.op_type == "QuantizeLinear" for node in read_graph(onnx_bytes).node)
 
 
-def _graph(onnx_bytes: bytes) -> Any:
+def read_graph(onnx_bytes: bytes) -> Any:
+    """Return the graph of a serialised ONNX model.
+
+    Raises:
+        UsageError: it is none.
+    """
     import onnx
 
     try:

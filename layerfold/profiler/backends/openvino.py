@@ -72,10 +72,13 @@ class OpenVinoRunner:
         self._compiled, self._request = compiled, compiled.create_infer_request()
         self._is_channels_last = is_channels_last
         self.inputs = {name: dtype for name, (_, dtype) in specs.items()}
+        # An input that nothing reads is left out of the compiled model.
+        self._read = [name for put in compiled.inputs for name in put.names if name in specs]
         rng = np.random.default_rng(seed)
-        self._kept = [self._arranged(random_input(list(shape), dtype, rng)) for shape, dtype in specs.values()]
-        for index, value in enumerate(self._kept):
-            self._request.set_input_tensor(index, openvino.Tensor(value, shared_memory=True))
+        self._kept = {name: self._arranged(random_input(list(specs[name][0]), specs[name][1], rng))
+                      for name in self._read}
+        for name, value in self._kept.items():
+            self._request.set_tensor(name, openvino.Tensor(value, shared_memory=True))
 
     def run(self) -> None:
         self._request.infer()
@@ -83,8 +86,8 @@ class OpenVinoRunner:
     def infer(self, inputs: dict[str, Array]) -> list[Array]:
         check_names(inputs, self.inputs)
         request = self._compiled.create_infer_request()
-        given = [self._arranged(inputs[name].astype(dtype, copy=False)) for name, dtype in self.inputs.items()]
-        found = request.infer(dict(enumerate(given)))
+        found = request.infer({name: self._arranged(inputs[name].astype(self.inputs[name], copy=False))
+                               for name in self._read})
         return [np.array(found[output]) for output in self._compiled.outputs]
 
     def close(self) -> None:

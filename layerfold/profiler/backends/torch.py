@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from layerfold.errors import ProfilerError, UsageError, nearest_names
+from layerfold.export.precision import read_graph
 from layerfold.profiler.backends.base import BackendBase, one_line
 from layerfold.profiler.backends.cuda import GraphedPasses, gpu_facts, has_gpu, input_copies
 from layerfold.profiler.backends.onnxruntime import check_names, random_input
@@ -151,10 +152,9 @@ class GpuTorchRunner(TorchRunner):
 
 def input_specs(onnx_bytes: bytes) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Return input name -> (shape, NumPy type) of a graph with static shapes."""
-    import onnx
     from onnx import helper
 
-    graph = onnx.load_from_string(onnx_bytes).graph
+    graph = read_graph(onnx_bytes)
     weights = {each.name for each in graph.initializer}
     found: dict[str, tuple[tuple[int, ...], Any]] = {}
     for put in graph.input:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from layerfold.errors import ProfilerError, UsageError
+from layerfold.errors import ProfilerError
+from layerfold.export.precision import read_graph
 
 Value = Any
 """An ``fx.Node``, or a tensor that is known beforehand (a weight, a shape)."""
@@ -31,13 +32,9 @@ def torch_module(onnx_bytes: bytes) -> fx.GraphModule:
         UsageError: no ONNX model.
         ProfilerError: an operator, or a use of one, that has no form here; names the node.
     """
-    import onnx
     from onnx import numpy_helper
 
-    try:
-        graph = onnx.load_from_string(onnx_bytes).graph
-    except Exception as error:  # protobuf's own errors
-        raise UsageError("this is no ONNX model; export it again") from error
+    graph = read_graph(onnx_bytes)
     build = _Build()
     for each in graph.initializer:
         build.values[each.name] = torch.from_numpy(numpy_helper.to_array(each).copy())
