@@ -62,7 +62,7 @@ def main() -> None:
     write_record(
         "engines",
         {
-            "layers": len(net.layers), "layers_merged": len(net.segments_of(merge_pos)),
+            "layers": len(net.layers), "layers_after_merging": len(net.segments_of(merge_pos)),
             "onnx_mib": round(len(onnx_bytes) / 2**20, 2), "onnx_max_rel_difference": difference,
             "has_gpu": torch.cuda.is_available(), "engines": engines,
         },
