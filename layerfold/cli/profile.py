@@ -46,8 +46,6 @@ def add_parser(subparsers: Any) -> None:
     add_candidate_arguments(parser, max_growth=4.0)
     add_backend_arguments(parser)
     measuring = parser.add_argument_group("how it is measured")
-    measuring.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                           help="of weights and feature maps (default: %(default)s)")
     measuring.add_argument("--method", choices=("in_network", "isolated"), default="in_network",
                            help="segments inside the whole network, or alone: faster, less true (default: %(default)s)")
     measuring.add_argument("--target", type=above(0, 1), metavar="X",
@@ -106,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         # Opened first: a cache that cannot be used is kept aside once, and not by each worker.
         log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
         store = stack.enter_context(open_cache(False if args.no_cache else args.cache, backend, batch=args.batch,
-                                               dtype=args.dtype, log=log))
+                                               dtype=backend.precision, log=log))
         if args.retry_failed:
             store.forget_failures()
         if len(places) > 1:
@@ -115,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
                 "arguments": {**arguments, "num_workers": len(places)}, "environment": store.facts,
             }))  # fmt: skip
         table = profile_network(
-            loaded.module, net, backend, batch=args.batch, dtype=args.dtype, cache=store, candidates=candidates,
+            loaded.module, net, backend, batch=args.batch, dtype=backend.precision, cache=store, candidates=candidates,
             method=args.method, target=args.target, cap_s=args.cap_s, model_name=loaded.source,
             progress=not args.quiet, workers=len(places),
         )  # fmt: skip
@@ -141,10 +139,11 @@ def _plan(
     from layerfold.profiler.open_cache import open_history
 
     # With --no-cache nothing is looked up: a file that is not there knows nothing.
-    history = open_history(os.devnull if args.no_cache else args.cache, backend, batch=args.batch, dtype=args.dtype)
+    place = os.devnull if args.no_cache else args.cache
+    history = open_history(place, backend, batch=args.batch, dtype=backend.precision)
     try:
         found = estimate_profile(net, candidates, backend, history, method=args.method, target=args.target,
-                                 cap_s=args.cap_s, batch=args.batch, dtype=args.dtype, workers=workers)
+                                 cap_s=args.cap_s, batch=args.batch, dtype=backend.precision, workers=workers)
     finally:
         history.close()
     return {"model": args.model, "layers": len(net.layers), **found.to_json()}

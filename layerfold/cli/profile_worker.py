@@ -35,7 +35,7 @@ def _fill(args: argparse.Namespace, environment: dict[str, object]) -> None:
     from layerfold.profiler.segments import profile_segments
 
     backend = open_backend(args)
-    here = environment_of(backend, batch=args.batch, dtype=args.dtype)
+    here = environment_of(backend, batch=args.batch, dtype=backend.precision)
     first = environment
     if here != environment:
         raise ProvenanceMismatchError(f"this device is {here['device']}, driver {here['driver']}, the first one is "
@@ -44,9 +44,9 @@ def _fill(args: argparse.Namespace, environment: dict[str, object]) -> None:
     net = trace_of(args, load_model_of(args))
     with ExitStack() as stack:
         log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
-        store = stack.enter_context(open_cache(args.cache, backend, batch=args.batch, dtype=args.dtype, log=log))
+        store = stack.enter_context(open_cache(args.cache, backend, batch=args.batch, dtype=backend.precision, log=log))
         alone = segment_profiler(args.method, backend, store, target=args.target, cap_s=args.cap_s, batch=args.batch,
-                                 dtype=args.dtype, workers=args.num_workers)
+                                 dtype=backend.precision, workers=args.num_workers)
         profile_segments(net, candidates_of(args, net), alone)
 
 

@@ -34,7 +34,7 @@ def profile_network(
     model: nn.Module,
     net: Network,
     backend: str | Backend = "onnxruntime",
-    device: str = "cpu",
+    device: str | None = None,
     *,
     batch: int = 1,
     dtype: str = "float32",
@@ -54,7 +54,7 @@ def profile_network(
         model: the module that ``net`` was traced from; left untouched. Its weights do not matter.
         net: the traced network.
         backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
-        device: a device of that backend.
+        device: a device of that backend; None for its first.
         batch: images in one forward pass.
         dtype: ``float32`` or ``float16``.
         threads: worker threads, for backends on the CPU.
@@ -120,8 +120,9 @@ def profile_network(
         versions=facts["versions"],
         fixed_ms=fixed_ms,
         chains=tuple((chain.start, chain.end) for chain in net.chains),
-        options={**facts["options"], "method": method, "target": policy.target, "cap_s": cap_s},
         measurement=measurement,
+        options={"method": method, "target": policy.target, "cap_s": cap_s},
+        backend_options=facts["options"],
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return LatencyTable(entries, provenance=provenance)
