@@ -210,7 +210,7 @@ def _activation_of_call(node: fx.Node) -> ActivationSpec | None:
         return None
     if len(node.meta.get("shape", ())) != 4 or not is_elementwise_call(node.target, node.args[1:], node.kwargs):
         return None
-    numbers = [(str(i), value) for i, value in enumerate(node.args[1:], start=1)] + sorted(node.kwargs.items())
+    numbers: list[tuple[str, Any]] = [(str(i), value) for i, value in enumerate(node.args[1:], start=1)] + sorted(node.kwargs.items())
     return ActivationSpec(
         kind=getattr(node.target, "__name__", str(node.target)),
         params=tuple((name, float(value)) for name, value in numbers if isinstance(value, (int, float))),

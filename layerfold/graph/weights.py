@@ -72,7 +72,8 @@ def weights_of(conv: nn.Conv2d) -> tuple[nn.Parameter, nn.Parameter | None]:
     A plain conv's are its own; derived ones are new, with the values that they have now.
     """
     if not derives_weight(conv):
-        return conv.weight, conv.bias
+        own: Any = conv  # torch types a conv's weight as a tensor
+        return own.weight, own.bias
     weight = _derived_weight(conv)
     bias = conv.bias
     return nn.Parameter(weight.detach().clone()), None if bias is None else nn.Parameter(bias.detach().clone())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -40,7 +39,8 @@ def value_of(node: fx.Node, root: nn.Module, of: torch.Tensor | None = None) -> 
     if node.op == "call_method":
         reshaped: torch.Tensor = getattr(inner, str(node.target))(*node.args[1:], **node.kwargs)
         return reshaped
-    return operator.getitem(inner, node.args[1])  # type: ignore[arg-type, no-any-return, call-overload]
+    index: Any = node.args[1]
+    return inner[index]
 
 
 def channel_attribute(node: object, channels: int, root: nn.Module) -> str | None:

@@ -63,7 +63,8 @@ def rewrite_sums(module: fx.GraphModule) -> Iterator[Install]:
 
 def _tree(root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     """Return the additions below ``root`` that only it reads, itself included, and what they add, in order."""
-    adds, terms = [root], []
+    adds: list[fx.Node] = [root]
+    terms: list[fx.Node] = []
     for arg in root.args:
         assert isinstance(arg, fx.Node)
         if adds_feature_maps(arg) and len(arg.users) == 1:
