@@ -202,7 +202,7 @@ def _activation_of_call(node: fx.Node) -> ActivationSpec | None:
         return ActivationSpec(kind="gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu")
     if node.target in _PARAMETRIC_FUNCTIONS:
         kind, defaults = _PARAMETRIC_FUNCTIONS[node.target]
-        given = {**defaults, **dict(zip(defaults, node.args[1:], strict=False)), **node.kwargs}
+        given: dict[str, Any] = {**defaults, **dict(zip(defaults, node.args[1:], strict=False)), **node.kwargs}
         if all(is_number(given[name]) for name in defaults):
             return ActivationSpec(kind=kind, params=tuple((name, float(given[name])) for name in defaults))
         return None
@@ -210,7 +210,8 @@ def _activation_of_call(node: fx.Node) -> ActivationSpec | None:
         return None
     if len(node.meta.get("shape", ())) != 4 or not is_elementwise_call(node.target, node.args[1:], node.kwargs):
         return None
-    numbers: list[tuple[str, Any]] = [(str(i), value) for i, value in enumerate(node.args[1:], start=1)] + sorted(node.kwargs.items())
+    numbers: list[tuple[str, Any]] = [(str(i), value) for i, value in enumerate(node.args[1:], start=1)]
+    numbers += sorted(node.kwargs.items())
     return ActivationSpec(
         kind=getattr(node.target, "__name__", str(node.target)),
         params=tuple((name, float(value)) for name, value in numbers if isinstance(value, (int, float))),
