@@ -65,7 +65,7 @@ def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_function":
         if getattr(operator, getattr(node.target, "__name__", ""), None) is node.target:
             # Of sizes and other plain numbers it makes new ones.
-            return node.target in _OUT_OF_PLACE and "shape" in node.all_input_nodes[0].meta
+            return node.target in _OUT_OF_PLACE and "shape" in getattr(node.args[0], "meta", {})
         return node.target in _OUT_OF_PLACE or node.kwargs.get("inplace") is True
     return False
 

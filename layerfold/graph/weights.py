@@ -8,7 +8,7 @@ constant, so such a conv merges like any other; its segment then trains the deri
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +72,10 @@ def weights_of(conv: nn.Conv2d) -> tuple[nn.Parameter, nn.Parameter | None]:
     A plain conv's are its own; derived ones are new, with the values that they have now.
     """
     if not derives_weight(conv):
-        return cast(nn.Parameter, conv.weight), cast(nn.Parameter | None, conv.bias)
-    weight, bias = _derived_weight(conv), conv.bias
+        own: Any = conv  # torch types a conv's weight as a tensor
+        return own.weight, own.bias
+    weight = _derived_weight(conv)
+    bias = conv.bias
     return nn.Parameter(weight.detach().clone()), None if bias is None else nn.Parameter(bias.detach().clone())
 
 

@@ -167,7 +167,8 @@ def test_module_that_only_looks_elementwise_fills_no_slot(kind: Callable[[], nn.
 
 
 @pytest.mark.parametrize(
-    "act", [lambda x: x / x.sum(), lambda x: x.softmax(1), lambda x: x * x.mean((2, 3), keepdim=True), lambda x: x.flip(3)]
+    "act", [lambda x: x / x.sum(), lambda x: x.softmax(1), lambda x: x * x.mean((2, 3), keepdim=True),
+            lambda x: x.flip(3)]
 )
 def test_call_that_only_looks_elementwise_is_a_barrier(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
     net = check(_Net(act), (1, 3, 8, 8))

@@ -118,7 +118,8 @@ def test_several_additions_into_one_as_in_repvgg() -> None:
     net = check(
         Written(
             forward, big=nn.ModuleList(conv_norm() for _ in range(3)),
-            small=nn.ModuleList(conv_norm(4, 4, 1) for _ in range(3)), norm=nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3)),
+            small=nn.ModuleList(conv_norm(4, 4, 1) for _ in range(3)),
+            norm=nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3)),
         ),
         (1, 4, 9, 10),
     )  # fmt: skip
@@ -251,7 +252,8 @@ def test_scaled_branch_is_linear(name: str) -> None:
 
 def test_scaled_shortcut_and_scaled_input() -> None:
     net = check(
-        Written(lambda m, x: m.c(0.5 * x + m.b(torch.relu(m.a(2 * x - 1)))), a=conv(), b=conv(), c=conv()), (1, 4, 9, 10)
+        Written(lambda m, x: m.c(0.5 * x + m.b(torch.relu(m.a(2 * x - 1)))), a=conv(), b=conv(), c=conv()),
+        (1, 4, 9, 10),
     )
     assert "scale" in kinds(net)
     assert residuals(net)[0][2] in (("scale",), ())

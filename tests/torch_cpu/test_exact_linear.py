@@ -72,7 +72,8 @@ def test_shortcut_that_is_written_otherwise_is_a_barrier(shortcut: Callable[[Any
 class Pooled(nn.Module):
     def __init__(self, pool: Callable[[Maps], Maps]) -> None:
         super().__init__()
-        self.a, self.norm, self.pool, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), pool, nn.Conv2d(4, 4, 3, padding=1)
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.pool = nn.BatchNorm2d(4), pool
 
     def forward(self, x: Maps) -> Maps:
         return self.b(self.pool(torch.relu(self.norm(self.a(x)))))

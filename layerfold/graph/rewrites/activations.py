@@ -57,10 +57,8 @@ def _gated_input(node: fx.Node, modules: dict[str, nn.Module], is_gate: Any) -> 
 
 
 def _is_sigmoid(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
-    if node.op == "call_module":  # its name may be anything, also "sigmoid"
-        is_sigmoid = type(modules[str(node.target)]) is nn.Sigmoid
-    else:
-        is_sigmoid = node.target in _SIGMOIDS
+    is_module = node.op == "call_module"  # its name may be anything, also "sigmoid"
+    is_sigmoid = type(modules[str(node.target)]) is nn.Sigmoid if is_module else node.target in _SIGMOIDS
     return node.all_input_nodes[0] if is_sigmoid else None
 
 
