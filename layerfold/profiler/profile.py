@@ -14,19 +14,25 @@ from torch import nn
 from layerfold.errors import UsageError
 from layerfold.graph.network import Network, Segment
 from layerfold.profiler.backends import Backend, get_backend
+from layerfold.profiler.beliefs import pooled_plans
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.fitted import beliefs_of, fitted_table, growth_of
 from layerfold.profiler.in_network import ChangeProfiler
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.outside import OutsideGraph, outside_graph
+from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
+from layerfold.profiler.random_plans import MOST_GROWTH, covering_solutions
 from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
-Method = Literal["in_network", "isolated"]
-_DEFAULT_TARGET: dict[str, float] = {"in_network": 0.006, "isolated": 0.02}
+Method = Literal["plans", "in_network", "isolated"]
+_DEFAULT_TARGET: dict[str, float] = {"plans": 0.006, "in_network": 0.006, "isolated": 0.02}
 _SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
 _WORTH_TIMING = 2.0
 _FLOOR = 0.05
+_LEAST_PLANS, _MOST_PLANS = 24, 60
+_POOL = 5
 
 
 def profile_network(
@@ -40,7 +46,8 @@ def profile_network(
     threads: int = 1,
     cache: str | os.PathLike[str] | Literal[False] | None = None,
     candidates: Sequence[Segment] | None = None,
-    method: Method = "in_network",
+    method: Method = "plans",
+    num_plans: int | None = None,
     progress: bool = True,
     target: float | None = None,
     cap_s: float = 0.25,
@@ -58,18 +65,21 @@ def profile_network(
         threads: worker threads, for backends on the CPU.
         cache: file for finished measurements; None for the default place, False for none.
         candidates: what to measure; None for ``net.candidates()``.
-        method: ``in_network`` screens the segments alone, then times each promising one inside the whole network, so
-            that sums of entries predict networks; ``isolated`` takes the segments alone (shared between networks, but
-            less true).
+        method: ``plans`` screens the segments alone, then times some tens of whole networks, each merged by a random
+            plan, and fits the entries to them (:mod:`layerfold.profiler.beliefs`): sums of entries then predict
+            networks, and each entry says how sure it is. ``in_network`` times each promising segment in a whole
+            network of its own instead: slower and less true. ``isolated`` takes the segments alone: shared between
+            networks, and off by a tenth or more.
+        num_plans: whole networks to time for ``plans``; None for one a promising shape, 24 at least and 60 at most.
         progress: show a bar on stderr.
         target: half-width of each 95 % interval at which it has settled, relative to the whole network
-            (``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
+            (``plans`` and ``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
         cap_s: most seconds of timed running an entry.
         model_name: what the user calls the model, for the table's provenance.
 
     Returns:
         The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included;
-        in the network, the original's entries and ``fixed_ms`` add up to its measured latency. An entry with
+        but for ``isolated``, the original's entries and ``fixed_ms`` add up to its measured latency. An entry with
         ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces.
 
     Raises:
@@ -87,7 +97,7 @@ def profile_network(
     try:
         wanted = distinct([*segments, *(net.segment(m, m + 1) for m in range(len(net.layers)))])
         with progress_bar("profile: segments alone", len(wanted), enabled=progress) as bar:
-            is_screening = method == "in_network"
+            is_screening = method != "isolated"
             alone = SegmentProfiler(chosen, store, _SCREENING if is_screening else policy, batch=batch, dtype=dtype,
                                     purpose=" (screening)" if is_screening else "", advance=bar.advance)
             bounds = profile_segments(net, segments, alone)
@@ -97,26 +107,63 @@ def profile_network(
         if method == "in_network":
             changes = ChangeProfiler(net, outside, chosen, store, policy, dtype=dtype)
             entries = _entries_in_network(net, segments, entries, alone, changes, fixed_ms, progress)
+        provenance = Provenance(
+            kind="latency",
+            model=model_name or net.name,
+            network_hash=net.hash,
+            input_shape=(batch, *net.input_shapes[0][1:]),
+            batch=batch,
+            dtype=dtype,
+            device=facts["device"],
+            driver=facts["driver"],
+            backend=facts["backend"],
+            versions=facts["versions"],
+            fixed_ms=fixed_ms,
+            chains=tuple((chain.start, chain.end) for chain in net.chains),
+            options={**facts["options"], "method": method, "target": policy.target, "cap_s": cap_s},
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        table = LatencyTable(entries, provenance=provenance)
+        if method == "plans":
+            timer = PlanTimer(net, outside, chosen, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
+            table = fit_to_plans(net, table, timer, num_plans, progress=progress)
     finally:
         if store is not None:
             store.close()
-    provenance = Provenance(
-        kind="latency",
-        model=model_name or net.name,
-        network_hash=net.hash,
-        input_shape=(batch, *net.input_shapes[0][1:]),
-        batch=batch,
-        dtype=dtype,
-        device=facts["device"],
-        driver=facts["driver"],
-        backend=facts["backend"],
-        versions=facts["versions"],
-        fixed_ms=fixed_ms,
-        chains=tuple((chain.start, chain.end) for chain in net.chains),
-        options={**facts["options"], "method": method, "target": policy.target, "cap_s": cap_s},
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
-    return LatencyTable(entries, provenance=provenance)
+    return table
+
+
+def fit_to_plans(
+    net: Network, table: LatencyTable, timer: PlanTimer, num_plans: int | None = None, *, seed: int = 0,
+    progress: bool = True,
+) -> LatencyTable:
+    """Time random plans of a network and return its isolated table with the entries fitted to them.
+
+    The first half of the plans hold every promising segment about equally often; the second half are those, out of
+    many, that leave the least uncertainty given the first (:meth:`Beliefs.most_informative`).
+
+    Args:
+        net: the traced network.
+        table: segments alone.
+        timer: times the plans.
+        num_plans, progress: as of :func:`profile_network`.
+        seed: of the random plans.
+    """
+    growth = growth_of(table.entries)
+    if num_plans is None:
+        promising = {net.segment(*segment).signature for segment, value in growth.items() if value <= MOST_GROWTH}
+        num_plans = min(max(len(promising), _LEAST_PLANS), _MOST_PLANS)
+    original_ms = timer.original_ms()
+    table = fitted_table(table, beliefs_of(table), original_ms=original_ms)
+    if not num_plans:
+        return table
+    first = covering_solutions(net, growth, math.ceil(num_plans / 2), seed)
+    with progress_bar("profile: whole networks", num_plans, enabled=progress) as bar:
+        measured = timer.measure(first, advance=bar.advance)
+        pool = [plan for plan in covering_solutions(net, growth, _POOL * num_plans, seed + 1) if plan not in set(first)]
+        chosen = beliefs_of(table, measured).most_informative([plan[1] for plan in pool], num_plans - len(first))
+        measured += timer.measure([pool[index] for index in chosen], advance=bar.advance)
+    return fitted_table(table, beliefs_of(table, pooled_plans(measured)), original_ms=original_ms)
 
 
 def _entries_in_network(
