@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from layerfold.errors import TableError
-from layerfold.profiler.beliefs import Beliefs, SegmentFacts, SegmentKey
+from layerfold.profiler.beliefs import Beliefs, SegmentFacts, SegmentKey, pooled_plans
 from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.tables import LatencyEntry, LatencyTable
 
@@ -51,8 +51,7 @@ def beliefs_of(table: LatencyTable, more: Iterable[MeasuredPlan] = ()) -> Belief
                 SegmentFacts(start=entry.start, end=entry.end, merged=share * isolated[entry.start, entry.end],
                              replaced=share * math.fsum(isolated[each] for each in layers), shape=shape)
             )  # fmt: skip
-    measured = [*plans_of(table), *more]
-    return Beliefs(segments, table.chains, measured)
+    return Beliefs(segments, table.chains, pooled_plans([*plans_of(table), *more]))
 
 
 def plans_of(table: LatencyTable) -> list[MeasuredPlan]:
@@ -110,6 +109,16 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
     }  # fmt: skip
     provenance = replace(table.provenance, fixed_ms=fixed_ms, scale=1.0, options={**table.provenance.options, **facts})
     return LatencyTable(entries, provenance=provenance, source=table.source)
+
+
+def predicted_interval_ms(table: LatencyTable, merge_pos: Iterable[int]) -> tuple[float, float]:
+    """Return the 95 % interval of a plan's end-to-end latency, relative to the original as the table knows it.
+
+    Raises:
+        MissingEntryError: a segment without an entry.
+    """
+    found = beliefs_of(table).predict(merge_pos)
+    return table.original_ms * found.low, table.original_ms * found.high
 
 
 def growth_of(entries: Sequence[LatencyEntry]) -> dict[SegmentKey, float]:

@@ -14,14 +14,13 @@ from torch import nn
 from layerfold.errors import UsageError
 from layerfold.graph.network import Network, Segment
 from layerfold.profiler.backends import Backend, get_backend
-from layerfold.profiler.beliefs import pooled_plans
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.fitted import beliefs_of, fitted_table, growth_of
 from layerfold.profiler.in_network import ChangeProfiler
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.outside import OutsideGraph, outside_graph
 from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
-from layerfold.profiler.random_plans import MOST_GROWTH, covering_solutions
+from layerfold.profiler.random_plans import covering_solutions, promising_segments
 from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
@@ -151,8 +150,8 @@ def fit_to_plans(
     """
     growth = growth_of(table.entries)
     if num_plans is None:
-        promising = {net.segment(*segment).signature for segment, value in growth.items() if value <= MOST_GROWTH}
-        num_plans = min(max(len(promising), _LEAST_PLANS), _MOST_PLANS)
+        shapes = {net.segment(*segment).signature for segment in promising_segments(growth)}
+        num_plans = min(max(len(shapes), _LEAST_PLANS), _MOST_PLANS)
     original_ms = timer.original_ms()
     table = fitted_table(table, beliefs_of(table), original_ms=original_ms)
     if not num_plans:
@@ -163,7 +162,7 @@ def fit_to_plans(
         pool = [plan for plan in covering_solutions(net, growth, _POOL * num_plans, seed + 1) if plan not in set(first)]
         chosen = beliefs_of(table, measured).most_informative([plan[1] for plan in pool], num_plans - len(first))
         measured += timer.measure([pool[index] for index in chosen], advance=bar.advance)
-    return fitted_table(table, beliefs_of(table, pooled_plans(measured)), original_ms=original_ms)
+    return fitted_table(table, beliefs_of(table, measured), original_ms=original_ms)
 
 
 def _entries_in_network(

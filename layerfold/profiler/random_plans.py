@@ -12,8 +12,8 @@ from layerfold.tables import LatencyTable
 _KEEP_ACTIVATION = 0.85
 _FILL_SLOT = 0.1
 _MOST_GROWTH = 2.0
-MOST_GROWTH = 1.3
-"""Alone, a merged segment worth timing in a network takes at most this much of what it replaces."""
+_GOOD_GROWTH = 1.3
+_ENOUGH_SEGMENTS = 30
 _SHARE_OF_SLOWER = 1 / 3
 
 Plan = tuple[tuple[int, ...], tuple[int, ...]]
@@ -88,10 +88,8 @@ def covering_solutions(
     growth: Mapping[tuple[int, int], float],
     count: int,
     seed: int = 0,
-    *,
-    most_growth: float = MOST_GROWTH,
 ) -> list[Plan]:
-    """Return random plans that hold every promising merged segment about equally often.
+    """Return random plans, no two with the same segments, that hold every promising merged segment about equally often.
 
     One measured plan says something of all its segments at once, so a fit needs far fewer plans than there are
     segments, if each appears in several and beside different neighbours. A plan is filled with segments in
@@ -102,19 +100,19 @@ def covering_solutions(
         growth: merged segment -> its latency relative to the layers that it replaces, as far as is known.
         count: how many plans, at least 1; fewer come back when the network has fewer.
         seed: of the random numbers.
-        most_growth: segments above it are left out: no solver would choose them. Those from 1 to it, which may
-            turn out to be worth it inside the network, appear a third as often as those below 1.
 
     Returns:
         (act_pos, merge_pos) of each plan, chain ends included, in random order from light to heavy merging.
+        Only :func:`promising_segments` appear; those slower than what they replace, which may turn out to be worth
+        it inside the network, a third as often as the others.
     """
     if count < 1:
         raise UsageError(f"count={count} must be at least 1")
     rng = random.Random(seed)
-    usable = sorted(segment for segment, value in growth.items() if value <= most_growth)
+    usable = promising_segments(growth)
     used = dict.fromkeys(usable, 0)
     wanted = {segment: 1.0 if growth[segment] < 1 else _SHARE_OF_SLOWER for segment in usable}
-    plans: dict[Plan, None] = {}
+    plans: dict[tuple[int, ...], Plan] = {}
     for _ in range(20 * count):
         if len(plans) == count or not usable:
             break
@@ -128,11 +126,25 @@ def covering_solutions(
                 taken.append((start, end))
                 covered.update(layers)
         plan = _plan_with(net, taken, rng)
-        if taken and plan not in plans:
-            plans[plan] = None
+        if taken and plan[1] not in plans:
+            plans[plan[1]] = plan
             for segment in taken:
                 used[segment] += 1
-    return list(plans)
+    return list(plans.values())
+
+
+def promising_segments(growth: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
+    """Return the merged segments worth timing in a network.
+
+    Alone, they take at most 1.3 times what they replace; where these are few, the next ones up to twice it come in
+    too: how a segment does inside the network may differ by that much.
+    """
+    by_growth = sorted(growth, key=lambda segment: (growth[segment], segment))
+    return sorted(
+        segment
+        for rank, segment in enumerate(by_growth)
+        if growth[segment] <= _GOOD_GROWTH or (rank < _ENOUGH_SEGMENTS and growth[segment] <= _MOST_GROWTH)
+    )
 
 
 def _plan_with(net: Network, merged: Sequence[tuple[int, int]], rng: random.Random) -> Plan:
