@@ -14,7 +14,8 @@ from layerfold.profiler import Verification, verify_solution
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.progress import progress_bar
-from layerfold.solver import Frontier, Solution
+from layerfold.solver import Frontier, Limits, Solution
+from layerfold.solver._extension import Normalise
 from layerfold.tables import ImportanceTable, LatencyTable
 
 _MOST_TRIALS = 24
@@ -97,6 +98,8 @@ def meet_budget(
     backend: Backend,
     *,
     alpha: float = 0.0,
+    normalise: Normalise = "single",
+    limits: Limits | None = None,
     margin: float = 0.02,
     max_rounds: int = 8,
     batch: int = 1,
@@ -114,7 +117,7 @@ def meet_budget(
 
     Args:
         latency: of any method; fitted ones (``method="plans"``) need the fewest turns.
-        alpha: see :func:`solve_frontier`.
+        alpha, normalise, limits: see :func:`solve_frontier`.
         margin: share of the budget left free while a faster plan exists, so that measuring again confirms it.
         max_rounds: most plans to build and verify; besides, up to three times as many are timed.
         cap_s: most seconds a network in one verification.
@@ -122,7 +125,8 @@ def meet_budget(
     Raises:
         InfeasibleBudgetError: nothing meets the budget; names what can be met.
     """
-    search = PlanSearch(model, net, latency, importance, backend, alpha=alpha, batch=batch)
+    search = PlanSearch(model, net, latency, importance, backend, alpha=alpha, normalise=normalise, limits=limits,
+                        batch=batch)
     rounds: list[Round] = []
 
     def verify(solution: Solution) -> Round:

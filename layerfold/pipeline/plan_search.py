@@ -13,7 +13,8 @@ from layerfold.profiler.fitted import beliefs_of, fitted_table
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.outside import outside_graph
 from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
-from layerfold.solver import Frontier, Solution, solve_frontier
+from layerfold.solver import Frontier, Limits, Solution, solve_frontier
+from layerfold.solver._extension import Normalise
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
 
 _POLICY = MeasurePolicy(target=0.004, cap_s=1.5, block_ms=1.0, warmup_cap_s=0.3)
@@ -35,7 +36,7 @@ class PlanSearch:
         latency: its latency table.
         importance: its importances; None if only the fastest plan is of interest.
         backend: what plans are timed on.
-        alpha: see :func:`solve_frontier`.
+        alpha, normalise, limits: see :func:`solve_frontier`.
         batch: images in one forward pass.
 
     Attributes:
@@ -45,11 +46,12 @@ class PlanSearch:
 
     def __init__(
         self, model: nn.Module, net: Network, latency: LatencyTable, importance: ImportanceTable | None,
-        backend: Backend, *, alpha: float = 0.0, batch: int = 1,
+        backend: Backend, *, alpha: float = 0.0, normalise: Normalise = "single", limits: Limits | None = None,
+        batch: int = 1,
     ) -> None:
         self.latency = latency
         self._importance = importance if importance is not None else _no_importance(latency, net)
-        self._alpha = alpha
+        self._alpha, self._normalise, self._limits = alpha, normalise, limits
         self.original_ms = latency.original_ms
         self.trials: list[MeasuredPlan] = []
         self._learnt: list[MeasuredPlan] = []
@@ -82,7 +84,7 @@ class PlanSearch:
             or ((entry.start, entry.end) in useful and _is_faster(*changes[entry.start, entry.end]))
         ]
         kept = LatencyTable(entries, provenance=table.provenance, source=table.source)
-        return solve_frontier(kept, self._importance, self._alpha)
+        return solve_frontier(kept, self._importance, self._alpha, self._normalise, limits=self._limits)
 
     def predicted_ms(self, solution: Solution) -> float:
         """Return the expected end-to-end latency of a solution, with the original as measured last."""

@@ -45,6 +45,7 @@ _START = {"merged": 0.1, "replaced": 0.1, "layers": 0.05, "shape": 0.15, "segmen
 _SWEEPS = 4
 _OUTLIER = 3.0
 _OUTLIER_ROUNDS = 3
+_LEAST_TO_JUDGE = 10
 _FLOOR = 0.1
 _TWO_SIDED_95 = 1.96
 
@@ -136,7 +137,18 @@ class Beliefs:
         mean, covariance = self._posterior
         ratio = 1 + float(row @ mean)
         variance = float(row @ covariance @ row) + (self.scales["noise"] * ratio * bool(row.any())) ** 2
-        return PlanPrediction(ratio=ratio, deviation=math.sqrt(max(variance, 0.0)))
+        return PlanPrediction(ratio=ratio, deviation=self._widening * math.sqrt(max(variance, 0.0)))
+
+    @cached_property
+    def _widening(self) -> float:
+        """What deviations must be multiplied by to be as large as the errors seen when each plan is left out."""
+        if len(self.measured) < _LEAST_TO_JUDGE:
+            return 1.0
+        squares = [
+            min(abs(1 + seen - each.ratio) / each.deviation, _OUTLIER) ** 2
+            for seen, each in zip(self._seen, self.held_out, strict=True)
+        ]
+        return max(1.0, math.sqrt(sum(squares) / len(squares)))
 
     @cached_property
     def changes(self) -> dict[SegmentKey, tuple[float, float]]:

@@ -14,6 +14,7 @@ _FILL_SLOT = 0.1
 _MOST_GROWTH = 2.0
 _GOOD_GROWTH = 1.3
 _ENOUGH_SEGMENTS = 30
+_ENOUGH_FASTER = 10
 _SHARE_OF_SLOWER = 1 / 3
 
 Plan = tuple[tuple[int, ...], tuple[int, ...]]
@@ -110,13 +111,16 @@ def covering_solutions(
         raise UsageError(f"count={count} must be at least 1")
     rng = random.Random(seed)
     usable = promising_segments(growth)
+    faster = [segment for segment in usable if growth[segment] < 1]
     used = dict.fromkeys(usable, 0)
     wanted = {segment: 1.0 if growth[segment] < 1 else _SHARE_OF_SLOWER for segment in usable}
     plans: dict[tuple[int, ...], Plan] = {}
     for _ in range(20 * count):
         if len(plans) == count or not usable:
             break
-        waiting = sorted(usable, key=lambda segment: (used[segment] + rng.random()) / wanted[segment])
+        # Every other plan is one that a solver could choose: it holds only what is faster alone.
+        choice = faster if len(faster) >= _ENOUGH_FASTER and rng.random() < 0.5 else usable
+        waiting = sorted(choice, key=lambda segment: (used[segment] + rng.random()) / wanted[segment])
         most_layers = rng.uniform(0.1, 1.0) * len(net.layers)
         taken: list[tuple[int, int]] = []
         covered: set[int] = set()
