@@ -19,8 +19,8 @@ from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
 
 _POLICY = MeasurePolicy(target=0.004, cap_s=1.5, block_ms=1.0, warmup_cap_s=0.3)
 _CAUTION = 0.5
-"""Deviations that a plan's prediction must lie below the limit."""
-_DOUBT = 1.0
+"""Deviations that a plan's prediction must lie below the limit, until something that fits is known."""
+_DOUBT = 0.5
 """Deviations by which a merged segment must be faster than its layers to be an option."""
 _LEAST_STEP = 0.015
 """Plans closer than this to one that is known to fit are not tried: the machine could not tell them apart."""
@@ -98,8 +98,9 @@ class PlanSearch:
         """
         frontier = self.frontier()
         ratios = frontier.latencies_ms[:, 0] / self.original_ms
-        least = 0.0
+        least, caution = 0.0, _CAUTION
         if self._accepted is not None:
+            caution = 0.0
             least = self.beliefs.predict(self._accepted.merge_pos).ratio * (1 + _LEAST_STEP)
         last = float("inf")
         for index in range(len(frontier) - 1, -1, -1):
@@ -114,7 +115,7 @@ class PlanSearch:
             if solution.merge_pos in self._rejected:
                 continue
             predicted = self.beliefs.predict(solution.merge_pos)
-            if predicted.ratio + _CAUTION * predicted.deviation <= limit:
+            if predicted.ratio + caution * predicted.deviation <= limit:
                 return solution
             last = ratio
         if self._accepted is not None:

@@ -15,12 +15,11 @@ from layerfold.errors import UsageError
 from layerfold.graph.network import Network, Segment
 from layerfold.profiler.backends import Backend, get_backend
 from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.fitted import beliefs_of, fitted_table, growth_of
+from layerfold.profiler.fit_plans import fit_to_plans
 from layerfold.profiler.in_network import ChangeProfiler
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.outside import OutsideGraph, outside_graph
 from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
-from layerfold.profiler.random_plans import covering_solutions, promising_segments
 from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
@@ -30,8 +29,6 @@ _DEFAULT_TARGET: dict[str, float] = {"plans": 0.006, "in_network": 0.006, "isola
 _SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
 _WORTH_TIMING = 2.0
 _FLOOR = 0.05
-_LEAST_PLANS, _MOST_PLANS = 24, 60
-_POOL = 5
 
 
 def profile_network(
@@ -106,63 +103,30 @@ def profile_network(
         if method == "in_network":
             changes = ChangeProfiler(net, outside, chosen, store, policy, dtype=dtype)
             entries = _entries_in_network(net, segments, entries, alone, changes, fixed_ms, progress)
-        provenance = Provenance(
-            kind="latency",
-            model=model_name or net.name,
-            network_hash=net.hash,
-            input_shape=(batch, *net.input_shapes[0][1:]),
-            batch=batch,
-            dtype=dtype,
-            device=facts["device"],
-            driver=facts["driver"],
-            backend=facts["backend"],
-            versions=facts["versions"],
-            fixed_ms=fixed_ms,
-            chains=tuple((chain.start, chain.end) for chain in net.chains),
-            options={**facts["options"], "method": method, "target": policy.target, "cap_s": cap_s},
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
-        table = LatencyTable(entries, provenance=provenance)
+        fit: dict[str, Any] = {}
         if method == "plans":
             timer = PlanTimer(net, outside, chosen, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
-            table = fit_to_plans(net, table, timer, num_plans, progress=progress)
+            entries, fixed_ms, fit = fit_to_plans(net, entries, fixed_ms, timer, num_plans, progress=progress)
     finally:
         if store is not None:
             store.close()
-    return table
-
-
-def fit_to_plans(
-    net: Network, table: LatencyTable, timer: PlanTimer, num_plans: int | None = None, *, seed: int = 0,
-    progress: bool = True,
-) -> LatencyTable:
-    """Time random plans of a network and return its isolated table with the entries fitted to them.
-
-    The first half of the plans hold every promising segment about equally often; the second half are those, out of
-    many, that leave the least uncertainty given the first (:meth:`Beliefs.most_informative`).
-
-    Args:
-        net: the traced network.
-        table: segments alone.
-        timer: times the plans.
-        num_plans, progress: as of :func:`profile_network`.
-        seed: of the random plans.
-    """
-    growth = growth_of(table.entries)
-    if num_plans is None:
-        shapes = {net.segment(*segment).signature for segment in promising_segments(growth)}
-        num_plans = min(max(len(shapes), _LEAST_PLANS), _MOST_PLANS)
-    original_ms = timer.original_ms()
-    table = fitted_table(table, beliefs_of(table), original_ms=original_ms)
-    if not num_plans:
-        return table
-    first = covering_solutions(net, growth, math.ceil(num_plans / 2), seed)
-    with progress_bar("profile: whole networks", num_plans, enabled=progress) as bar:
-        measured = timer.measure(first, advance=bar.advance)
-        pool = [plan for plan in covering_solutions(net, growth, _POOL * num_plans, seed + 1) if plan not in set(first)]
-        chosen = beliefs_of(table, measured).most_informative([plan[1] for plan in pool], num_plans - len(first))
-        measured += timer.measure([pool[index] for index in chosen], advance=bar.advance)
-    return fitted_table(table, beliefs_of(table, measured), original_ms=original_ms)
+    provenance = Provenance(
+        kind="latency",
+        model=model_name or net.name,
+        network_hash=net.hash,
+        input_shape=(batch, *net.input_shapes[0][1:]),
+        batch=batch,
+        dtype=dtype,
+        device=facts["device"],
+        driver=facts["driver"],
+        backend=facts["backend"],
+        versions=facts["versions"],
+        fixed_ms=fixed_ms,
+        chains=tuple((chain.start, chain.end) for chain in net.chains),
+        options={**facts["options"], "method": method, "target": policy.target, "cap_s": cap_s, **fit},
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    return LatencyTable(entries, provenance=provenance)
 
 
 def _entries_in_network(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from layerfold.profiler.compare import RatioInterval
-from layerfold.profiler.measure import MeasurePolicy, involuntary_switches, median_interval
+from layerfold.profiler.measure import MeasurePolicy, involuntary_switches, is_narrow, median_interval
 
 _REFILL_MS = 10.0
 _MOST_REFILLS = 3
@@ -35,26 +35,35 @@ class Turns:
 
     Attributes:
         ratios: of each runner but the first, latency / the first's, with its 95 % interval.
-        reference_ms: the first runner's median.
-        rounds: rounds used; contended: rounds set aside.
-        is_settled: whether every ratio's interval reached its target.
+        values_ms: of each runner, its latency in every round used.
+        contended: rounds set aside.
+        runs: timed passes of each runner in the rounds used.
+        is_settled: whether every interval reached its target.
     """
 
     ratios: tuple[RatioInterval, ...]
-    reference_ms: float
-    rounds: int
+    values_ms: tuple[tuple[float, ...], ...]
     contended: int
+    runs: tuple[int, ...]
     is_settled: bool
 
+    @property
+    def rounds(self) -> int:
+        """Rounds used."""
+        return len(self.values_ms[0])
 
-def time_in_turns(runners: Sequence[Callable[[], object]], policy: MeasurePolicy, *, seed: int = 0) -> Turns:
+
+def time_in_turns(
+    runners: Sequence[Callable[[], object]], policy: MeasurePolicy, *, seed: int = 0, are_latencies_wanted: bool = False
+) -> Turns:
     """Time runners against the first of them.
 
     Args:
-        runners: functions that do one forward pass, at least two.
-        policy: ``target`` of the ratios' half-widths; ``cap_s`` seconds a runner, up to three times that while
+        runners: functions that do one forward pass.
+        policy: ``target`` of the intervals' half-widths; ``cap_s`` seconds a runner, up to three times that while
             contention leaves too few rounds; ``block_ms`` of timed passes a turn.
         seed: of the order in each round.
+        are_latencies_wanted: go on until the latencies' intervals have reached the target too, not only the ratios'.
     """
     pass_ms = [_warm(run, policy) for run in runners]
     # A long pass fills the caches many times over by itself, and is its own average over what the machine does.
@@ -70,7 +79,7 @@ def time_in_turns(runners: Sequence[Callable[[], object]], policy: MeasurePolicy
     while True:
         last = order[-1]
         rng.shuffle(order)
-        if order[0] == last:  # never twice running: it would find its weights in the caches
+        if order[0] == last and len(order) > 1:  # never twice running: it would find its weights in the caches
             order.append(order.pop(0))
         values = [0.0] * len(runners)
         for index in order:
@@ -84,10 +93,13 @@ def time_in_turns(runners: Sequence[Callable[[], object]], policy: MeasurePolicy
         is_settled = len(kept) >= least and all(
             (each.high - each.low) / 2 < policy.target * each.median for each in intervals
         )
+        columns = tuple(zip(*kept, strict=True))
+        if are_latencies_wanted:
+            is_settled = is_settled and all(is_narrow(column, policy.target) for column in columns)
         is_over = spent_s > cap_s and (len(kept) >= least or spent_s > _PATIENCE * cap_s)
         if is_settled or is_over:
-            return Turns(ratios=tuple(intervals), reference_ms=statistics.median(each[0] for each in kept),
-                         rounds=len(kept), contended=len(rounds) - len(kept), is_settled=is_settled)
+            return Turns(ratios=tuple(intervals), values_ms=columns, contended=len(rounds) - len(kept),
+                         runs=tuple(len(kept) * each for each in repeats), is_settled=is_settled)
 
 
 def quick_rounds(rounds: Sequence[Sequence[float]]) -> list[Sequence[float]]:

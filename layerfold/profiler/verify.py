@@ -34,6 +34,7 @@ class Verification:
             None without either.
         is_settled: whether both intervals reached their target.
         provenance: what it was measured on.
+        contended: rounds set aside because something else slowed the whole machine meanwhile.
     """
 
     measured_ms: float
@@ -53,6 +54,7 @@ class Verification:
     provenance: dict[str, Any]
     predicted_low_ms: float | None = None
     predicted_high_ms: float | None = None
+    contended: int = 0
 
     @property
     def prediction_error(self) -> float | None:
@@ -140,6 +142,7 @@ def judge(
         ratio=merged.ratio, ratio_low=merged.ratio_low, ratio_high=merged.ratio_high,
         predicted_ms=predicted_ms, budget_ms=budget_ms, speedup=speedup, is_within_budget=is_within,
         is_settled=original.is_settled and merged.is_settled, provenance=report.provenance,
+        contended=merged.contended,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -53,7 +54,7 @@ class Machine:
         total = 1.0
         for start, end in CHAINS:
             inner = [start, *(m for m in stops if start < m < end), end]
-            total += sum(self.change[pair] for pair in zip(inner, inner[1:], strict=False) if pair[1] - pair[0] > 1)
+            total += sum(self.change[pair] for pair in itertools.pairwise(inner) if pair[1] - pair[0] > 1)
         return total
 
     def measure(self, stops: tuple[int, ...]) -> MeasuredPlan:
@@ -114,7 +115,7 @@ def test_plans_make_predictions_right_and_intervals_honest() -> None:
             before.append(abs(untrained.predict(plan.merge_pos).ratio / true - 1))
     assert sorted(errors)[len(errors) // 2] < 0.01
     assert sorted(before)[len(before) // 2] > 0.05
-    assert 0.9 <= sum(inside) / len(inside)
+    assert sum(inside) / len(inside) >= 0.9
 
 
 def test_one_reading_that_is_far_off_does_not_spoil_the_rest() -> None:
