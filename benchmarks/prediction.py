@@ -25,17 +25,19 @@ from typing import Any
 
 import numpy as np
 from latency_networks import CASES, WORK, open_case
+from prediction_ways import changes_between_neighbours, ratios_of
 from record import RESULTS, write_record
 
 import layerfold as lf
 from layerfold.profiler import get_backend
 from layerfold.profiler.beliefs import Beliefs
+from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.calibrate import calibrate_latency
 from layerfold.profiler.fitted import beliefs_of, fitted_table, growth_of, plans_of
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.outside import outside_graph
 from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer, pooled
-from layerfold.profiler.random_plans import covering_solutions
+from layerfold.profiler.random_plans import Plan, covering_solutions, promising_segments
 
 NUM_HELD_OUT = 30
 _HELD_OUT_POLICY = MeasurePolicy(target=0.004, cap_s=1.2, block_ms=1.0, warmup_cap_s=0.3)
@@ -50,47 +52,72 @@ def run_case(name: str, *, with_ways: bool, num_plans: int | None) -> dict[str, 
     backend = get_backend("onnxruntime", threads=1)
     cache = WORK / f"{name}.sqlite"
     began = time.perf_counter()
-    table = lf.profile_network(model, net, backend, candidates=candidates, cache=cache, model_name=CASES[name].source,
-                               num_plans=num_plans)
-    profile_s = time.perf_counter() - began
+    arguments = {"candidates": candidates, "cache": cache, "model_name": CASES[name].source}
+    lf.profile_network(model, net, backend, num_plans=0, **arguments)
+    alone_s = time.perf_counter() - began
+    began = time.perf_counter()
+    table = lf.profile_network(model, net, backend, num_plans=num_plans, **arguments)  # from the cache, then the plans
+    plans_s = time.perf_counter() - began
+    table.write(WORK / f"{name}.csv")
     isolated = isolated_table(table)
     trained = plans_of(table)
     seen = {each.merge_pos for each in trained}
     pool = covering_solutions(net, growth_of(isolated.entries), 4 * NUM_HELD_OUT, seed=1000)
     held_out = [plan for plan in pool if plan[1] not in seen][:NUM_HELD_OUT]
-    timer = PlanTimer(net, outside_graph(model, net), backend, None, _HELD_OUT_POLICY)
+    outside = outside_graph(model, net)
+
+    def visit(number: int, plans: Sequence[Plan]) -> list[MeasuredPlan]:
+        with MeasurementCache(WORK / f"{name}-held_out.sqlite", {"visit": number}) as kept_visit:
+            return PlanTimer(net, outside, backend, kept_visit, _HELD_OUT_POLICY).measure(plans)
+
     began = time.perf_counter()
-    visits = [timer.measure(held_out)]
-    second = timer.measure(held_out[::-1])[::-1]  # another order, other neighbours in the same round
-    visits.append(second)
+    # The second time in another order, beside other plans in the same rounds.
+    visits = [visit(1, held_out), visit(2, held_out[::-1])[::-1]]
     # Where a neighbour spoilt one of two readings nobody can say which: two more, and the median of the four counts.
     doubtful = [i for i in range(len(held_out)) if abs(visits[0][i].ratio / visits[1][i].ratio - 1) > _DOUBT]
-    further = [timer.measure([held_out[i] for i in doubtful]) for _ in range(2)]
+    further = [visit(number, [held_out[i] for i in doubtful]) for number in (3, 4)]
     held_out_s = time.perf_counter() - began
     truth = [pooled(pair) for pair in zip(*visits, strict=True)]
     for place, i in enumerate(doubtful):
-        four = sorted((*(visit[i] for visit in visits), *(visit[place] for visit in further)),
+        four = sorted((*(each[i] for each in visits), *(each[place] for each in further)),
                       key=lambda each: each.ratio)
         truth[i] = pooled(four[1:3])
     result = {
         "layers": len(net.layers), "candidates": len(candidates), "plans_fitted": len(trained),
-        "original_ms": table.original_ms, "profile_s": profile_s, "held_out_s": held_out_s,
-        "ratios": {"visits": [[each.ratio for each in visit] for visit in visits],
-                   "deviations": [[each.deviation for each in visit] for visit in visits]},
+        "original_ms": table.original_ms, "alone_s": alone_s, "plans_s": plans_s, "held_out_s": held_out_s,
+        "ratios": {"visits": [[each.ratio for each in readings] for readings in visits],
+                   "deviations": [[each.deviation for each in readings] for readings in visits]},
         "held_out": [asdict(each) for each in truth], "read_four_times": len(doubtful),
-        "repeat": errors(*([each.ratio for each in visit] for visit in visits)),
+        "repeat": errors(*([each.ratio for each in readings] for readings in visits)),
         "ways": compare_ways(table, isolated, trained, truth),
     }  # fmt: skip
+    for each in result["ways"].values():
+        count = each.get("plans", 0)
+        each["seconds"] = alone_s + plans_s * count / max(len(trained), 1)
     if with_ways:
-        began = time.perf_counter()
-        changes = lf.profile_network(model, net, backend, candidates=candidates, method="in_network",
-                                     cache=WORK / f"{name}-in_network.sqlite")
-        seconds = time.perf_counter() - began
-        measured = [each["ratio"] for each in result["held_out"]]
-        predicted = [changes.end_to_end_ms(changes.sum_ms(changes.segments_of(each["merge_pos"]))) / changes.original_ms
-                     for each in result["held_out"]]
-        result["ways"]["each segment in a whole network"] = {**errors(predicted, measured), "seconds": seconds}
+        result["ways"] |= further_ways(name, model, net, candidates, backend, table, truth)
     return result
+
+
+def further_ways(
+    name: str, model: Any, net: Any, candidates: Sequence[Any], backend: Any, table: lf.LatencyTable,
+    truth: Sequence[MeasuredPlan],
+) -> dict[str, Any]:
+    """Return the errors, and the cost, of entries timed between neighbours and in whole networks of their own."""
+    measured = [each.ratio for each in truth]
+    promising = promising_segments(growth_of(isolated_table(table).entries))
+    used = {pair for plan in truth for pair in table.segments_of(plan.merge_pos) if pair[1] - pair[0] > 1}
+    segments = [net.segment(*pair) for pair in sorted({*promising, *used})]
+    changes, seconds = changes_between_neighbours(net, segments, backend)
+    found = {"between its neighbours": {**errors(ratios_of(changes, table, truth), measured), "seconds": seconds}}
+    began = time.perf_counter()
+    inside = lf.profile_network(model, net, backend, candidates=candidates, method="in_network",
+                                cache=WORK / f"{name}-in_network.sqlite")
+    predicted = [
+        inside.end_to_end_ms(inside.sum_ms(inside.segments_of(each.merge_pos))) / inside.original_ms for each in truth
+    ]
+    found["each segment in a whole network"] = {**errors(predicted, measured), "seconds": time.perf_counter() - began}
+    return found
 
 
 def isolated_table(table: lf.LatencyTable) -> lf.LatencyTable:
@@ -117,18 +144,21 @@ def compare_ways(
         fit = calibrate_latency(isolated, points)
         return [fit.predict_ms(each) / original_ms for each in sums]
 
+    alone = [isolated.end_to_end_ms(each) / original_ms for each in sums]
     plain = beliefs_of(fitted_table(isolated, beliefs_of(isolated), original_ms=original_ms))
     ways: dict[str, Any] = {
-        "segments alone": errors([isolated.end_to_end_ms(each) / original_ms for each in sums], measured),
+        "segments alone": {**errors(alone, measured), "predicted": alone},
         "segments alone, relative to the original's sum": errors(
             [isolated.end_to_end_ms(each) / isolated.original_ms for each in sums], measured),
-        "segments alone, line through 10 plans": errors(line(trained[:10]), measured),
-        f"segments alone, line through {len(trained)} plans": errors(line(trained), measured),
+        "segments alone, line through 10 plans": {
+            **errors(line(trained[:10]), measured), "plans": 10},
+        f"segments alone, line through {len(trained)} plans": {
+            **errors(line(trained), measured), "plans": len(trained)},
     }  # fmt: skip
     for count in (10, 20, 30, 45):
         if count < len(trained):
             some = Beliefs(plain.segments, plain.chains, trained[:count])
-            ways[f"fitted to {count} plans"] = with_intervals(some, held_out, measured)
+            ways[f"fitted to {count} plans"] = {**with_intervals(some, held_out, measured), "plans": count}
     ways["fitted"] = {**with_intervals(beliefs_of(table), held_out, measured), "plans": len(trained)}
     return ways
 
@@ -173,12 +203,12 @@ def kept(name: str, work: Callable[[], dict[str, Any]], *, fresh: bool) -> dict[
 def print_table(results: dict[str, Any]) -> None:
     """Print what counts, one line a way."""
     for name, found in results.items():
-        print(f"\n{name}: {found['original_ms']:.3g} ms, profiled in {found['profile_s']:.0f} s, of "
-              f"{found['plans_fitted']} plans")
+        print(f"\n{name}: {found['original_ms']:.3g} ms, segments alone {found['alone_s']:.0f} s, "
+              f"{found['plans_fitted']} whole networks {found['plans_s']:.0f} s")
         for way, each in {"the machine itself, twice": found["repeat"], **found["ways"]}.items():
             inside = f", {each['inside_95_pct']:.0f} % inside the interval" if "inside_95_pct" in each else ""
             print(f"  {way:50s} median {each['median_pct']:5.2f} %, max {each['max_pct']:5.1f} %, "
-                  f"rank {each['rank']:6.3f}{inside}")
+                  f"rank {each['rank']:6.3f}{inside}" + (f", {each['seconds']:.0f} s" if "seconds" in each else ""))
         reached = {key: found["ways"]["fitted"][key] for key in _LIMITS}
         repeat = found["repeat"]
         misses = [key for key, limit in _LIMITS.items() if _is_worse(key, reached[key], limit)]

@@ -135,7 +135,7 @@ def _warm(run: Callable[[], object], policy: MeasurePolicy) -> float:
     """Run until a pass is no longer faster than those before; return the least time of one, in milliseconds."""
     values = [_block_ms(run, 0, 1), _block_ms(run, 0, 1)]
     began = time.perf_counter()
-    while values[-1] < 0.97 * min(values[:-1]) or len(values) < 4:
+    while values[-1] < 0.97 * min(values[:-1]) or (len(values) < 4 and values[-1] < _LONG_PASS_MS):
         if time.perf_counter() - began > policy.warmup_cap_s:
             break
         values.append(_block_ms(run, 0, 1))
