@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from latency_networks import CASES, WORK, open_case
-from prediction_ways import changes_between_neighbours, ratios_of
+from prediction_ways import ratios_of
 from record import RESULTS, write_record
 
 import layerfold as lf
@@ -35,6 +35,7 @@ from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.calibrate import calibrate_latency
 from layerfold.profiler.fitted import beliefs_of, fitted_table, growth_of, plans_of
 from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.neighbours import NeighbourTimer
 from layerfold.profiler.outside import outside_graph
 from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer, pooled
 from layerfold.profiler.random_plans import Plan, covering_solutions, promising_segments
@@ -53,7 +54,7 @@ def run_case(name: str, *, with_ways: bool, num_plans: int | None) -> dict[str, 
     cache = WORK / f"{name}.sqlite"
     began = time.perf_counter()
     arguments = {"candidates": candidates, "cache": cache, "model_name": CASES[name].source}
-    lf.profile_network(model, net, backend, num_plans=0, **arguments)
+    first = lf.profile_network(model, net, backend, num_plans=0, **arguments)
     alone_s = time.perf_counter() - began
     began = time.perf_counter()
     table = lf.profile_network(model, net, backend, num_plans=num_plans, **arguments)  # from the cache, then the plans
@@ -89,7 +90,7 @@ def run_case(name: str, *, with_ways: bool, num_plans: int | None) -> dict[str, 
                    "deviations": [[each.deviation for each in readings] for readings in visits]},
         "held_out": [asdict(each) for each in truth], "read_four_times": len(doubtful),
         "repeat": errors(*([each.ratio for each in readings] for readings in visits)),
-        "ways": compare_ways(table, isolated, trained, truth),
+        "ways": compare_ways(table, isolated, trained, truth, first),
     }  # fmt: skip
     for each in result["ways"].values():
         count = each.get("plans", 0)
@@ -108,7 +109,9 @@ def further_ways(
     promising = promising_segments(growth_of(isolated_table(table).entries))
     used = {pair for plan in truth for pair in table.segments_of(plan.merge_pos) if pair[1] - pair[0] > 1}
     segments = [net.segment(*pair) for pair in sorted({*promising, *used})]
-    changes, seconds = changes_between_neighbours(net, segments, backend)
+    began = time.perf_counter()
+    changes = NeighbourTimer(net, backend).changes_ms(segments)
+    seconds = time.perf_counter() - began
     found = {"between its neighbours": {**errors(ratios_of(changes, table, truth), measured), "seconds": seconds}}
     began = time.perf_counter()
     inside = lf.profile_network(model, net, backend, candidates=candidates, method="in_network",
@@ -122,7 +125,7 @@ def further_ways(
 
 def isolated_table(table: lf.LatencyTable) -> lf.LatencyTable:
     """Return the table of the segments alone that a fitted table was made from."""
-    values = table.provenance.options["isolated_ms"]
+    values = table.provenance.options["alone_ms"]
     entries = [
         lf.LatencyEntry(start=entry.start, end=entry.end, latency_ms=value, signature=entry.signature)
         for entry, value in zip(table.entries, values, strict=True)
@@ -132,7 +135,8 @@ def isolated_table(table: lf.LatencyTable) -> lf.LatencyTable:
 
 
 def compare_ways(
-    table: lf.LatencyTable, isolated: lf.LatencyTable, trained: Sequence[MeasuredPlan], held_out: Sequence[MeasuredPlan]
+    table: lf.LatencyTable, isolated: lf.LatencyTable, trained: Sequence[MeasuredPlan],
+    held_out: Sequence[MeasuredPlan], first: lf.LatencyTable,
 ) -> dict[str, Any]:
     """Return the errors of each way to predict, on the held-out plans."""
     measured = [each.ratio for each in held_out]
@@ -145,7 +149,8 @@ def compare_ways(
         return [fit.predict_ms(each) / original_ms for each in sums]
 
     alone = [isolated.end_to_end_ms(each) / original_ms for each in sums]
-    plain = beliefs_of(fitted_table(isolated, beliefs_of(isolated), original_ms=original_ms))
+    plain = beliefs_of(first)
+    bare = beliefs_of(fitted_table(isolated, beliefs_of(isolated), original_ms=original_ms))
     ways: dict[str, Any] = {
         "segments alone": {**errors(alone, measured), "predicted": alone},
         "segments alone, relative to the original's sum": errors(
@@ -155,7 +160,10 @@ def compare_ways(
         f"segments alone, line through {len(trained)} plans": {
             **errors(line(trained), measured), "plans": len(trained)},
     }  # fmt: skip
-    for count in (10, 20, 30, 45):
+    ways["between neighbours, no whole network"] = {**with_intervals(plain, held_out, measured), "plans": 0}
+    ways[f"segments alone, fitted to {len(trained)} plans"] = {
+        **with_intervals(Beliefs(bare.segments, bare.chains, trained), held_out, measured), "plans": len(trained)}
+    for count in (5, 10, 20, 30, 45):
         if count < len(trained):
             some = Beliefs(plain.segments, plain.chains, trained[:count])
             ways[f"fitted to {count} plans"] = {**with_intervals(some, held_out, measured), "plans": count}

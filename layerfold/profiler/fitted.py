@@ -19,8 +19,9 @@ from layerfold.tables import LatencyEntry, LatencyTable
 
 _FLOOR = 0.05
 _SINGLES_SHARE = 0.05
-ISOLATED, PLANS, SCALES = "isolated_ms", "plans", "fit"
-"""Keys of ``Provenance.options`` in a fitted table."""
+ISOLATED, PLANS, SCALES, ALONE = "isolated_ms", "plans", "fit", "alone_ms"
+"""Keys of ``Provenance.options`` in a fitted table; ``isolated_ms`` is what was known of each entry before whole
+networks were timed, ``alone_ms`` what was known before neighbours came in."""
 
 
 def beliefs_of(table: LatencyTable, more: Iterable[MeasuredPlan] = ()) -> Beliefs:

@@ -18,6 +18,7 @@ from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.fit_plans import fit_to_plans
 from layerfold.profiler.in_network import ChangeProfiler
 from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.neighbours import NeighbourTimer
 from layerfold.profiler.outside import OutsideGraph, outside_graph
 from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
 from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
@@ -61,12 +62,13 @@ def profile_network(
         threads: worker threads, for backends on the CPU.
         cache: file for finished measurements; None for the default place, False for none.
         candidates: what to measure; None for ``net.candidates()``.
-        method: ``plans`` screens the segments alone, then times some tens of whole networks, each merged by a random
-            plan, and fits the entries to them (:mod:`layerfold.profiler.beliefs`): sums of entries then predict
-            networks, and each entry says how sure it is. ``in_network`` times each promising segment in a whole
+        method: ``plans`` screens the segments alone, times promising ones between their neighbours, then some tens of
+            whole networks, each merged by a random plan, and fits the entries to them
+            (:mod:`layerfold.profiler.beliefs`): sums of entries then predict networks, and each entry says how sure
+            it is. ``in_network`` times each promising segment in a whole
             network of its own instead: slower and less true. ``isolated`` takes the segments alone: shared between
             networks, and off by a tenth or more.
-        num_plans: whole networks to time for ``plans``; None for one a promising shape, 24 at least and 60 at most.
+        num_plans: whole networks to time for ``plans``; None for one a promising shape, 16 at least and 40 at most.
         progress: show a bar on stderr.
         target: half-width of each 95 % interval at which it has settled, relative to the whole network
             (``plans`` and ``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
@@ -106,7 +108,9 @@ def profile_network(
         fit: dict[str, Any] = {}
         if method == "plans":
             timer = PlanTimer(net, outside, chosen, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
-            entries, fixed_ms, fit = fit_to_plans(net, entries, fixed_ms, timer, num_plans, progress=progress)
+            neighbours = NeighbourTimer(net, chosen, store, batch=batch, dtype=dtype)
+            entries, fixed_ms, fit = fit_to_plans(net, entries, fixed_ms, timer, neighbours, num_plans,
+                                                  progress=progress)
     finally:
         if store is not None:
             store.close()
