@@ -247,6 +247,7 @@ def main() -> int:
     earlier = RESULTS / "prediction.json"
     if arguments.networks and earlier.exists():
         results = {**json.loads(earlier.read_text())["results"], **results}
+    results = {name: results[name] for name in CASES if name in results}
     write_record("prediction", results, {"held_out": NUM_HELD_OUT, "threads": 1, "batch": 1, "limits": _LIMITS},
                  packages=_PACKAGES)
     print_table(results)

@@ -43,6 +43,7 @@ _GRIDS: Mapping[str, tuple[float, ...]] = {
 }
 _START = {"merged": 0.1, "replaced": 0.1, "layers": 0.05, "shape": 0.15, "segment": 0.15, "noise": 0.01}
 _SWEEPS = 4
+_LEAST_SCALE = 1e-3
 _OUTLIER = 3.0
 _OUTLIER_ROUNDS = 3
 _LEAST_TO_JUDGE = 10
@@ -218,17 +219,25 @@ class Beliefs:
         white = np.linalg.solve(factor, self._seen - self._rows @ self._mean)
         return float(-0.5 * white @ white - np.log(np.diag(factor)).sum())
 
+    def _log_score(self, scales: Mapping[str, float]) -> float:
+        """Return log evidence plus log hyperprior: scales are log-normal, a factor of e around their usual values.
+
+        Without it a few dozen plans, whose outliers look like large changes, throw the scales about.
+        """
+        usual = sum(math.log(max(scales[name], _LEAST_SCALE) / _START[name]) ** 2 for name in _GRIDS)
+        return self._log_evidence(scales) - 0.5 * usual
+
     def _fitted_scales(self) -> dict[str, float]:
-        """Climb the marginal likelihood, one scale at a time, on a grid."""
+        """Climb the marginal likelihood times the hyperprior, one scale at a time, on a grid."""
         scales = dict(_START)
         if len(self.measured) < len(_GRIDS):
             return scales
-        best = self._log_evidence(scales)
+        best = self._log_score(scales)
         for _ in range(_SWEEPS):
             before = best
             for name, grid in _GRIDS.items():
                 for value in grid:
-                    evidence = self._log_evidence({**scales, name: value})
+                    evidence = self._log_score({**scales, name: value})
                     if evidence > best + 1e-9:
                         best, scales = evidence, {**scales, name: value}
             if best - before < 0.01:
