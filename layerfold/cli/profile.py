@@ -46,8 +46,9 @@ def add_parser(subparsers: Any) -> None:
     add_candidate_arguments(parser, max_growth=4.0)
     add_backend_arguments(parser)
     measuring = parser.add_argument_group("how it is measured")
-    measuring.add_argument("--method", choices=("in_network", "isolated"), default="in_network",
-                           help="segments inside the whole network, or alone: faster, less true (default: %(default)s)")
+    measuring.add_argument("--method", choices=("plans", "in_network", "isolated"), default="plans",
+                           help="fitted to whole networks under random plans, each segment in a whole network, or "
+                           "segments alone: faster, less true (default: %(default)s)")
     measuring.add_argument("--target", type=above(0, 1), metavar="X",
                            help="half-width of the 95 %% intervals to stop at, relative (default: by method)")
     measuring.add_argument("--cap-s", type=above(0), default=0.25, metavar="S",

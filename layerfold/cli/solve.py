@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._quantities import parse_ms, parse_number, parse_positions
+from layerfold.cli._solve_verify import add_verify_arguments, meet_budget_of, print_verified, verified_solution
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="examples:\n"
         "  layerfold solve --time-path time.csv --imp-path imp.csv --budget 25.0 -o solution.json\n"
         "  layerfold solve --time-path time.csv --imp-path imp.csv --speedup 1.5 --plot frontier.png --explain\n"
+        "  layerfold solve --time-path time.csv --imp-path imp.csv --speedup 1.4 --verify timm:mobilenetv2_100\n"
         "  layerfold solve --time-path phone.csv --budget 4ms --time-path server.csv --budget 900us --imp-path imp.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,6 +66,7 @@ def add_parser(subparsers: Any) -> None:
     out.add_argument("--alternatives", metavar="K", help="the K best solutions that keep different activations")
     out.add_argument("--explain", action="store_true", help="what was merged, what each saved and cost, what is next")
     out.add_argument("--json", action="store_true", help="print JSON")
+    add_verify_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -82,6 +85,12 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     latencies = [LatencyTable.read(path) for path in args.time_path]
     importance = ImportanceTable.read(args.imp_path)
+
+    if args.model is not None:
+        found = meet_budget_of(args, asked, latencies, importance, alpha=alpha, limits=limits)
+        _write(args, found.frontier, [verified_solution(found)])
+        print_verified(args, found)
+        return 0
 
     # Several devices: their budgets are known, so that the frontier need hold only what keeps to them.
     known = None

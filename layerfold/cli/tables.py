@@ -1,4 +1,4 @@
-"""``layerfold tables``: check, merge and compare table files."""
+"""``layerfold tables``: check, merge, compare and draw table files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add ``tables`` and its actions to the command line."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "tables", help="check, merge or compare latency and importance tables",
+        "tables", help="check, merge, compare or draw latency and importance tables",
         description="Work on table files: CSV, with provenance in a .csv.json beside each.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -32,6 +32,17 @@ def add_parser(subparsers: Any) -> None:
     diff = actions.add_parser("diff", help="compare two tables, entry by entry")
     diff.add_argument("files", nargs=2, metavar="CSV")
     diff.add_argument("--most", default="10", metavar="N", help="largest differences to list (%(default)s)")
+    plot = actions.add_parser(
+        "plot", help="draw a latency table: heat map, predicted against measured, where the time goes",
+        description="Draw a latency table. `heatmap` shows every segment, start by end; `prediction` the plans that "
+        "the table was fitted to, each predicted from the others, against what was measured; `time` where the "
+        "time goes before and after a solution.",
+    )
+    plot.add_argument("file", metavar="CSV")
+    plot.add_argument("-o", "--output", required=True, metavar="PNG", help="the picture: .png, .svg or .pdf")
+    plot.add_argument("--kind", choices=("heatmap", "prediction", "time"), default="heatmap",
+                      help="what to draw (default: %(default)s)")
+    plot.add_argument("--solution", metavar="JSON", help="for --kind time: a solution of `layerfold solve`")
     for each in (check, merge, diff):
         each.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -41,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """Run one action; what ``diff`` finds does not change the exit code."""
     if args.action == "check":
         return _check(args)
+    if args.action == "plot":
+        return _plot(args)
     return _merge(args) if args.action == "merge" else _diff(args)
 
 
@@ -109,4 +122,42 @@ def _diff(args: argparse.Namespace) -> int:
         print(json.dumps(difference.to_json(), indent=1))
     else:
         print("\n".join(difference.lines(int(args.most))))
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from layerfold.cli._options import check_output
+    from layerfold.report import latency_plots
+    from layerfold.solver import Solution
+    from layerfold.tables import LatencyTable
+
+    if (args.kind == "time") != (args.solution is not None):
+        raise UsageError(f"--kind {args.kind}: " + (
+            "needs --solution, whose time is drawn" if args.kind == "time" else "takes no --solution; add --kind time"
+        ))
+    if Path(args.output).suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"-o {args.output}: expected a name that ends in .png, .svg or .pdf")
+    check_output(args.output, overwrite=True)
+    table = LatencyTable.read(args.file)
+    provenance = table.provenance
+    title = ", ".join(text for text in (provenance.model, provenance.backend, provenance.device) if text)
+    if args.kind == "heatmap":
+        latency_plots.latency_heatmap_png(table, args.output, title=title)
+    elif args.kind == "time":
+        merge_pos = Solution.read(args.solution).merge_pos
+        latency_plots.time_png(table, merge_pos, args.output, title=title)
+    else:
+        from layerfold.profiler.fitted import beliefs_of, plans_of
+
+        if not plans_of(table):
+            raise TableError(f"{args.file}: was not fitted to measured plans, so there is nothing to compare; "
+                             "profile with --method plans")
+        beliefs = beliefs_of(table)
+        ratios = [
+            (found.ratio, found.deviation, plan.ratio, plan.deviation)
+            for found, plan in zip(beliefs.held_out, beliefs.measured, strict=True)
+        ]
+        points = latency_plots.points_of(ratios, table.original_ms)
+        latency_plots.prediction_png(points, args.output, title=title, label="each predicted from the others")
+    print(f"wrote {args.output}", file=sys.stderr)
     return 0

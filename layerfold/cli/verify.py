@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, check_table, trace_of
-from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend
+from layerfold.cli._options import (
+    above,
+    add_backend_arguments,
+    add_command,
+    add_result_arguments,
+    check_output,
+    open_backend,
+)
 from layerfold.cli._quantities import parse_ms, parse_number
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts
+from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
     from layerfold.profiler import Verification
@@ -33,6 +42,8 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--solution", required=True, metavar="JSON", help="a solution of `layerfold solve`")
     group.add_argument("--latency", metavar="CSV",
                        help="latency table to predict from (default: the solution's own prediction)")
+    group.add_argument("--plot", metavar="PNG",
+                       help="draw where the time goes before and after, with what was measured; needs --latency")
     budget = group.add_mutually_exclusive_group()
     budget.add_argument("--budget", metavar="MS",
                         help="end-to-end budget, for example 4.5ms (default: the solution's)")
@@ -56,10 +67,16 @@ def run(args: argparse.Namespace) -> int:
     speedup = None
     if args.speedup is not None:
         speedup = parse_number(args.speedup.strip().removesuffix("x"), "--speedup", least=1e-6, most=1e6, example="1.5")
+    if args.plot is not None and args.latency is None:
+        raise UsageError(f"--plot {args.plot}: needs --latency, the table that says where the time goes")
+    check_output(args.plot, flag="--plot", overwrite=True)
+    if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
     solution = Solution.read(args.solution)
     table = None if args.latency is None else LatencyTable.read(args.latency)
     backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import verify_solution
+    from layerfold.profiler.fitted import predicted_interval_ms
 
     net = trace_of(args, loaded := load_model_of(args))
     if table is not None:
@@ -67,9 +84,17 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar("verify: measure both networks", 1, enabled=not args.quiet) as bar:
         found = verify_solution(
             loaded.module, net, solution, backend, batch=args.batch, budget_ms=budget_ms, speedup=speedup,
-            predicted_ms=None if table is None else table.predict_ms(solution), target=args.target, cap_s=args.cap_s,
+            predicted_ms=None if table is None else table.predict_ms(solution),
+            predicted_interval_ms=None if table is None else predicted_interval_ms(table, solution.merge_pos),
+            target=args.target, cap_s=args.cap_s,
         )  # fmt: skip
         bar.advance()
+    if args.plot is not None and table is not None:
+        from layerfold.report.latency_plots import time_png
+
+        time_png(table, solution.merge_pos, args.plot, title=f"{args.model}: where the time goes",
+                 measured_ms=(found.original_ms, found.measured_ms))
+        print(f"wrote {args.plot}", file=sys.stderr)
     print(json.dumps(found.to_json(), indent=1) if args.json else _as_text(found))
     if found.is_within_budget is False:
         print(f"layerfold: over budget: {found.high_ms:.4g} ms (upper end of the interval) is above "
@@ -80,6 +105,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _as_text(found: Verification) -> str:
     error = found.prediction_error
+    interval = ""
+    if found.predicted_low_ms is not None:
+        interval = f" (95 % {found.predicted_low_ms:.4g} to {found.predicted_high_ms:.4g})"
     verdict = None
     if found.budget_ms is not None:
         verdict = f"{found.budget_ms:.4g} ms, {'met' if found.is_within_budget else 'NOT met'}"
@@ -87,7 +115,7 @@ def _as_text(found: Verification) -> str:
         ("original", f"{found.original_ms:.4g} ms (95 % {found.original_low_ms:.4g} to {found.original_high_ms:.4g})"),
         ("merged", f"{found.measured_ms:.4g} ms (95 % {found.low_ms:.4g} to {found.high_ms:.4g}), "
                    f"{1 / found.ratio:.3f}x as fast (95 % {1 / found.ratio_high:.3f} to {1 / found.ratio_low:.3f})"),
-        ("predicted", None if error is None else f"{found.predicted_ms:.4g} ms ({100 * error:+.1f} %)"),
+        ("predicted", None if error is None else f"{found.predicted_ms:.4g} ms{interval} ({100 * error:+.1f} %)"),
         ("budget", verdict),
         ("device", found.provenance.get("device")),
         ("note", None if found.is_settled else "the intervals did not reach their target; give more --cap-s"),

@@ -1,4 +1,4 @@
-"""Predict, build, measure, refit: until the measured latency is within the budget (DESIGN.md, section 2)."""
+"""Predict, build, measure, learn: until the measured latency is within the budget (DESIGN.md, section 2)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from torch import nn
 
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.graph import Network
-from layerfold.profiler import Verification, benchmark_networks, calibrate_latency, random_solutions, verify_solution
-from layerfold.profiler.assemble import assemble_network
+from layerfold.pipeline.plan_search import PlanSearch
+from layerfold.profiler import Verification, verify_solution
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.outside import outside_graph
+from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.progress import progress_bar
-from layerfold.solver import Frontier, Solution, solve_frontier
-from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
+from layerfold.solver import Frontier, Limits, Solution
+from layerfold.solver._extension import Normalise
+from layerfold.tables import ImportanceTable, LatencyTable
 
-_WEIGHT_OF_CHOSEN = 4.0
-"""A plan that the solver chose counts more in the fit than a random one: it is where the prediction is needed."""
-_LEAST_STEP = 0.02
-"""Plans closer than this to one already measured are not measured again: the machine could not tell them apart."""
+_MOST_TRIALS = 24
+_FASTEST_TRIALS = 5
+_ENOUGH = 0.975
+"""A plan that uses this much of the limit is not worth another verification."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,9 @@ class LoopResult:
         solution: the best one whose measured latency is within the budget.
         verification: its measurement.
         frontier: as predicted at the end.
-        latency: the table with the last fit.
-        rounds: every turn, in order.
+        latency: the table with all that was learnt.
+        rounds: every verification, in order.
+        trials: every plan that was timed on the way, in order.
     """
 
     solution: Solution
@@ -84,65 +86,7 @@ class LoopResult:
     frontier: Frontier
     latency: LatencyTable
     rounds: tuple[Round, ...]
-
-
-Point = tuple[float, float]
-"""(sum of entries, measured latency), ms."""
-
-
-def measure_random_plans(
-    model: nn.Module,
-    net: Network,
-    latency: LatencyTable,
-    backend: Backend,
-    *,
-    count: int = 6,
-    seed: int = 0,
-    batch: int = 1,
-    cap_s: float = 2.0,
-    progress: bool = True,
-) -> list[Point]:
-    """Measure the original and a few random plans end to end, interleaved; the original comes first.
-
-    The plans are written as ONNX directly, with random weights: latency does not depend on the weights.
-    """
-    outside = outside_graph(model, net, batch=batch)
-    everything = tuple(range(1, len(net.layers) + 1))
-    plans = [(net.original_act_pos, everything)]
-    candidates = [net.segment(entry.start, entry.end) for entry in latency.entries]
-    plans += random_solutions(net, candidates, count, seed, table=latency)
-    networks = {
-        f"plan {i}": assemble_network(net, outside, act_pos, merge_pos) for i, (act_pos, merge_pos) in enumerate(plans)
-    }
-    with progress_bar("calibrate: measure random plans", 1, enabled=progress) as bar:
-        report = benchmark_networks(networks, None, backend, cap_s=cap_s)
-        bar.advance()
-    return [
-        (latency.sum_ms(latency.segments_of(merge_pos)), report[f"plan {i}"].median_ms)
-        for i, (_, merge_pos) in enumerate(plans)
-    ]
-
-
-def calibrated(latency: LatencyTable, points: Sequence[Point], chosen: Sequence[Point] = ()) -> LatencyTable:
-    """Return the table with the fixed part and the scale that fit measured plans."""
-    weights = [1.0] * len(points) + [_WEIGHT_OF_CHOSEN] * len(chosen)
-    fit = calibrate_latency(latency, [*points, *chosen], weights=weights)
-    return latency.with_calibration(fixed_ms=fit.fixed_ms, scale=fit.scale)
-
-
-def fastest_solution(latency: LatencyTable, net: Network) -> Solution:
-    """Return the plan of least predicted latency, whatever it does to the accuracy."""
-    entries = []
-    for entry in latency.entries:
-        chain = net.chain_of(entry.end)
-        start_act = 1 if entry.start == chain.start else int(net.has_activation(entry.start))
-        entries.append(
-            ImportanceEntry(
-                start=entry.start, end=entry.end, start_act=start_act, end_act=int(net.has_activation(entry.end)),
-                importance=0.0,
-            )
-        )  # fmt: skip
-    return solve_frontier(latency, ImportanceTable(entries))[0]
+    trials: tuple[MeasuredPlan, ...]
 
 
 def meet_budget(
@@ -153,8 +97,9 @@ def meet_budget(
     budget: Budget,
     backend: Backend,
     *,
-    points: Sequence[Point],
     alpha: float = 0.0,
+    normalise: Normalise = "single",
+    limits: Limits | None = None,
     margin: float = 0.02,
     max_rounds: int = 8,
     batch: int = 1,
@@ -164,90 +109,134 @@ def meet_budget(
 ) -> LoopResult:
     """Find the best solution whose measured latency is within the budget.
 
-    The frontier orders all plans by the sum of their entries. What was measured cuts it from both sides: a plan
-    over the budget rules out every slower one, a plan within it every plan of less importance. Between them the
-    best plan predicted to fit is built and measured, and the prediction refitted.
+    Each turn solves again with all that was measured so far, takes the plan of highest importance that is likely to
+    fit, and times it next to the original: a second or two, with random weights. What was timed over the
+    budget teaches the entries that it holds (the solver had picked those whose errors were favourable) and is not
+    looked at again. What fits is built as it will be shipped and verified; then the search goes back up, to plans of
+    higher importance that lie between it and the budget, until little of the budget is left.
 
     Args:
-        points: random plans from :func:`measure_random_plans`, the original first.
-        alpha: see :func:`solve_frontier`.
+        latency: of any method; fitted ones (``method="plans"``) need the fewest turns.
+        alpha, normalise, limits: see :func:`solve_frontier`.
         margin: share of the budget left free while a faster plan exists, so that measuring again confirms it.
-        max_rounds: most plans to build and measure.
+        max_rounds: most plans to build and verify; besides, up to three times as many are timed.
+        cap_s: most seconds a network in one verification.
 
     Raises:
-        InfeasibleBudgetError: the fastest plan was measured to be over the budget; names what it reaches.
+        InfeasibleBudgetError: nothing meets the budget; names what can be met.
     """
-    chosen: list[Point] = []
+    search = PlanSearch(model, net, latency, importance, backend, alpha=alpha, normalise=normalise, limits=limits,
+                        batch=batch)
     rounds: list[Round] = []
-    table = calibrated(latency, points)
-    # A refit moves all predictions alike, so the frontier's plans and their order are found once.
-    plans = list(solve_frontier(table, importance, alpha))
-    sums = [table.sum_ms(table.segments_of(solution.merge_pos)) for solution in plans]
-    passed, failed = -1, len(sums)
-    original_ms = points[0][1]
-    with progress_bar("verify: build and measure", max_rounds, enabled=progress) as bar:
-        while len(rounds) < max_rounds:
-            # The table speaks of the time when the random plans were measured; the machine may be slower by now.
-            limit_ms = budget.in_ms(original_ms) * (1 - margin) * points[0][1] / original_ms
-            index = _next_index(sums, table, limit_ms, passed, failed)
-            if passed < 0 and failed > 0 and len(rounds) == max_rounds - 1:
-                index = 0  # nothing fitted so far: the last word belongs to the fastest plan
-            if index is None:
-                break
-            solution = plans[index]
-            predicted_ms = table.end_to_end_ms(sums[index])
-            for cap_now_s in (cap_s, 3 * cap_s):
-                verification = verify_solution(
-                    model, net, solution, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
-                    predicted_ms=predicted_ms, original_onnx=original_onnx, cap_s=cap_now_s,
-                )  # fmt: skip
-                if verification.is_within_budget is not False or not _is_open(verification, budget):
-                    break
-            original_ms = verification.original_ms
-            is_safe = _is_within(verification, budget, margin)
-            rounds.append(
-                Round(
-                    solution=replace(solution, predicted_ms=predicted_ms), predicted_ms=predicted_ms,
-                    verification=verification,
-                    is_within=budget.is_fastest or bool(verification.is_within_budget), is_safe=is_safe,
-                )
+
+    def verify(solution: Solution) -> Round:
+        predicted_ms = search.predicted_ms(solution)
+        for cap_now_s in (cap_s, 3 * cap_s):
+            verification = verify_solution(
+                model, net, solution, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
+                predicted_ms=predicted_ms, original_onnx=original_onnx, cap_s=cap_now_s,
             )  # fmt: skip
-            # Both networks of a verification drift together: bring its latency to the first original's.
-            chosen.append((sums[index], verification.ratio * points[0][1]))
-            if is_safe:
-                passed = index
-            else:
-                failed = index
-            table = calibrated(latency, points, chosen)
+            if verification.is_within_budget is not False or not _is_open(verification, budget):
+                break
+        search.original_ms = verification.original_ms
+        search.learn(solution, verification.ratio, verification.ratio_low, verification.ratio_high)
+        turn = Round(
+            solution=replace(solution, predicted_ms=predicted_ms), predicted_ms=predicted_ms,
+            verification=verification, is_within=budget.is_fastest or bool(verification.is_within_budget),
+            is_safe=_is_within(verification, budget, margin),
+        )  # fmt: skip
+        rounds.append(turn)
+        return turn
+
+    with progress_bar("verify: time plans", _MOST_TRIALS, enabled=progress) as bar:
+        _check_fixed(budget, search)
+        if budget.is_fastest:
+            verify(search.fastest(_FASTEST_TRIALS, bar.advance))
+        while not budget.is_fastest and len(rounds) < max_rounds and len(search.trials) < _MOST_TRIALS:
+            limit = budget.in_ms(search.original_ms) * (1 - margin) / search.original_ms
+            solution = search.next_plan(limit)
+            if solution is None:
+                break
+            ratio = search.time(solution)
             bar.advance()
+            if ratio > limit:
+                search.reject(solution)
+            elif verify(solution).is_safe:
+                search.accept(solution)
+                if ratio > _ENOUGH * limit:
+                    break
+            else:
+                search.reject(solution)
+        if not any(each.is_within for each in rounds) and not budget.is_fastest:
+            # The last word belongs to the fastest plan that was seen, and to what is shipped.
+            fastest = search.fastest(_FASTEST_TRIALS, bar.advance)
+            if all(each.solution.merge_pos != fastest.merge_pos for each in rounds):
+                verify(fastest)
     within = [each for each in rounds if each.is_within]
     if not within:
-        raise _unreachable(budget, rounds, original_ms)
+        raise _unreachable(budget, rounds, search.original_ms)
     best = max(within, key=lambda each: (each.is_safe, each.solution.importance or 0.0, -each.verification.ratio_high))
     return LoopResult(
         solution=best.solution,
         verification=best.verification,
-        frontier=solve_frontier(table, importance, alpha),
-        latency=table,
+        frontier=search.frontier(),
+        latency=search.table(),
         rounds=tuple(rounds),
+        trials=tuple(search.trials),
     )
 
 
-def _next_index(
-    sums: Sequence[float], table: LatencyTable, limit_ms: float, passed: int, failed: int
-) -> int | None:
-    """Return the slowest plan predicted to fit, between what passed and what failed; the fastest if none does."""
-    least = sums[passed] * (1 + _LEAST_STEP) if passed >= 0 else 0.0
-    most = sums[failed] * (1 - _LEAST_STEP) if failed < len(sums) else float("inf")
-    fitting = [
-        i
-        for i in range(passed + 1, failed)
-        if least <= sums[i] <= most and table.end_to_end_ms(sums[i]) <= limit_ms
-    ]
-    if fitting:
-        return fitting[-1]
-    # Before giving up, the fastest plan of all is measured rather than predicted.
-    return 0 if passed < 0 and failed > 0 else None
+def check_reachable(
+    model: nn.Module,
+    net: Network,
+    latency: LatencyTable,
+    budget: Budget,
+    backend: Backend,
+    *,
+    original_onnx: bytes | None = None,
+    batch: int = 1,
+    cap_s: float = 6.0,
+) -> None:
+    """Time the fastest plans before anything is spent on accuracy, where the prediction leaves a doubt.
+
+    Raises:
+        InfeasibleBudgetError: even the fastest plan is over the budget.
+    """
+    if budget.is_fastest:
+        return
+    search = PlanSearch(model, net, latency, None, backend, batch=batch)
+    _check_fixed(budget, search)
+    if search.predicted_ms(search.frontier()[0]) <= 0.8 * budget.in_ms(search.original_ms):
+        return
+    fastest = search.fastest(_FASTEST_TRIALS)
+    predicted_ms = search.predicted_ms(fastest)
+    verification = verify_solution(
+        model, net, fastest, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
+        original_onnx=original_onnx, cap_s=cap_s,
+    )  # fmt: skip
+    if not verification.is_within_budget:
+        turn = Round(
+            solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False, is_safe=False
+        )
+        raise _unreachable(budget, [turn], verification.original_ms)
+
+
+def _check_fixed(budget: Budget, search: PlanSearch) -> None:
+    """Refuse a budget that what lies outside the chains uses up alone, before anything is measured.
+
+    Raises:
+        InfeasibleBudgetError: says how much is fixed, and what is predicted to be reachable.
+    """
+    budget_ms = budget.in_ms(search.original_ms)
+    fixed_ms = search.latency.provenance.fixed_ms
+    if not budget.is_fastest and budget_ms <= fixed_ms:
+        least_ms = search.predicted_ms(search.frontier()[0])
+        raise InfeasibleBudgetError(
+            f"budget {budget} ({budget_ms:.4g} ms): what lies outside the chains takes {fixed_ms:.4g} ms, and no "
+            f"merging changes that; the fastest plan is predicted to take {least_ms:.4g} ms, ask for that or more",
+            budget_ms=budget_ms,
+            least_ms=least_ms,
+        )
 
 
 def _is_open(verification: Verification, budget: Budget) -> bool:
@@ -285,38 +274,3 @@ def _above(value: float) -> str:
 
 def _below(value: float) -> str:
     return f"{int(value * 100) / 100:g}"
-
-
-def check_reachable(
-    model: nn.Module,
-    net: Network,
-    latency: LatencyTable,
-    budget: Budget,
-    backend: Backend,
-    *,
-    points: Sequence[Point],
-    original_onnx: bytes | None = None,
-    batch: int = 1,
-    cap_s: float = 6.0,
-) -> None:
-    """Measure the fastest plan before anything is spent on accuracy, where the prediction leaves a doubt.
-
-    Raises:
-        InfeasibleBudgetError: even the fastest plan is over the budget.
-    """
-    if budget.is_fastest:
-        return
-    table = calibrated(latency, points)
-    fastest = fastest_solution(table, net)
-    predicted_ms = table.predict_ms(fastest)
-    if predicted_ms <= 0.8 * budget.in_ms(points[0][1]):
-        return
-    verification = verify_solution(
-        model, net, fastest, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
-        original_onnx=original_onnx, cap_s=cap_s,
-    )  # fmt: skip
-    if not verification.is_within_budget:
-        turn = Round(
-            solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False, is_safe=False
-        )
-        raise _unreachable(budget, [turn], verification.original_ms)

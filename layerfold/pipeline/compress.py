@@ -23,12 +23,13 @@ from layerfold.importance import estimate_importance, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
-from layerfold.pipeline.budget_loop import calibrated, check_reachable, measure_random_plans, meet_budget
+from layerfold.pipeline.budget_loop import check_reachable, meet_budget
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
 from layerfold.pipeline.summary import write_summary
 from layerfold.profiler import BenchmarkReport, benchmark_networks, get_backend, profile_network
 from layerfold.profiler.backends import Backend
+from layerfold.profiler.fitted import plans_of
 from layerfold.profiler.verify import judge
 from layerfold.report import ReportData
 from layerfold.solver import Solution
@@ -193,12 +194,6 @@ class _Run:
         return self.folder.file("original.onnx").read_bytes()
 
     @property
-    def points(self) -> list[tuple[float, float]]:
-        """Random plans measured while profiling: (sum of entries, measured ms), the original first."""
-        record = next(each for each in self.folder.records if each.name == "profile")
-        return [(pair[0], pair[1]) for pair in record.result["plans"]]
-
-    @property
     def recipe(self) -> Recipe:
         """How to build the network again."""
         return Recipe(
@@ -228,16 +223,12 @@ class _Run:
             self.model, self.net, self.backend, batch=self.options.batch, candidates=candidates,
             progress=self.progress, model_name=self.name,
         )  # fmt: skip
-        points = measure_random_plans(
-            self.model, self.net, table, self.backend, seed=self.options.seed, batch=self.options.batch,
-            progress=self.progress,
-        )  # fmt: skip
         check_reachable(
-            self.model, self.net, table, self.options.budget, self.backend, points=points,
-            original_onnx=self.original_onnx, batch=self.options.batch,
+            self.model, self.net, table, self.options.budget, self.backend, original_onnx=self.original_onnx,
+            batch=self.options.batch,
         )  # fmt: skip
-        calibrated(table, points).write(self.folder.file("latency.csv"))
-        return {"candidates": len(candidates), "plans": points}
+        table.write(self.folder.file("latency.csv"))
+        return {"candidates": len(candidates), "plans": len(plans_of(table))}
 
     def _importance(self) -> dict[str, Any]:
         journal = self.folder.file("importance.journal")
@@ -253,7 +244,7 @@ class _Run:
     def _solve_and_verify(self) -> dict[str, Any]:
         found = meet_budget(
             self.model, self.net, self.latency, self.importance, self.options.budget, self.backend,
-            points=self.points, alpha=self.options.alpha, margin=self.options.margin, batch=self.options.batch,
+            alpha=self.options.alpha, margin=self.options.margin, batch=self.options.batch,
             original_onnx=self.original_onnx, progress=self.progress,
         )  # fmt: skip
         solution = replace(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold import __version__
 from layerfold.graph import Network, Segment
 from layerfold.graph.network import shortcut_macs
+from layerfold.profiler.fitted import beliefs_of
 from layerfold.report import (
     MeasuredPoint,
     ReportData,
@@ -20,6 +22,7 @@ from layerfold.report import (
     network_svg,
     write_report,
 )
+from layerfold.report.latency_plots import points_of, prediction_png, time_png
 
 if TYPE_CHECKING:
     from layerfold.pipeline.compress import _Run
@@ -39,6 +42,8 @@ _FILES = (
     ("scores.json", "accuracy before and after"),
     ("bench.json", "latency before and after"),
     ("frontier.png", "the frontier, the budget and what was measured"),
+    ("time.png", "where the time goes before and after"),
+    ("prediction.png", "whole networks, predicted against measured"),
     ("network.svg", "what was merged"),
     ("run.json", "settings and finished steps; what a resumed run reads"),
 )
@@ -69,6 +74,7 @@ def write_summary(run: _Run) -> ReportData:
         ),
         network_svg=svg,
         frontier_path=frontier_path,
+        pictures=tuple(_draw_latency(run, rows)),
         files=tuple((name, what) for name, what in _FILES if run.folder.file(name).exists()),
         provenance=_provenance(run, results),
         notes=_notes(run, results),
@@ -145,6 +151,25 @@ def _round(number: int, each: dict[str, Any]) -> VerifyRound:
         verdict=f"{1 / each['ratio']:.2f}x, "
         + ("within the budget" if each["is_within"] else "over: refitted, solved again"),
     )
+
+
+def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tuple[str, Path, str]]:
+    """Draw where the time goes, and what the table's prediction is worth; yield them as the report wants them."""
+    path = run.folder.file("time.png")
+    measured = tuple(row.latency_ms or 0.0 for row in rows)
+    time_png(run.latency, run.solution.merge_pos, path, measured_ms=(measured[0], measured[1]))
+    yield ("Where the time goes", path, "Each layer and each merged segment is as wide as it takes long, by the "
+           "latency table; lines mark what was measured end to end.")
+    beliefs = beliefs_of(run.latency)
+    if beliefs.measured:
+        path = run.folder.file("prediction.png")
+        ratios = [
+            (found.ratio, found.deviation, plan.ratio, plan.deviation)
+            for found, plan in zip(beliefs.held_out, beliefs.measured, strict=True)
+        ]
+        prediction_png(points_of(ratios, run.latency.original_ms), path, label="each predicted from the others")
+        yield ("What the prediction is worth", path, "Whole networks that were merged by random plans and timed, each "
+               "predicted from all the others, with 95 % intervals.")
 
 
 def _draw_frontier(run: _Run, results: dict[str, Any]) -> Path:

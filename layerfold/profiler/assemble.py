@@ -12,6 +12,7 @@ from typing import Any
 from layerfold.errors import ProfilerError
 from layerfold.graph.network import Chain, Network, Segment
 from layerfold.graph.specs import ActivationSpec
+from layerfold.profiler.light_weights import lightened
 from layerfold.profiler.onnx_writer import IR_VERSION, OPSET, OnnxWriter
 from layerfold.profiler.outside import OutsideGraph
 from layerfold.profiler.segment_onnx import write_segment
@@ -44,7 +45,8 @@ def assemble_network(
     import onnx
     from onnx import helper
 
-    writer = OnnxWriter(dtype=dtype, batch=outside.input_shapes[0][0], seed=seed, prefix="chain.")
+    writer = OnnxWriter(dtype=dtype, batch=outside.input_shapes[0][0], seed=seed, prefix="chain.",
+                        is_light=True)
     segments = net.segments_of(merge_pos)
     for chain, value, output in zip(net.chains, outside.chain_inputs, outside.chain_outputs, strict=True):
         _write_chain(writer, net, chain, value, act_pos, segments)
@@ -53,7 +55,7 @@ def assemble_network(
     nodes, initializers = list(writer.nodes), list(writer.initializers)
     opset, ir_version = OPSET, IR_VERSION
     if outside.onnx_bytes is not None:
-        rest = onnx.load_from_string(outside.onnx_bytes)
+        rest = onnx.load_from_string(lightened(outside.onnx_bytes))
         nodes += list(rest.graph.node)
         initializers += list(rest.graph.initializer)
         opset = next(entry.version for entry in rest.opset_import if entry.domain in ("", "ai.onnx"))
@@ -85,7 +87,7 @@ def assemble_chain(
     seed: int = 0,
 ) -> bytes:
     """Return the ONNX graph of one chain alone under a plan; arguments as of :func:`assemble_network`."""
-    writer = OnnxWriter(dtype=dtype, batch=batch, seed=seed)
+    writer = OnnxWriter(dtype=dtype, batch=batch, seed=seed, is_light=True)
     value = writer.add_input("x", net.layer(chain.start + 1).input_shape)
     output = _write_chain(writer, net, chain, value, act_pos, net.segments_of(merge_pos))
     writer.add_output(output, net.layer(chain.end).output_shape)

@@ -14,6 +14,7 @@ import numpy as np
 
 from layerfold.errors import ExportError, UsageError
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Shape
+from layerfold.profiler.light_weights import LIGHT_BYTES, repeated_weight
 
 OPSET = 18
 IR_VERSION = 10
@@ -29,14 +30,17 @@ class OnnxWriter:
         batch: images in one forward pass.
         seed: of the random weights.
         prefix: put before every name made here, so that the nodes can join another graph.
+        is_light: write large weights as a rule (:mod:`layerfold.profiler.light_weights`).
     """
 
-    def __init__(self, *, dtype: str = "float32", batch: int = 1, seed: int = 0, prefix: str = "") -> None:
+    def __init__(
+        self, *, dtype: str = "float32", batch: int = 1, seed: int = 0, prefix: str = "", is_light: bool = False
+    ) -> None:
         if dtype not in _NUMPY_TYPES:
             raise UsageError(f"dtype={dtype!r} is not supported; choose from {', '.join(_NUMPY_TYPES)}")
         if batch < 1:
             raise UsageError(f"batch={batch} must be at least 1")
-        self.dtype, self.batch, self.prefix = dtype, batch, prefix
+        self.dtype, self.batch, self.prefix, self._is_light = dtype, batch, prefix, is_light
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.inputs: list[Any] = []
@@ -139,6 +143,13 @@ class OnnxWriter:
         return bytes(model.SerializeToString())
 
     def _weight(self, shape: tuple[int, ...], scale: float) -> str:
+        dtype = np.dtype(_NUMPY_TYPES[self.dtype])
+        if self._is_light and math.prod(shape) * dtype.itemsize >= LIGHT_BYTES:
+            name = self._name("w")
+            node, initializers = repeated_weight(name, shape, dtype, self._random)
+            self.nodes.append(node)
+            self.initializers += initializers
+            return name
         values = np.resize(self._random * np.float32(scale), shape)
         return self._store(values.astype(_NUMPY_TYPES[self.dtype]))
 

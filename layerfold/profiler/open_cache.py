@@ -10,7 +10,7 @@ from layerfold.graph.network import Segment
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.cache import CacheHistory, MeasurementCache
 
-PURPOSES = {"in_network": " (screening)", "isolated": ""}
+PURPOSES = {"plans": " (screening)", "in_network": " (screening)", "isolated": ""}
 """Method of profiling -> what stands behind the signature of a segment measured alone."""
 
 

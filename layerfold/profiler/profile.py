@@ -15,16 +15,19 @@ from layerfold.errors import UsageError
 from layerfold.graph.network import Network, Segment
 from layerfold.profiler.backends import Backend, get_backend
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.fit_plans import fit_to_plans
 from layerfold.profiler.in_network import ChangeProfiler
 from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.neighbours import NeighbourTimer
 from layerfold.profiler.open_cache import measurement_facts, open_cache, purpose_of
 from layerfold.profiler.outside import OutsideGraph, outside_graph
+from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
 from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
-Method = Literal["in_network", "isolated"]
-_DEFAULT_TARGET: dict[str, float] = {"in_network": 0.006, "isolated": 0.02}
+Method = Literal["plans", "in_network", "isolated"]
+_DEFAULT_TARGET: dict[str, float] = {"plans": 0.006, "in_network": 0.006, "isolated": 0.02}
 SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
 _WORTH_TIMING = 2.0
 _FLOOR = 0.05
@@ -41,7 +44,8 @@ def profile_network(
     threads: int = 1,
     cache: MeasurementCache | str | os.PathLike[str] | Literal[False] | None = None,
     candidates: Sequence[Segment] | None = None,
-    method: Method = "in_network",
+    method: Method = "plans",
+    num_plans: int | None = None,
     progress: bool = True,
     target: float | None = None,
     cap_s: float = 0.25,
@@ -61,19 +65,23 @@ def profile_network(
         cache: file for finished measurements, or one opened with :func:`open_cache`; None for the default place, False
             for none.
         candidates: what to measure; None for ``net.candidates()``.
-        method: ``in_network`` screens the segments alone, then times each promising one inside the whole network, so
-            that sums of entries predict networks; ``isolated`` takes the segments alone (shared between networks, but
-            less true).
+        method: ``plans`` screens the segments alone, times promising ones between their neighbours, then some tens of
+            whole networks, each merged by a random plan, and fits the entries to them
+            (:mod:`layerfold.profiler.beliefs`): sums of entries then predict networks, and each entry says how sure
+            it is. ``in_network`` times each promising segment in a whole
+            network of its own instead: slower and less true. ``isolated`` takes the segments alone: shared between
+            networks, and off by a tenth or more.
+        num_plans: whole networks to time for ``plans``; None for one a promising shape, 16 at least and 40 at most.
         progress: show a bar on stderr.
         target: half-width of each 95 % interval at which it has settled, relative to the whole network
-            (``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
+            (``plans`` and ``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
         cap_s: most seconds of timed running an entry.
         model_name: what the user calls the model, for the table's provenance.
         workers: processes that fill the cache together, this one included.
 
     Returns:
         The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included;
-        in the network, the original's entries and ``fixed_ms`` add up to its measured latency. An entry with
+        but for ``isolated``, the original's entries and ``fixed_ms`` add up to its measured latency. An entry with
         ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces. A segment that
         the backend refuses to build has no entry, so that it is no option for the solver; ``provenance.measurement``
         says which and why, and how many measurements did not settle.
@@ -103,6 +111,12 @@ def profile_network(
         if method == "in_network":
             changes = ChangeProfiler(net, outside, chosen, store, policy, dtype=dtype)
             entries = _entries_in_network(net, built, entries, alone, changes, fixed_ms, progress)
+        fit: dict[str, Any] = {}
+        if method == "plans":
+            timer = PlanTimer(net, outside, chosen, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
+            neighbours = NeighbourTimer(net, chosen, store, batch=batch, dtype=dtype)
+            entries, fixed_ms, fit = fit_to_plans(net, entries, fixed_ms, timer, neighbours, num_plans,
+                                                  progress=progress)
         measurement = measurement_facts(store, segments, alone.failures)
     finally:
         if store is not cache:
@@ -121,7 +135,7 @@ def profile_network(
         fixed_ms=fixed_ms,
         chains=tuple((chain.start, chain.end) for chain in net.chains),
         measurement=measurement,
-        options={"method": method, "target": policy.target, "cap_s": cap_s},
+        options={"method": method, "target": policy.target, "cap_s": cap_s, **fit},
         backend_options=facts["options"],
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
@@ -146,7 +160,7 @@ def segment_profiler(
     advance: Callable[[], None] = lambda: None,
 ) -> SegmentProfiler:
     """Return what measures segments alone: for screening where they are measured in the network afterwards."""
-    policy = SCREENING if method == "in_network" else policy_of(method, target, cap_s)
+    policy = SCREENING if method != "isolated" else policy_of(method, target, cap_s)
     return SegmentProfiler(backend, store, policy, batch=batch, dtype=dtype, workers=workers,
                            purpose=purpose_of(method), advance=advance)
 

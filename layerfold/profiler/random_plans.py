@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from layerfold.errors import UsageError
 from layerfold.graph.network import Network, Segment
@@ -12,6 +12,10 @@ from layerfold.tables import LatencyTable
 _KEEP_ACTIVATION = 0.85
 _FILL_SLOT = 0.1
 _MOST_GROWTH = 2.0
+_GOOD_GROWTH = 1.3
+_ENOUGH_SEGMENTS = 30
+_ENOUGH_FASTER = 10
+_SHARE_OF_SLOWER = 1 / 3
 
 Plan = tuple[tuple[int, ...], tuple[int, ...]]
 """(act_pos, merge_pos)"""
@@ -78,3 +82,83 @@ def _is_sensible(net: Network, segment: Segment, table: LatencyTable | None) -> 
             return False
         return table.entry(segment.start, segment.end).latency_ms <= _MOST_GROWTH * table.sum_ms(singles)
     return segment.macs <= _MOST_GROWTH * sum(net.segment(start, end).macs for start, end in singles)
+
+
+def covering_solutions(
+    net: Network,
+    growth: Mapping[tuple[int, int], float],
+    count: int,
+    seed: int = 0,
+) -> list[Plan]:
+    """Return random plans, no two with the same segments, that hold every promising merged segment about equally often.
+
+    One measured plan says something of all its segments at once, so a fit needs far fewer plans than there are
+    segments, if each appears in several and beside different neighbours. A plan is filled with segments in
+    random order, those used least so far first, until its share of the layers is merged.
+
+    Args:
+        net: the traced network.
+        growth: merged segment -> its latency relative to the layers that it replaces, as far as is known.
+        count: how many plans, at least 1; fewer come back when the network has fewer.
+        seed: of the random numbers.
+
+    Returns:
+        (act_pos, merge_pos) of each plan, chain ends included, in random order from light to heavy merging.
+        Only :func:`promising_segments` appear; those slower than what they replace, which may turn out to be worth
+        it inside the network, a third as often as the others.
+    """
+    if count < 1:
+        raise UsageError(f"count={count} must be at least 1")
+    rng = random.Random(seed)
+    usable = promising_segments(growth)
+    faster = [segment for segment in usable if growth[segment] < 1]
+    used = dict.fromkeys(usable, 0)
+    wanted = {segment: 1.0 if growth[segment] < 1 else _SHARE_OF_SLOWER for segment in usable}
+    plans: dict[tuple[int, ...], Plan] = {}
+    for _ in range(20 * count):
+        if len(plans) == count or not usable:
+            break
+        # Every other plan is one that a solver could choose: it holds only what is faster alone.
+        choice = faster if len(faster) >= _ENOUGH_FASTER and rng.random() < 0.5 else usable
+        waiting = sorted(choice, key=lambda segment: (used[segment] + rng.random()) / wanted[segment])
+        most_layers = rng.uniform(0.1, 1.0) * len(net.layers)
+        taken: list[tuple[int, int]] = []
+        covered: set[int] = set()
+        for start, end in waiting:
+            layers = range(start + 1, end + 1)
+            if len(covered) + len(layers) <= most_layers and covered.isdisjoint(layers):
+                taken.append((start, end))
+                covered.update(layers)
+        plan = _plan_with(net, taken, rng)
+        if taken and plan[1] not in plans:
+            plans[plan[1]] = plan
+            for segment in taken:
+                used[segment] += 1
+    return list(plans.values())
+
+
+def promising_segments(growth: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
+    """Return the merged segments worth timing in a network.
+
+    Alone, they take at most 1.3 times what they replace; where these are few, the next ones up to twice it come in
+    too: how a segment does inside the network may differ by that much.
+    """
+    by_growth = sorted(growth, key=lambda segment: (growth[segment], segment))
+    return sorted(
+        segment
+        for rank, segment in enumerate(by_growth)
+        if growth[segment] <= _GOOD_GROWTH or (rank < _ENOUGH_SEGMENTS and growth[segment] <= _MOST_GROWTH)
+    )
+
+
+def _plan_with(net: Network, merged: Sequence[tuple[int, int]], rng: random.Random) -> Plan:
+    """Return a plan with these merged segments, all other layers alone, and random activations."""
+    inner = {position for start, end in merged for position in range(start + 1, end)}
+    merge_pos = [position for position in range(1, len(net.layers) + 1) if position not in inner]
+    ends = {chain.end for chain in net.chains}
+    act_pos = []
+    for position in merge_pos:
+        chance = _KEEP_ACTIVATION if net.has_activation(position) else _FILL_SLOT
+        if net.has_activation(position) if position in ends else rng.random() < chance:
+            act_pos.append(position)
+    return tuple(act_pos), tuple(merge_pos)

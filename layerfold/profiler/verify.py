@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,12 +27,14 @@ class Verification:
         original_ms, original_low_ms, original_high_ms: the original's, measured interleaved with it.
         ratio, ratio_low, ratio_high: merged / original, paired round by round, with its 95 % interval.
         predicted_ms: what the table said; None if unknown.
+        predicted_low_ms, predicted_high_ms: 95 % interval of that; None if unknown.
         budget_ms: the end-to-end budget; of a speed-up, the original's median divided by it; None without a budget.
         speedup: the speed-up asked for, or None.
         is_within_budget: with a budget, ``high_ms <= budget_ms``; with a speed-up also ``ratio_high <= 1 / speedup``;
             None without either.
         is_settled: whether both intervals reached their target.
         provenance: what it was measured on.
+        contended: rounds set aside because something else slowed the whole machine meanwhile.
     """
 
     measured_ms: float
@@ -50,6 +52,9 @@ class Verification:
     is_within_budget: bool | None
     is_settled: bool
     provenance: dict[str, Any]
+    predicted_low_ms: float | None = None
+    predicted_high_ms: float | None = None
+    contended: int = 0
 
     @property
     def prediction_error(self) -> float | None:
@@ -73,6 +78,7 @@ def verify_solution(
     budget_ms: float | None = None,
     speedup: float | None = None,
     predicted_ms: float | None = None,
+    predicted_interval_ms: tuple[float, float] | None = None,
     original_onnx: bytes | None = None,
     target: float = 0.01,
     cap_s: float = 10.0,
@@ -88,7 +94,8 @@ def verify_solution(
         batch: images in one forward pass.
         budget_ms: end-to-end budget.
         speedup: speed-up over the original, above 0; it then decides, and not ``budget_ms``.
-        predicted_ms: what the calibrated table predicts.
+        predicted_ms: what the table predicts.
+        predicted_interval_ms: 95 % interval of that (:func:`layerfold.profiler.fitted.predicted_interval_ms`).
         original_onnx: the original as exported before, to save that time when several solutions are verified.
         target, cap_s: as of :func:`benchmark_networks`.
 
@@ -112,7 +119,10 @@ def verify_solution(
     networks = {"original": original_onnx, "merged": export_onnx(merged, example)}
     report = benchmark_networks(networks, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
     predicted_ms = solution.predicted_ms if predicted_ms is None else predicted_ms
-    return judge(report, budget_ms=budget_ms, speedup=speedup, predicted_ms=predicted_ms)
+    found = judge(report, budget_ms=budget_ms, speedup=speedup, predicted_ms=predicted_ms)
+    if predicted_interval_ms is None:
+        return found
+    return replace(found, predicted_low_ms=predicted_interval_ms[0], predicted_high_ms=predicted_interval_ms[1])
 
 
 def judge(
@@ -132,6 +142,7 @@ def judge(
         ratio=merged.ratio, ratio_low=merged.ratio_low, ratio_high=merged.ratio_high,
         predicted_ms=predicted_ms, budget_ms=budget_ms, speedup=speedup, is_within_budget=is_within,
         is_settled=original.is_settled and merged.is_settled, provenance=report.provenance,
+        contended=merged.contended,
     )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ from torch import nn
 from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
 from layerfold.profiler.backends import Backend, Runner, get_backend
-from layerfold.profiler.compare import Comparison, compare_runners
-from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.compare import RatioInterval
+from layerfold.profiler.measure import MeasurePolicy, is_narrow, summarise_blocks
+from layerfold.profiler.turns import Turns, time_in_turns
 
 Benchmarkable = nn.Module | bytes | str | os.PathLike[str]
 
@@ -31,6 +32,7 @@ class NetworkLatency:
         ratio, ratio_low, ratio_high: latency relative to the first network, paired round by round, with its interval.
         runs: timed forward passes.
         is_settled: whether the interval reached its target within the time cap.
+        contended: rounds that were set aside because something else slowed the whole machine meanwhile.
     """
 
     name: str
@@ -43,6 +45,7 @@ class NetworkLatency:
     ratio_high: float
     runs: int
     is_settled: bool
+    contended: int = 0
 
     @property
     def speedup(self) -> float:
@@ -84,7 +87,7 @@ def benchmark_networks(
     target: float = 0.01,
     cap_s: float = 10.0,
 ) -> BenchmarkReport:
-    """Measure networks end to end, interleaved in ABBA order.
+    """Measure networks end to end, in turns, round by round (:mod:`layerfold.profiler.turns`).
 
     Args:
         networks: name -> module, ONNX file or ONNX bytes; the first is the reference of the ratios.
@@ -106,15 +109,16 @@ def benchmark_networks(
     try:
         for name, network in networks.items():
             runners[name] = chosen.compile(onnx_of(name, network, example_input))
-        comparison = compare_runners({name: runner.run for name, runner in runners.items()},
-                                     MeasurePolicy(target=target, cap_s=cap_s))
+        policy = MeasurePolicy(target=target, cap_s=cap_s)
+        turns = time_in_turns([runner.run for runner in runners.values()], policy, are_latencies_wanted=True)
     finally:
         for runner in runners.values():
             runner.close()
     batch = None
     if example_input is not None:
         batch = int((example_input[0] if isinstance(example_input, tuple) else example_input).shape[0])
-    return BenchmarkReport(networks=_latencies(comparison), provenance={**chosen.provenance(), "batch": batch})
+    networks_found = _latencies(list(runners), turns, policy)
+    return BenchmarkReport(networks=networks_found, provenance={**chosen.provenance(), "batch": batch})
 
 
 def onnx_of(
@@ -133,12 +137,17 @@ def onnx_of(
         raise UsageError(f"network {name!r}: file {str(network)!r} cannot be read ({error.strerror})") from error
 
 
-def _latencies(comparison: Comparison) -> tuple[NetworkLatency, ...]:
-    return tuple(
-        NetworkLatency(
-            name=name, median_ms=found.median_ms, low_ms=found.low_ms, high_ms=found.high_ms,
-            spread_ms=found.spread_ms, ratio=comparison.ratios[name].median, ratio_low=comparison.ratios[name].low,
-            ratio_high=comparison.ratios[name].high, runs=found.runs, is_settled=found.is_settled,
-        )
-        for name, found in comparison.measurements.items()
-    )
+def _latencies(names: list[str], turns: Turns, policy: MeasurePolicy) -> tuple[NetworkLatency, ...]:
+    found = []
+    for index, name in enumerate(names):
+        values_ms = turns.values_ms[index]
+        m = summarise_blocks(values_ms, runs=turns.runs[index], is_settled=is_narrow(values_ms, policy.target))
+        ratio = turns.ratios[index - 1] if index else RatioInterval(median=1.0, low=1.0, high=1.0)
+        found.append(
+            NetworkLatency(
+                name=name, median_ms=m.median_ms, low_ms=m.low_ms, high_ms=m.high_ms, spread_ms=m.spread_ms,
+                ratio=ratio.median, ratio_low=ratio.low, ratio_high=ratio.high, runs=m.runs, is_settled=m.is_settled,
+                contended=turns.contended,
+            )
+        )  # fmt: skip
+    return tuple(found)

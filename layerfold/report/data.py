@@ -101,6 +101,7 @@ class ReportData:
         rounds, segments, steps: see their classes.
         network_svg: the drawing of what was merged, an SVG document.
         frontier_path: the frontier's plot (PNG), or None.
+        pictures: further pictures: (heading, PNG file, what it shows in a sentence).
         files: (name in the output folder, what it holds).
         provenance: (fact, value): backend, versions, threads, date, seeds, options.
         notes: warnings and remarks, each a sentence.
@@ -120,6 +121,7 @@ class ReportData:
     steps: tuple[StepTime, ...] = ()
     network_svg: str = ""
     frontier_path: Path | None = None
+    pictures: tuple[tuple[str, Path, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ def report_html(run: ReportData) -> str:
             *_section("Result", _result_table(run.rows)),
             *_picture(run),
             *_frontier(run),
+            *_pictures(run),
             *_section("Predicted and measured", _rounds(run)),
             *_section("What each merged conv saved", _segments(run)),
             *_section("Time taken", _steps(run)),
@@ -162,6 +163,13 @@ def _frontier(run: ReportData) -> Iterator[str]:
         image = f'<figure><img alt="Latency against importance" src="data:image/png;base64,{data}"></figure>'
         note = "Every point is a plan that no other beats in both latency and importance, found exactly."
         yield from _section("The frontier", f'{image}<p class="note">{note}</p>')
+
+
+def _pictures(run: ReportData) -> Iterator[str]:
+    for heading, path, note in run.pictures:
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        image = f'<figure><img alt="{escape(heading)}" src="data:image/png;base64,{data}"></figure>'
+        yield from _section(heading, f'{image}<p class="note">{escape(note)}</p>')
 
 
 def _rounds(run: ReportData) -> str:

@@ -1,55 +1,153 @@
-"""Which plan is built next, and what a folder forgets: the loop's decisions without the measuring."""
+"""The loop's decisions, played against made-up machines, and what a folder forgets: all without measuring."""
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import layerfold as lf
-from layerfold.errors import UsageError
-from layerfold.pipeline.budget_loop import Budget, _next_index
+from layerfold.errors import InfeasibleBudgetError, UsageError
+from layerfold.graph import Network
+from layerfold.pipeline import budget_loop
+from layerfold.pipeline.budget_loop import Budget, meet_budget
 from layerfold.pipeline.run_folder import RunFolder
+from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
+from layerfold.profiler.verify import Verification
+
+ORIGINAL_MS = 10.0
+DEPTH = 16
 
 
-@pytest.fixture
-def table() -> lf.LatencyTable:
-    entries = [lf.LatencyEntry(start=i, end=i + 1, latency_ms=1.0) for i in range(3)]
-    return lf.LatencyTable(entries).with_calibration(fixed_ms=1.0, scale=2.0)
+@pytest.fixture(scope="module")
+def chain() -> tuple[nn.Module, Network]:
+    layers = [part for _ in range(DEPTH) for part in (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(*layers).eval()
+    return model, lf.trace_network(model, torch.zeros(1, 4, 32, 32))
 
 
-def test_slowest_plan_that_fits_comes_next(table: lf.LatencyTable) -> None:
-    sums = [1.0, 2.0, 3.0, 4.0]  # predicted 3, 5, 7, 9
-    assert _next_index(sums, table, 7.5, -1, 4) == 2
-    assert _next_index(sums, table, 7.5, -1, 2) == 1
-    assert _next_index(sums, table, 7.5, 2, 4) is None
-    assert _next_index(sums, table, 2.0, -1, 4) == 0
-    assert _next_index(sums, table, 2.0, -1, 0) is None
+class Machine:
+    """A machine on which merging changes latency in a way that the table only roughly knows."""
+
+    def __init__(self, net: Network, seed: int, *, error: float = 0.25, noise: float = 0.004) -> None:
+        self.rng = random.Random(seed)
+        self.net, self.noise = net, noise
+        entries, self.change = [], {}
+        for segment in net.candidates(max_kernel=9):
+            layers = segment.num_layers
+            believed = 0.55 * layers**0.7 if layers > 1 else 0.55
+            entries.append(lf.LatencyEntry(start=segment.start, end=segment.end, latency_ms=believed))
+            if layers > 1:
+                true = believed * self.rng.uniform(1 - error, 1 + error)
+                self.change[segment.start, segment.end] = (true - 0.55 * layers) / ORIGINAL_MS
+        self.table = lf.LatencyTable(entries, provenance=lf.Provenance(
+            kind="latency", chains=((0, DEPTH),), fixed_ms=ORIGINAL_MS - 0.55 * DEPTH))  # fmt: skip
+        worth = [self.rng.uniform(0.2, 1.8) for _ in range(DEPTH + 1)]
+        self.importance = lf.ImportanceTable([
+            lf.ImportanceEntry(start=s, end=e, start_act=1, end_act=1, importance=-sum(worth[s + 1 : e]))
+            for s, e in sorted(self.table.segments)
+        ])  # fmt: skip
+
+    def ratio(self, merge_pos: Sequence[int]) -> float:
+        stops = sorted({0, DEPTH, *merge_pos})
+        return 1 + sum(self.change.get(pair, 0.0) for pair in itertools.pairwise(stops))
+
+    def least_ratio(self) -> float:
+        best = [0.0] * (DEPTH + 1)
+        for end in range(1, DEPTH + 1):
+            best[end] = min(
+                best[start] + self.change.get((start, end), 0.0 if end == start + 1 else 9.0) for start in range(end)
+            )
+        return 1 + best[DEPTH]
+
+    def has_plan_between(self, low: float, high: float) -> bool:
+        """Say whether the frontier of the true latencies has a plan there."""
+        entries = [
+            replace(each, latency_ms=each.latency_ms if each.end == each.start + 1 else
+                    0.55 * (each.end - each.start) + ORIGINAL_MS * self.change[each.start, each.end])
+            for each in self.table.entries
+        ]  # fmt: skip
+        true = lf.LatencyTable(entries, provenance=self.table.provenance)
+        ratios = lf.solve_frontier(true, self.importance).latencies_ms[:, 0] / ORIGINAL_MS
+        return bool(((ratios >= low) & (ratios <= high)).any())
+
+    def measure(self, merge_pos: Sequence[int]) -> tuple[float, float, float]:
+        ratio = self.ratio(merge_pos) * (1 + self.rng.gauss(0, self.noise))
+        return ratio, ratio * (1 - 2 * self.noise), ratio * (1 + 2 * self.noise)
+
+    def play(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def time_plans(timer: PlanTimer, plans: Any, **_: Any) -> list[MeasuredPlan]:
+            found = []
+            for act_pos, merge_pos in plans:
+                ratio, low, high = self.measure(merge_pos)
+                found.append(MeasuredPlan(act_pos=act_pos, merge_pos=merge_pos, ratio=ratio, low=low, high=high))
+            return found
+
+        def verify(model: Any, net: Any, solution: lf.Solution, backend: Any, **asked: Any) -> Verification:
+            ratio, low, high = self.measure(solution.merge_pos)
+            budget_ms = ORIGINAL_MS / asked["speedup"]
+            return Verification(
+                measured_ms=ORIGINAL_MS * ratio, low_ms=ORIGINAL_MS * low, high_ms=ORIGINAL_MS * high,
+                original_ms=ORIGINAL_MS, original_low_ms=ORIGINAL_MS, original_high_ms=ORIGINAL_MS, ratio=ratio,
+                ratio_low=low, ratio_high=high, predicted_ms=None, budget_ms=budget_ms, speedup=asked["speedup"],
+                is_within_budget=high <= 1 / asked["speedup"], is_settled=True, provenance={},
+            )  # fmt: skip
+
+        monkeypatch.setattr(PlanTimer, "measure", time_plans)
+        monkeypatch.setattr(budget_loop, "verify_solution", verify)
 
 
-def test_search_over_any_frontier_ends_at_the_best_plan_within_the_budget(table: lf.LatencyTable) -> None:
-    """Plays the loop against a machine whose latencies rise with the sums but are not what the table says."""
-    rng = random.Random(0)
-    for _ in range(300):
-        sums = sorted(rng.uniform(0.5, 5) for _ in range(rng.randint(1, 12)))
-        sums = [value for i, value in enumerate(sums) if i == 0 or value > sums[i - 1] * 1.05]
-        true_ms = [(1 + 2 * value) * rng.uniform(0.8, 1.25) for value in sums]
-        true_ms = [max(true_ms[: i + 1]) for i in range(len(true_ms))]
-        limit_ms = rng.uniform(1, 12)
-        passed, failed, tried = -1, len(sums), set()
-        while (index := _next_index(sums, table, limit_ms, passed, failed)) is not None:
-            assert index not in tried
-            tried.add(index)
-            if true_ms[index] <= limit_ms:
-                passed = index
-            else:
-                failed = index
-        reachable = true_ms[0] <= limit_ms
-        assert (passed >= 0) == reachable
-        if reachable:
-            assert true_ms[passed] <= limit_ms
+@pytest.mark.parametrize("seed", range(10))
+def test_budget_is_kept_and_used_on_any_machine(chain, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    model, net = chain
+    machine = Machine(net, seed)
+    machine.play(monkeypatch)
+    speedup = machine.rng.uniform(1.1, 1.5)
+    if machine.least_ratio() > 0.95 / speedup:
+        pytest.skip("nothing is as fast as that on this machine")
+    found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
+                        progress=False)
+    assert found.verification.ratio_high <= 1 / speedup
+    assert machine.ratio(found.solution.merge_pos) <= 1.01 / speedup
+    if machine.has_plan_between(0.9 / speedup, 0.97 / speedup):
+        assert found.verification.ratio * speedup >= 0.9
+    slower = [pair for pair, change in machine.change.items() if change > 0.02]
+    assert not set(slower) & set(itertools.pairwise((0, *found.solution.merge_pos)))
+
+
+def test_unreachable_budget_names_what_can_be_met(chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, net = chain
+    machine = Machine(net, 5)
+    machine.play(monkeypatch)
+    with pytest.raises(InfeasibleBudgetError, match="no plan meets it; the fastest takes") as caught:
+        meet_budget(model, net, machine.table, machine.importance, Budget(speedup=3.0), lf_backend(), progress=False)
+    least = caught.value.least_ms / ORIGINAL_MS
+    assert machine.least_ratio() * 0.98 <= least <= machine.least_ratio() * 1.08
+    # and what it names can be met
+    speedup = 0.98 / least
+    found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
+                        progress=False)
+    assert found.verification.ratio_high <= 1 / speedup
+
+
+def test_budget_below_the_fixed_part_is_refused_before_anything_is_measured(chain) -> None:
+    model, net = chain
+    machine = Machine(net, 0)
+    with pytest.raises(InfeasibleBudgetError, match=r"what lies outside the chains takes 1\.2 ms"):
+        meet_budget(model, net, machine.table, machine.importance, Budget(budget_ms=1.0), lf_backend(), progress=False)
+
+
+def lf_backend() -> Any:
+    from layerfold.profiler import get_backend
+
+    return get_backend("onnxruntime")
 
 
 def test_budget_in_ms() -> None:

@@ -59,7 +59,7 @@ def net(model):
     return trace_network(model, torch.randn(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("method", ["isolated", "in_network"])
+@pytest.mark.parametrize("method", ["isolated", "in_network", "plans"])
 def test_table_holds_every_candidate_once_with_its_provenance(model, net, method):
     table = profile_network(model, net, cache=False, progress=False, method=method, cap_s=0.02, model_name="small")
     candidates = net.candidates()
@@ -91,7 +91,8 @@ def test_a_chain_alone_is_the_context_where_the_rest_is_huge(monkeypatch, tmp_pa
     model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.MaxPool2d(2), convs[2], nn.ReLU(), convs[3]).eval()
     net = trace_network(model, torch.randn(1, 8, 32, 32))
     backend = CountingBackend()
-    table = profile_network(model, net, backend, cache=tmp_path / "c.sqlite", progress=False, cap_s=0.02)
+    table = profile_network(model, net, backend, cache=tmp_path / "c.sqlite", progress=False, cap_s=0.02,
+                            method="in_network")
     assert len(net.chains) == 2
     assert {(entry.start, entry.end) for entry in table.entries} >= {(0, 2), (2, 4)}
     with sqlite3.connect(tmp_path / "c.sqlite") as rows:

@@ -1,0 +1,154 @@
+"""Draw the pictures of docs/prediction.md, and fill in its tables, from the records of prediction.py and budgets.py.
+
+    python benchmarks/prediction_plots.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from latency_networks import WORK
+from record import RESULTS, ROOT
+
+import layerfold as lf
+from layerfold.report.latency_plots import latency_heatmap_png, points_of, prediction_png, time_png
+
+IMAGES = ROOT / "docs" / "images"
+_COLOURS = {"fitted": "#0072b2", "segments alone": "#e69f00", "between": "#009e73", "each segment": "#d55e00"}
+
+
+def draw_prediction(name: str, found: dict[str, Any], path: Path) -> None:
+    """Draw one network's held-out plans, predicted by the fitted table, before the segments alone."""
+    fitted, alone = found["ways"]["fitted"], found["ways"]["segments alone"]
+    truth = [(each["ratio"], max((each["high"] - each["low"]) / 3.92, 5e-4)) for each in found["held_out"]]
+    original_ms = found["original_ms"]
+    points = points_of(
+        [(p, s, *t) for p, s, t in zip(fitted["predicted"], fitted["deviations"], truth, strict=True)], original_ms
+    )
+    others = [(original_ms * p, original_ms * t[0]) for p, t in zip(alone["predicted"], truth, strict=True)]
+    prediction_png(points, path, title=f"{name}: plans that no fit has seen", label="fitted to measured plans",
+                   others=others, others_label=f"segments alone, error {alone['median_pct']:.0f} % median, "
+                                               f"{alone['max_pct']:.0f} % at most")
+
+
+def draw_cost(results: dict[str, Any], path: Path) -> None:
+    """Draw each way's median error against the seconds that its measurements take."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = {name: found for name, found in results.items() if "between its neighbours" in found["ways"]}
+    figure = Figure(figsize=(5.4 * len(shown), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, found) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        curve = [way for way in found["ways"] if way.startswith("fitted")]
+        for way, each in found["ways"].items():
+            if "relative" in way:
+                continue
+            colour = next(value for key, value in _COLOURS.items() if way.startswith(key))
+            axes.plot(each["seconds"], each["median_pct"], "o", color=colour)
+            if way not in curve[1:-1]:
+                axes.annotate(way, (each["seconds"], each["median_pct"]), xytext=(5, 4), textcoords="offset points",
+                              fontsize=7.5, color=colour)
+        axes.plot([found["ways"][way]["seconds"] for way in curve], [found["ways"][way]["median_pct"] for way in curve],
+                  color=_COLOURS["fitted"], linewidth=1)
+        axes.axhline(found["repeat"]["median_pct"], color="#8d97a3", linestyle="--", linewidth=1)
+        axes.annotate("the machine itself, measured twice", (0.99, found["repeat"]["median_pct"]), ha="right",
+                      xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", fontsize=7.5,
+                      color="#5b6672")
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("seconds of measuring")
+        axes.set_ylabel("median error on held-out plans (%)")
+        axes.set_ylim(0, None)
+        axes.set_xlim(0, 1.35 * max(each["seconds"] for each in found["ways"].values()))
+        axes.grid(color="#e5e8ec", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
+
+
+def fastest_stops(table: lf.LatencyTable) -> list[int]:
+    """Return where merging stops in the plan of least predicted latency."""
+    stops = []
+    for start, end in table.chains:
+        best = {start: (0.0, start)}
+        for at in range(start + 1, end + 1):
+            into = [each for each in table.entries if each.end == at and each.start in best]
+            ways = [(best[each.start][0] + each.latency_ms, each.start) for each in into]
+            best[at] = min(ways)
+        while end > start:
+            stops.append(end)
+            end = best[end][1]
+    return stops
+
+
+def prediction_rows(results: dict[str, Any]) -> list[str]:
+    """Return the table of docs/prediction.md, one line a network."""
+
+    def cells(each: dict[str, Any]) -> str:
+        return f"{each['median_pct']:.1f} / {each['max_pct']:.1f} % | {each['rank']:.3f}"
+
+    head = ["network", "whole networks timed", "segments alone: median / max", "rank", "fitted: median / max", "rank",
+            "inside the 95 % interval", "the machine twice: median / max", "rank"]
+    rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    for name, found in results.items():
+        fitted = found["ways"]["fitted"]
+        rows.append(
+            f"| {name}, {found['original_ms']:.3g} ms | {found['plans_fitted']} in {found['plans_s']:.0f} s | "
+            f"{cells(found['ways']['segments alone'])} | {cells(fitted)} | {fitted['inside_95_pct']:.0f} % | "
+            f"{cells(found['repeat'])} |"
+        )
+    return rows
+
+
+def budget_rows(results: dict[str, Any]) -> list[str]:
+    """Return the table of budgets, one line a network."""
+    head = ["network", "asked", "measured", "at least", "budget used", "plans timed, verified"]
+    rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    for name, speedups in results.items():
+        for speedup, found in speedups.items():
+            if found["status"] != "met":
+                rows.append(f"| {name} | {speedup}x | out of reach | | | |")
+                continue
+            rows.append(
+                f"| {name} | {speedup}x | {1 / found['ratio']:.3f}x | {1 / found['ratio_high']:.3f}x | "
+                f"{100 * found['used']:.0f} % | {found['trials']}, {found['verifications']} |"
+            )
+    return rows
+
+
+def fill_in(text: str, marker: str, rows: list[str]) -> str:
+    """Return a page with the table behind ``<!-- marker -->`` replaced."""
+    before, comment, after = text.partition(f"<!-- {marker} -->\n")
+    if not comment:
+        sys.exit(f"error: docs/prediction.md has no line <!-- {marker} -->")
+    lines = after.lstrip("\n").split("\n")
+    while lines and lines[0].startswith("|"):
+        lines.pop(0)
+    return before + comment + "\n" + "\n".join(rows) + "\n" + "\n".join(lines if lines[0] == "" else ["", *lines])
+
+
+def main() -> int:
+    results = json.loads((RESULTS / "prediction.json").read_text())["results"]
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for name, found in results.items():
+        draw_prediction(name, found, IMAGES / f"prediction-{name}.png")
+        table_path = WORK / f"{name}.csv"
+        if name == "mobilenet_v2" and table_path.exists():
+            table = lf.LatencyTable.read(table_path)
+            latency_heatmap_png(table, IMAGES / f"heatmap-{name}.png", title=f"{name}: the fitted table")
+            time_png(table, fastest_stops(table), IMAGES / f"time-{name}.png", title=f"{name}: the fastest plan")
+    if any("between its neighbours" in found["ways"] for found in results.values()):
+        draw_cost(results, IMAGES / "prediction-cost.png")
+    page = ROOT / "docs" / "prediction.md"
+    text = fill_in(page.read_text(), "results", prediction_rows(results))
+    budgets = RESULTS / "budgets.json"
+    if budgets.exists():
+        text = fill_in(text, "budgets", budget_rows(json.loads(budgets.read_text())["results"]))
+    page.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

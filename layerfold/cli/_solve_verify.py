@@ -1,0 +1,108 @@
+"""``layerfold solve --verify MODEL``: the answer is built and measured until it keeps the budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from layerfold.cli._networks import check_table, trace_of
+from layerfold.cli._options import open_backend
+from layerfold.cli._sources import load_model_of
+from layerfold.cli._text import facts
+from layerfold.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerfold.pipeline.budget_loop import LoopResult
+    from layerfold.solver import Limits, Solution
+    from layerfold.tables import ImportanceTable, LatencyTable
+
+
+def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--verify`` and what it needs to build and measure networks."""
+    group = parser.add_argument_group("verification", "measure the answer, and solve again until it keeps the budget")
+    group.add_argument("--verify", dest="model", metavar="MODEL",
+                       help="timm:NAME, torchvision:NAME or path/to/file.py:factory; the table's own network")
+    group.add_argument("--weights", metavar="FILE", help="its weights (default: random; latency is the same)")
+    group.add_argument("--num-classes", type=int, metavar="N", help="outputs of the classifier")
+    group.add_argument("--input", metavar="CxHxW", help="input shape (default: the latency table's)")
+    group.add_argument("--exclude", action="append", default=[], metavar="NAME", help="as for `layerfold profile`")
+    group.add_argument("--backend", metavar="NAME", help="what measures (default: the latency table's backend)")
+    group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
+    group.add_argument("--threads", type=int, metavar="N", help="worker threads on a CPU (default: the table's)")
+    group.add_argument("--margin", default="2", metavar="PCT",
+                       help="percent of the budget left free while a faster plan exists (default: %(default)s)")
+
+
+def meet_budget_of(
+    args: argparse.Namespace, asked: list[dict[str, Any]], latencies: list[LatencyTable], importance: ImportanceTable,
+    *, alpha: float, limits: Limits,
+) -> LoopResult:
+    """Run the closed loop for the one budget that was asked for.
+
+    Raises:
+        UsageError: several tables or budgets, or an option that only a prediction has.
+        InfeasibleBudgetError: nothing meets the budget; names what can be met.
+    """
+    from layerfold.cli._quantities import parse_number
+
+    margin = parse_number(args.margin, "--margin", least=0.0, most=50.0, example="2") / 100
+    if len(latencies) != 1 or len(asked) != 1 or not {"budget_ms", "speedup"} & set(asked[0]):
+        raise UsageError("--verify: give one --time-path and one --budget or --speedup")
+    for name, value in (("--risk", args.risk), ("--alternatives", args.alternatives)):
+        if value is not None:
+            raise UsageError(f"{name} {value}: speaks of predictions; --verify measures instead, leave it out")
+    if args.budget_of != "end-to-end":
+        raise UsageError(f"--budget-of {args.budget_of}: --verify measures end to end; leave it out")
+    table = latencies[0]
+    provenance = table.provenance
+    if args.input is None and len(provenance.input_shape) >= 3:
+        args.input = "x".join(map(str, provenance.input_shape[-3:]))
+    args.backend = args.backend or provenance.backend or "onnxruntime"
+    if args.threads is None:
+        args.threads = provenance.options.get("threads")
+    backend = open_backend(args)  # what is missing shows before torch is loaded
+    from layerfold.pipeline.budget_loop import Budget, meet_budget
+
+    net = trace_of(args, loaded := load_model_of(args))
+    check_table(net, table, table.source)
+    return meet_budget(
+        loaded.module, net, table, importance, Budget(**asked[0]), backend, alpha=alpha, normalise=args.normalise,
+        limits=limits, margin=margin, batch=provenance.batch or 1, progress=not args.json,
+    )  # fmt: skip
+
+
+def verified_solution(found: LoopResult) -> Solution:
+    """Return the solution with what was measured."""
+    return replace(
+        found.solution, measured_ms=found.verification.measured_ms, budget_ms=found.verification.budget_ms,
+        network_hash=found.latency.provenance.network_hash, model=found.latency.provenance.model,
+    )  # fmt: skip
+
+
+def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
+    """Print what was measured."""
+    verification = found.verification
+    if args.json:
+        print(json.dumps({
+            "original_ms": verification.original_ms, "points": len(found.frontier),
+            "solutions": [verified_solution(found).to_json()], "verification": verification.to_json(),
+            "rounds": [each.verification.to_json() for each in found.rounds], "trials": len(found.trials),
+        }, indent=1))  # fmt: skip
+        return
+    solution = found.solution
+    used = 100 * verification.measured_ms / verification.budget_ms if verification.budget_ms else 0.0
+    print(facts([
+        ("original", f"{verification.original_ms:.4g} ms"),
+        ("measured", f"{verification.measured_ms:.4g} ms (95 % {verification.low_ms:.4g} to "
+                     f"{verification.high_ms:.4g}), {1 / verification.ratio:.3f}x as fast"),
+        ("predicted", f"{solution.predicted_ms or 0.0:.4g} ms"),
+        ("budget", f"{verification.budget_ms:.4g} ms, met; {used:.0f} % used"),
+        ("importance", f"{solution.importance:.6g}"),
+        ("tried", f"{len(found.trials)} plans timed, {len(found.rounds)} built and verified"),
+        ("act_pos", ",".join(map(str, solution.act_pos)) or "none"),
+        ("merge_pos", ",".join(map(str, solution.merge_pos))),
+    ]))
+    print("layerfold: the budget is kept by measurement, upper end of the interval included", file=sys.stderr)

@@ -1,0 +1,183 @@
+"""The next plan to try: the best one that is likely to fit, given all that was measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from layerfold.graph import Network
+from layerfold.profiler.backends import Backend
+from layerfold.profiler.beliefs import Beliefs
+from layerfold.profiler.fitted import beliefs_of, fitted_table
+from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.outside import outside_graph
+from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
+from layerfold.solver import Frontier, Limits, Solution, solve_frontier
+from layerfold.solver._extension import Normalise
+from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
+
+_POLICY = MeasurePolicy(target=0.004, cap_s=1.5, block_ms=1.0, warmup_cap_s=0.3)
+_CAUTION = 0.5
+"""Deviations that a plan's prediction must lie below the limit, until something that fits is known."""
+_DOUBT = 0.5
+"""Deviations by which a merged segment must be faster than its layers to be an option."""
+_LEAST_STEP = 0.015
+"""Plans closer than this to one that is known to fit are not tried: the machine could not tell them apart."""
+_STRIDE = 0.003
+
+
+class PlanSearch:
+    """Keeps what was measured, and solves again when that has changed.
+
+    Args:
+        model: the module that ``net`` was traced from.
+        net: the traced network.
+        latency: its latency table.
+        importance: its importances; None if only the fastest plan is of interest.
+        backend: what plans are timed on.
+        alpha, normalise, limits: see :func:`solve_frontier`.
+        batch: images in one forward pass.
+
+    Attributes:
+        original_ms: the original's latency as measured last.
+        trials: every plan timed here, in order.
+    """
+
+    def __init__(
+        self, model: nn.Module, net: Network, latency: LatencyTable, importance: ImportanceTable | None,
+        backend: Backend, *, alpha: float = 0.0, normalise: Normalise = "single", limits: Limits | None = None,
+        batch: int = 1,
+    ) -> None:
+        self.latency = latency
+        self._importance = importance if importance is not None else _no_importance(latency, net)
+        self._alpha, self._normalise, self._limits = alpha, normalise, limits
+        self.original_ms = latency.original_ms
+        self.trials: list[MeasuredPlan] = []
+        self._learnt: list[MeasuredPlan] = []
+        self._beliefs: Beliefs | None = None
+        self._rejected: set[tuple[int, ...]] = set()
+        self._accepted: Solution | None = None
+        dtype = latency.provenance.dtype or "float32"
+        self._timer = PlanTimer(net, outside_graph(model, net, batch=batch, dtype=dtype), backend, None, _POLICY,
+                                dtype=dtype)
+
+    @property
+    def beliefs(self) -> Beliefs:
+        if self._beliefs is None:
+            self._beliefs = beliefs_of(self.latency, self._learnt)
+        return self._beliefs
+
+    def table(self) -> LatencyTable:
+        """Return the latency table with all that was learnt."""
+        return fitted_table(self.latency, self.beliefs, original_ms=self.original_ms)
+
+    def frontier(self) -> Frontier:
+        """Solve with all that was learnt; merges that are not faster than what they replace are no options."""
+        table = self.table()
+        changes = self.beliefs.changes
+        useful = set(table.useful_segments())
+        entries = [
+            entry
+            for entry in table.entries
+            if entry.end - entry.start == 1
+            or ((entry.start, entry.end) in useful and _is_faster(*changes[entry.start, entry.end]))
+        ]
+        kept = LatencyTable(entries, provenance=table.provenance, source=table.source)
+        return solve_frontier(kept, self._importance, self._alpha, self._normalise, limits=self._limits)
+
+    def predicted_ms(self, solution: Solution) -> float:
+        """Return the expected end-to-end latency of a solution, with the original as measured last."""
+        return self.original_ms * self.beliefs.predict(solution.merge_pos).ratio
+
+    def next_plan(self, limit: float) -> Solution | None:
+        """Return the plan of highest importance that is likely to take at most ``limit`` of the original's latency.
+
+        None where nothing better than what was accepted is likely to fit. Before anything was accepted, the fastest
+        plan is returned where nothing fits, unless it was rejected.
+        """
+        frontier = self.frontier()
+        ratios = frontier.latencies_ms[:, 0] / self.original_ms
+        least, caution = 0.0, _CAUTION
+        if self._accepted is not None:
+            caution = 0.0
+            least = self.beliefs.predict(self._accepted.merge_pos).ratio * (1 + _LEAST_STEP)
+        last = float("inf")
+        for index in range(len(frontier) - 1, -1, -1):
+            ratio = float(ratios[index])
+            if ratio > limit or ratio > last - _STRIDE:
+                continue
+            if ratio < least or (
+                self._accepted is not None and frontier.importances[index] <= (self._accepted.importance or 0.0)
+            ):
+                return None
+            solution = frontier[index]
+            if solution.merge_pos in self._rejected:
+                continue
+            predicted = self.beliefs.predict(solution.merge_pos)
+            if predicted.ratio + caution * predicted.deviation <= limit:
+                return solution
+            last = ratio
+        if self._accepted is not None:
+            return None
+        fastest = frontier[0]
+        return None if fastest.merge_pos in self._rejected else fastest
+
+    def fastest(self, most_trials: int, advance: Callable[[], None] = lambda: None) -> Solution:
+        """Return the fastest plan: the one predicted so is timed and learnt from until it stays the same."""
+        best: tuple[float, Solution] | None = None
+        seen: set[tuple[int, ...]] = set()
+        for _ in range(most_trials):
+            solution = self.frontier()[0]
+            if solution.merge_pos in seen:
+                break
+            seen.add(solution.merge_pos)
+            ratio = self.time(solution)
+            advance()
+            if best is None or ratio < best[0]:
+                best = ratio, solution
+        assert best is not None
+        return best[1]
+
+    def time(self, solution: Solution) -> float:
+        """Time a plan next to the original, learn from it, and return its ratio, with what was known before."""
+        measured = self._timer.measure([(solution.act_pos, solution.merge_pos)], is_fresh=True)[0]
+        self.trials.append(measured)
+        self._learn(measured)
+        return measured.ratio
+
+    def learn(self, solution: Solution, ratio: float, low: float, high: float) -> None:
+        """Learn from a plan that was measured elsewhere."""
+        self._learn(MeasuredPlan(act_pos=solution.act_pos, merge_pos=solution.merge_pos, ratio=ratio, low=low,
+                                 high=high))
+
+    def accept(self, solution: Solution) -> None:
+        """Only look for plans of higher importance from now on."""
+        self._accepted = solution
+
+    def reject(self, solution: Solution) -> None:
+        """Do not return this plan again."""
+        self._rejected.add(solution.merge_pos)
+
+    def _learn(self, measured: MeasuredPlan) -> None:
+        self._learnt.append(measured)
+        self._beliefs = None
+
+
+def _is_faster(change: float, deviation: float) -> bool:
+    return change + _DOUBT * deviation < 0
+
+
+def _no_importance(latency: LatencyTable, net: Network) -> ImportanceTable:
+    """Return importances that make only latency count."""
+    entries = []
+    for entry in latency.entries:
+        is_chain_start = any(chain.start == entry.start for chain in net.chains)
+        start_act = 1 if is_chain_start else int(net.has_activation(entry.start))
+        entries.append(
+            ImportanceEntry(
+                start=entry.start, end=entry.end, start_act=start_act, end_act=int(net.has_activation(entry.end)),
+                importance=0.0,
+            )
+        )  # fmt: skip
+    return ImportanceTable(entries)

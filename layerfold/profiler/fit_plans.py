@@ -1,0 +1,102 @@
+"""Make entries that add up: segments between their neighbours, then fitted to whole networks under random plans."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from layerfold.graph.network import Network
+from layerfold.profiler.beliefs import SegmentKey
+from layerfold.profiler.fitted import ALONE, ISOLATED, PLANS, SCALES, beliefs_of, fitted_table, growth_of
+from layerfold.profiler.neighbours import NeighbourTimer
+from layerfold.profiler.plan_timing import PlanTimer
+from layerfold.profiler.random_plans import covering_solutions, promising_segments
+from layerfold.progress import progress_bar
+from layerfold.tables import LatencyEntry, LatencyTable, Provenance
+
+_LEAST_PLANS, _MOST_PLANS = 16, 40
+_FLOOR = 0.05
+_POOL = 5
+
+
+def fit_to_plans(
+    net: Network,
+    isolated: Sequence[LatencyEntry],
+    fixed_ms: float,
+    timer: PlanTimer,
+    neighbours: NeighbourTimer,
+    num_plans: int | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[list[LatencyEntry], float, dict[str, Any]]:
+    """Time promising segments between their neighbours, then random plans, and fit the entries to them.
+
+    The first half of the plans hold every promising segment about equally often; the second half are those, out of
+    many, that leave the least uncertainty given the first (:meth:`Beliefs.most_informative`).
+
+    Args:
+        net: the traced network.
+        isolated: entries of the segments alone.
+        fixed_ms: latency outside the chains.
+        timer: times the plans.
+        neighbours: times segments between their neighbours.
+        num_plans: how many; None for one a promising shape, 16 at least and 40 at most.
+        seed: of the random plans.
+        progress: show a bar on stderr.
+
+    Returns:
+        Entries that add up, the fixed part, and what the table's provenance must remember to be fitted again.
+    """
+    chains = tuple((chain.start, chain.end) for chain in net.chains)
+    provenance = Provenance(kind="latency", network_hash=net.hash, chains=chains, fixed_ms=fixed_ms)
+    original_ms = timer.original_ms()
+    growth = growth_of(isolated)
+    promising = [net.segment(*segment) for segment in promising_segments(growth)]
+    with progress_bar("profile: between neighbours", len(promising), enabled=progress) as bar:
+        changes_ms = neighbours.changes_ms(promising, bar.advance)
+    alone_ms = {(entry.start, entry.end): entry.latency_ms for entry in isolated}
+    singles_ms = math.fsum(alone_ms[m, m + 1] for start, end in chains for m in range(start, end))
+    entries = _with_changes(isolated, changes_ms, singles_ms / max(original_ms - fixed_ms, _FLOOR * original_ms))
+    alone = LatencyTable(entries, provenance=provenance)
+    growth = growth_of(entries)
+    if num_plans is None:
+        shapes = {segment.signature for segment in promising}
+        num_plans = min(max(len(shapes), _LEAST_PLANS), _MOST_PLANS)
+    table = fitted_table(alone, beliefs_of(alone), original_ms=original_ms)
+    if num_plans > 0:
+        first = covering_solutions(net, growth, math.ceil(num_plans / 2), seed)
+        with progress_bar("profile: whole networks", num_plans, enabled=progress) as bar:
+            measured = timer.measure(first, advance=bar.advance)
+            seen = {plan[1] for plan in first}
+            pool = [p for p in covering_solutions(net, growth, _POOL * num_plans, seed + 1) if p[1] not in seen]
+            chosen = beliefs_of(table, measured).most_informative([plan[1] for plan in pool], num_plans - len(first))
+            measured += timer.measure([pool[index] for index in chosen], advance=bar.advance)
+        table = fitted_table(table, beliefs_of(table, measured))
+    options = table.provenance.options
+    remembered = {key: options[key] for key in (ISOLATED, SCALES, PLANS)}
+    remembered[ALONE] = [entry.latency_ms for entry in isolated]
+    return list(table.entries), table.provenance.fixed_ms, remembered
+
+
+def _with_changes(
+    isolated: Sequence[LatencyEntry], changes_ms: Mapping[SegmentKey, float], units: float
+) -> list[LatencyEntry]:
+    """Return the entries with those of segments timed between neighbours put in place.
+
+    Args:
+        isolated: segments alone.
+        changes_ms: what merging changes, in ms of the network.
+        units: ms alone for each ms in the network, of single layers; the table will turn them back.
+    """
+    alone_ms = {(entry.start, entry.end): entry.latency_ms for entry in isolated}
+    entries = []
+    for entry in isolated:
+        change_ms = changes_ms.get((entry.start, entry.end))
+        if change_ms is not None:
+            layers_ms = math.fsum(alone_ms[m, m + 1] for m in range(entry.start, entry.end))
+            entry = replace(entry, latency_ms=max(layers_ms + units * change_ms, _FLOOR * layers_ms))
+        entries.append(entry)
+    return entries

@@ -1,0 +1,144 @@
+"""Between latency tables and beliefs: a table remembers the plans that it was fitted on.
+
+In a fitted table an entry is the expected latency of its segment inside the network and ``spread_ms`` how sure that
+is. What it came from, the segments alone and the measured plans, stands in its provenance (``options``), so that
+further plans can be added later: by the budget loop, or on another day.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from layerfold.errors import TableError
+from layerfold.profiler.beliefs import Beliefs, SegmentFacts, SegmentKey, pooled_plans
+from layerfold.profiler.plan_timing import MeasuredPlan
+from layerfold.tables import LatencyEntry, LatencyTable
+
+_FLOOR = 0.05
+_SINGLES_SHARE = 0.05
+ISOLATED, PLANS, SCALES, ALONE = "isolated_ms", "plans", "fit", "alone_ms"
+"""Keys of ``Provenance.options`` in a fitted table; ``isolated_ms`` is what was known of each entry before whole
+networks were timed, ``alone_ms`` what was known before neighbours came in."""
+
+
+def beliefs_of(table: LatencyTable, more: Iterable[MeasuredPlan] = ()) -> Beliefs:
+    """Return what a table lets one believe of its merged segments.
+
+    A fitted table gives back the beliefs that it was written from. Of any other, also a published one, the entries
+    themselves are the expectation, with the usual uncertainty.
+
+    Args:
+        table: any latency table.
+        more: plans measured since.
+
+    Raises:
+        TableError: the provenance of a fitted table is damaged.
+    """
+    options = table.provenance.options
+    isolated = _isolated_ms(table, options)
+    original_ms = table.original_ms
+    singles = math.fsum(isolated[m, m + 1] for start, end in table.chains for m in range(start, end))
+    share = max(original_ms - table.provenance.fixed_ms, _SINGLES_SHARE * original_ms) / original_ms / singles
+    segments = []
+    signatures = {(entry.start, entry.end): entry.signature for entry in table.entries}
+    for entry in table.entries:
+        if entry.end - entry.start > 1:
+            layers = [(m, m + 1) for m in range(entry.start, entry.end)]
+            shape = " from ".join([entry.signature or f"{entry.start},{entry.end}", *(signatures[m] for m in layers)])
+            segments.append(
+                SegmentFacts(start=entry.start, end=entry.end, merged=share * isolated[entry.start, entry.end],
+                             replaced=share * math.fsum(isolated[each] for each in layers), shape=shape)
+            )  # fmt: skip
+    return Beliefs(segments, table.chains, pooled_plans([*plans_of(table), *more]))
+
+
+def plans_of(table: LatencyTable) -> list[MeasuredPlan]:
+    """Return the plans that a table was fitted on; none where it was not.
+
+    Raises:
+        TableError: they are not what this version writes.
+    """
+    try:
+        return [
+            MeasuredPlan(act_pos=tuple(each["act_pos"]), merge_pos=tuple(each["merge_pos"]), ratio=float(each["ratio"]),
+                         low=float(each["low"]), high=float(each["high"]), rounds=int(each["rounds"]))
+            for each in table.provenance.options.get(PLANS, ())
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise TableError(
+            f"{table.source}: options.{PLANS} of its sidecar is damaged ({error!r}); profile the network again"
+        ) from None
+
+
+def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | None = None) -> LatencyTable:
+    """Return a table whose entries add up to what was measured.
+
+    Single layers share the original's latency in proportion to what they take alone (each plan holds each layer
+    once, alone or in a segment, so only their sum counts). A merged segment is its layers plus the change it makes,
+    and ``spread_ms`` the standard deviation of that change.
+
+    Args:
+        table: any latency table of the network.
+        beliefs: about its merged segments.
+        original_ms: measured latency of the original; None for the table's.
+    """
+    isolated = _isolated_ms(table, table.provenance.options)
+    original_ms = table.original_ms if original_ms is None else original_ms
+    singles = math.fsum(isolated[m, m + 1] for start, end in table.chains for m in range(start, end))
+    fixed_ms = min(table.provenance.fixed_ms, (1 - _SINGLES_SHARE) * original_ms)
+    scale = (original_ms - fixed_ms) / singles
+    entries = []
+    for entry in table.entries:
+        layers_ms = scale * math.fsum(isolated[m, m + 1] for m in range(entry.start, entry.end))
+        latency_ms, spread_ms = layers_ms, 0.0
+        if entry.end - entry.start > 1:
+            change, deviation = beliefs.changes[entry.start, entry.end]
+            latency_ms = max(layers_ms + original_ms * change, _FLOOR * layers_ms)
+            spread_ms = original_ms * deviation
+        entries.append(replace(entry, latency_ms=latency_ms, spread_ms=spread_ms))
+    facts = {
+        ISOLATED: [isolated[entry.start, entry.end] for entry in table.entries],
+        SCALES: {name: float(value) for name, value in beliefs.scales.items()},
+        PLANS: [
+            {"act_pos": list(each.act_pos), "merge_pos": list(each.merge_pos), "ratio": each.ratio, "low": each.low,
+             "high": each.high, "rounds": each.rounds}
+            for each in beliefs.measured
+        ],
+    }  # fmt: skip
+    provenance = replace(table.provenance, fixed_ms=fixed_ms, scale=1.0, options={**table.provenance.options, **facts})
+    return LatencyTable(entries, provenance=provenance, source=table.source)
+
+
+def predicted_interval_ms(table: LatencyTable, merge_pos: Iterable[int]) -> tuple[float, float]:
+    """Return the 95 % interval of a plan's end-to-end latency, relative to the original as the table knows it.
+
+    Raises:
+        MissingEntryError: a segment without an entry.
+    """
+    found = beliefs_of(table).predict(merge_pos)
+    return table.original_ms * found.low, table.original_ms * found.high
+
+
+def growth_of(entries: Sequence[LatencyEntry]) -> dict[SegmentKey, float]:
+    """Return each merged segment's latency relative to the layers that it replaces."""
+    known = {(entry.start, entry.end): entry.latency_ms for entry in entries}
+    return {
+        (start, end): latency_ms / math.fsum(known[m, m + 1] for m in range(start, end))
+        for (start, end), latency_ms in known.items()
+        if end - start > 1
+    }
+
+
+def _isolated_ms(table: LatencyTable, options: Mapping[str, Any]) -> dict[SegmentKey, float]:
+    values = options.get(ISOLATED)
+    if values is None:
+        return {(entry.start, entry.end): entry.latency_ms for entry in table.entries}
+    if not isinstance(values, (list, tuple)) or len(values) != len(table.entries):
+        raise TableError(
+            f"{table.source}: options.{ISOLATED} of its sidecar does not go with its {len(table.entries)} rows; "
+            "profile the network again"
+        )
+    return {(entry.start, entry.end): float(value) for entry, value in zip(table.entries, values, strict=True)}

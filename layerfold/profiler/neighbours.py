@@ -1,0 +1,105 @@
+"""Time segments between their neighbours: the change that merging one makes with a layer on either side of it.
+
+With a layer before it and one behind it, a segment works in the memory layout that it has in the network, and the two
+layers' own latency cancels in the difference. A graph of a few layers runs many times while a whole network runs
+once, so differences are known more precisely, and equal surroundings are timed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from layerfold.graph.network import Network, Segment
+from layerfold.profiler.assemble import activation_at
+from layerfold.profiler.backends import Backend, Runner
+from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blocks
+from layerfold.profiler.onnx_writer import OnnxWriter
+from layerfold.profiler.segment_onnx import write_segment
+from layerfold.profiler.turns import time_in_turns
+
+NEIGHBOUR_POLICY = MeasurePolicy(target=0.02, cap_s=0.25, block_ms=0.5, warmup_cap_s=0.1)
+
+
+class NeighbourTimer:
+    """Times segments between their neighbours on one backend.
+
+    Args:
+        net: the network.
+        backend: compiles and runs.
+        cache: where finished measurements are stored and looked up, or None.
+        policy: of one difference; its target is that of both graphs' medians and of their ratio.
+        batch, dtype: of every graph.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        backend: Backend,
+        cache: MeasurementCache | None = None,
+        policy: MeasurePolicy = NEIGHBOUR_POLICY,
+        *,
+        batch: int = 1,
+        dtype: str = "float32",
+    ) -> None:
+        self._net, self._backend, self._cache, self._policy = net, backend, cache, policy
+        self._batch, self._dtype = batch, dtype
+
+    def changes_ms(
+        self, segments: Sequence[Segment], advance: Callable[[], None] = lambda: None
+    ) -> dict[tuple[int, int], float]:
+        """Return, for each segment of several layers, its latency merged less that of its layers, in ms."""
+        known: dict[str, float] = {}
+        found = {}
+        for segment in segments:
+            apart, merged = self._surrounded(segment)
+            signature = "beside neighbours: " + " | ".join(each.signature for each in (*apart, *merged))
+            if signature not in known:
+                known[signature] = self._change_ms(signature, apart, merged)
+            found[segment.start, segment.end] = known[signature]
+            advance()
+        return found
+
+    def _surrounded(self, segment: Segment) -> tuple[list[Segment], list[Segment]]:
+        """Return the layers from the one before to the one behind, and the same with the segment merged."""
+        chain = self._net.chain_of(segment.end)
+        first, last = max(segment.start - 1, chain.start), min(segment.end + 1, chain.end)
+        layers = [self._net.segment(m - 1, m) for m in range(first + 1, last + 1)]
+        before, behind = segment.start - first, last - segment.end
+        return layers, [*layers[:before], segment, *layers[len(layers) - behind :]]
+
+    def _change_ms(self, signature: str, apart: Sequence[Segment], merged: Sequence[Segment]) -> float:
+        ratio = self._cache.get(f"{signature} ratio") if self._cache else None
+        reference = self._cache.get(f"{signature} apart") if self._cache else None
+        if ratio is None or reference is None:
+            runners: list[Runner] = []
+            try:
+                for graph in (apart, merged):
+                    runners.append(self._backend.compile(self._graph(graph)))
+                turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
+            finally:
+                for runner in runners:
+                    runner.close()
+            reference = summarise_blocks(turns.values_ms[0], runs=turns.runs[0], is_settled=turns.is_settled,
+                                         disturbed=turns.contended)
+            interval = turns.ratios[0]
+            ratio = Measurement(median_ms=interval.median, low_ms=interval.low, high_ms=interval.high, spread_ms=0.0,
+                                blocks=turns.rounds, runs=turns.runs[1], is_settled=turns.is_settled)
+            if self._cache:
+                self._cache.put(f"{signature} ratio", ratio)
+                self._cache.put(f"{signature} apart", reference)
+        return reference.median_ms * (ratio.median_ms - 1)
+
+    def _graph(self, segments: Sequence[Segment]) -> bytes:
+        """Return the graph of consecutive segments; what residuals bring from before them is an input."""
+        writer = OnnxWriter(dtype=self._dtype, batch=self._batch, is_light=True)
+        chain = self._net.chain_of(segments[-1].end)
+        features = {segments[0].start: writer.add_input("x", segments[0].input_shape)}
+        for segment in segments:
+            for residual in segment.open_residuals:
+                if residual.src not in features:
+                    features[residual.src] = writer.add_input(f"source_{residual.src}", residual.source_shape)
+            activation = activation_at(self._net, chain, segment.end, self._net.original_act_pos)
+            features[segment.end] = write_segment(writer, features[segment.start], segment, features, activation)
+        writer.add_output(features[segments[-1].end], segments[-1].output_shape)
+        return writer.model_bytes()

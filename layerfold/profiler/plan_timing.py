@@ -1,0 +1,186 @@
+"""Time whole networks under plans, each relative to the original that runs in turns with it.
+
+The machine's clock and its neighbours change within minutes by more than a merge gains. So no plan is timed by
+itself: a few of them and the unmerged network take turns, and what counts is the ratio within each round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from layerfold.graph.network import Network
+from layerfold.profiler.assemble import assemble_network
+from layerfold.profiler.backends import Backend, Runner
+from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
+from layerfold.profiler.outside import OutsideGraph
+from layerfold.profiler.random_plans import Plan
+from layerfold.profiler.turns import time_in_turns
+
+PLAN_POLICY = MeasurePolicy(target=0.006, cap_s=0.5, block_ms=1.0, warmup_cap_s=0.15)
+"""Of one plan among many: a fit averages over them."""
+_CHUNK = 4
+_UNSURE = 4.0
+_LEAST_DEVIATION = 5e-4
+_WIDTH_IN_DEVIATIONS = 2 * 1.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPlan:
+    """A plan's latency relative to the original network's.
+
+    Attributes:
+        act_pos, merge_pos: the plan, chain ends included.
+        ratio, low, high: latency / original latency, median over rounds, with its 95 % interval.
+        rounds, contended: rounds used, and set aside because something else slowed the machine.
+    """
+
+    act_pos: tuple[int, ...]
+    merge_pos: tuple[int, ...]
+    ratio: float
+    low: float
+    high: float
+    rounds: int = 0
+    contended: int = 0
+
+    @property
+    def plan(self) -> Plan:
+        return self.act_pos, self.merge_pos
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of ``ratio`` that the interval amounts to."""
+        return max((self.high - self.low) / _WIDTH_IN_DEVIATIONS, _LEAST_DEVIATION)
+
+
+class PlanTimer:
+    """Times plans of one network on one backend.
+
+    Args:
+        net, outside: the network and what lies outside its chains.
+        backend: compiles and runs.
+        cache: where finished plans are stored and looked up, or None.
+        policy: of one plan.
+        dtype: of every graph.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        outside: OutsideGraph,
+        backend: Backend,
+        cache: MeasurementCache | None = None,
+        policy: MeasurePolicy = PLAN_POLICY,
+        *,
+        dtype: str = "float32",
+    ) -> None:
+        self._net, self._outside, self._backend, self._cache = net, outside, backend, cache
+        self._policy, self._dtype = policy, dtype
+        self.original: Plan = (net.original_act_pos, tuple(range(1, len(net.layers) + 1)))
+
+    def original_ms(self) -> float:
+        """Return the latency of the unmerged network, measured by itself."""
+        signature = f"whole network:{self._net.hash}"
+        known = self._cache.get(signature) if self._cache else None
+        if known is None:
+            runner = self._compile(self.original)
+            try:
+                known = measure_runners([runner.run], self._policy)[0]
+            finally:
+                runner.close()
+            if self._cache:
+                self._cache.put(signature, known)
+        return known.median_ms
+
+    def measure(
+        self, plans: Iterable[Plan], *, advance: Callable[[], None] = lambda: None, is_fresh: bool = False
+    ) -> list[MeasuredPlan]:
+        """Time each plan next to the original.
+
+        Args:
+            plans: (act_pos, merge_pos) of each.
+            advance: called once for each that is finished.
+            is_fresh: measure again what the cache holds.
+        """
+        wanted = list(plans)
+        found: dict[Plan, MeasuredPlan] = {}
+        if not is_fresh and self._cache is not None:
+            for plan in wanted:
+                stored = self._cache.get(self._signature(plan))
+                if stored is not None:
+                    found[plan] = _measured(plan, stored)
+                    advance()
+        waiting = [plan for plan in dict.fromkeys(wanted) if plan not in found]
+        base_bytes = self._assemble(self.original) if waiting else b""
+        for first in range(0, len(waiting), _CHUNK):
+            some = waiting[first : first + _CHUNK]
+            for plan, measured in zip(some, self._time_chunk(base_bytes, some, seed=first), strict=True):
+                found[plan] = self._keep(measured)
+                advance()
+        # The machine was at its worst for some of them; minutes later it is in another mood.
+        again = [plan for plan in waiting if found[plan].deviation * 1.96 > _UNSURE * self._policy.target]
+        for first in range(0, len(again), _CHUNK):
+            some = again[first : first + _CHUNK]
+            for plan, measured in zip(some, self._time_chunk(base_bytes, some, seed=-1 - first), strict=True):
+                found[plan] = self._keep(pooled([found[plan], measured]))
+        return [found[plan] for plan in wanted]
+
+    def _keep(self, measured: MeasuredPlan) -> MeasuredPlan:
+        if self._cache is not None:
+            self._cache.put(self._signature(measured.plan), _stored(measured))
+        return measured
+
+    def _time_chunk(self, base_bytes: bytes, plans: Sequence[Plan], *, seed: int) -> list[MeasuredPlan]:
+        runners: dict[int, Runner] = {}
+        try:
+            # The original is compiled anew each time, and not always first: where a session's memory lies changes its
+            # latency by a percent, and one that lives for long would put that percent on every plan.
+            order = list(range(len(plans) + 1))
+            random.Random(seed).shuffle(order)
+            for index in order:
+                runners[index] = self._backend.compile(base_bytes) if index == 0 else self._compile(plans[index - 1])
+            turns = time_in_turns([runners[index].run for index in range(len(order))], self._policy, seed=seed)
+        finally:
+            for runner in runners.values():
+                runner.close()
+        return [
+            MeasuredPlan(act_pos=plan[0], merge_pos=plan[1], ratio=ratio.median, low=ratio.low, high=ratio.high,
+                         rounds=turns.rounds, contended=turns.contended)
+            for plan, ratio in zip(plans, turns.ratios, strict=True)
+        ]  # fmt: skip
+
+    def _assemble(self, plan: Plan) -> bytes:
+        return assemble_network(self._net, self._outside, *plan, dtype=self._dtype)
+
+    def _compile(self, plan: Plan) -> Runner:
+        return self._backend.compile(self._assemble(plan))
+
+    def _signature(self, plan: Plan) -> str:
+        digest = hashlib.sha256(repr(plan).encode()).hexdigest()[:24]
+        return f"plan {digest} of network:{self._net.hash}"
+
+
+def _stored(measured: MeasuredPlan) -> Measurement:
+    """Return a ratio in the fields of a measurement, as the cache keeps it."""
+    return Measurement(median_ms=measured.ratio, low_ms=measured.low, high_ms=measured.high, spread_ms=0.0,
+                       blocks=measured.rounds, runs=measured.rounds, is_settled=True, disturbed=measured.contended)
+
+
+def _measured(plan: Plan, stored: Measurement) -> MeasuredPlan:
+    return MeasuredPlan(act_pos=plan[0], merge_pos=plan[1], ratio=stored.median_ms, low=stored.low_ms,
+                        high=stored.high_ms, rounds=stored.blocks, contended=stored.disturbed)
+
+
+def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
+    """Return one plan's readings as one: their mean, weighted by precision."""
+    weights = [each.deviation**-2 for each in readings]
+    ratio = sum(w * each.ratio for w, each in zip(weights, readings, strict=True)) / sum(weights)
+    half = 1.96 / math.sqrt(sum(weights))
+    first = readings[0]
+    return MeasuredPlan(act_pos=first.act_pos, merge_pos=first.merge_pos, ratio=ratio, low=ratio - half,
+                        high=ratio + half, rounds=sum(each.rounds for each in readings),
+                        contended=sum(each.contended for each in readings))

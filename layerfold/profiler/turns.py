@@ -1,0 +1,142 @@
+"""Time runners in turns with a reference, round by round, and set contended rounds aside.
+
+On a shared machine a neighbour slows everything by a fifth for half a second at a time. A ratio within one short round
+hardly feels that, unless the change falls inside the round. So rounds are short (one block a runner, in random order),
+and a round that took longer as a whole than the quick ones is counted as contended and not used: what is judged is the
+sum over all runners, so the choice favours none of them. If every round is slow, every round is quick by that
+measure, and all are used. A block in which the system gave the processor to someone else is run again.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from layerfold.profiler.compare import RatioInterval
+from layerfold.profiler.measure import MeasurePolicy, involuntary_switches, is_narrow, median_interval
+
+_REFILL_MS = 10.0
+_MOST_REFILLS = 3
+_LONG_PASS_MS = 50.0
+_QUICK_QUANTILE = 0.25
+_QUICK_MARGIN = 1.06
+_LEAST_KEPT, _LEAST_KEPT_LONG = 8, 5
+_PATIENCE = 3.0
+_RETRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """What rounds in turns gave.
+
+    Attributes:
+        ratios: of each runner but the first, latency / the first's, with its 95 % interval.
+        values_ms: of each runner, its latency in every round used.
+        contended: rounds set aside.
+        runs: timed passes of each runner in the rounds used.
+        is_settled: whether every interval reached its target.
+    """
+
+    ratios: tuple[RatioInterval, ...]
+    values_ms: tuple[tuple[float, ...], ...]
+    contended: int
+    runs: tuple[int, ...]
+    is_settled: bool
+
+    @property
+    def rounds(self) -> int:
+        """Rounds used."""
+        return len(self.values_ms[0])
+
+
+def time_in_turns(
+    runners: Sequence[Callable[[], object]], policy: MeasurePolicy, *, seed: int = 0, are_latencies_wanted: bool = False
+) -> Turns:
+    """Time runners against the first of them.
+
+    Args:
+        runners: functions that do one forward pass.
+        policy: ``target`` of the intervals' half-widths; ``cap_s`` seconds a runner, up to three times that while
+            contention leaves too few rounds; ``block_ms`` of timed passes a turn.
+        seed: of the order in each round.
+        are_latencies_wanted: go on until the latencies' intervals have reached the target too, not only the ratios'.
+    """
+    pass_ms = [_warm(run, policy) for run in runners]
+    # A long pass fills the caches many times over by itself, and is its own average over what the machine does.
+    is_long = min(pass_ms) > _LONG_PASS_MS
+    refills = [0 if is_long else min(_MOST_REFILLS, math.ceil(_REFILL_MS / each)) for each in pass_ms]
+    least = _LEAST_KEPT_LONG if is_long else _LEAST_KEPT
+    repeats = [max(1, math.ceil(policy.block_ms / each)) for each in pass_ms]
+    rng = random.Random(seed)
+    order = list(range(len(runners)))
+    rounds: list[list[float]] = []
+    cap_s = policy.cap_s * len(runners)
+    began = time.perf_counter()
+    while True:
+        last = order[-1]
+        rng.shuffle(order)
+        if order[0] == last and len(order) > 1:  # never twice running: it would find its weights in the caches
+            order.append(order.pop(0))
+        values = [0.0] * len(runners)
+        for index in order:
+            values[index] = _block_ms(runners[index], refills[index], repeats[index])
+        rounds.append(values)
+        spent_s = time.perf_counter() - began
+        if len(rounds) < least and spent_s < _PATIENCE * cap_s:
+            continue
+        kept = quick_rounds(rounds)
+        intervals = [_ratio_interval(kept, index) for index in range(1, len(runners))]
+        is_settled = len(kept) >= least and all(
+            (each.high - each.low) / 2 < policy.target * each.median for each in intervals
+        )
+        columns = tuple(zip(*kept, strict=True))
+        if are_latencies_wanted:
+            is_settled = is_settled and all(is_narrow(column, policy.target) for column in columns)
+        is_over = spent_s > cap_s and (len(kept) >= least or spent_s > _PATIENCE * cap_s)
+        if is_settled or is_over:
+            return Turns(ratios=tuple(intervals), values_ms=columns, contended=len(rounds) - len(kept),
+                         runs=tuple(len(kept) * each for each in repeats), is_settled=is_settled)
+
+
+def quick_rounds(rounds: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Return the rounds that took, summed over runners, no longer than the quickest quarter and a margin."""
+    totals = [sum(values) for values in rounds]
+    limit = _QUICK_MARGIN * sorted(totals)[int(_QUICK_QUANTILE * (len(totals) - 1))]
+    return [values for values, total in zip(rounds, totals, strict=True) if total <= limit]
+
+
+def _ratio_interval(rounds: Sequence[Sequence[float]], index: int) -> RatioInterval:
+    ratios = [values[index] / values[0] for values in rounds]
+    low, high = median_interval(ratios)
+    return RatioInterval(median=statistics.median(ratios), low=low, high=high)
+
+
+def _block_ms(run: Callable[[], object], refills: int, repeats: int) -> float:
+    """Return the mean time of a pass; of a block that was interrupted each time, the least one."""
+    least_ms = math.inf
+    for _ in range(1 + _RETRIES):
+        for _ in range(refills):
+            run()
+        switches = involuntary_switches()
+        began_ns = time.perf_counter_ns()
+        for _ in range(repeats):
+            run()
+        least_ms = min(least_ms, (time.perf_counter_ns() - began_ns) / 1e6 / repeats)
+        if involuntary_switches() == switches:
+            break
+    return least_ms
+
+
+def _warm(run: Callable[[], object], policy: MeasurePolicy) -> float:
+    """Run until a pass is no longer faster than those before; return the least time of one, in milliseconds."""
+    values = [_block_ms(run, 0, 1), _block_ms(run, 0, 1)]
+    began = time.perf_counter()
+    while values[-1] < 0.97 * min(values[:-1]) or (len(values) < 4 and values[-1] < _LONG_PASS_MS):
+        if time.perf_counter() - began > policy.warmup_cap_s:
+            break
+        values.append(_block_ms(run, 0, 1))
+    return min(values)

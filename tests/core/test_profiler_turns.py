@@ -1,0 +1,72 @@
+"""Runners take turns: ratios stay true on a machine that is slowed for half of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from layerfold.profiler import turns
+from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.turns import quick_rounds, time_in_turns
+
+
+def test_rounds_during_which_everything_was_slow_are_set_aside() -> None:
+    quick, slow, between = (1.0, 2.0), (1.25, 2.5), (1.0, 2.5)
+    rounds = [quick, slow, quick, between, quick, slow, slow]
+    assert quick_rounds(rounds) == [quick, quick, quick]
+
+
+def test_where_every_round_is_slow_every_round_counts() -> None:
+    assert len(quick_rounds([(1.25, 2.5)] * 9)) == 9
+
+
+def test_choice_of_rounds_favours_no_runner() -> None:
+    """A runner that is noisy by itself keeps its median: what is judged is the whole round."""
+    values = [(10.0, 1.0 + 0.1 * (index % 5)) for index in range(50)]
+    kept = quick_rounds(values)
+    assert len(kept) == 50
+
+
+class Clock:
+    """A machine whose time passes only while a runner works, slowed for two fifths of each tenth of a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def perf_counter_ns(self) -> int:
+        return int(self.now * 1e9)
+
+    def runner(self, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            self.now += seconds * (1.4 if self.now % 0.1 > 0.06 else 1.0)
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(turns, "time", found)
+    monkeypatch.setattr(turns, "involuntary_switches", lambda: 0)
+    return found
+
+
+def test_ratio_is_true_while_the_machine_changes_its_speed(clock: Clock) -> None:
+    runners = [clock.runner(0.002), clock.runner(0.003)]
+    found = time_in_turns(runners, MeasurePolicy(target=0.01, cap_s=2.0, block_ms=1.0), are_latencies_wanted=True)
+    assert found.ratios[0].median == pytest.approx(1.5, rel=1e-6)
+    assert found.ratios[0].low <= found.ratios[0].median <= found.ratios[0].high
+    assert found.contended > 0
+    assert found.rounds == len(found.values_ms[1])
+    assert max(found.values_ms[0]) == pytest.approx(2.0, rel=0.06)
+    assert found.is_settled
+
+
+def test_one_runner_alone_is_measured_too(clock: Clock) -> None:
+    found = time_in_turns([clock.runner(0.001)], MeasurePolicy(target=0.2, cap_s=0.2), are_latencies_wanted=True)
+    assert found.ratios == ()
+    assert found.rounds >= 8

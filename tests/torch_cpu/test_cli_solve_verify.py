@@ -1,0 +1,69 @@
+"""``layerfold solve --verify``: real networks are built and measured; what cannot be met ends 3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from layerfold.cli import main
+
+MODEL = '''
+from torch import nn
+
+def make():
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 48, 1), nn.ReLU(),
+              nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.ReLU(), nn.Conv2d(48, 8, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("solve")
+    (path / "model.py").write_text(MODEL)
+    arguments = ["--input", "3x32x32", "--no-cache", "--cap-s", "0.02", "--quiet", "-o", str(path / "time.csv")]
+    assert main(["profile", f"{path / 'model.py'}:make", *arguments]) == 0
+    rows = ["id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc"]
+    for index, line in enumerate((path / "time.csv").read_text().splitlines()[1:]):
+        cells = line.split(",")
+        start, end = int(cells[1]), int(cells[2])
+        rows.append(f"{index},{start},{end},1,{int(end < 4)},0,0,0,{-(end - start - 1):g}")
+    (path / "imp.csv").write_text("\n".join(rows) + "\n")
+    return path
+
+
+def solve(folder: Path, *more: str) -> int:
+    tables = ["--time-path", str(folder / "time.csv"), "--imp-path", str(folder / "imp.csv")]
+    return main(["solve", *tables, "--verify", f"{folder / 'model.py'}:make", *more])
+
+
+def test_budget_that_everything_meets_keeps_the_original(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(folder, "--budget", "1000ms", "--json", "-o", str(folder / "solution.json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["solutions"][0]["merge_pos"] == [1, 2, 3, 4]
+    assert found["verification"]["is_within_budget"] is True
+    written = json.loads((folder / "solution.json").read_text())
+    assert written["measured_ms"] == found["verification"]["measured_ms"]
+
+
+def test_speedup_out_of_reach_ends_3_and_names_what_can_be_met(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert solve(folder, "--speedup", "1000", "-o", str(folder / "none.json")) == 3
+    assert "error: budget 1000x" in capsys.readouterr().err
+    assert not (folder / "none.json").exists()
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--knee"], "give one --time-path and one --budget or --speedup"),
+    (["--speedup", "1.2", "--risk", "0.05"], "--risk 0.05: speaks of predictions"),
+    (["--speedup", "1.2", "--budget-of", "segments"], "--budget-of segments: --verify measures end to end"),
+    (["--speedup", "1.2", "--margin", "90"], "--margin 90"),
+])
+def test_what_does_not_go_with_measuring_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert solve(folder, *more) == 2
+    assert message in capsys.readouterr().err
