@@ -3,8 +3,9 @@
     python benchmarks/profile_kill.py [--kills 50] [--model timm:mobilenetv2_050] [--input 3x64x64] [--seed 0]
 
 Each life is a process of its own, forked from one that has imported everything and traced the network, so that the
-kill falls into the profiling and not into importing torch. It ends a random time after it has finished a random number
-of measurements (often none), so that the kills spread over the whole of the work. What happened is read off the
+kill falls into the profiling and not into importing torch. The kills are spread over the work: for each a number of
+finished measurements is drawn in advance, and it comes a random time after that many are there. A life that ends before
+its kill is not counted as one. What happened is read off the
 cache file by SQLite itself: a trigger, set up before the first life, writes down every insert of a measurement in
 the transaction that makes it. Ends 1 unless every measurement that was once there is there to the bit in the end, none
 was made twice, and the table has the rows of an undisturbed run.
@@ -79,17 +80,18 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         seen: dict[tuple[str, str], tuple[float, str]] = {}
         changed: list[str] = []
         lives = []
-        done_early = False
-        for _ in range(kills):
-            began, target = time.perf_counter(), len(seen) + rng.randint(0, round(1.6 * num_whole / kills))
+        num_killed = 0
+        targets = sorted(rng.randrange(max(round(0.95 * num_whole), 1)) for _ in range(kills))
+        for target in targets:
+            began = time.perf_counter()
             ended = life(lambda: profile(cache, folder / "killed.csv"), rng.uniform(0.0, 2 * whole_s / num_whole),
                          until=lambda: len(stored(cache)) >= target)  # noqa: B023 - called within this round
+            num_killed += ended == -signal.SIGKILL
             life_s = time.perf_counter() - began
             rows = stored(cache)
             changed += [key[1] for key, row in seen.items() if rows.get(key) != row]
-            lives.append({"life_s": round(life_s, 3), "finished": len(rows) - len(seen)})
+            lives.append({"life_s": round(life_s, 3), "finished": len(rows) - len(seen), "ended": ended})
             seen = rows
-            done_early |= ended == _DONE
         began = time.perf_counter()
         life(lambda: profile(cache, folder / "killed.csv"), None)
         last_s = time.perf_counter() - began
@@ -105,9 +107,9 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         ratios = [b.latency_ms / a.latency_ms for a, b in zip(whole.entries, killed.entries, strict=True)]
         found = {
             "entries": len(killed), "measurements": len(final), "undisturbed_s": round(whole_s, 1),
-            "kills": kills, "kills_with_finished_work_since_the_last": sum(each["finished"] > 0 for each in lives),
+            "kills": num_killed, "kills_with_finished_work_since_the_last": sum(each["finished"] > 0 for each in lives),
             "finished_before_a_kill": len(seen), "finished_in_the_last_life": len(final) - len(seen),
-            "last_life_s": round(last_s, 1), "done_before_the_last_kill": done_early,
+            "last_life_s": round(last_s, 1),
             "kept_measurements_lost_or_changed": len(changed), "measurements_made_twice": len(repeated),
             "same_rows_as_undisturbed": rows_of(whole) == rows_of(killed),
             "same_measurements_as_undisturbed": sum(key in final for key in stored(folder / "whole.sqlite")),
@@ -115,7 +117,7 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
             "latency_killed_over_undisturbed_median": round(statistics.median(ratios), 4),
             "lives": lives,
         }  # fmt: skip
-        found["passed"] = (not changed and not repeated and found["same_rows_as_undisturbed"]
+        found["passed"] = (num_killed == kills and not changed and not repeated and found["same_rows_as_undisturbed"]
                            and found["same_table_when_read_again"])
         return found
 

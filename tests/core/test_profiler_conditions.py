@@ -10,7 +10,7 @@ import time
 import pytest
 
 from layerfold.profiler.conditions import Conditions, Watch
-from layerfold.profiler.machine_state import GpuState, MachineState, machine_state, processors
+from layerfold.profiler.machine_state import GpuState, MachineState, gpu_state, machine_state, processors
 from layerfold.profiler.reference import ReferenceTime, time_reference
 
 QUIET = ReferenceTime(arithmetic_ms=0.2, memory_ms=1.0, waiting=0.0)
@@ -96,3 +96,19 @@ def test_a_watch_looks_at_most_once_a_second_unless_asked():
     for _ in range(50):
         watch.sample()
     assert len(looks) == 1
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("1410, 1980, 63, 0x0000000000000004\n", GpuState(clock_mhz=1410, highest_mhz=1980, temperature_c=63,
+                                                      is_throttled=True)),
+    ("345, 1980, 31, 0x0000000000000001\n", GpuState(clock_mhz=345, highest_mhz=1980, temperature_c=31,
+                                                     is_throttled=False)),
+    ("[N/A], [N/A], 31, [N/A]\n", None),
+    ("", None),
+])
+def test_what_nvidia_smi_prints_is_read(tmp_path, monkeypatch, line, expected):
+    program = tmp_path / "nvidia-smi"  # in place of the driver's, which machines without a GPU lack
+    program.write_text(f"#!/bin/sh\nprintf '%s' '{line}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert gpu_state() == expected
