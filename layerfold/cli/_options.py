@@ -103,20 +103,35 @@ def check_output(
 
 
 def add_backend_arguments(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
-    """Add ``--backend``, ``--device``, ``--threads`` and ``--batch``; read them with ``open_backend``."""
-    group = parser.add_argument_group("measuring")
+    """Add the options of a backend, and ``--batch``; read them with ``open_backend``."""
+    group = parser.add_argument_group("backend")
     group.add_argument("--backend", default="onnxruntime", metavar="NAME",
                        help="what runs the network, see `layerfold backends` (default: %(default)s)")
     group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
     group.add_argument("--threads", type=whole(1), metavar="N", help="worker threads on a CPU (default: 1)")
+    group.add_argument("--precision", metavar="NAME",
+                       help="float32, float16, or int8 for a quantised model (default: float32)")
+    group.add_argument("--layout", metavar="NAME",
+                       help="nchw, or channels_last where the device has it (default: nchw)")
+    group.add_argument("--backend-option", action="append", default=[], metavar="NAME=VALUE",
+                       help="an option of that backend alone, for example compile_mode=default; may be given again")
     if batch:
         group.add_argument("--batch", type=whole(1), default=1, metavar="N",
                            help="images in one forward pass (default: %(default)s)")
 
 
 def open_backend(arguments: argparse.Namespace) -> Backend:
-    """Return the backend that ``add_backend_arguments`` read; threads are passed on only where they were given."""
+    """Return the backend that ``add_backend_arguments`` read; what was not given is left to the backend."""
     from layerfold.profiler import get_backend
 
-    options = {} if arguments.threads is None else {"threads": arguments.threads}
+    options: dict[str, Any] = {}
+    for text in arguments.backend_option:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--backend-option {text}: give NAME=VALUE, for example compile_mode=default")
+        options[name] = int(value) if value.isascii() and value.isdigit() else value
+    for name in ("threads", "precision", "layout"):
+        value = getattr(arguments, name)
+        if value is not None:
+            options[name] = value
     return get_backend(arguments.backend, device=arguments.device, **options)

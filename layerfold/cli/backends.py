@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers, "backends", "list backends and export formats: which are ready here, what the others need",
         "List the backends that can measure a network and the formats that it can be exported to: which are ready on "
-        "this machine, and what the others need.",
+        "this machine, with their devices, precisions and versions, and what the others need.",
         "  layerfold backends",
     )  # fmt: skip
     add_result_arguments(parser, has_progress=False)
@@ -25,17 +25,30 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at each backend and print."""
-    from layerfold.profiler import BACKENDS
+    from layerfold.profiler import backend_names
 
-    found = {"backends": [_look_at(name) for name in sorted(BACKENDS)], "exports": _look_at_exports()}
+    found = {"backends": [_look_at(name) for name in backend_names()], "exports": _look_at_exports()}
     if args.json:
         print(json.dumps(found, indent=1))
         return 0
-    rows = [(each["name"], each["status"], each["device"] or each["remedy"]) for each in found["backends"]]
-    print(columns(("backend", "status", "device, or what is missing"), rows))
+    rows = []
+    for each in found["backends"]:
+        versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items() if name != "onnx")
+        missing = (each["remedy"] or "").removeprefix(f"backend={each['name']!r} ")
+        rows.append((each["name"], each["status"], ", ".join(each["devices"]), _shown_precisions(each["devices"]),
+                     versions or missing))
+    print(columns(("backend", "status", "devices", "precisions", "version, or what is missing"), rows))
     exports = [(each["name"], each["status"], each["remedy"]) for each in found["exports"]]
     print("\n" + columns(("export", "status", "what is missing"), exports))
     return 0
+
+
+def _shown_precisions(devices: dict[str, dict[str, Any]]) -> str:
+    """Return the precisions of all devices; where they differ, by device."""
+    texts = {device: ", ".join(facts["precisions"]) for device, facts in devices.items()}
+    if len(set(texts.values())) <= 1:
+        return "".join(set(texts.values()))
+    return "; ".join(f"{device}: {text}" for device, text in texts.items())
 
 
 def _look_at_exports() -> list[dict[str, Any]]:
@@ -51,15 +64,30 @@ def _look_at_exports() -> list[dict[str, Any]]:
 
 
 def _look_at(name: str) -> dict[str, Any]:
-    """Return name, status (``ready``, ``not installed`` or ``no device``), and the device or the remedy."""
-    from layerfold.errors import DeviceUnavailableError, OptionalDependencyError
-    from layerfold.profiler import get_backend
+    """Return a backend's facts.
 
-    about: dict[str, Any] = {"name": name, "device": None, "versions": {}, "remedy": None}
+    ``status`` is ``ready``, ``no device``, ``not installed`` or ``broken`` (a backend of another package that does not
+    load); ``devices`` holds those that can be used now, with their precisions and layouts.
+    """
+    from layerfold.errors import DeviceUnavailableError, LayerfoldError, OptionalDependencyError
+    from layerfold.profiler import get_backend
+    from layerfold.profiler.backends.registry import backend_class, backend_source
+
+    about: dict[str, Any] = {"name": name, "package": backend_source(name), "status": "ready", "device": None,
+                             "devices": {}, "driver": "", "versions": {}, "options": {}, "remedy": None}
     try:
+        found = backend_class(name)
         facts = get_backend(name).provenance()
     except OptionalDependencyError as error:
         return {**about, "status": "not installed", "remedy": str(error)}
     except DeviceUnavailableError as error:
         return {**about, "status": "no device", "remedy": str(error)}
-    return {**about, "status": "ready", "device": facts["device"], "versions": facts["versions"]}
+    except LayerfoldError as error:
+        return {**about, "status": "broken", "remedy": str(error)}
+    devices = {}
+    for device in found.available_devices():
+        layouts = getattr(found, "layouts", None)
+        devices[device] = {"precisions": list(found.precisions(device)),
+                           "layouts": list(layouts(device)) if layouts else ["nchw"]}
+    return {**about, "device": facts["device"], "devices": devices, "driver": facts["driver"],
+            "versions": facts["versions"], "options": facts["options"]}

@@ -6,11 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, check_output, whole
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerfold.export import EngineReport
+    from layerfold.merge.files import LoadedForm
 
 _SUFFIXES = {"onnx": (".onnx",), "tensorrt": (".onnx", ".engine")}
 
@@ -19,57 +23,129 @@ def add_parser(subparsers: Any) -> None:
     """Add ``export`` to the command line."""
     parser = add_command(
         subparsers, "export", "write a merged network as ONNX or as a TensorRT engine",
-        "Write a merged network as ONNX, checked in ONNX Runtime against the network itself, and as a TensorRT engine.",
-        "  layerfold export merged.safetensors -o out/ --formats onnx,tensorrt --precision fp16",
+        "Write a merged network as ONNX, checked in ONNX Runtime against the network itself, and as a TensorRT engine, "
+        "checked against the ONNX file where a GPU is. A JSON file beside each says what it is and how images become "
+        "its input.",
+        "  layerfold export merged.safetensors -o out/ --formats onnx,tensorrt --precision fp16 \\\n"
+        "      --compute-capability 8.6,8.9,12.0\n"
+        "  layerfold export quantised.onnx -o out/ --formats tensorrt --precision int8",
     )  # fmt: skip
-    parser.add_argument("merged", metavar="FILE", help="what `layerfold merge` wrote")
+    parser.add_argument("merged", metavar="FILE", help="what `layerfold merge` wrote, or an ONNX file for an engine")
     add_output_arguments(parser, "FOLDER", "folder for NAME.onnx and NAME.engine, NAME as of FILE")
     parser.add_argument("--formats", default="onnx", metavar="NAMES",
                         help="onnx, tensorrt, with a comma between (default: %(default)s; ONNX is always written)")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32",
-                        help="of the engine (default: %(default)s)")
-    parser.add_argument("--compute-capability", action="append", default=[], metavar="X.Y",
-                        help="GPU to build the engine for, for example 8.9; may be given again (default: any)")
     parser.add_argument("--batch", type=whole(1), default=1, metavar="N",
                         help="images in one forward pass (default: %(default)s)")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--precision", default="fp32", metavar="NAME",
+                        help="fp32 (TF32 off), fp16, or int8 for a quantised ONNX file (default: %(default)s)")
+    engine.add_argument("--compute-capability", action="append", default=[], metavar="X.Y,...",
+                        help="GPUs to build the engine for, for example 8.6,8.9,12.0 (default: the builder's choice)")
+    engine.add_argument("--timing-cache", metavar="FILE", help="kernel timings of earlier builds, to use and to add to")
+    engine.add_argument("--log", metavar="FILE", help="write all that TensorRT says while it builds")
     add_result_arguments(parser, has_progress=False)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export, check, print."""
+    formats = tuple(part.strip() for part in args.formats.split(",") if part.strip()) or ("onnx",)
+    capabilities = tuple(part.strip() for text in args.compute_capability for part in text.split(",") if part.strip())
+    source, folder = Path(args.merged), Path(args.output)
+    if folder.is_file():
+        raise UsageError(f"-o {args.output}: is a file, expected a folder")
+    is_onnx = source.suffix == ".onnx"
+    for suffix in sorted({suffix for each in formats for suffix in _SUFFIXES.get(each, ())}):
+        if not (is_onnx and suffix == ".onnx"):
+            check_output(folder / f"{source.stem}{suffix}", overwrite=args.overwrite)
+    options = {"precision": args.precision, "compute_capabilities": capabilities, "timing_cache": args.timing_cache,
+               "log": args.log}
+    export = _engine_of_onnx if is_onnx else _export
+    found = export(args, source, folder, formats, options)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    return 0
+
+
+def _export(
+    args: argparse.Namespace, source: Path, folder: Path, formats: tuple[str, ...], options: dict[str, Any]
+) -> dict[str, Any]:
     import torch
 
     from layerfold.export import export_network
+    from layerfold.export.network import check_formats
+    from layerfold.export.precision import canonical_precision
     from layerfold.merge import load_form
 
-    formats = tuple(part.strip() for part in args.formats.split(",") if part.strip()) or ("onnx",)
-    folder, name = Path(args.output), Path(args.merged).stem
-    if folder.is_file():
-        raise UsageError(f"-o {args.output}: is a file, expected a folder")
-    for suffix in sorted({suffix for each in formats for suffix in _SUFFIXES.get(each, ())}):
-        check_output(folder / f"{name}{suffix}", overwrite=args.overwrite)
-    form = load_form(args.merged)
+    check_formats(formats)
+    if canonical_precision(args.precision) == "int8":
+        raise UsageError("--precision int8: takes a quantised ONNX file (QuantizeLinear, DequantizeLinear); "
+                         "export ONNX, quantise it, and give that file")
+    form = load_form(source)
     if form.kind != "deploy":
         raise UsageError(f"{args.merged}: is in train form; give it to `layerfold merge` first")
     dtype = next(form.module.parameters()).dtype
     example = torch.randn(args.batch, *form.recipe.input_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    report = export_network(
-        form.module, folder, formats, example_input=example, precision=args.precision,
-        compute_capabilities=tuple(args.compute_capability), name=name,
-    )  # fmt: skip
-    found = report.to_json()
+    report = export_network(form.module, folder, formats, example_input=example, name=source.stem,
+                            preprocessing=_preprocessing_of(form), **options)
     print(f"wrote {report.onnx_path}", file=sys.stderr)
-    if args.json:
-        print(json.dumps(found, indent=1))
-    else:
-        engine = None
-        if report.engine is not None:
-            size_mib = report.engine.engine_bytes / 2**20
-            engine = f"{report.engine.engine_path}, {size_mib:.1f} MiB, {report.engine.precision}"
+    if not args.json:
         print(facts([
             ("ONNX", f"{report.onnx_path}, {report.onnx_path.stat().st_size / 2**20:.1f} MiB"),
             ("check", f"differs from the network by {report.check.max_rel:.2g} of the largest output"),
-            ("engine", engine),
+            *_engine_facts(report.engine),
         ]))
-    return 0
+    return report.to_json()
+
+
+def _engine_of_onnx(
+    args: argparse.Namespace, source: Path, folder: Path, formats: tuple[str, ...], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Build an engine from an ONNX file of any origin."""
+    from layerfold.export import build_engine
+    from layerfold.export.engine_run import read_facts
+
+    if "tensorrt" not in formats:
+        raise UsageError(f"FILE {source}: is ONNX already; give --formats tensorrt to build an engine from it")
+    try:
+        onnx_bytes = source.read_bytes()
+    except OSError as error:
+        raise UsageError(f"FILE {source}: cannot be read ({error.strerror})") from error
+    report = build_engine(onnx_bytes, folder / f"{source.stem}.engine",
+                          preprocessing=read_facts(source).get("preprocessing"), **options)
+    print(f"wrote {report.engine_path}", file=sys.stderr)
+    if not args.json:
+        print(facts(_engine_facts(report)))
+    return {"onnx_path": str(source), "check": None, "engine": report.to_json(), "skipped": {}}
+
+
+def _preprocessing_of(form: LoadedForm) -> dict[str, Any] | None:
+    """Return how images become the network's input, as the original model's source says; None for no images."""
+    from layerfold.data._preprocessing import Preprocessing
+    from layerfold.export.classify import preprocessing_facts
+    from layerfold.models import load_model
+
+    recipe = form.recipe
+    if not recipe.model or recipe.input_shape[0] not in (1, 3):
+        return None
+    loaded = load_model(recipe.model, num_classes=recipe.num_classes, in_channels=recipe.in_channels)
+    return preprocessing_facts(Preprocessing(
+        input_shape=recipe.input_shape, mean=loaded.mean, std=loaded.std, interpolation=loaded.interpolation,
+        crop_pct=loaded.crop_pct,
+    ))  # fmt: skip
+
+
+def _engine_facts(engine: EngineReport | None) -> list[tuple[str, object]]:
+    if engine is None:
+        return []
+    check = engine.check
+    if check.method == "run":
+        checked = f"differs from the ONNX file by {check.max_rel:.2g} of the largest output"
+    else:
+        checked = f"inputs, outputs, length and version; not run: {check.reason}"
+    return [
+        ("engine", f"{engine.engine_path}, {engine.engine_bytes / 2**20:.1f} MiB, {engine.precision}, "
+                   f"{engine.build_s:.1f} s by {engine.library}"),
+        ("built for", ", ".join(engine.compute_capabilities) or "the builder's choice of GPUs"),
+        ("engine check", checked),
+    ]

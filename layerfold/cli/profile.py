@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_candidate_arguments, add_trace_arguments, candidates_of, trace_of
@@ -16,6 +19,7 @@ from layerfold.cli._options import (
     add_result_arguments,
     check_output,
     open_backend,
+    whole,
 )
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from layerfold.graph import Network, Segment
+    from layerfold.profiler import Backend
     from layerfold.tables import LatencyTable
 
 
@@ -41,8 +46,6 @@ def add_parser(subparsers: Any) -> None:
     add_candidate_arguments(parser, max_growth=4.0)
     add_backend_arguments(parser)
     measuring = parser.add_argument_group("how it is measured")
-    measuring.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                           help="of weights and feature maps (default: %(default)s)")
     measuring.add_argument("--method", choices=("in_network", "isolated"), default="in_network",
                            help="segments inside the whole network, or alone: faster, less true (default: %(default)s)")
     measuring.add_argument("--target", type=above(0, 1), metavar="X",
@@ -53,8 +56,20 @@ def add_parser(subparsers: Any) -> None:
     cache.add_argument("--cache", metavar="FILE",
                        help="file of finished measurements (default: in the user's cache folder)")
     cache.add_argument("--no-cache", action="store_true", help="measure everything anew and keep nothing")
-    measuring.add_argument("--dry-run", action="store_true", help="say what would be measured, and stop")
+    measuring.add_argument("--retry-failed", action="store_true",
+                           help="try again what the backend refused to build before")
+    measuring.add_argument("--dry-run", action="store_true",
+                           help="say how much would be measured, how much is known, about how long it takes, and stop")
+    several = parser.add_argument_group("several at once").add_mutually_exclusive_group()
+    several.add_argument("--devices", type=_names, default=[], metavar="A,B",
+                         help="one process a device, for example cuda:0,cuda:1; all of the same kind")
+    several.add_argument("--workers", type=whole(1), default=1, metavar="N",
+                         help="on a CPU: processes, each pinned to processors of its own (default: %(default)s)")
     add_output_arguments(parser, "CSV", "the latency table; what was measured where goes to CSV.json", required=False)
+    parser.add_argument("--log", metavar="FILE", help="append a line for each measurement: median, "
+                                                      "interval, blocks, time to build, settled or not")
+    parser.add_argument("--summaries", metavar="JSON", help="write what the cache keeps of each measurement: "
+                                                            "quantiles, outliers, conditions")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -64,33 +79,101 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None and not args.dry_run:
         raise UsageError("-o: name the table to write, for example -o latency.csv, or give --dry-run")
     check_output(args.output, suffix=".csv", overwrite=args.overwrite)
+    check_output(args.summaries, flag="--summaries", suffix=".json", overwrite=args.overwrite)
+    check_output(args.log, flag="--log", overwrite=True)
+    if args.devices and args.device is not None:
+        raise UsageError(f"--device {args.device} and --devices {','.join(args.devices)}: give one of the two")
+    from layerfold.profiler.workers import move_to, places_of
+
+    places = places_of(args.devices, args.workers, args.threads or 1)
+    if len(places) > 1 and args.no_cache:
+        raise UsageError("--no-cache: several processes share what they measure through the cache; leave it out")
+    move_to(places[0])  # before a library looks for its device
+    args.device = places[0].device or args.device
     backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import profile_network
+    from layerfold.profiler.open_cache import open_cache
+    from layerfold.profiler.workers import running_workers
 
     loaded = load_model_of(args)
     net = trace_of(args, loaded)
     candidates = candidates_of(args, net)
     if args.dry_run:
-        return _print(args, _plan(args, net, candidates))
-    table = profile_network(
-        loaded.module, net, backend, batch=args.batch, dtype=args.dtype, cache=False if args.no_cache else args.cache,
-        candidates=candidates, method=args.method, target=args.target, cap_s=args.cap_s, model_name=loaded.source,
-        progress=not args.quiet,
-    )  # fmt: skip
-    table.write(args.output)
+        return _print_plan(args, _plan(args, net, candidates, backend, len(places)))
+    with ExitStack() as stack:
+        # Opened first: a cache that cannot be used is kept aside once, and not by each worker.
+        log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
+        store = stack.enter_context(open_cache(False if args.no_cache else args.cache, backend, batch=args.batch,
+                                               dtype=backend.precision, log=log))
+        if args.retry_failed:
+            store.forget_failures()
+        if len(places) > 1:
+            arguments = {name: value for name, value in vars(args).items() if name != "run"}
+            stack.enter_context(running_workers(places[1:], {
+                "arguments": {**arguments, "num_workers": len(places)}, "environment": store.facts,
+            }))  # fmt: skip
+        table = profile_network(
+            loaded.module, net, backend, batch=args.batch, dtype=backend.precision, cache=store, candidates=candidates,
+            method=args.method, target=args.target, cap_s=args.cap_s, model_name=loaded.source,
+            progress=not args.quiet, workers=len(places),
+        )  # fmt: skip
+        table.write(args.output)
+        if args.summaries:
+            known = store.summaries([*store.report.new, *store.report.cached])
+            Path(args.summaries).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {args.output}", file=sys.stderr)
     return _print(args, {"table": args.output, **_summary(table)})
 
 
-def _plan(args: argparse.Namespace, net: Network, candidates: Sequence[Segment]) -> dict[str, Any]:
-    signatures = {segment.signature for segment in candidates}
-    merged = sum(segment.num_layers > 1 for segment in candidates)
-    # Each shape is compiled and timed once alone, and each promising segment once more inside the network.
-    rounds = len(signatures) + (merged if args.method == "in_network" else 0)
-    return {
-        "model": args.model, "layers": len(net.layers), "segments": len(candidates), "segments_merged": merged,
-        "distinct_shapes": len(signatures), "at_most_s": round(rounds * 2 * args.cap_s),
-    }  # fmt: skip
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text}: names with commas between them are expected, as cuda:0,cuda:1")
+    return names
+
+
+def _plan(
+    args: argparse.Namespace, net: Network, candidates: Sequence[Segment], backend: Backend, workers: int
+) -> dict[str, Any]:
+    from layerfold.profiler.estimate import estimate_profile
+    from layerfold.profiler.open_cache import open_history
+
+    # With --no-cache nothing is looked up: a file that is not there knows nothing.
+    place = os.devnull if args.no_cache else args.cache
+    history = open_history(place, backend, batch=args.batch, dtype=backend.precision)
+    try:
+        found = estimate_profile(net, candidates, backend, history, method=args.method, target=args.target,
+                                 cap_s=args.cap_s, batch=args.batch, dtype=backend.precision, workers=workers)
+    finally:
+        history.close()
+    return {"model": args.model, "layers": len(net.layers), **found.to_json()}
+
+
+def _print_plan(args: argparse.Namespace, plan: dict[str, Any]) -> int:
+    if args.json:
+        print(json.dumps(plan, indent=1))
+        return 0
+    inside = None
+    if plan["in_network"]:
+        inside = f"{plan['in_network']} at most inside the network, {plan['in_network_cached']} measured already"
+    print(facts([
+        ("model", plan["model"]),
+        ("segments", f"{plan['segments']}, of which {plan['segments_merged']} would merge layers"),
+        ("distinct shapes", f"{plan['distinct_shapes']}, {plan['cached']} measured already"),
+        ("", inside),
+        ("time", f"about {_duration(plan['estimate_s'])} ({_BASES[plan['basis']]})"),
+    ]))
+    return 0
+
+
+_BASES = {"history": "by earlier measurements on this device", "probe": "by measuring a few segments now",
+          "nothing to do": "all of it is in the cache"}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _summary(table: LatencyTable) -> dict[str, Any]:
@@ -103,28 +186,51 @@ def _summary(table: LatencyTable) -> dict[str, Any]:
         "measured": sum(entry.runs > 0 for entry in table.entries), "original_ms": table.original_ms,
         "fixed_ms": provenance.fixed_ms, "segments_merged": len(merged),
         "segments_faster": sum((entry.start, entry.end) in faster for entry in merged),
+        "measurement": dict(provenance.measurement),
     }  # fmt: skip
 
 
 def _print(args: argparse.Namespace, found: dict[str, Any]) -> int:
     if args.json:
         print(json.dumps(found, indent=1))
-    elif args.dry_run:
-        print(facts([
-            ("model", found["model"]),
-            ("segments", f"{found['segments']}, of which {found['segments_merged']} would merge layers"),
-            ("distinct shapes", found["distinct_shapes"]),
-            ("time", f"at most about {found['at_most_s']} s without a cache; far less as a rule"),
-        ]))
-    else:
-        bounded = found["entries"] - found["measured"]
-        left = f", {bounded} plainly slow and not measured" if bounded else ""
-        print(facts([
-            ("model", found["model"]),
-            ("device", f"{found['device']} ({found['backend']}, {found['dtype']}, batch {found['batch']})"),
-            ("entries", f"{found['measured']} measured{left}"),
-            ("original", f"{found['original_ms']:.4g} ms, of which {found['fixed_ms']:.4g} ms outside the chains"),
-            ("worth merging", f"{found['segments_faster']} of {found['segments_merged']} segments are faster merged "
-                              "than in parts"),
-        ]))
+        return 0
+    seen = found["measurement"]
+    bounded = found["entries"] - found["measured"]
+    left = f", {bounded} plainly slow and not measured" if bounded else ""
+    print(facts([
+        ("model", found["model"]),
+        ("device", f"{found['device']} ({found['backend']}, {found['dtype']}, batch {found['batch']})"),
+        ("entries", f"{found['measured']} measured{left}"),
+        ("measurements", f"{seen['measured']} now, {seen['cached']} from the cache"),
+        ("not settled", _unsettled(seen)),
+        ("odd blocks", _odd(seen)),
+        ("not built", _not_built(seen["not_built"])),
+        ("original", f"{found['original_ms']:.4g} ms, of which {found['fixed_ms']:.4g} ms outside the chains"),
+        ("worth merging", f"{found['segments_faster']} of {found['segments_merged']} segments are faster merged "
+                          "than in parts"),
+    ]))
+    for warning in seen["conditions"]["warnings"]:
+        print(f"layerfold: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _unsettled(seen: dict[str, Any]) -> str | None:
+    if not seen["unsettled"]:
+        return None
+    every = seen["measured"] + seen["cached"]
+    return f"{seen['unsettled']} of {every} within --cap-s; used with the interval they have"
+
+
+def _odd(seen: dict[str, Any]) -> str | None:
+    if not seen["outlying_blocks"] and not seen["disturbed_blocks"]:
+        return None
+    return (f"{seen['outlying_blocks']} outlying of {seen['blocks']} (kept), {seen['disturbed_blocks']} run again "
+            "because another process got the processor")
+
+
+def _not_built(failed: list[dict[str, Any]]) -> str | None:
+    if not failed:
+        return None
+    first = failed[0]
+    more = "" if len(failed) == 1 else f"; reasons of all in the table's .json; first ({first['st']}, {first['end']})"
+    return f"{len(failed)} segments, left out of the table{more}: {first['reason']}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from torch import fx, nn
 
 from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
+from layerfold.export.engine import EngineReport, build_engine
 from layerfold.export.onnx import Inputs, OnnxCheck, check_onnx, export_onnx
-from layerfold.export.tensorrt import EngineReport, build_engine
 
 FORMATS = ("onnx", "tensorrt")
 
@@ -50,11 +51,14 @@ def export_network(
     formats: Sequence[str] = ("onnx",),
     *,
     example_input: Inputs | None = None,
-    precision: str = "fp32",
+    precision: str = "float32",
     compute_capabilities: Sequence[str] = (),
     name: str = "model",
     tolerance: float = 1e-4,
     skip_missing: bool = False,
+    preprocessing: Mapping[str, Any] | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
 ) -> ExportReport:
     """Export a network to ONNX, check the file in ONNX Runtime, and build an engine from it if asked for.
 
@@ -63,9 +67,11 @@ def export_network(
         out: folder for ``<name>.onnx`` (always written), ``<name>.engine`` and ``<name>.engine.json``.
         formats: out of ``onnx`` and ``tensorrt``.
         example_input: [N, C, H, W] or a tuple of inputs; fixes the shapes. None takes those a traced module remembers.
-        precision, compute_capabilities: as of :func:`build_engine`.
+        precision, compute_capabilities, timing_cache, log: as of :func:`build_engine`.
         name: stem of the files.
         tolerance: largest difference of ONNX from the module, relative to the largest output.
+        preprocessing: how images become inputs (the fields of ``layerfold.data.Preprocessing``), kept in a JSON file
+            beside each file for ``layerfold run``; None to keep nothing.
         skip_missing: leave out a format whose package is not installed, and say so in the report, in place of an error.
 
     Raises:
@@ -73,10 +79,7 @@ def export_network(
         ExportError: the export fails, or the file differs from the module.
         OptionalDependencyError: ``tensorrt`` was asked for and is not installed.
     """
-    for each in formats:
-        if each not in FORMATS:
-            known = ", ".join(FORMATS)
-            raise UsageError(f"format {each!r} is not known; choose from {known}{nearest_names(each, FORMATS)}")
+    check_formats(formats)
     example = _remembered_input(merged) if example_input is None else example_input
     folder = Path(out)
     onnx_path = folder / f"{name}.onnx"
@@ -87,16 +90,28 @@ def export_network(
     onnx_bytes = export_onnx(merged, example)
     check = check_onnx(onnx_bytes, merged, _random_like(example), tolerance)
     _write(onnx_path, onnx_bytes)  # only a file that has passed the check is left behind
+    if preprocessing is not None:
+        text = json.dumps({"preprocessing": dict(preprocessing)}, indent=2) + "\n"
+        _write(onnx_path.with_name(onnx_path.name + ".json"), text.encode())
     engine, skipped = None, {}
     if "tensorrt" in formats:
         try:
             engine = build_engine(onnx_bytes, folder / f"{name}.engine", precision=precision,
-                                  compute_capabilities=compute_capabilities)
+                                  compute_capabilities=compute_capabilities, timing_cache=timing_cache, log=log,
+                                  preprocessing=preprocessing)
         except OptionalDependencyError as error:
             if not skip_missing:
                 raise
             skipped["tensorrt"] = str(error)
     return ExportReport(onnx_path=onnx_path, check=check, engine=engine, skipped=skipped)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse an unknown format, and name the nearest."""
+    for each in formats:
+        if each not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise UsageError(f"format {each!r} is not known; choose from {known}{nearest_names(each, FORMATS)}")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -33,6 +33,7 @@ def make_functional(graph: fx.Graph, root: nn.Module) -> None:
     Nodes that hold tensors carry their shapes (``node.meta["shape"]``).
     """
     modules = dict(root.named_modules())
+    _erase_identities(graph, modules)
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if not _is_in_place(node, modules) or not node.all_input_nodes:
@@ -47,6 +48,14 @@ def make_functional(graph: fx.Graph, root: nn.Module) -> None:
             module.inplace = False
 
 
+def _erase_identities(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Let whoever reads an identity's result read its input: they are one tensor, and change in place together."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity and node.all_input_nodes:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
+
+
 def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return getattr(modules[str(node.target)], "inplace", False) is True
@@ -56,7 +65,7 @@ def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_function":
         if getattr(operator, getattr(node.target, "__name__", ""), None) is node.target:
             # Of sizes and other plain numbers it makes new ones.
-            return node.target in _OUT_OF_PLACE and "shape" in node.all_input_nodes[0].meta
+            return node.target in _OUT_OF_PLACE and "shape" in getattr(node.args[0], "meta", {})
         return node.target in _OUT_OF_PLACE or node.kwargs.get("inplace") is True
     return False
 

@@ -24,30 +24,39 @@ class ChannelScale(nn.Module):
     """A multiplication by and an addition of constants, one for each channel or one for all.
 
     Args:
-        weight, bias: of one element or one a channel, in any shape; a number is kept out of ``state_dict``.
+        weight, bias: a tensor of one element or one a channel, in any shape; or a number, which is no part of
+            ``state_dict`` and is as precise as the feature map, whatever that is.
 
     Shapes: [N, C, H, W] to the same.
     """
 
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
+    weight: torch.Tensor | float | None
+    bias: torch.Tensor | float | None
 
     def __init__(
         self, weight: torch.Tensor | float | None = None, bias: torch.Tensor | float | None = None
     ) -> None:
         super().__init__()
         for name, value in (("weight", weight), ("bias", bias)):
-            if value is None or isinstance(value, nn.Parameter):
+            if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, torch.Tensor):
                 self.register_buffer(name, value)
             else:
-                self.register_buffer(name, torch.tensor(float(value)), persistent=False)
+                setattr(self, name, value)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.weight is not None:
-            x = x * self.weight.reshape(1, -1, 1, 1)
-        return x if self.bias is None else x + self.bias.reshape(1, -1, 1, 1)
+            x = x * _by_channel(self.weight)
+        return x if self.bias is None else x + _by_channel(self.bias)
+
+    def extra_repr(self) -> str:
+        numbers = {name: getattr(self, name) for name in ("weight", "bias")}
+        return ", ".join(f"{name}={value}" for name, value in numbers.items() if isinstance(value, (int, float)))
+
+
+def _by_channel(value: torch.Tensor | float) -> torch.Tensor | float:
+    return value.reshape(1, -1, 1, 1) if isinstance(value, torch.Tensor) else value
 
 
 class StridedSlice(nn.Module):

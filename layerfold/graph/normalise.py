@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
+
+from layerfold.graph.weights import copy_module
 
 _FUSED = ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
 
@@ -34,7 +35,7 @@ class SyncNormBeforeAct(nn.SyncBatchNorm):
 
 def normalise_modules(model: nn.Module) -> nn.Module:
     """Return a deep copy of ``model`` in which timm's fused norms and activations are taken apart."""
-    root = copy.deepcopy(model)
+    root = copy_module(model)
     modules: list[tuple[str, Any]] = list(root.named_modules())
     for name, module in modules:
         if type(module).__name__ in _FUSED and _is_plain_drop(module):
@@ -63,7 +64,7 @@ def _norm_of(fused: Any) -> NormBeforeAct | SyncNormBeforeAct:
         track_running_stats=True,
     )
     norm.running_mean, norm.running_var = fused.running_mean, fused.running_var
-    norm.num_batches_tracked = getattr(fused, "num_batches_tracked", torch.tensor(0))
+    norm.num_batches_tracked = getattr(fused, "num_batches_tracked", None)
     if affine:
         norm.weight, norm.bias = _as_parameter(fused.weight), _as_parameter(fused.bias)
     if isinstance(norm, NormBeforeAct):

@@ -94,6 +94,8 @@ class Reader:
                 self.roles[node] = Role.OTHER
             if self.roles[node] in (*_LINEAR, Role.ACTIVATION, Role.PASS) and not _is_feature_map(node):
                 self.roles[node] = Role.OTHER
+            if self.roles[node] is Role.ADD and len(set(self._operands(node))) < 2:
+                self.roles[node] = Role.OTHER  # of one feature map twice, once perhaps through a dropout
 
     def read(self) -> tuple[list[list[ReadLayer]], Residuals]:
         """Return chains, as lists of layers, and the residual of each addition on them."""

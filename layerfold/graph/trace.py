@@ -18,6 +18,7 @@ from layerfold.graph.functional import make_functional
 from layerfold.graph.network import Network
 from layerfold.graph.normalise import NormBeforeAct, SyncNormBeforeAct, normalise_modules
 from layerfold.graph.rewrites import Install, rewrite_graph
+from layerfold.graph.weights import copy_module
 
 _LEAF_NAMES = frozenset({"FrozenBatchNorm2d", "StochasticDepth", "DropPath", "DropBlock2d", "DropBlock2D"})
 # timm keeps it whole since tracing loses its in-place multiplication; `make_functional` does not.
@@ -40,6 +41,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=leaf_functions)
         self._leaf_modules, self._opaque = leaf_modules, frozenset(opaque)
         self.failed_in = ""
+        self._split_off: list[nn.Module] = []
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         if qualified_name in self._opaque:
@@ -53,6 +55,8 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if any(m is each for each in self._split_off):
+            return args[0]  # a container runs all that it holds; this one was called behind its norm
         try:
             value = super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -61,6 +65,7 @@ class _Tracer(fx.Tracer):
         if isinstance(m, (NormBeforeAct, SyncNormBeforeAct)) and m.act_name:
             parent = self.root.get_submodule(self.path_of_module(m).rpartition(".")[0])
             activation = parent.get_submodule(m.act_name)
+            self._split_off.append(activation)
             return super().call_module(activation, activation.forward, (value,), {})
         return value
 
@@ -141,7 +146,7 @@ def trace_network(
 
     Raises:
         UnsupportedGraphError: the model cannot be traced, cannot run on the input, or has no conv to work on.
-        UsageError: ``exclude`` names no module of the model.
+        UsageError: ``exclude`` names no module of the model, or ``example_input`` holds no tensors or too many.
     """
     names = {name for name, _ in model.named_modules()}
     excluded = tuple(exclude)
@@ -149,7 +154,11 @@ def trace_network(
         if name not in names or not name:
             raise UsageError(f"exclude={name!r}: the model has no module of that name{nearest_names(name, names)}")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not inputs or not all(isinstance(value, torch.Tensor) for value in inputs):
+        found = ", ".join(type(value).__name__ for value in inputs) or "an empty tuple"
+        raise UsageError(f"example_input: expected a tensor [N, C, H, W], or a tuple of tensors, got {found}")
     module, notes = trace_module(model)
+    _check_count(model, module, inputs)
     installs = _normalise_graph(model, module, inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
     network = describe_graph(
@@ -161,6 +170,20 @@ def trace_network(
             f"model {type(model).__name__} has no conv in any chain, so there is nothing to merge{parts}; give a CNN"
         )
     return network
+
+
+def _check_count(model: nn.Module, module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Raise UsageError unless there is a tensor for each argument of the model that has no default."""
+    arguments = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if any(str(node.target).startswith("*") for node in arguments):
+        return
+    needed = sum(not node.args for node in arguments)
+    if not needed <= len(inputs) <= len(arguments):
+        names = ", ".join(str(node.target) for node in arguments)
+        raise UsageError(
+            f"example_input holds {len(inputs)} tensors; {type(model).__name__} takes ({names}), "
+            "give one for each, as a tuple"
+        )
 
 
 def _normalise_graph(
@@ -203,7 +226,7 @@ def _check_same_output(model: nn.Module, module: fx.GraphModule, inputs: tuple[t
         UnsupportedGraphError: the outputs differ.
     """
     with torch.no_grad():
-        expected = copy.deepcopy(model).eval()(*(copy.deepcopy(value) for value in inputs))
+        expected = copy_module(model).eval()(*(copy.deepcopy(value) for value in inputs))
     for ours, theirs in zip(_tensors(found), _tensors(expected), strict=False):
         scale = float(theirs.abs().max()) if theirs.numel() else 0.0
         if ours.shape != theirs.shape or not torch.allclose(

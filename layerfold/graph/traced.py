@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from layerfold.errors import UsageError
 from layerfold.graph.normalise import normalise_modules
 from layerfold.graph.rewrites import Install
 
@@ -60,13 +61,22 @@ class TracedGraph:
     inputs: tuple[str, ...]
 
     def on(self, model: nn.Module, graph: fx.Graph | None = None) -> fx.GraphModule:
-        """Return a copy of the graph (or ``graph``, an edited copy) on a deep copy of ``model``'s modules."""
+        """Return a copy of the graph (or ``graph``, an edited copy) on a deep copy of ``model``'s modules.
+
+        Raises:
+            UsageError: ``model`` lacks a module or parameter that the graph uses.
+        """
         root = normalise_modules(model)
-        for install in self.installs:
-            install(root)
-        modes = {name: part.training for name, part in root.named_modules()}
-        module = fx.GraphModule(root, copy.deepcopy(self.graph) if graph is None else graph,
-                                class_name=type(model).__name__)
+        try:
+            for install in self.installs:
+                install(root)
+            modes = {name: part.training for name, part in root.named_modules()}
+            module = fx.GraphModule(root, copy.deepcopy(self.graph) if graph is None else graph,
+                                    class_name=type(model).__name__)
+        except AttributeError as error:
+            raise UsageError(
+                f"net was traced from another model than this {type(model).__name__} ({error}); trace this one"
+            ) from error
         for name, part in module.named_modules():
             part.training = modes.get(name, model.training)
         return module

@@ -16,7 +16,7 @@ from layerfold.graph.normalise import NormBeforeAct, SyncNormBeforeAct
 from layerfold.graph.rewrites.constants import is_number
 from layerfold.graph.rewrites.sums import adds_feature_maps
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Padding, Pair, Shape
-from layerfold.graph.weights import derives_weight, is_plain_conv
+from layerfold.graph.weights import derives_weight, has_other_hooks, is_plain_conv, pads_to_same_size
 
 
 class Role(enum.Enum):
@@ -87,6 +87,8 @@ def conv_obstacle(module: nn.Module) -> str | None:
         return f"{type(module).__name__} is a conv with a forward of its own"
     if module.padding_mode != "zeros":
         return f"padding mode {module.padding_mode!r} is not zero padding"
+    if has_other_hooks(module):
+        return "a hook on it may do anything; remove the hook before tracing"
     return None
 
 
@@ -117,7 +119,7 @@ def conv_spec(module: nn.Conv2d, input_size: Pair) -> ConvSpec:
     if isinstance(module, PaddedConv2d):
         left, right, top, bottom = module.sides
         padding = ((top, bottom), (left, right))
-    elif type(module).__name__ == "Conv2dSame" or getattr(module, "same_pad", False):
+    elif pads_to_same_size(module):
         padding = _same_padding(input_size, kernel_size, stride, dilation)
     elif module.padding == "same":
         padding = _torch_same_padding(kernel_size, dilation)
@@ -156,6 +158,8 @@ def _same_padding(input_size: Pair, kernel_size: Pair, stride: Pair, dilation: P
 
 def is_norm(module: nn.Module) -> bool:
     """Say whether a module is a per-channel scale and shift in eval mode."""
+    if has_other_hooks(module):
+        return False
     if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm, NormBeforeAct, SyncNormBeforeAct):
         return module.running_mean is not None
     # A subclass may do more than normalise; torchvision's frozen one is known not to.
@@ -177,7 +181,7 @@ def activation_spec(node: fx.Node, modules: dict[str, nn.Module]) -> ActivationS
     if node.op == "call_module":
         module = modules[str(node.target)]
         known = _ACTIVATION_MODULES.get(type(module).__name__)
-        if known is None:
+        if known is None or not type(module).__module__.startswith(("torch.nn.", "timm.")):
             if not is_elementwise_module(module):
                 return None
             return ActivationSpec(kind=type(module).__name__, params=constants_of(module))

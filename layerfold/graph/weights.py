@@ -1,13 +1,14 @@
 """Convs that compute their weight anew at every pass, as the plain convs that they are once trained.
 
-Weight standardisation (timm's StdConv2d, ScaledStdConv2d) and ``torch.nn.utils.parametrize`` derive the weight from
-other parameters. In eval mode that is a constant, so such a conv merges like any other; its segment then trains the
-derived weight.
+Weight standardisation (timm's StdConv2d, ScaledStdConv2d), ``torch.nn.utils.parametrize`` and the older hooks of
+``torch.nn.utils`` (weight_norm, spectral_norm, prune) derive the weight from other parameters. In eval mode that is a
+constant, so such a conv merges like any other; its segment then trains the derived weight.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+import copy
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +21,48 @@ from layerfold.graph.linear_modules import PaddedConv2d
 _STANDARDISED = frozenset({"StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"})
 _PLAIN = (nn.Conv2d, PaddedConv2d)
 _WEIGHT_ARGUMENT = 1
+_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
+
+
+def copy_module(module: _AnyModule) -> _AnyModule:
+    """Return a deep copy, also of a module whose hooks left a tensor with a history as an attribute."""
+    derived = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
+    memo = {id(value): value.detach().clone() for value in derived if not value.is_leaf}
+    return copy.deepcopy(module, memo)
 
 
 def is_plain_conv(module: nn.Module) -> bool:
     """Say whether a module is a conv whose weight is its own parameter."""
-    return type(module) in _PLAIN or type(module).__name__ == "Conv2dSame"
+    return type(module) in _PLAIN or pads_to_same_size(module)
+
+
+def pads_to_same_size(module: nn.Module) -> bool:
+    """Say whether a module is timm's conv with TensorFlow's "same" padding, which follows the size of the input."""
+    is_known = type(module).__module__.startswith("timm.") and type(module).__name__ == "Conv2dSame"
+    return is_known or getattr(module, "same_pad", False) is True
 
 
 def derives_weight(module: nn.Module) -> bool:
     """Say whether a module is a conv that derives its weight from other parameters, in a way known to be constant."""
     if not isinstance(module, nn.Conv2d):
         return False
-    return type(module).__name__ in _STANDARDISED or (
-        parametrize.is_parametrized(module) and type(module).__name__ == "ParametrizedConv2d"
+    if parametrize.is_parametrized(module):
+        return type(module).__name__ == "ParametrizedConv2d"
+    return type(module).__name__ in _STANDARDISED or (type(module) is nn.Conv2d and _is_set_by_hook(module))
+
+
+def _is_set_by_hook(conv: nn.Conv2d) -> bool:
+    return bool(conv._forward_pre_hooks) and not {"weight", "bias"} <= conv._parameters.keys()
+
+
+def has_other_hooks(module: nn.Module) -> bool:
+    """Say whether hooks do more at a pass of ``module`` than set its weight."""
+    hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return hooks > 0 and not (
+        isinstance(module, nn.Conv2d)
+        and not module._forward_hooks
+        and _is_set_by_hook(module)
+        and all(type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values())
     )
 
 
@@ -42,8 +72,10 @@ def weights_of(conv: nn.Conv2d) -> tuple[nn.Parameter, nn.Parameter | None]:
     A plain conv's are its own; derived ones are new, with the values that they have now.
     """
     if not derives_weight(conv):
-        return cast(nn.Parameter, conv.weight), cast(nn.Parameter | None, conv.bias)
-    weight, bias = _derived_weight(conv), conv.bias
+        own: Any = conv  # torch types a conv's weight as a tensor
+        return own.weight, own.bias
+    weight = _derived_weight(conv)
+    bias = conv.bias
     return nn.Parameter(weight.detach().clone()), None if bias is None else nn.Parameter(bias.detach().clone())
 
 

@@ -80,10 +80,11 @@ def channel_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     A BatchNorm in eval mode is ``y = (x - mean) / sqrt(var + eps) * weight + bias`` a channel.
     """
     numbers: Any = norm
-    weight = torch.ones(1) if numbers.weight is None else numbers.weight.detach().reshape(-1)
-    bias = torch.zeros(1) if numbers.bias is None else numbers.bias.detach().reshape(-1)
     device = next((each.device for each in (*norm.parameters(), *norm.buffers())), None)
-    weight, bias = weight.double().to(device), bias.double().to(device)
+    weight, bias = (
+        torch.as_tensor(default if value is None else value, dtype=torch.float64, device=device).detach().reshape(-1)
+        for value, default in ((numbers.weight, 1.0), (numbers.bias, 0.0))
+    )
     if isinstance(norm, ChannelScale):
         return weight, bias
     scale = (numbers.running_var.double() + numbers.eps).rsqrt()

@@ -15,7 +15,7 @@ from layerfold.errors import EquivalenceError, MergeError
 from layerfold.graph.linear_modules import PaddedConv2d
 from layerfold.graph.specs import ConvSpec
 from layerfold.graph.vocabulary import conv_obstacle, is_norm
-from layerfold.graph.weights import derives_weight, weights_of
+from layerfold.graph.weights import copy_module, derives_weight, pads_to_same_size, weights_of
 from layerfold.merge.algebra import AffineConv, fold_norm
 from layerfold.merge.segment import TrainSegment
 
@@ -72,7 +72,7 @@ def merge_network(
             f"student is a {type(student).__name__}; merge_network takes what build_train_form returned"
         )
     _warn_of_training_mode(student)
-    merged = copy.deepcopy(student).eval()
+    merged = copy_module(student).eval()
     modules = dict(merged.named_modules())
     convs: dict[str, MergedConv] = {}
     for node in merged.graph.nodes:
@@ -192,7 +192,7 @@ def _plain_copy(conv: nn.Conv2d) -> nn.Conv2d | None:
     """Return a copy whose weight is its own; None where padding that follows the input's size forbids it."""
     if not derives_weight(conv):
         return copy.deepcopy(conv)
-    if getattr(conv, "same_pad", False):
+    if pads_to_same_size(conv):
         return None
     settings: Any = {name: getattr(conv, name) for name in _SETTINGS}
     plain = nn.Conv2d(**settings, bias=conv.bias is not None, device="meta")

@@ -323,7 +323,7 @@ class _Run:
         asked = self.options.formats
         report = export_network(
             self.merged, self.folder.path, formats=asked or FORMATS, example_input=self.batch_example(),
-            skip_missing=asked is None,
+            skip_missing=asked is None, preprocessing=self.data.details.get("preprocessing"),
         )  # fmt: skip
         return report.to_json()
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerfold.profiler.backends import BACKENDS, get_backend
+    from layerfold.profiler.backends import backend_names, get_backend
     from layerfold.profiler.calibrate import Calibration, calibrate_latency
     from layerfold.profiler.compare import Comparison, compare_runners
     from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from layerfold.profiler.whole import BenchmarkReport, NetworkLatency, benchmark_networks
 
 _HOMES = {
-    "backends": ("BACKENDS", "get_backend"),
+    "backends": ("backend_names", "get_backend"),
     "calibrate": ("Calibration", "calibrate_latency"),
     "compare": ("Comparison", "compare_runners"),
     "measure": ("MeasurePolicy", "Measurement", "measure_runners"),
@@ -28,7 +28,6 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "BACKENDS",
     "BenchmarkReport",
     "Calibration",
     "Comparison",
@@ -36,6 +35,7 @@ __all__ = [
     "Measurement",
     "NetworkLatency",
     "Verification",
+    "backend_names",
     "benchmark_networks",
     "calibrate_latency",
     "compare_runners",

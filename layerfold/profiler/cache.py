@@ -2,7 +2,8 @@
 
 A row is keyed by its *environment* (device, driver, backend, versions, options, dtype, batch: canonical JSON) and
 by the signature of what was measured. A killed run goes on where it stopped; another network on the same
-device pays only for signatures not seen before.
+device pays only for signatures not seen before. Beside the result each row keeps the summary of its blocks and the
+conditions it was measured under; a graph that the backend refuses is kept with the reason, and not tried again.
 """
 
 from __future__ import annotations
@@ -10,135 +11,154 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TextIO
 
 from layerfold.errors import ProfilerError, UsageError
+from layerfold.profiler.cache_file import FILE_NAME as FILE_NAME
+from layerfold.profiler.cache_file import MEMORY, open_cache_file, open_for_reading, open_in_memory
+from layerfold.profiler.cache_file import default_cache_path as default_cache_path
+from layerfold.profiler.claims import drop_claims, take_claims
+from layerfold.profiler.conditions import Watch
 from layerfold.profiler.measure import Measurement
+from layerfold.profiler.run_report import RunReport
 
-FILE_NAME = "latency.sqlite"
-_SCHEMA = 1
-_CREATE = """
-CREATE TABLE IF NOT EXISTS measurement (
-    environment TEXT NOT NULL, signature TEXT NOT NULL,
-    median_ms REAL NOT NULL, low_ms REAL NOT NULL, high_ms REAL NOT NULL, spread_ms REAL NOT NULL,
-    blocks INTEGER NOT NULL, runs INTEGER NOT NULL, is_settled INTEGER NOT NULL, measured_at REAL NOT NULL,
-    PRIMARY KEY (environment, signature)
-)
-"""
-
-
-def default_cache_path() -> Path:
-    """Return the cache file: in the folder ``LAYERFOLD_CACHE``, else in the platform's folder for caches."""
-    folder = os.environ.get("LAYERFOLD_CACHE")
-    if folder:
-        return Path(folder) / FILE_NAME
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "layerfold" / FILE_NAME
+_INSERT = "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_READ = "SELECT summary FROM measurement WHERE environment = ? AND signature = ?"
 
 
 class MeasurementCache:
-    """An open cache file for one environment.
+    """An open cache for one environment, and what this run has found and measured.
 
     A file that is no such database, or of another schema, is moved aside and a new one begun, with one line on stderr.
 
     Args:
-        path: the file, or None for the default place; missing folders are made.
+        path: the file; None for the default place, False for a cache that ends with the process. Missing folders are
+            made.
         environment: what the measurements depend on besides their signature.
+        log: a text file that gets one line for each measurement and each failed build, the moment it is stored.
+        has_gpu: whether the conditions to watch are a GPU's too.
 
     Raises:
         UsageError: the file or its folder cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any]) -> None:
-        self.path = default_cache_path() if path is None else Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | Literal[False] | None,
+        environment: Mapping[str, Any],
+        *,
+        log: TextIO | None = None,
+        has_gpu: bool = False,
+    ) -> None:
         self._environment = json.dumps(environment, sort_keys=True)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._connection = self._open()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                self._move_aside(str(error))
-                self._connection = self._open()
-        except (OSError, sqlite3.OperationalError) as error:
-            cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise UsageError(
-                f"cache={str(self.path)!r} cannot be written: {cause}; "
-                "set LAYERFOLD_CACHE or the cache option to a folder that can, or switch the cache off"
-            ) from error
-
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, timeout=30.0)
-        try:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if version not in (0, _SCHEMA) or (version == 0 and tables):
-                raise sqlite3.DatabaseError(f"its schema is {version}, this version of layerfold writes {_SCHEMA}")
-            if tables and connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("its pages are damaged")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(_CREATE)
-            connection.execute(f"PRAGMA user_version = {_SCHEMA}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _move_aside(self, reason: str) -> None:
-        aside = self.path.with_name(f"{self.path.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
-        self.path.replace(aside)
-        for suffix in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        print(f"layerfold: the cache {self.path} is not usable ({reason}); kept as {aside.name}, begun anew",
-              file=sys.stderr)
+        self.facts: dict[str, Any] = dict(environment)
+        if path is False:
+            self.path = Path(MEMORY)
+            self._connection = open_in_memory()
+        else:
+            self.path = default_cache_path() if path is None else Path(path)
+            self._connection = open_cache_file(self.path)
+        self.watch = Watch(has_gpu=has_gpu)
+        self._lap = Watch(reference=None)
+        self._lap_began = time.perf_counter()
+        self.report = RunReport(log=log)
 
     def get(self, signature: str) -> Measurement | None:
         """Return the stored measurement, or None."""
-        try:
-            row = self._connection.execute(
-                "SELECT median_ms, low_ms, high_ms, spread_ms, blocks, runs, is_settled FROM measurement "
-                "WHERE environment = ? AND signature = ?",
-                (self._environment, signature),
-            ).fetchone()
-        except sqlite3.Error as error:
-            raise ProfilerError(f"cache={str(self.path)!r} cannot be read: {error}; move it away") from error
+        row = self._one(_READ, signature)
         if row is None:
             return None
-        return Measurement(median_ms=row[0], low_ms=row[1], high_ms=row[2], spread_ms=row[3], blocks=row[4],
-                           runs=row[5], is_settled=bool(row[6]))
+        found = Measurement.from_json(json.loads(row[0]))
+        self.report.found(signature, found)
+        return found
 
-    def put(self, signature: str, measurement: Measurement) -> None:
+    def put(self, signature: str, measurement: Measurement, *, build_s: float | None = None) -> None:
         """Store a measurement at once; an older one of the same signature is replaced.
+
+        Args:
+            signature: what was measured.
+            measurement: the result.
+            build_s: seconds that compiling took, if known.
 
         Raises:
             ProfilerError: the disk is full or the file has become unwritable; what was stored before stays.
         """
         m = measurement
-        row = (self._environment, signature, m.median_ms, m.low_ms, m.high_ms, m.spread_ms, m.blocks, m.runs,
-               int(m.is_settled), time.time())
+        took_s = time.perf_counter() - self._lap_began
+        conditions = json.dumps(self._lap.conditions().to_json())
+        self._lap, self._lap_began = Watch(reference=None), time.perf_counter()
+        self._write(_INSERT, (self._environment, signature, m.median_ms, m.low_ms, m.high_ms, int(m.is_settled),
+                              time.time(), took_s, build_s, json.dumps(m.to_json()), conditions))
+        self.report.measured(signature, m, build_s)
+        self.watch.sample()
+
+    def failure(self, signature: str) -> str | None:
+        """Return why a signature could not be built, or None if it was not tried or could be."""
+        row = self._one("SELECT reason FROM failure WHERE environment = ? AND signature = ?", signature)
+        if row is None:
+            return None
+        self.report.failed(signature, row[0], is_new=False)
+        return str(row[0])
+
+    def put_failure(self, signature: str, reason: str) -> None:
+        """Store that a signature cannot be built, and why."""
+        self._write("INSERT OR REPLACE INTO failure VALUES (?, ?, ?, ?)",
+                    (self._environment, signature, reason, time.time()))
+        self.report.failed(signature, reason, is_new=True)
+
+    def forget_failures(self) -> None:
+        """Let everything that failed be tried again."""
+        self._write("DELETE FROM failure WHERE environment = ?", (self._environment,))
+
+    def is_open(self, signature: str) -> bool:
+        """Say whether a signature is neither measured nor failed."""
+        return (self._one("SELECT 1 FROM measurement WHERE environment = ? AND signature = ?", signature) is None
+                and self._one("SELECT 1 FROM failure WHERE environment = ? AND signature = ?", signature) is None)
+
+    def claim(self, signatures: Sequence[str], most: int) -> list[str]:
+        """Claim up to ``most`` signatures that are open and that no process alive has claimed."""
         try:
-            self._connection.execute(f"INSERT OR REPLACE INTO measurement VALUES ({', '.join('?' * len(row))})", row)
+            return take_claims(self._connection, self._environment, signatures, most)
         except sqlite3.Error as error:
-            raise ProfilerError(
-                f"cache={str(self.path)!r} cannot be written: {error}; earlier measurements are kept: "
-                "make room there and run again to go on"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def release(self, signatures: Sequence[str]) -> None:
+        """Give up claims; one that cannot be given up lapses with this process."""
+        try:
+            drop_claims(self._connection, self._environment, signatures)
+        except sqlite3.Error:
+            return
+
+    def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return all that is stored of signatures: the result, the summary of its blocks, the conditions."""
+        return {signature: found for signature in signatures
+                if (found := _summary(self._connection, self._environment, signature)) is not None}
 
     def close(self) -> None:
         """Close the file; the rows are there already."""
         self._connection.close()
+
+    def _one(self, query: str, signature: str) -> Any:
+        try:
+            return self._connection.execute(query, (self._environment, signature)).fetchone()
+        except sqlite3.Error as error:
+            raise ProfilerError(f"cache={str(self.path)!r} cannot be read: {error}; move it away") from error
+
+    def _write(self, statement: str, values: Sequence[Any]) -> None:
+        try:
+            self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: sqlite3.Error) -> ProfilerError:
+        return ProfilerError(
+            f"cache={str(self.path)!r} cannot be written: {error}; earlier measurements are kept: "
+            "make room there and run again to go on"
+        )
 
     def __enter__(self) -> MeasurementCache:
         return self
@@ -147,3 +167,59 @@ class MeasurementCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class CacheHistory:
+    """What a cache file holds for an environment, read without writing anything: for estimates and for reading.
+
+    Args:
+        path: the file, or None for the default place; it need not exist.
+        environment: as of :class:`MeasurementCache`; None for every one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any]) -> None:
+        self.path = default_cache_path() if path is None else Path(path)
+        self._environment = json.dumps(environment, sort_keys=True)
+        try:
+            self._connection = open_for_reading(self.path)
+        except sqlite3.Error as error:
+            raise UsageError(f"cache={str(self.path)!r} cannot be read: {error}; name another file") from error
+
+    def holds(self, signature: str) -> bool:
+        """Say whether a signature is measured, or known to fail."""
+        if self._connection is None:
+            return False
+        key = (self._environment, signature)
+        query = ("SELECT 1 FROM measurement WHERE environment = ? AND signature = ? UNION ALL "
+                 "SELECT 1 FROM failure WHERE environment = ? AND signature = ?")
+        return self._connection.execute(query, (*key, *key)).fetchone() is not None
+
+    def seconds(self, like: str, unlike: Sequence[str] = ()) -> list[float]:
+        """Return what each measurement took, builds included, of signatures like an SQL pattern and unlike others."""
+        if self._connection is None:
+            return []
+        query = ("SELECT took_s FROM measurement WHERE environment = ? AND signature LIKE ? "
+                 + "AND signature NOT LIKE ? " * len(unlike) + "ORDER BY measured_at")
+        return [row[0] for row in self._connection.execute(query, (self._environment, like, *unlike))]
+
+    def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return all that is stored of signatures."""
+        if self._connection is None:
+            return {}
+        return {signature: found for signature in signatures
+                if (found := _summary(self._connection, self._environment, signature)) is not None}
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _summary(connection: sqlite3.Connection, environment: str, signature: str) -> dict[str, Any] | None:
+    query = ("SELECT summary, conditions, measured_at, took_s, build_s FROM measurement "
+             "WHERE environment = ? AND signature = ?")
+    row = connection.execute(query, (environment, signature)).fetchone()
+    if row is None:
+        return None
+    return {**json.loads(row[0]), "conditions": json.loads(row[1]), "measured_at": row[2], "took_s": row[3],
+            "build_s": row[4]}

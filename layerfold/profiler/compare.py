@@ -12,14 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from layerfold.errors import UsageError
-from layerfold.profiler.measure import (
-    Measurement,
-    MeasurePolicy,
-    TimedRunner,
-    is_narrow,
-    median_interval,
-    summarise_blocks,
-)
+from layerfold.profiler.block_statistics import is_narrow, median_interval
+from layerfold.profiler.conditions import Conditions, Watch
+from layerfold.profiler.measure import Measurement, MeasurePolicy, TimedRunner, summarise_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +33,12 @@ class Comparison:
     Attributes:
         measurements: by name, in the order given; values are per round.
         ratios: by name, latency divided by that of the first (exactly 1 for the first itself).
+        conditions: what was seen of the machine meanwhile, with warnings.
     """
 
     measurements: dict[str, Measurement]
     ratios: dict[str, RatioInterval]
+    conditions: Conditions
 
 
 def compare_runners(
@@ -74,7 +71,9 @@ def compare_runners(
     next_check = min_rounds
     rounds_begun = 0
     narrow: dict[str, bool] = dict.fromkeys(names, False)
+    watch = Watch()
     while True:
+        watch.sample()
         turn = rounds_begun % len(names)  # the ends of a round run twice running: each name takes them in turn
         rounds_begun += 1
         order = names[turn:] + names[:turn]
@@ -102,11 +101,11 @@ def compare_runners(
             break
     measured = {
         name: summarise_blocks(values_ms[name], runs=2 * rounds * timed[name].runs_per_block, is_settled=narrow[name],
-                               disturbed=timed[name].disturbed)
+                               disturbed=timed[name].disturbed, disturbed_ms=timed[name].disturbed_ms)
         for name in names
     }
     intervals = {}
     for name in names:
         low, high = median_interval(ratios[name])
         intervals[name] = RatioInterval(median=statistics.median(ratios[name]), low=low, high=high)
-    return Comparison(measurements=measured, ratios=intervals)
+    return Comparison(measurements=measured, ratios=intervals, conditions=watch.conditions())

@@ -1,10 +1,16 @@
 """How latencies are measured: one policy for table entries and whole networks alike.
 
 A *runner* is a function without arguments that does one forward pass. A *block* is as many passes as make
-the timer's own cost negligible; its value is the mean time of one pass. Runners are interleaved in random
-order block by block, so that drift of the machine (clocks, neighbours) spreads over all of them and does not
-become bias. The reported latency is the median over blocks, with a distribution-free 95 % interval from order
-statistics (Hahn and Meeker, *Statistical Intervals*, 1991, section 5.2).
+the timer's own cost negligible (:mod:`layerfold.profiler.timer`); its value is the mean time of one pass. Runners are
+interleaved in random order block by block, so that drift of the machine (clocks, neighbours) spreads over all of them
+and does not become bias. The reported latency is the median over blocks, with a distribution-free 95 % interval from
+order statistics (:mod:`layerfold.profiler.block_statistics`).
+
+Two kinds of odd blocks are told apart. An *outlier* is a block far from the others for no reason that is known: it
+is counted, its size kept, and it stays in; the median bears it. A *disturbed* block is one during which the kernel
+says that it gave the processor to another thread: it timed that thread too, so it is run again. What decides is the
+kernel's count and never the value, so that the choice cannot favour a result; the blocks are counted, and
+``median_all_ms`` says what the median would be with them.
 """
 
 from __future__ import annotations
@@ -14,9 +20,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from layerfold.errors import UsageError
+from layerfold.profiler.block_statistics import is_narrow as is_narrow
+from layerfold.profiler.block_statistics import median_interval as median_interval
+from layerfold.profiler.block_statistics import outliers, quantiles, trend
+from layerfold.profiler.timer import least_block_ms, time_passes
 
 try:
     import resource
@@ -25,7 +36,6 @@ try:
 except ImportError:  # Windows
     _RUSAGE_THREAD = None
 
-CONFIDENCE = 0.95
 _ROUGH_BLOCKS = 3
 _WARMUP_WINDOW = 3
 _WARMUP_GAIN = 0.03
@@ -45,7 +55,7 @@ class MeasurePolicy:
         cap_s: seconds of timed running after which a runner is given up as unsettled; untimed and disturbed passes
             may take three times as long besides.
         min_blocks: least number of blocks (6 is the least for which a 95 % rank interval exists).
-        block_ms: least length of a block; 0.2 ms keeps the timer's share under 0.1 %.
+        block_ms: least length of a block; a longer one is taken where the timer would cost more than 0.1 % of it.
         warmup_cap_s: most seconds of warm-up a runner.
     """
 
@@ -66,7 +76,7 @@ class MeasurePolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The latency of one runner.
+    """The latency of one runner, and a summary of the blocks behind it.
 
     Attributes:
         median_ms: median over blocks of the mean time of one pass.
@@ -74,7 +84,12 @@ class Measurement:
         spread_ms: robust standard deviation of the blocks (interquartile range / 1.349).
         blocks, runs: timed blocks, and timed passes in them.
         is_settled: whether the interval reached its target before the time cap.
-        disturbed: blocks thrown away because the system gave the processor to someone else meanwhile.
+        disturbed: blocks run again because the system gave the processor to someone else meanwhile.
+        median_all_ms: the median with the disturbed blocks counted in; None where there were none.
+        outliers: blocks further than three interquartile ranges outside the quartiles; they are counted in.
+        outlier_ms: the one furthest from the median; None where there are none.
+        quantiles_ms: of the blocks, at the levels ``block_statistics.QUANTILES``; empty if unknown.
+        trend: by how much the blocks rose or fell while measured, relative; 0 where chance explains it.
     """
 
     median_ms: float
@@ -85,54 +100,57 @@ class Measurement:
     runs: int
     is_settled: bool
     disturbed: int = 0
+    median_all_ms: float | None = None
+    outliers: int = 0
+    outlier_ms: float | None = None
+    quantiles_ms: tuple[float, ...] = ()
+    trend: float = 0.0
 
     @property
     def half_width(self) -> float:
         """Half the interval's width, relative to the median."""
         return (self.high_ms - self.low_ms) / 2 / self.median_ms
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what a JSON file would hold."""
+        return asdict(self)
 
-def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the narrowest symmetric pair of order statistics that holds the median with ``confidence``.
-
-    With fewer than six values no pair reaches 95 %; the extremes are returned then.
-    """
-    ordered = sorted(values)
-    rank = _interval_rank(len(ordered), confidence)
-    return ordered[rank], ordered[-1 - rank]
-
-
-def _interval_rank(count: int, confidence: float) -> int:
-    """Return the largest r such that x[r] .. x[count-1-r] covers the median with ``confidence``; 0 at least."""
-    if count > 200:  # the normal approximation is within one rank from here on
-        z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-        return max(math.floor((count - z * math.sqrt(count)) / 2) - 1, 0)
-    tail, rank = 0.0, 0
-    for hits in range(count // 2):
-        tail += math.comb(count, hits) * 0.5**count
-        if 2 * tail > 1 - confidence:
-            break
-        rank = hits
-    return rank
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Measurement:
+        """Return what :meth:`to_json` wrote."""
+        return cls(**{**data, "quantiles_ms": tuple(data.get("quantiles_ms", ()))})
 
 
 def summarise_blocks(
-    values_ms: Sequence[float], *, runs: int, is_settled: bool, is_rough: bool = False, disturbed: int = 0
+    values_ms: Sequence[float],
+    *,
+    runs: int,
+    is_settled: bool,
+    is_rough: bool = False,
+    disturbed: int = 0,
+    disturbed_ms: Sequence[float] = (),
 ) -> Measurement:
-    """Return the measurement that the block values amount to."""
+    """Return the measurement that block values, in the order measured, amount to.
+
+    Args:
+        values_ms: of the blocks that count.
+        runs: passes in them.
+        is_settled: whether the target was reached.
+        is_rough: the interval is then the range.
+        disturbed: number of blocks run again.
+        disturbed_ms: the values of those, as far as known.
+    """
     low_ms, high_ms = (min(values_ms), max(values_ms)) if is_rough else median_interval(values_ms)
-    spread_ms = 0.0
-    if len(values_ms) > 1:
-        quartiles = statistics.quantiles(values_ms, n=4, method="inclusive")
-        spread_ms = (quartiles[2] - quartiles[0]) / 1.349
-    return Measurement(median_ms=statistics.median(values_ms), low_ms=low_ms, high_ms=high_ms, spread_ms=spread_ms,
-                       blocks=len(values_ms), runs=runs, is_settled=is_settled, disturbed=disturbed)
-
-
-def is_narrow(values: Sequence[float], target: float) -> bool:
-    """Say whether the median's 95 % interval is narrower than +-``target`` of the median."""
-    low, high = median_interval(values)
-    return (high - low) / 2 < target * statistics.median(values)
+    median_ms = statistics.median(values_ms)
+    levels_ms = quantiles(values_ms)
+    far = outliers(values_ms)
+    return Measurement(
+        median_ms=median_ms, low_ms=low_ms, high_ms=high_ms, spread_ms=(levels_ms[4] - levels_ms[2]) / 1.349,
+        blocks=len(values_ms), runs=runs, is_settled=is_settled, disturbed=disturbed,
+        median_all_ms=statistics.median([*values_ms, *disturbed_ms]) if disturbed_ms else None, outliers=len(far),
+        outlier_ms=max(far, key=lambda value: abs(value - median_ms)) if far else None, quantiles_ms=levels_ms,
+        trend=trend(values_ms),
+    )  # fmt: skip
 
 
 def involuntary_switches() -> int:
@@ -153,6 +171,7 @@ class TimedRunner:
     timed_s: float = 0.0
     pass_ms: float = 0.0
     disturbed: int = 0
+    disturbed_ms: list[float] = field(default_factory=list)
     last_ms: float = math.inf
     busy_s: float = 0.0
     retry_s: float = _RETRY_S
@@ -176,17 +195,16 @@ class TimedRunner:
             switches = involuntary_switches()
             for _ in range(self.refill_passes):
                 run()
-            repeats = range(self.runs_per_block)
-            processor_ns, began_ns = time.thread_time_ns(), time.perf_counter_ns()
-            for _ in repeats:
-                run()
-            value_ms = (time.perf_counter_ns() - began_ns) / 1e6 / self.runs_per_block
+            processor_ns = time.thread_time_ns()
+            value_ms = time_passes(run, self.runs_per_block) / 1e6 / self.runs_per_block
             processor_ms = (time.thread_time_ns() - processor_ns) / 1e6 / self.runs_per_block
             if involuntary_switches() == switches:
                 self.is_in_caller = processor_ms > 0.9 * value_ms
                 self.last_ms = value_ms
                 return value_ms
             self.disturbed += 1
+            if len(self.disturbed_ms) < _BLOCK_MEMORY:
+                self.disturbed_ms.append(value_ms)
             self.last_ms = min(self.last_ms, processor_ms if self.is_in_caller else value_ms)
             if time.perf_counter() - began > self.retry_s:
                 return None
@@ -208,13 +226,12 @@ class TimedRunner:
         self.values_ms = [self._single_pass_ms() for _ in range(_ROUGH_BLOCKS)]
 
     def _single_pass_ms(self) -> float:
-        began_ns = time.perf_counter_ns()
-        self.run()
-        return (time.perf_counter_ns() - began_ns) / 1e6
+        return time_passes(self.run, 1) / 1e6
 
     def warm_up(self) -> None:
         """Run until passes no longer get faster, and fix the block size."""
         policy = self.policy
+        block_ms = max(policy.block_ms, least_block_ms())
         values: list[float] = []
         began = time.perf_counter()
         while True:
@@ -222,8 +239,8 @@ class TimedRunner:
             value_ms = self.last_ms
             values.append(value_ms)
             self.pass_ms = min(values)
-            if self.runs_per_block * value_ms < policy.block_ms:
-                self.runs_per_block = math.ceil(policy.block_ms / max(value_ms, 1e-6))
+            # By the least: the first passes are slow, and blocks sized by them would come out too short.
+            self.runs_per_block = max(self.runs_per_block, math.ceil(block_ms / max(self.pass_ms, 1e-6)))
             if self.pass_ms < 1:
                 self.runs_per_block = max(self.runs_per_block, 3)
             window = _WARMUP_WINDOW
@@ -233,6 +250,7 @@ class TimedRunner:
             is_over = time.perf_counter() - began > policy.warmup_cap_s or value_ms > 1e3 * policy.cap_s / 4
             if has_levelled or is_over:
                 break
+        self.disturbed, self.disturbed_ms = 0, []  # what is reported is of the blocks that are timed
 
     def add_block(self) -> None:
         """Time one more block and decide whether the measurement has settled."""
@@ -258,7 +276,8 @@ class TimedRunner:
 
     def measurement(self, *, is_rough: bool = False) -> Measurement:
         return summarise_blocks(self.values_ms, runs=len(self.values_ms) * self.runs_per_block,
-                                is_settled=self.is_settled, is_rough=is_rough, disturbed=self.disturbed)
+                                is_settled=self.is_settled, is_rough=is_rough, disturbed=self.disturbed,
+                                disturbed_ms=self.disturbed_ms)
 
 
 def measure_runners(

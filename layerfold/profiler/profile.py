@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from layerfold.profiler.backends import Backend, get_backend
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.in_network import ChangeProfiler
 from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.open_cache import measurement_facts, open_cache, purpose_of
 from layerfold.profiler.outside import OutsideGraph, outside_graph
 from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
 from layerfold.progress import progress_bar
@@ -24,7 +25,7 @@ from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
 Method = Literal["in_network", "isolated"]
 _DEFAULT_TARGET: dict[str, float] = {"in_network": 0.006, "isolated": 0.02}
-_SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
+SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
 _WORTH_TIMING = 2.0
 _FLOOR = 0.05
 
@@ -33,18 +34,19 @@ def profile_network(
     model: nn.Module,
     net: Network,
     backend: str | Backend = "onnxruntime",
-    device: str = "cpu",
+    device: str | None = None,
     *,
     batch: int = 1,
     dtype: str = "float32",
     threads: int = 1,
-    cache: str | os.PathLike[str] | Literal[False] | None = None,
+    cache: MeasurementCache | str | os.PathLike[str] | Literal[False] | None = None,
     candidates: Sequence[Segment] | None = None,
     method: Method = "in_network",
     progress: bool = True,
     target: float | None = None,
     cap_s: float = 0.25,
     model_name: str | None = None,
+    workers: int = 1,
 ) -> LatencyTable:
     """Measure every candidate segment of a network and what lies outside its chains.
 
@@ -52,11 +54,12 @@ def profile_network(
         model: the module that ``net`` was traced from; left untouched. Its weights do not matter.
         net: the traced network.
         backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
-        device: a device of that backend.
+        device: a device of that backend; None for its first.
         batch: images in one forward pass.
         dtype: ``float32`` or ``float16``.
         threads: worker threads, for backends on the CPU.
-        cache: file for finished measurements; None for the default place, False for none.
+        cache: file for finished measurements, or one opened with :func:`open_cache`; None for the default place, False
+            for none.
         candidates: what to measure; None for ``net.candidates()``.
         method: ``in_network`` screens the segments alone, then times each promising one inside the whole network, so
             that sums of entries predict networks; ``isolated`` takes the segments alone (shared between networks, but
@@ -66,11 +69,14 @@ def profile_network(
             (``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
         cap_s: most seconds of timed running an entry.
         model_name: what the user calls the model, for the table's provenance.
+        workers: processes that fill the cache together, this one included.
 
     Returns:
         The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included;
         in the network, the original's entries and ``fixed_ms`` add up to its measured latency. An entry with
-        ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces.
+        ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces. A segment that
+        the backend refuses to build has no entry, so that it is no option for the solver; ``provenance.measurement``
+        says which and why, and how many measurements did not settle.
 
     Raises:
         UsageError: unknown backend, device, dtype or method, unwritable cache.
@@ -81,24 +87,25 @@ def profile_network(
         raise UsageError(f"method={method!r} is not known; choose from {', '.join(_DEFAULT_TARGET)}")
     chosen = get_backend(backend, device=device, threads=threads) if isinstance(backend, str) else backend
     segments = list(net.candidates() if candidates is None else candidates)
-    policy = MeasurePolicy(target=target or _DEFAULT_TARGET[method], cap_s=cap_s, block_ms=0.3, warmup_cap_s=0.1)
+    policy = policy_of(method, target, cap_s)
     facts = chosen.provenance()
-    store = None if cache is False else MeasurementCache(cache, {**facts, "batch": batch, "dtype": dtype})
+    store = cache if isinstance(cache, MeasurementCache) else open_cache(cache, chosen, batch=batch, dtype=dtype)
     try:
         wanted = distinct([*segments, *(net.segment(m, m + 1) for m in range(len(net.layers)))])
         with progress_bar("profile: segments alone", len(wanted), enabled=progress) as bar:
-            is_screening = method == "in_network"
-            alone = SegmentProfiler(chosen, store, _SCREENING if is_screening else policy, batch=batch, dtype=dtype,
-                                    purpose=" (screening)" if is_screening else "", advance=bar.advance)
+            alone = segment_profiler(method, chosen, store, target=target, cap_s=cap_s, batch=batch, dtype=dtype,
+                                     workers=workers, advance=bar.advance)
             bounds = profile_segments(net, segments, alone)
+        built = [segment for segment in segments if segment.signature not in alone.failures]
         outside = outside_graph(model, net, batch=batch, dtype=dtype)
         fixed_ms = _outside_ms(net, outside, alone)
-        entries = [_isolated_entry(net, segment, alone, bounds) for segment in segments]
+        entries = [_isolated_entry(net, segment, alone, bounds) for segment in built]
         if method == "in_network":
             changes = ChangeProfiler(net, outside, chosen, store, policy, dtype=dtype)
-            entries = _entries_in_network(net, segments, entries, alone, changes, fixed_ms, progress)
+            entries = _entries_in_network(net, built, entries, alone, changes, fixed_ms, progress)
+        measurement = measurement_facts(store, segments, alone.failures)
     finally:
-        if store is not None:
+        if store is not cache:
             store.close()
     provenance = Provenance(
         kind="latency",
@@ -113,10 +120,35 @@ def profile_network(
         versions=facts["versions"],
         fixed_ms=fixed_ms,
         chains=tuple((chain.start, chain.end) for chain in net.chains),
-        options={**facts["options"], "method": method, "target": policy.target, "cap_s": cap_s},
+        measurement=measurement,
+        options={"method": method, "target": policy.target, "cap_s": cap_s},
+        backend_options=facts["options"],
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return LatencyTable(entries, provenance=provenance)
+
+
+def policy_of(method: Method, target: float | None, cap_s: float) -> MeasurePolicy:
+    """Return when a measurement that counts has settled."""
+    return MeasurePolicy(target=target or _DEFAULT_TARGET[method], cap_s=cap_s, block_ms=0.3, warmup_cap_s=0.1)
+
+
+def segment_profiler(
+    method: Method,
+    backend: Backend,
+    store: MeasurementCache | None,
+    *,
+    target: float | None,
+    cap_s: float,
+    batch: int,
+    dtype: str,
+    workers: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> SegmentProfiler:
+    """Return what measures segments alone: for screening where they are measured in the network afterwards."""
+    policy = SCREENING if method == "in_network" else policy_of(method, target, cap_s)
+    return SegmentProfiler(backend, store, policy, batch=batch, dtype=dtype, workers=workers,
+                           purpose=purpose_of(method), advance=advance)
 
 
 def _entries_in_network(

@@ -9,11 +9,14 @@ network happens only now and then. The second is left to the calibration (:mod:`
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
+from layerfold.errors import DeviceUnavailableError, ProfilerError
 from layerfold.graph.network import Network, Segment
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.claims import fill
 from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
 from layerfold.profiler.segment_onnx import overhead_onnx, segment_onnx
 
@@ -32,9 +35,10 @@ class SegmentProfiler:
 
     Args:
         backend: compiles and runs.
-        cache: where finished measurements are stored and looked up, or None.
+        cache: where finished measurements are stored and looked up; None for one that ends with the process.
         policy: of each measurement.
         batch, dtype: of every graph.
+        workers: processes that fill the cache together.
         purpose: put behind each signature in the cache, so that rough measurements do not stand in for careful ones.
         advance: called once for each signature that is finished.
     """
@@ -47,58 +51,78 @@ class SegmentProfiler:
         *,
         batch: int,
         dtype: str,
+        workers: int = 1,
         purpose: str = "",
         advance: Callable[[], None] = lambda: None,
     ) -> None:
-        self._backend, self._cache, self._policy = backend, cache, policy
+        self._backend, self._policy = backend, policy
+        self._cache = cache or MeasurementCache(False, {})
         self._batch, self.dtype, self.advance = batch, dtype, advance
-        self._purpose = purpose
+        self._purpose, self.workers = purpose, workers
         self.raw: dict[str, Measurement] = {}
+        self.failures: dict[str, str] = {}
         self.num_measured = 0
         self._overheads: dict[int, float] = {}
 
     def measure(self, segments: Sequence[Segment], rough_above_ms: Sequence[float] | None = None) -> None:
-        """Measure segments of distinct signatures, a chunk of sessions at a time; cached ones are only looked up."""
-        limits = rough_above_ms or [float("inf")] * len(segments)
-        todo = []
-        for segment, limit in zip(segments, limits, strict=True):
-            if self.look_up(segment.signature) is None:
-                todo.append((segment, limit))
-            else:
-                self.advance()
-        for first in range(0, len(todo), CHUNK):
-            chunk = todo[first : first + CHUNK]
-            self._measure_chunk([segment for segment, _ in chunk], [limit for _, limit in chunk])
+        """Measure segments of distinct signatures, a chunk of sessions at a time; cached ones are only looked up.
 
-    def _measure_chunk(self, segments: list[Segment], limits: list[float]) -> None:
+        What the backend refuses is kept in ``failures`` with its reason, and has no latency.
+        """
+        limits = rough_above_ms or [float("inf")] * len(segments)
+        wanted = {self._key(segment): (segment, limit) for segment, limit in zip(segments, limits, strict=True)}
+        before = self.num_measured
+        fill(self._cache, list(wanted), lambda keys: self._measure_chunk([wanted[key] for key in keys]), CHUNK)
+        for segment in segments:
+            if self.look_up(segment.signature) is None:
+                self.failures[segment.signature] = self._cache.failure(self._key(segment)) or ""
+        for _ in range(len(segments) - (self.num_measured - before)):  # cached, failed, or measured by others
+            self.advance()
+
+    def _measure_chunk(self, chunk: Sequence[tuple[Segment, float]]) -> None:
         runners: list[Runner] = []
+        built: list[tuple[Segment, float, float]] = []
         try:
-            for segment in segments:
-                runners.append(
-                    self._backend.compile(segment_onnx(segment, batch=self._batch, dtype=self.dtype))
-                )
+            for segment, limit in chunk:
+                began = time.perf_counter()
+                onnx_bytes = segment_onnx(segment, batch=self._batch, dtype=self.dtype)
+                try:
+                    runners.append(self._backend.compile(onnx_bytes))
+                except DeviceUnavailableError:
+                    raise  # that is no fault of the segment's
+                except ProfilerError as error:
+                    self._cache.put_failure(self._key(segment), str(error))
+                else:
+                    built.append((segment, limit, time.perf_counter() - began))
 
             def finished(index: int, measurement: Measurement) -> None:
-                self._store(segments[index].signature, measurement)
+                segment, _, build_s = built[index]
+                self._store(segment.signature, measurement, build_s)
                 self.advance()
 
-            measure_runners([runner.run for runner in runners], self._policy, rough_above_ms=limits,
-                            on_finished=finished, seed=self.num_measured)
+            measure_runners([runner.run for runner in runners], self._policy,
+                            rough_above_ms=[limit for _, limit, _ in built], on_finished=finished,
+                            seed=self.num_measured)
         finally:
             for runner in runners:
                 runner.close()
 
     def measure_graph(self, signature: str, onnx_bytes: bytes) -> Measurement:
         """Measure any graph under a signature of its own."""
-        known = self.look_up(signature)
-        if known is None:
+
+        def measure(_: list[str]) -> None:
+            began = time.perf_counter()
             runner = self._backend.compile(onnx_bytes)
+            build_s = time.perf_counter() - began
             try:
-                known = measure_runners([runner.run], self._policy)[0]
+                self._store(signature, measure_runners([runner.run], self._policy)[0], build_s)
             finally:
                 runner.close()
-            self._store(signature, known)
-        return known
+
+        fill(self._cache, [signature + self._purpose], measure, 1)
+        found = self.look_up(signature)
+        assert found is not None  # it was measured, or the backend's refusal was raised
+        return found
 
     def overhead_ms(self, segment: Segment) -> float:
         """Return what calling a session with this many inputs costs by itself."""
@@ -115,17 +139,19 @@ class SegmentProfiler:
 
     def look_up(self, signature: str) -> Measurement | None:
         """Return what is known of a signature, from this run or from the cache."""
-        if signature not in self.raw and self._cache is not None:
+        if signature not in self.raw:
             stored = self._cache.get(signature + self._purpose)
             if stored is not None:
                 self.raw[signature] = stored
         return self.raw.get(signature)
 
-    def _store(self, signature: str, measurement: Measurement) -> None:
+    def _key(self, segment: Segment) -> str:
+        return segment.signature + self._purpose
+
+    def _store(self, signature: str, measurement: Measurement, build_s: float) -> None:
         self.raw[signature] = measurement
         self.num_measured += 1
-        if self._cache is not None:
-            self._cache.put(signature + self._purpose, measurement)
+        self._cache.put(signature + self._purpose, measurement, build_s=build_s)
 
 
 def distinct(segments: Sequence[Segment]) -> list[Segment]:
@@ -142,22 +168,30 @@ def profile_segments(net: Network, candidates: Sequence[Segment], profiler: Segm
     Single layers come first. A merged segment is then skipped when even at one and a half times the best rates seen so
     far (of multiply-adds, and of weights read) it would take three times as long as the layers it replaces: no plan
     would use it, and its weights can take hundreds of megabytes. One that plainly takes more than twice as long is
-    timed in three passes only.
+    timed in three passes only. One that the backend refuses is in ``profiler.failures`` and is no option.
 
     Returns:
         Signature -> lower bound in milliseconds, for the segments that were not measured.
+
+    Raises:
+        ProfilerError: the backend refuses a single layer: without it nothing can be said of the network.
     """
     singles = [net.segment(layer.index - 1, layer.index) for layer in net.layers]
     profiler.measure(distinct(singles))
+    for segment in singles:
+        if segment.signature in profiler.failures:
+            raise ProfilerError(f"layer {segment.end} cannot be built: {profiler.failures[segment.signature]}; "
+                                "exclude its module, or choose another backend")
     single_ms = {segment.end: profiler.net_ms(segment) for segment in singles}
     merged = distinct([segment for segment in candidates if segment.num_layers > 1])
     rates = _Rates(4 if profiler.dtype == "float32" else 2)
     for segment in singles:
         rates.learn(segment, single_ms[segment.end])
     bounds: dict[str, float] = {}
-    for first in range(0, len(merged), CHUNK):
+    step = CHUNK * profiler.workers
+    for first in range(0, len(merged), step):
         chunk, limits = [], []
-        for segment in merged[first : first + CHUNK]:
+        for segment in merged[first : first + step]:
             replaced_ms = sum(single_ms[end] for end in range(segment.start + 1, segment.end + 1))
             bound_ms = rates.bound_ms(segment)
             if bound_ms > _BOUND_FACTOR * replaced_ms or rates.weight_bytes(segment) > _LARGEST_ONNX_BYTES:
@@ -168,7 +202,8 @@ def profile_segments(net: Network, candidates: Sequence[Segment], profiler: Segm
                 limits.append(_ROUGH_FACTOR * replaced_ms + profiler.overhead_ms(segment))
         profiler.measure(chunk, limits)
         for segment in chunk:
-            rates.learn(segment, profiler.net_ms(segment))
+            if segment.signature not in profiler.failures:
+                rates.learn(segment, profiler.net_ms(segment))
     return bounds
 
 

@@ -142,7 +142,7 @@ def _joined_provenance(tables: Sequence[Table]) -> Provenance:
     changes: dict[str, Any] = {}
     first = tables[0].provenance
     for name in ("model", "model_hash", "network_hash", "input_shape", "batch", "dtype", "device", "driver",
-                 "backend", "versions", "chains", "options", "date"):
+                 "backend", "versions", "chains", "options", "backend_options", "date"):
         changes[name] = next(
             (value for table in tables if (value := getattr(table.provenance, name)) not in ("", None, (), {})),
             getattr(first, name),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from layerfold.errors import ProvenanceMismatchError, TableError
 
@@ -33,6 +33,9 @@ class Provenance:
         scale: predicted latency = fixed_ms + scale * sum of entries; above 0.
         chains: (start, end) of every chain; empty where unknown.
         options: settings of the step that wrote the table.
+        measurement: of a latency table: counts of measurements (settled or not, outliers), the conditions of the
+            machine with warnings, and the segments that could not be built, with the reason.
+        backend_options: the backend's own: threads, precision, layout and whatever else changes latency.
         date: ISO 8601, UTC.
         left_out: segments that an importance table leaves out on purpose, because merging them whole is not
             faster than merging them in parts.
@@ -55,6 +58,8 @@ class Provenance:
     scale: float = 1.0
     chains: tuple[tuple[int, int], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    measurement: Mapping[str, Any] = field(default_factory=dict)
+    backend_options: Mapping[str, Any] = field(default_factory=dict)
     date: str = ""
     left_out: tuple[tuple[int, int], ...] = ()
     notes: str = ""
@@ -96,7 +101,7 @@ class Provenance:
         for name in _TEXT:
             if not isinstance(found.get(name, ""), str):
                 raise TableError(f"{source}: {name}={found[name]!r}: expected text")
-        for name in ("versions", "options"):
+        for name in ("versions", "options", "measurement", "backend_options"):
             if not isinstance(found.get(name, {}), dict):
                 raise TableError(f"{source}: {name}={found[name]!r}: expected a JSON object")
         for name in ("chains", "left_out"):
@@ -155,10 +160,18 @@ def check_same_source(
             ours, theirs = ours[-3:], theirs[-3:]
         if ours in ("", None, ()) or theirs in ("", None, ()) or ours == theirs:
             continue
-        raise ProvenanceMismatchError(
-            f"{names[0]} and {names[1]}: {name} differs ({_show(ours)} and {_show(theirs)}); "
-            "tables of different sources are never mixed, measure one of them again"
-        )
+        _refuse(names, name, ours, theirs)
+    for name in sorted(first.backend_options.keys() & second.backend_options.keys()):
+        ours, theirs = first.backend_options[name], second.backend_options[name]
+        if ours != theirs and "backend" not in ignore:
+            _refuse(names, name, ours, theirs)
+
+
+def _refuse(names: tuple[str, str], what: str, ours: object, theirs: object) -> NoReturn:
+    raise ProvenanceMismatchError(
+        f"{names[0]} and {names[1]}: {what} differs ({_show(ours)} and {_show(theirs)}); "
+        "tables of different sources are never mixed, measure one of them again"
+    )
 
 
 def _show(value: object) -> str:

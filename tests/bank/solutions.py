@@ -33,7 +33,7 @@ def random_solution(net: lf.Network, candidates: Sequence[lf.Segment], rng: rand
 
 
 def random_solutions(
-    net: lf.Network, count: int, *, max_kernel: int = 15, max_growth: float = 4, seed: int = 0
+    net: lf.Network, count: int, *, max_kernel: int = 15, max_growth: float = 2.5, seed: int = 0
 ) -> list[lf.Solution]:
     """Return ``count`` solutions over the candidates within those limits, and of at most ``MAX_PARAMS``."""
     rng, candidates = random.Random(seed), net.candidates(max_kernel=max_kernel, max_growth=max_growth)

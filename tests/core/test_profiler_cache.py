@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -12,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from layerfold.errors import UsageError
-from layerfold.profiler.cache import FILE_NAME, MeasurementCache, default_cache_path
-from layerfold.profiler.measure import Measurement
+from layerfold.profiler.cache import FILE_NAME, CacheHistory, MeasurementCache, default_cache_path
+from layerfold.profiler.measure import Measurement, summarise_blocks
 
 MEASURED = Measurement(median_ms=1.5, low_ms=1.4, high_ms=1.7, spread_ms=0.1, blocks=20, runs=200, is_settled=True)
 
@@ -92,3 +94,112 @@ def test_default_place_follows_the_environment(tmp_path, monkeypatch):
     assert default_cache_path() == tmp_path / FILE_NAME
     monkeypatch.delenv("LAYERFOLD_CACHE")
     assert default_cache_path().name == FILE_NAME
+
+
+def test_a_row_keeps_the_summary_of_its_blocks_and_the_conditions(tmp_path):
+    found = summarise_blocks([1.0, 1.1, 1.2, 9.0] * 5, runs=20, is_settled=False, disturbed=2, disturbed_ms=[3.0, 4.0])
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
+        cache.put("3x3", found, build_s=0.25)
+        assert cache.get("3x3") == found
+        (summary,) = cache.summaries(["3x3", "never measured"]).values()
+    assert summary["quantiles_ms"][-1] == 9.0
+    assert (summary["disturbed"], summary["build_s"]) == (2, 0.25)
+    assert summary["conditions"]["seconds"] >= 0
+    assert "warnings" in summary["conditions"]
+    history = CacheHistory(tmp_path / "c.sqlite", {})
+    assert history.summaries(["3x3"]) == {"3x3": summary}
+    history.close()
+
+
+def test_a_failed_build_is_remembered_with_its_reason_until_it_is_forgotten(tmp_path):
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
+        cache.put_failure("3x3", "no such kernel")
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
+        assert cache.failure("3x3") == "no such kernel"
+        assert cache.failure("5x5") is None
+        assert not cache.is_open("3x3")
+        cache.forget_failures()
+        assert cache.is_open("3x3")
+
+
+def test_the_report_counts_what_did_not_settle_and_the_log_has_a_line_each(tmp_path):
+    unsettled = summarise_blocks([1.0, 1.1, 1.2, 9.0] * 5, runs=20, is_settled=False)
+    log = io.StringIO()
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
+        cache.put("before", MEASURED)
+    with MeasurementCache(tmp_path / "c.sqlite", {}, log=log) as cache:
+        cache.get("before")
+        cache.put("3x3", unsettled, build_s=0.5)
+        cache.put_failure("5x5", "no such kernel")
+        counts = cache.report.counts()
+    assert (counts["measured"], counts["cached"], counts["failed"], counts["unsettled"]) == (1, 1, 1, 1)
+    first, second = log.getvalue().splitlines()
+    assert re.search(r"UNSETTLED median 1.15 ms \[.*\] .*20 blocks of 1 passes.*build 0.5 s \| 3x3$", first)
+    assert second.endswith("FAILED no such kernel | 5x5")
+
+
+def test_a_cache_of_the_version_before_is_kept_aside_with_all_it_holds(tmp_path, capsys):
+    path = tmp_path / "c.sqlite"
+    with sqlite3.connect(path) as old:  # as schema 1 was written
+        old.execute("CREATE TABLE measurement (environment TEXT, signature TEXT, median_ms REAL)")
+        old.execute("INSERT INTO measurement VALUES ('{}', '3x3', 1.5)")
+        old.execute("PRAGMA user_version = 1")
+    old.close()
+    for _ in range(2):  # the second finds the new one
+        with MeasurementCache(path, {}) as cache:
+            assert cache.get("3x3") is None
+    (aside,) = tmp_path.glob("c.sqlite.broken-*")
+    with sqlite3.connect(aside) as kept:
+        assert kept.execute("SELECT median_ms FROM measurement").fetchall() == [(1.5,)]
+    kept.close()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "its schema is 1, this version of layerfold writes 2" in err
+
+
+def test_broken_caches_of_one_second_are_all_kept(tmp_path):
+    path = tmp_path / "c.sqlite"
+    for text in (b"first", b"second", b"third"):
+        path.write_bytes(text * 100)
+        MeasurementCache(path, {}).close()
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    assert {each.read_bytes()[:5] for each in tmp_path.glob("c.sqlite.broken-*")} == {b"first", b"secon", b"third"}
+
+
+def test_a_history_never_makes_a_file(tmp_path):
+    history = CacheHistory(tmp_path / "none" / "c.sqlite", {})
+    assert not history.holds("3x3")
+    assert history.seconds("%") == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path):
+    """The kernel's own limit on the size of files stands in for the disk: the writes fail for real."""
+    path = tmp_path / "c.sqlite"
+    script = f"""
+import resource, signal, sys
+from layerfold.errors import ProfilerError
+from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.measure import summarise_blocks
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+with MeasurementCache({str(path)!r}, {{}}) as cache:
+    for index in range(2000):
+        try:
+            cache.put(f"signature {{index}}", summarise_blocks([index + 1.0] * 10, runs=10, is_settled=True))
+        except ProfilerError as error:
+            print(error, file=sys.stderr)
+            print(index)
+            break
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+                          capture_output=True, text=True, check=True)
+    stored = int(done.stdout)
+    assert stored > 10
+    assert re.fullmatch(r"cache='.*' cannot be written: .*; earlier measurements are kept: .*\n", done.stderr)
+    with MeasurementCache(path, {}) as cache:
+        assert [cache.get(f"signature {i}").median_ms for i in range(stored)] == [i + 1.0 for i in range(stored)]
+        cache.put("with room again", MEASURED)
+        assert cache.get("with room again") == MEASURED

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerfold.errors import ExportError, UsageError
-from layerfold.export import check_onnx, export_network, export_onnx, half_precision_onnx
+from layerfold.export import check_onnx, export_network, export_onnx, to_half
 from layerfold.graph import trace_network
 from layerfold.merge import build_train_form, merge_network
 from layerfold.profiler import get_backend
@@ -77,7 +77,7 @@ def test_a_failing_export_names_the_node_and_prints_nothing(fast, capfd):
 
 def test_half_precision_keeps_float32_at_the_ends(model):
     model.eval()
-    runner = get_backend("onnxruntime").compile(half_precision_onnx(export_onnx(model, INPUT, fast=True)))
+    runner = get_backend("onnxruntime").compile(to_half(export_onnx(model, INPUT, fast=True)))
     (found,) = runner.infer({runner.input_names[0]: INPUT.numpy()})
     assert found.dtype == np.float32
     with torch.no_grad():

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from layerfold.errors import OptionalDependencyError, UsageError
+from layerfold.errors import UsageError
 from layerfold.graph import trace_network
-from layerfold.profiler import benchmark_networks, get_backend, in_network, profile_network, verify_solution
-from layerfold.profiler.backends import registry
+from layerfold.profiler import benchmark_networks, in_network, profile_network, verify_solution
 from layerfold.profiler.backends.onnxruntime import OnnxRuntimeBackend
 from layerfold.profiler.verify import judge
 from layerfold.profiler.whole import BenchmarkReport, NetworkLatency
@@ -205,25 +204,3 @@ def test_benchmark_takes_modules_files_and_bytes(model, tmp_path):
         benchmark_networks({"a": model})
     with pytest.raises(UsageError, match="networks is empty"):
         benchmark_networks({})
-
-
-def test_backend_errors_name_what_is_wrong():
-    with pytest.raises(UsageError, match="nearest: onnxruntime"):
-        get_backend("onnxruntme")
-    with pytest.raises(UsageError, match="device='cuda'"):
-        get_backend("onnxruntime", device="cuda")
-    with pytest.raises(UsageError, match="threads=0"):
-        get_backend("onnxruntime", threads=0)
-    with pytest.raises(UsageError, match=r"\['thread'\]"):
-        get_backend("onnxruntime", thread=1)
-
-
-def test_a_missing_package_is_named_with_the_extra_that_installs_it(monkeypatch, tmp_path):
-    (tmp_path / "lacking_backend.py").write_text(
-        "class Lacking:\n    name = 'lacking'\n    requires = {'not_a_module_at_all': 'some-package'}\n"
-        "    extra = 'some-extra'\n    devices = ('cpu',)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(registry.BACKENDS, "lacking", "lacking_backend:Lacking")
-    with pytest.raises(OptionalDependencyError, match=r"some-package.*layerfold\[some-extra\]"):
-        get_backend("lacking")

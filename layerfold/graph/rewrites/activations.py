@@ -57,8 +57,9 @@ def _gated_input(node: fx.Node, modules: dict[str, nn.Module], is_gate: Any) -> 
 
 
 def _is_sigmoid(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
-    is_module = node.op == "call_module" and type(modules[str(node.target)]) is nn.Sigmoid
-    return node.all_input_nodes[0] if is_module or node.target in _SIGMOIDS else None
+    is_module = node.op == "call_module"  # its name may be anything, also "sigmoid"
+    is_sigmoid = type(modules[str(node.target)]) is nn.Sigmoid if is_module else node.target in _SIGMOIDS
+    return node.all_input_nodes[0] if is_sigmoid else None
 
 
 def _is_hard_sigmoid(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:

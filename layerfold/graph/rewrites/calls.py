@@ -63,7 +63,8 @@ def _rewrite(
         if attribute is None or not is_read_once(node.graph, attribute):
             return
         given[name] = attribute
-    if any(isinstance(option, fx.Node) for option in arguments.values()) or (tensors and tensors[0] not in given):
+    # An option that the graph works out, as a window of the size of the feature map, is no constant.
+    if len(node.all_input_nodes) != 1 + len(given) or (tensors and tensors[0] not in given):
         return
     owner = next(iter(given.values())).rpartition(".")[0] if given else ""
     name = free_name(module, f"{owner}.{node.name}_{suffix}" if owner else f"{node.name}_{suffix}")

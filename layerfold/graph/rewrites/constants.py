@@ -32,12 +32,11 @@ def attribute_name(node: object) -> str | None:
     return str(node.target) if isinstance(node, fx.Node) else None
 
 
-def value_of(node: fx.Node, root: nn.Module) -> torch.Tensor:
-    """Return the value of a node that :func:`attribute_name` knows."""
+def value_of(node: fx.Node, root: nn.Module, of: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the value of a node that :func:`attribute_name` knows; with ``of`` in place of the tensor it holds."""
     if node.op == "get_attr":
-        value: Any = get_tensor(root, str(node.target))
-        return value.detach()  # type: ignore[no-any-return]
-    inner = value_of(node.all_input_nodes[0], root)
+        return get_tensor(root, str(node.target)).detach() if of is None else of
+    inner = value_of(node.all_input_nodes[0], root, of)
     if node.op == "call_method":
         reshaped: torch.Tensor = getattr(inner, str(node.target))(*node.args[1:], **node.kwargs)
         return reshaped
@@ -51,9 +50,18 @@ def channel_attribute(node: object, channels: int, root: nn.Module) -> str | Non
     if name is None or not isinstance(node, fx.Node):
         return None
     value = value_of(node, root)
+    if not _keeps_order(node, root, name):
+        return None
     is_one = value.numel() == 1 and value.dim() <= 4
     is_channels = value.numel() == channels and value.dim() in (3, 4) and value.shape[-3:] == (channels, 1, 1)
     return name if is_one or is_channels else None
+
+
+def _keeps_order(node: fx.Node, root: nn.Module, name: str) -> bool:
+    """Say whether a node holds all elements of a parameter or buffer, in order: one picked out of many is another."""
+    shape = get_tensor(root, name).shape
+    places = torch.arange(shape.numel()).view(shape)
+    return torch.equal(value_of(node, root, places).reshape(-1), places.reshape(-1))
 
 
 def get_tensor(root: nn.Module, name: str) -> torch.Tensor:

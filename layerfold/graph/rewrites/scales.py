@@ -60,9 +60,7 @@ def rewrite_scales(module: fx.GraphModule) -> Iterator[Install]:
 
 def _install(root: nn.Module, *, name: str, argument: str, constant: str | Number, moved: bool) -> None:
     value = take_tensor(root, constant, moved=moved) if isinstance(constant, str) else constant
-    some = next(root.parameters(), None)
-    scale = ChannelScale(**{argument: value})
-    add_module(root, name, scale if some is None else scale.to(device=some.device, dtype=some.dtype))
+    add_module(root, name, ChannelScale(**{argument: value}))
 
 
 def _operands(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, str, str | Number] | None:

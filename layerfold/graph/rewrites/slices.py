@@ -81,8 +81,15 @@ def _is_whole(part: slice, size: int) -> bool:
 
 
 def _single_pixel_stride(kernel_size: Any, stride: Any, padding: Any) -> tuple[int, int] | None:
-    kernel, steps, zeros = (_pair(value) for value in (kernel_size, stride or kernel_size, padding))
+    settings = kernel_size, stride or kernel_size, padding
+    if not all(isinstance(value, int) or _is_pair(value) for value in settings):
+        return None  # worked out by the graph
+    kernel, steps, zeros = (_pair(value) for value in settings)
     return steps if kernel == (1, 1) and zeros == (0, 0) else None
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(size, int) for size in value) and len(value) == 2
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -1,67 +1,66 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: its CPU, CUDA and TensorRT execution providers."""
 
 from __future__ import annotations
 
-import os
-import platform
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from layerfold.errors import ProfilerError, UsageError
+from layerfold.errors import DeviceUnavailableError, ProfilerError, UsageError
+from layerfold.profiler.backends.base import BackendBase, one_line
+from layerfold.profiler.backends.cuda import gpu_facts, has_gpu
 from layerfold.profiler.backends.protocol import Array
 
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
     "tensor(bool)": np.bool_,
 }
 
 
-class OnnxRuntimeBackend:
-    """The CPU execution provider, all graph optimisations on.
+class OnnxRuntimeBackend(BackendBase):
+    """ONNX Runtime with all graph optimisations on.
 
-    Args:
-        threads: worker threads of a session. 1 by default: on shared or small machines it is what can be
-            reproduced, and several sessions alive at once then do not disturb each other. Set it to what the
-            deployed program will use. Threads never spin while idle (``allow_spinning=0``).
+    Devices are execution providers: ``cpu`` is in every package, ``cuda`` and ``tensorrt`` come with
+    ``onnxruntime-gpu``. On a CPU, threads never spin while idle (``allow_spinning=0``). float16 on an x86 CPU is
+    computed in float32 between casts: it is measured as it would run, which is slower than float32. On ``cuda``,
+    TF32 is off, and ``layout="channels_last"`` asks the provider for its NHWC kernels.
     """
 
     name: ClassVar[str] = "onnxruntime"
-    requires: ClassVar[dict[str, str]] = {"onnxruntime": "onnxruntime", "onnx": "onnx"}
-    extra: ClassVar[str | None] = None
-    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    requires: ClassVar[dict[str, str]] = {"onnxruntime": "onnxruntime"}
+    devices: ClassVar[tuple[str, ...]] = tuple(_PROVIDERS)
 
-    def __init__(self, *, threads: int = 1) -> None:
-        most = os.cpu_count() or 1
-        if not isinstance(threads, int) or not 1 <= threads <= most:
-            raise UsageError(f"threads={threads} must be a whole number from 1 to {most}, the processors here")
-        self.threads = threads
+    @classmethod
+    def available_devices(cls) -> tuple[str, ...]:
+        import onnxruntime
+
+        here = onnxruntime.get_available_providers()
+        return tuple(device for device, provider in _PROVIDERS.items()
+                     if provider in here and (device == "cpu" or has_gpu()))
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        return ("float32", "float16", "int8")
+
+    @classmethod
+    def layouts(cls, device: str) -> tuple[str, ...]:
+        return ("nchw", "channels_last") if device == "cuda" else ("nchw",)
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"threads": self.threads}
+        return {**super().options, "provider": _PROVIDERS[self.device], "graph_optimization": "all"}
 
-    def is_available(self) -> bool:
-        return True
+    def device_facts(self) -> tuple[str, str]:
+        return gpu_facts() if self.is_gpu else super().device_facts()
 
-    def provenance(self) -> dict[str, Any]:
-        import onnx
-        import onnxruntime
-
-        return {
-            "backend": self.name,
-            "versions": {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
-            "device": cpu_name(),
-            "driver": "",
-            "options": {**self.options, "provider": "CPUExecutionProvider", "graph_optimization": "all"},
-        }
-
-    def compile(self, onnx_bytes: bytes) -> OnnxRuntimeRunner:
+    def _compile(self, onnx_bytes: bytes) -> OnnxRuntimeRunner:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -71,66 +70,80 @@ class OnnxRuntimeBackend:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        provider = _PROVIDERS[self.device]
+        providers = [(provider, self._provider_options())]
         try:
-            session = onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(onnx_bytes, options, providers=providers)
         except Exception as error:  # its exception classes share no base but Exception
             raise ProfilerError(f"onnxruntime refused the graph: {one_line(error)}") from error
-        return OnnxRuntimeRunner(session)
+        if session.get_providers()[0] != provider:  # it falls back to the CPU with no more than a line of log
+            raise DeviceUnavailableError(f"onnxruntime could not start {provider} and would run on the CPU instead; "
+                                         "check that its CUDA, cuDNN and TensorRT libraries are those it was built for")
+        return OnnxRuntimeRunner(session, is_on_gpu=self.is_gpu)
+
+    def _provider_options(self) -> dict[str, str]:
+        if self.device == "cuda":
+            return {"use_tf32": "0", "prefer_nhwc": str(int(self.layout == "channels_last"))}
+        if self.device == "tensorrt":
+            return {"trt_fp16_enable": str(int(self.precision == "float16")),
+                    "trt_int8_enable": str(int(self.precision == "int8"))}
+        return {}
 
 
 class OnnxRuntimeRunner:
-    """A session with inputs and outputs bound once, so that a pass costs one call and no copy."""
+    """A session with inputs and outputs bound once, on the device, so that a pass costs one call and no copy."""
 
-    def __init__(self, session: Any, seed: int = 0) -> None:
+    def __init__(self, session: Any, *, is_on_gpu: bool = False, seed: int = 0) -> None:
         self._session = session
-        self.input_names = [put.name for put in session.get_inputs()]
+        self.inputs = {put.name: _dtype_of(put.name, put.shape, put.type) for put in session.get_inputs()}
+        self.input_names = list(self.inputs)
         rng = np.random.default_rng(seed)
         binding = session.io_binding()
         for put in session.get_inputs():
-            binding.bind_cpu_input(put.name, _random_input(put.name, put.shape, put.type, rng))
+            value = random_input(put.shape, self.inputs[put.name], rng)
+            if is_on_gpu:
+                import onnxruntime
+
+                binding.bind_ortvalue_input(put.name, onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", 0))
+            else:
+                binding.bind_cpu_input(put.name, value)
         for put in session.get_outputs():
-            binding.bind_output(put.name)
+            binding.bind_output(put.name, "cuda" if is_on_gpu else "cpu")
         self._binding = binding
         self._run = session.run_with_iobinding
+        self._is_on_gpu = is_on_gpu
 
     def run(self) -> None:
         self._run(self._binding)
+        if self._is_on_gpu:
+            self._binding.synchronize_outputs()
 
     def infer(self, inputs: dict[str, Array]) -> list[Array]:
-        unknown = set(inputs) ^ set(self.input_names)
-        if unknown:
-            raise UsageError(f"inputs {sorted(inputs)} must be exactly the graph's inputs {self.input_names}")
-        return [np.asarray(output) for output in self._session.run(None, inputs)]
+        check_names(inputs, self.inputs)
+        given = {name: value.astype(self.inputs[name], copy=False) for name, value in inputs.items()}
+        return [np.asarray(output) for output in self._session.run(None, given)]
 
     def close(self) -> None:
         self._run = self._binding = self._session = None
 
 
-def _random_input(name: str, shape: list[Any], kind: str, rng: np.random.Generator) -> Array:
+def check_names(inputs: dict[str, Array], known: dict[str, Any]) -> None:
+    """Refuse inputs that are not exactly those of the graph."""
+    if set(inputs) != set(known):
+        raise UsageError(f"inputs {sorted(inputs)} must be exactly the graph's inputs {list(known)}")
+
+
+def _dtype_of(name: str, shape: list[Any], kind: str) -> type[np.generic]:
     if any(not isinstance(size, int) for size in shape):
         raise UsageError(f"input {name!r} has the shape {shape}; latency needs static shapes: export with fixed ones")
     dtype = _DTYPES.get(kind)
     if dtype is None:
         raise UsageError(f"input {name!r} is of the type {kind}; supported: {', '.join(_DTYPES)}")
+    return dtype
+
+
+def random_input(shape: list[int], dtype: Any, rng: np.random.Generator) -> Array:
+    """Return normally distributed numbers, or zeros of a type that is not floating."""
     if np.issubdtype(dtype, np.floating):
         return rng.standard_normal(shape).astype(dtype)
     return np.zeros(shape, dtype=dtype)
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """Return an exception's message on one line of at most ``most`` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def cpu_name() -> str:
-    """Return the processor's model name and the number of processors, for example ``AMD EPYC, 2 processors``."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "Hardware")):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{model}, {os.cpu_count()} processors"

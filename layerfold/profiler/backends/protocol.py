@@ -16,7 +16,7 @@ class Runner(Protocol):
         """Do one forward pass on the fixed inputs: the function that is timed. Returns when it is finished."""
 
     def infer(self, inputs: dict[str, Array]) -> list[Array]:
-        """Return the outputs for ``inputs`` (by name)."""
+        """Return the outputs for ``inputs`` (by name; NCHW, whatever the backend's own layout)."""
 
     def close(self) -> None:
         """Free the session, its threads and its memory."""
@@ -25,17 +25,32 @@ class Runner(Protocol):
 class Backend(Protocol):
     """A way to run ONNX graphs on a device.
 
+    A class with these members, registered in the entry-point group ``layerfold.backends``, is a backend
+    (docs/backends.md). It is made with keyword options; those of :class:`BackendBase` are what the command line passes.
+
     Attributes:
         name: as in ``--backend``.
         requires: import name -> package to install; checked without importing.
-        extra: layerfold's own extra that installs them, or None where they come with layerfold.
-        devices: devices it can be asked for.
+        extra: layerfold's own extra that installs them, or None where they come with layerfold or by themselves.
+        devices: devices it can be asked for; the first is the default.
+        precision: that of this instance: ``float32``, ``float16`` or ``int8``.
     """
 
     name: ClassVar[str]
     requires: ClassVar[dict[str, str]]
     extra: ClassVar[str | None]
     devices: ClassVar[tuple[str, ...]]
+
+    @property
+    def precision(self) -> str: ...
+
+    @classmethod
+    def available_devices(cls) -> tuple[str, ...]:
+        """Return those of ``devices`` that can be used now; called only where ``requires`` is installed."""
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        """Return the precisions of a device that is available."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -48,4 +63,11 @@ class Backend(Protocol):
         """Return backend, versions, device, driver, options: what a latency measured here depends on."""
 
     def compile(self, onnx_bytes: bytes) -> Runner:
-        """Compile a serialised ONNX graph with static shapes."""
+        """Compile a serialised ONNX graph with static shapes.
+
+        A float32 graph is run in the backend's precision; one that is float16 already, as it is.
+
+        Raises:
+            UsageError: a graph that the precision or the runner cannot take.
+            ProfilerError: the backend refuses the graph; names the node where it knows it.
+        """

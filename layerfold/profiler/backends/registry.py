@@ -1,36 +1,73 @@
-"""Find a backend by name; nothing of a vendor is imported before it is used."""
+"""Find a backend by name among the installed entry points; nothing of a vendor is imported before it is used."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from layerfold.errors import DeviceUnavailableError, OptionalDependencyError, UsageError, nearest_names
+from layerfold.errors import (
+    DeviceUnavailableError,
+    OptionalDependencyError,
+    ProfilerError,
+    UsageError,
+    nearest_names,
+)
+from layerfold.profiler.backends.base import one_line
 from layerfold.profiler.backends.protocol import Backend
 
-BACKENDS: dict[str, str] = {
-    "onnxruntime": "layerfold.profiler.backends.onnxruntime:OnnxRuntimeBackend",
-}
-"""Name -> dotted path of the class."""
+GROUP = "layerfold.backends"
+"""The entry-point group: ``name = "package.module:Class"``, in any installed package."""
+_MEMBERS = ("name", "requires", "devices", "available_devices", "provenance", "compile")
 
 
-def backend_class(name: str) -> type[Backend]:
-    """Return the class registered as ``name``.
+def backend_names() -> tuple[str, ...]:
+    """Return the names of all registered backends, installed or not, in alphabetical order."""
+    return tuple(sorted(_entries()))
+
+
+def backend_source(name: str) -> str:
+    """Return the distribution that registers a backend, for example ``layerfold``."""
+    entry = _entry(name)
+    return entry.dist.name if entry.dist is not None else ""
+
+
+def load_backend(name: str) -> type[Backend]:
+    """Return the class registered as ``name``, whether or not its packages are installed.
 
     Raises:
         UsageError: no such backend.
-        OptionalDependencyError: a package that it requires is not installed.
+        OptionalDependencyError: the module that defines it imports a package that is missing.
+        ProfilerError: it cannot be loaded, or is no backend.
     """
-    if name not in BACKENDS:
-        known = ", ".join(sorted(BACKENDS))
-        raise UsageError(f"backend={name!r} is not known; choose from {known}{nearest_names(name, BACKENDS)}")
-    module_name, _, class_name = BACKENDS[name].partition(":")
-    found = cast(type[Backend], getattr(importlib.import_module(module_name), class_name))
-    missing = [package for module, package in found.requires.items() if importlib.util.find_spec(module) is None]
+    entry = _entry(name)
+    try:
+        found = entry.load()
+    except ImportError as error:
+        raise OptionalDependencyError(f"backend={name!r} ({entry.value}) cannot be imported: {one_line(error)}; "
+                                      f"install {_dist(entry)} again, with what it needs") from error
+    except Exception as error:  # code of others: whatever it raises at import
+        raise ProfilerError(f"backend={name!r} ({entry.value}) fails at import: {type(error).__name__}: "
+                            f"{one_line(error)}; tell the makers of {_dist(entry)}") from error
+    lacking = [member for member in _MEMBERS if not hasattr(found, member)]
+    if lacking:
+        raise ProfilerError(f"backend={name!r} ({entry.value}) is no backend: it lacks {', '.join(lacking)}; "
+                            "see docs/backends.md")
+    return cast(type[Backend], found)
+
+
+def backend_class(name: str) -> type[Backend]:
+    """Return the class registered as ``name``, once all it requires is installed.
+
+    Raises:
+        UsageError, ProfilerError: as :func:`load_backend`.
+        OptionalDependencyError: a package is not installed; names it and the line that installs it.
+    """
+    found = load_backend(name)
+    missing = missing_packages(found)
     if missing:
         raise OptionalDependencyError(
-            f"backend={name!r} needs the package {', '.join(missing)}; install it with: {_install_line(found, missing)}"
+            f"backend={name!r} needs the package {', '.join(missing)}; install it with: {install_line(found)}"
         )
     return found
 
@@ -39,26 +76,72 @@ def get_backend(name: str, *, device: str | None = None, **options: Any) -> Back
     """Return the backend ``name``, ready to compile.
 
     Args:
-        name: a key of ``BACKENDS``.
+        name: one of :func:`backend_names`.
         device: one of the backend's devices; None for its first.
-        options: keyword options of the backend, for example ``threads=1``.
+        options: keyword options of the backend, for example ``threads=1``, ``precision="float16"``.
 
     Raises:
-        UsageError: unknown backend, device or option.
+        UsageError: unknown backend, device or option, or one that the device lacks.
         OptionalDependencyError: a package is missing.
         DeviceUnavailableError: the device is not there.
     """
     found = backend_class(name)
-    if device is not None and device not in found.devices:
-        raise UsageError(f"device={device!r} is not one of backend {name!r}; choose from {', '.join(found.devices)}")
+    if device is not None:
+        if device not in found.devices:
+            known = ", ".join(found.devices)
+            raise UsageError(f"device={device!r} is not one of backend {name!r}; choose from {known}")
+        options["device"] = device
     try:
         backend = found(**options)
     except TypeError as error:
         raise UsageError(f"backend={name!r} does not take these options {sorted(options)}: {error}") from error
     if not backend.is_available():
-        raise DeviceUnavailableError(f"backend={name!r} finds no device {device or found.devices[0]!r} on this machine")
+        here = found.available_devices()
+        choice = f"; it has {', '.join(here)}" if here else ""
+        raise DeviceUnavailableError(
+            f"backend={name!r} finds no device {device or found.devices[0]!r} on this machine{choice}; "
+            "see `layerfold backends`"
+        )
     return backend
 
 
-def _install_line(backend: type[Backend], missing: list[str]) -> str:
-    return f"pip install 'layerfold[{backend.extra}]'" if backend.extra else f"pip install {' '.join(missing)}"
+def missing_packages(backend: type[Backend]) -> list[str]:
+    """Return the packages that a backend requires and that are not installed; imports none of them."""
+    return [package for module, package in backend.requires.items() if not _is_installed(module)]
+
+
+def install_line(backend: type[Backend]) -> str:
+    """Return the command that installs what a backend requires."""
+    extra = getattr(backend, "extra", None)
+    return f"pip install 'layerfold[{extra}]'" if extra else f"pip install {' '.join(backend.requires.values())}"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: a module that was made, or blocked, by hand
+        return False
+
+
+def _entries() -> dict[str, EntryPoint]:
+    """Return name -> entry point; a name of layerfold's own is taken by no one else, of others the first holds."""
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda each: not each.value.startswith("layerfold.")):
+        found.setdefault(entry.name, entry)
+    return found
+
+
+def _entry(name: str) -> EntryPoint:
+    entries = _entries()
+    if not any(entry.value.startswith("layerfold.") for entry in entries.values()):
+        raise ProfilerError("layerfold's own backends are not registered, so its installation is older than its "
+                            "files; install it again, for example with: pip install -e .")
+    if name not in entries:
+        known = ", ".join(sorted(entries))
+        raise UsageError(f"backend={name!r} is not known; choose from {known}{nearest_names(name, entries)}, or "
+                         "install a package that registers it")
+    return entries[name]
+
+
+def _dist(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "the package that registers it"

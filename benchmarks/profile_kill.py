@@ -1,0 +1,181 @@
+"""Profiling killed with SIGKILL at random moments and restarted until it is done, against one left alone.
+
+    python benchmarks/profile_kill.py [--kills 50] [--model timm:mobilenetv2_050] [--input 3x64x64] [--seed 0]
+
+Each life is a process of its own, forked from one that has imported everything and traced the network, so that the
+kill falls into the profiling and not into importing torch. It ends a random time after it has finished a random number
+of measurements (often none), so that the kills spread over the whole of the work. What happened is read off the
+cache file by SQLite itself: a trigger, set up before the first life, writes down every insert of a measurement in
+the transaction that makes it. Ends 1 unless every measurement that was once there is there to the bit in the end, none
+was made twice, and the table has the rows of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from record import write_record
+
+_AUDIT = """
+CREATE TABLE audit (environment TEXT, signature TEXT, measured_at REAL, summary TEXT);
+CREATE TRIGGER audit_insert AFTER INSERT ON measurement BEGIN
+    INSERT INTO audit VALUES (new.environment, new.signature, new.measured_at, new.summary);
+END;
+"""
+_DONE = 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--model", default="timm:mobilenetv2_050")
+    parser.add_argument("--input", default="3x64x64")
+    parser.add_argument("--method", default="in_network")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    results = kill_and_restart(args.model, args.input, method=args.method, kills=args.kills, seed=args.seed)
+    write_record("profile_kill", results, vars(args), packages=("torch", "timm", "onnxruntime"))
+    return int(not results["passed"])
+
+
+def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, seed: int) -> dict[str, Any]:
+    """Return what undisturbed and killed profiling left behind, compared."""
+    import torch
+
+    import layerfold as lf
+
+    torch.set_num_threads(1)  # a forked child cannot use the threads of its parent
+    shape = tuple(int(size) for size in input_shape.split("x"))
+    loaded = lf.load_model(model)
+    net = lf.trace_network(loaded.module, torch.zeros(1, *shape))
+    candidates = net.candidates(max_growth=4.0)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def profile(cache: Path, table: Path) -> None:
+            lf.profile_network(loaded.module, net, cache=cache, candidates=candidates, method=method,
+                               progress=False).write(table)
+
+        began = time.perf_counter()
+        life(lambda: profile(folder / "whole.sqlite", folder / "whole.csv"), None)
+        whole_s = time.perf_counter() - began
+
+        num_whole = len(stored(folder / "whole.sqlite"))
+        cache = folder / "killed.sqlite"
+        prepare(cache)
+        rng = random.Random(seed)
+        seen: dict[tuple[str, str], tuple[float, str]] = {}
+        changed: list[str] = []
+        lives = []
+        done_early = False
+        for _ in range(kills):
+            began, target = time.perf_counter(), len(seen) + rng.randint(0, round(1.6 * num_whole / kills))
+            ended = life(lambda: profile(cache, folder / "killed.csv"), rng.uniform(0.0, 2 * whole_s / num_whole),
+                         until=lambda: len(stored(cache)) >= target)  # noqa: B023 - called within this round
+            life_s = time.perf_counter() - began
+            rows = stored(cache)
+            changed += [key[1] for key, row in seen.items() if rows.get(key) != row]
+            lives.append({"life_s": round(life_s, 3), "finished": len(rows) - len(seen)})
+            seen = rows
+            done_early |= ended == _DONE
+        began = time.perf_counter()
+        life(lambda: profile(cache, folder / "killed.csv"), None)
+        last_s = time.perf_counter() - began
+        final = stored(cache)
+        changed += [key[1] for key, row in seen.items() if final.get(key) != row]
+        with sqlite3.connect(cache) as connection:
+            audit = connection.execute("SELECT environment, signature, count(*) FROM audit GROUP BY 1, 2").fetchall()
+        whole, killed = lf.LatencyTable.read(folder / "whole.csv"), lf.LatencyTable.read(folder / "killed.csv")
+        # A second run on the finished cache measures nothing and gives the same table, to the bit.
+        life(lambda: profile(cache, folder / "again.csv"), None)
+        again = lf.LatencyTable.read(folder / "again.csv")
+        repeated = [signature for _, signature, count in audit if count > 1]
+        ratios = [b.latency_ms / a.latency_ms for a, b in zip(whole.entries, killed.entries, strict=True)]
+        found = {
+            "entries": len(killed), "measurements": len(final), "undisturbed_s": round(whole_s, 1),
+            "kills": kills, "kills_with_finished_work_since_the_last": sum(each["finished"] > 0 for each in lives),
+            "finished_before_a_kill": len(seen), "finished_in_the_last_life": len(final) - len(seen),
+            "last_life_s": round(last_s, 1), "done_before_the_last_kill": done_early,
+            "kept_measurements_lost_or_changed": len(changed), "measurements_made_twice": len(repeated),
+            "same_rows_as_undisturbed": rows_of(whole) == rows_of(killed),
+            "same_measurements_as_undisturbed": sum(key in final for key in stored(folder / "whole.sqlite")),
+            "same_table_when_read_again": latencies(again) == latencies(killed),
+            "latency_killed_over_undisturbed_median": round(statistics.median(ratios), 4),
+            "lives": lives,
+        }  # fmt: skip
+        found["passed"] = (not changed and not repeated and found["same_rows_as_undisturbed"]
+                           and found["same_table_when_read_again"])
+        return found
+
+
+def life(work: Callable[[], None], life_s: float | None, until: Callable[[], bool] = lambda: True) -> int:
+    """Do the work in a forked process; kill it ``life_s`` after ``until`` holds. Returns its exit status, or minus the
+    signal."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = _DONE
+        except BaseException as error:  # nothing of this may reach the parent's code
+            print(f"a life ended by itself: {error!r}", file=sys.stderr)
+        finally:
+            os._exit(code)
+    if life_s is not None:
+        deadline = None
+        while deadline is None or time.monotonic() < deadline:
+            if deadline is None and until():
+                deadline = time.monotonic() + life_s
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02 if deadline is None else min(0.001, max(deadline - time.monotonic(), 0)))
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if life_s is None and code != _DONE:
+        sys.exit(f"error: profiling left alone ended with {code}")
+    return code
+
+
+def prepare(cache: Path) -> None:
+    """Make an empty cache whose inserts are written down by SQLite."""
+    from layerfold.profiler.cache import MeasurementCache
+
+    MeasurementCache(cache, {}).close()
+    with sqlite3.connect(cache) as connection:
+        connection.executescript(_AUDIT)
+
+
+def stored(cache: Path) -> dict[tuple[str, str], tuple[float, str]]:
+    """Return every measurement: (environment, signature) -> (when, summary as stored)."""
+    connection = sqlite3.connect(cache)
+    try:
+        rows = connection.execute("SELECT environment, signature, measured_at, summary FROM measurement").fetchall()
+    finally:
+        connection.close()
+    return {(row[0], row[1]): (row[2], row[3]) for row in rows}
+
+
+def latencies(table: Any) -> list[float]:
+    return [entry.latency_ms for entry in table.entries]
+
+
+def rows_of(table: Any) -> list[tuple[int, int, str]]:
+    return [(entry.start, entry.end, entry.signature) for entry in table.entries]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""``layerfold run``: an exported network on images, to see that the file works."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend, whole
+from layerfold.cli._sources import parse_channel_values
+from layerfold.cli._text import columns
+from layerfold.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerfold.export import InputSpec
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``run`` to the command line."""
+    parser = add_command(
+        subparsers, "run", "classify images with an exported network",
+        "Classify images with an ONNX file, on any backend, or with a TensorRT engine, on its GPU. Images are prepared "
+        "as the JSON file beside the network says; `layerfold export` writes it.",
+        "  layerfold run out/merged.onnx --input cat.jpg dog.jpg --labels names.txt\n"
+        "  layerfold run out/merged.engine --input cat.jpg --top 1 --json",
+    )  # fmt: skip
+    parser.add_argument("network", metavar="FILE", help="an .onnx file or an .engine file")
+    parser.add_argument("--input", nargs="+", action="extend", required=True, metavar="IMAGE", help="image files")
+    parser.add_argument("--top", type=whole(1), default=5, metavar="N",
+                        help="classes to show for each image (default: %(default)s)")
+    parser.add_argument("--labels", metavar="FILE", help="text file with the name of a class a line, in order")
+    preparing = parser.add_argument_group("preparing images", "in place of what the JSON beside FILE says")
+    preparing.add_argument("--mean", metavar="M,M,M", help="mean of each channel, images in 0..1")
+    preparing.add_argument("--std", metavar="S,S,S", help="standard deviation of each channel, images in 0..1")
+    preparing.add_argument("--interpolation", metavar="NAME", help="how images are resized: bilinear, bicubic, ...")
+    preparing.add_argument("--crop-pct", type=above(0, 1), metavar="P",
+                           help="share of the resized side that the centre crop keeps, 0..1")
+    add_backend_arguments(parser, batch=False)
+    add_result_arguments(parser, has_progress=False)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, classify, print."""
+    path = Path(args.network)
+    if path.suffix not in (".onnx", ".engine"):
+        raise UsageError(f"FILE {path}: expected a name that ends in .onnx or .engine; `layerfold export` writes both")
+    if not path.is_file():
+        raise UsageError(f"FILE {path}: no such file")
+    labels = _labels(args.labels)
+    from layerfold.export import Classifier, read_preprocessing
+
+    network, spec, device = _open_onnx(args, path) if path.suffix == ".onnx" else _open_engine(path)
+    try:
+        preprocessing = read_preprocessing(
+            path, spec, mean=_channels(args.mean, "--mean"), std=_channels(args.std, "--std"),
+            interpolation=args.interpolation, crop_pct=args.crop_pct,
+        )  # fmt: skip
+        found = Classifier(network.infer, spec, preprocessing, labels).classify(args.input, args.top)
+    finally:
+        network.close()
+    if args.json:
+        images = [{"image": image, "top": [asdict(guess) for guess in guesses]}
+                  for image, guesses in zip(args.input, found, strict=True)]
+        print(json.dumps({"network": str(path), "device": device, "images": images}, indent=1))
+        return 0
+    rows = [(image if rank == 0 else "", guess.index, guess.label, f"{100 * guess.probability:.1f} %")
+            for image, guesses in zip(args.input, found, strict=True) for rank, guess in enumerate(guesses)]
+    print(f"{path} on {device}", file=sys.stderr)
+    print(columns(("image", "class", "label", "probability"), rows, right="class probability"))
+    return 0
+
+
+def _open_onnx(args: argparse.Namespace, path: Path) -> tuple[Any, InputSpec, str]:
+    backend = open_backend(args)  # what is missing shows before torch is loaded
+    from layerfold.export import InputSpec
+    from layerfold.export.precision import read_graph
+
+    onnx_bytes = path.read_bytes()
+    try:
+        graph = read_graph(onnx_bytes)
+    except UsageError as error:
+        raise UsageError(f"FILE {path}: {error}") from error
+    weights = {each.name for each in graph.initializer}
+    spec = InputSpec.of({
+        put.name: [size.dim_value for size in put.type.tensor_type.shape.dim]
+        for put in graph.input if put.name not in weights
+    })
+    facts = backend.provenance()
+    return backend.compile(onnx_bytes), spec, f"{facts['device']} ({facts['backend']}, {backend.precision})"
+
+
+def _open_engine(path: Path) -> tuple[Any, InputSpec, str]:
+    from layerfold.export import InputSpec, load_engine
+
+    engine = load_engine(path)
+    import torch
+
+    spec = InputSpec.of({name: shape for name, (shape, _) in engine.inputs.items()})
+    return engine, spec, torch.cuda.get_device_name()
+
+
+def _channels(text: str | None, argument: str) -> Sequence[float] | None:
+    return None if text is None else parse_channel_values(text, argument)
+
+
+def _labels(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--labels {path}: cannot be read as text ({error})") from error

@@ -1,0 +1,75 @@
+"""Precisions by name, and ONNX graphs in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
+
+PRECISIONS = ("float32", "float16", "int8")
+_SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16"}
+
+
+def canonical_precision(name: str) -> str:
+    """Return ``float32``, ``float16`` or ``int8`` for a name or its short form (``fp32``, ``fp16``).
+
+    Raises:
+        UsageError: no such precision.
+    """
+    found = _SHORT.get(name, name)
+    if found not in PRECISIONS:
+        known = (*PRECISIONS, *_SHORT)
+        raise UsageError(f"precision={name!r} is not known; choose from {', '.join(PRECISIONS)}"
+                         f"{nearest_names(name, known)}")
+    return found
+
+
+def to_half(onnx_bytes: bytes) -> bytes:
+    """Return the model with weights and feature maps in float16; inputs and outputs stay float32.
+
+    Raises:
+        OptionalDependencyError: onnx or onnxruntime is not installed.
+    """
+    try:
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.onnx_model import OnnxModel
+    except ImportError as error:
+        raise OptionalDependencyError(
+            "precision='float16' needs onnx and onnxruntime to convert the graph; run: pip install onnx onnxruntime"
+        ) from error
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of each weight that rounds to the smallest half
+        model = convert_float_to_float16(onnx.load_from_string(onnx_bytes), keep_io_types=True)
+    OnnxModel(model).topological_sort()  # the casts at the inputs were appended behind what reads them
+    return bytes(model.SerializeToString())
+
+
+def is_half(onnx_bytes: bytes) -> bool:
+    """Say whether a graph is in halves already: an input or a weight of it is float16."""
+    import onnx
+
+    graph = read_graph(onnx_bytes)
+    kinds = {put.type.tensor_type.elem_type for put in graph.input} | {each.data_type for each in graph.initializer}
+    return onnx.TensorProto.FLOAT16 in kinds
+
+
+def has_quantised_nodes(onnx_bytes: bytes) -> bool:
+    """Say whether a graph holds QuantizeLinear nodes, as a calibrated model does."""
+    return any(node.op_type == "QuantizeLinear" for node in read_graph(onnx_bytes).node)
+
+
+def read_graph(onnx_bytes: bytes) -> Any:
+    """Return the graph of a serialised ONNX model.
+
+    Raises:
+        UsageError: it is none.
+    """
+    import onnx
+
+    try:
+        return onnx.load_from_string(onnx_bytes).graph
+    except Exception as error:  # protobuf's own errors
+        raise UsageError("this is no ONNX model; export it again") from error

@@ -1,0 +1,137 @@
+"""The SQLite file behind the cache: its schema, and what happens to one that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+from layerfold.errors import UsageError
+from layerfold.profiler.claims import CREATE_CLAIM
+
+FILE_NAME = "latency.sqlite"
+MEMORY = ":memory:"
+SCHEMA = 2
+_CREATE = (
+    """
+CREATE TABLE IF NOT EXISTS measurement (
+    environment TEXT NOT NULL, signature TEXT NOT NULL,
+    median_ms REAL NOT NULL, low_ms REAL NOT NULL, high_ms REAL NOT NULL, is_settled INTEGER NOT NULL,
+    measured_at REAL NOT NULL, took_s REAL NOT NULL, build_s REAL, summary TEXT NOT NULL, conditions TEXT NOT NULL,
+    PRIMARY KEY (environment, signature)
+)
+""",
+    """
+CREATE TABLE IF NOT EXISTS failure (
+    environment TEXT NOT NULL, signature TEXT NOT NULL, reason TEXT NOT NULL, failed_at REAL NOT NULL,
+    PRIMARY KEY (environment, signature)
+)
+""",
+    CREATE_CLAIM,
+)
+
+
+def default_cache_path() -> Path:
+    """Return the cache file: in the folder ``LAYERFOLD_CACHE``, else in the platform's folder for caches."""
+    folder = os.environ.get("LAYERFOLD_CACHE")
+    if folder:
+        return Path(folder) / FILE_NAME
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "layerfold" / FILE_NAME
+
+
+def open_cache_file(path: Path) -> sqlite3.Connection:
+    """Open or make the file; one that is no such database, or of another schema, is kept aside and a new one begun.
+
+    Raises:
+        UsageError: the file or its folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _connect(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            _move_aside(path, str(error))
+            return _connect(path)
+    except (OSError, sqlite3.OperationalError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(
+            f"cache={str(path)!r} cannot be written: {cause}; "
+            "set LAYERFOLD_CACHE or the cache option to a folder that can, or switch the cache off"
+        ) from error
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection | None:
+    """Open the file without ever writing to it; None where there is none, or none of this schema."""
+    if not path.is_file():
+        return None
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=30.0)
+    try:
+        if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
+            return connection
+    except sqlite3.Error:
+        pass
+    connection.close()
+    return None
+
+
+def open_in_memory() -> sqlite3.Connection:
+    """Return a cache that ends with the process."""
+    connection = sqlite3.connect(MEMORY, isolation_level=None)
+    _create(connection)
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=30.0)
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if version not in (0, SCHEMA) or (version == 0 and tables):
+            raise sqlite3.DatabaseError(f"its schema is {version}, this version of layerfold writes {SCHEMA}")
+        if tables and connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("its pages are damaged")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _create(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """Make the tables, or find them; in one transaction, since two processes may begin at once."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in _CREATE:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _move_aside(path: Path, reason: str) -> None:
+    aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
+    number = 1
+    while aside.exists():  # two in one second: none of them is overwritten
+        number += 1
+        aside = aside.with_name(f"{aside.name.partition('~')[0]}~{number}")
+    path.replace(aside)
+    for suffix in ("-wal", "-shm"):  # they hold what the main file does not: kept with it
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(aside.with_name(aside.name + suffix))
+    print(f"layerfold: the cache {path} is not usable ({reason}); kept as {aside.name}, begun anew", file=sys.stderr)

@@ -1,0 +1,117 @@
+"""Before profiling: how much there is to measure, how much of it is known, and about how long it will take."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from layerfold.graph.network import Network, Segment
+from layerfold.profiler.backends import Backend
+from layerfold.profiler.cache import CacheHistory
+from layerfold.profiler.open_cache import PURPOSES, purpose_of
+from layerfold.profiler.profile import Method, segment_profiler
+from layerfold.profiler.segments import distinct
+
+_LEAST_HISTORY = 8
+_PROBES = 6
+_IN_NETWORK = "%network:{}%"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileEstimate:
+    """What profiling would do.
+
+    Attributes:
+        segments: entries of the table.
+        segments_merged: of these, segments of two layers and more.
+        distinct_shapes: signatures to measure alone, single layers included.
+        cached: of these, known already (measured, or known to fail).
+        in_network: graphs to measure inside the network at most; 0 with ``method="isolated"``.
+        in_network_cached: measured inside this network already.
+        estimate_s: about how long it will take.
+        basis: ``history`` of this cache, a short ``probe`` of real segments, or ``nothing to do``.
+    """
+
+    segments: int
+    segments_merged: int
+    distinct_shapes: int
+    cached: int
+    in_network: int
+    in_network_cached: int
+    estimate_s: float
+    basis: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a JSON file would hold."""
+        return asdict(self)
+
+
+def estimate_profile(
+    net: Network,
+    candidates: Sequence[Segment],
+    backend: Backend,
+    history: CacheHistory,
+    *,
+    method: Method = "in_network",
+    target: float | None = None,
+    cap_s: float = 0.25,
+    batch: int = 1,
+    dtype: str = "float32",
+    workers: int = 1,
+) -> ProfileEstimate:
+    """Say what :func:`profile_network` would do with the same arguments; nothing is written.
+
+    Time is taken from what measurements took before in the same environment, else from measuring six of the segments
+    now, spread over the range of their multiply-adds. Segments plainly too slow to be worth measuring are found out on
+    the way, so that the estimate is rather too high.
+    """
+    singles = [net.segment(m, m + 1) for m in range(len(net.layers))]
+    wanted = distinct([*candidates, *singles])
+    purpose = purpose_of(method)
+    left = [segment for segment in wanted if not history.holds(segment.signature + purpose)]
+    merged = [segment for segment in candidates if segment.num_layers > 1]
+    at_most = len({_change(net, segment) for segment in merged}) if method == "in_network" else 0
+    pattern = _IN_NETWORK.format(net.hash)
+    known_in_network = min(len(history.seconds(pattern)), at_most)
+    estimate_s, basis = 0.0, "nothing to do"
+    if left:
+        others = ("%network:%", *(f"%{each}" for each in PURPOSES.values() if each != purpose and each))
+        past_s = history.seconds(f"%{purpose}", others)
+        if len(past_s) >= _LEAST_HISTORY:
+            each_s, basis = statistics.fmean(past_s), "history"
+        else:
+            each_s, basis = _probe_s(left, backend, method, target, cap_s, batch, dtype), "probe"
+        estimate_s += each_s * len(left) / workers
+    if at_most > known_in_network and (left or not known_in_network):
+        past_s = history.seconds(pattern)
+        each_s = statistics.fmean(past_s) if len(past_s) >= _LEAST_HISTORY else 2 * cap_s
+        estimate_s += each_s * (at_most - known_in_network)
+        basis = basis if left else "history"
+    return ProfileEstimate(
+        segments=len(candidates), segments_merged=len(merged), distinct_shapes=len(wanted),
+        cached=len(wanted) - len(left), in_network=at_most, in_network_cached=known_in_network,
+        estimate_s=math.ceil(10 * estimate_s) / 10, basis=basis,
+    )  # fmt: skip
+
+
+def _probe_s(
+    left: Sequence[Segment], backend: Backend, method: Method, target: float | None, cap_s: float, batch: int,
+    dtype: str,
+) -> float:
+    """Measure some segments for real, into a cache that is thrown away; return the mean time of one."""
+    count = min(_PROBES, len(left))
+    places = {round(i * (len(left) - 1) / max(count - 1, 1)) for i in range(count)}
+    # `left` is sorted by multiply-adds; the largest tenth is mostly skipped when it is for earnest
+    some = [left[int(0.9 * place)] for place in sorted(places)]
+    began = time.perf_counter()
+    segment_profiler(method, backend, None, target=target, cap_s=cap_s, batch=batch, dtype=dtype).measure(some)
+    return (time.perf_counter() - began) / len(some)
+
+
+def _change(net: Network, segment: Segment) -> tuple[str, ...]:
+    replaced = (net.segment(m, m + 1).signature for m in range(segment.start, segment.end))
+    return (*replaced, segment.signature)

@@ -1,0 +1,94 @@
+"""Claims: processes that fill one cache never measure the same, and outlive each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.claims import born_at, fill
+from layerfold.profiler.measure import summarise_blocks
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = summarise_blocks([1.0, 1.1, 1.2] * 4, runs=12, is_settled=True)
+
+_FILL = """
+import json, sys, time
+from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.claims import fill
+from layerfold.profiler.measure import summarise_blocks
+measured = []
+with MeasurementCache(sys.argv[1], {}) as cache:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    def measure(signatures):
+        for signature in signatures:
+            measured.append(signature)
+            time.sleep(0.01)
+            cache.put(signature, summarise_blocks([1.0] * 10, runs=10, is_settled=True))
+    fill(cache, [f"signature {i}" for i in range(40)], measure, 3)
+print(json.dumps(measured))
+"""
+_CLAIM_AND_WAIT = """
+import sys, time
+from layerfold.profiler.cache import MeasurementCache
+cache = MeasurementCache(sys.argv[1], {})
+print(cache.claim(["a", "b"], 2), flush=True)
+time.sleep(60)
+"""
+
+
+def start(script: str, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", script, str(cache)], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_two_processes_share_the_work_and_measure_nothing_twice(tmp_path):
+    running = [start(_FILL, tmp_path / "c.sqlite") for _ in range(2)]
+    for each in running:
+        assert each.stdout.readline() == "ready\n"
+    for each in running:
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    first, second = (json.loads(each.communicate(timeout=60)[0]) for each in running)
+    assert first
+    assert second
+    assert sorted(first + second) == sorted(f"signature {i}" for i in range(40))
+
+
+def test_the_claim_of_a_killed_process_lapses_and_that_of_a_living_one_does_not(tmp_path):
+    path = tmp_path / "c.sqlite"
+    other = start(_CLAIM_AND_WAIT, path)
+    assert other.stdout.readline() == "['a', 'b']\n"
+    with MeasurementCache(path, {}) as cache:
+        assert cache.claim(["a", "b", "c"], 3) == ["c"]
+        os.kill(other.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while born_at(other.pid) is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert cache.claim(["a", "b"], 2) == ["a", "b"]  # a zombie still, and dead all the same
+    other.communicate()
+
+
+def test_what_is_measured_or_failed_is_not_claimed(tmp_path):
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
+        cache.put("measured", MEASURED)
+        cache.put_failure("refused", "no such kernel")
+        assert cache.claim(["measured", "refused", "open"], 3) == ["open"]
+
+
+def test_filling_ends_at_an_error_and_gives_its_claims_up(tmp_path):
+    def refuse(signatures):
+        raise RuntimeError("broken")
+
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache, MeasurementCache(tmp_path / "c.sqlite", {}) as other:
+        with pytest.raises(RuntimeError, match="broken"):
+            fill(cache, ["a"], refuse, 1)
+        assert other.claim(["a"], 1) == ["a"]

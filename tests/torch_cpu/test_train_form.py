@@ -1,0 +1,160 @@
+"""The train form as a module: modes, precision, gradients, names, warnings."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from timm.layers import StdConv2d
+from torch import nn
+
+import layerfold as lf
+from tests.torch_cpu.exactness import all_positions, original_plan, randomise, relative_error
+
+
+class Everything(nn.Module):
+    """Every kind of layer once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.std, self.norm = StdConv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.gamma = nn.Parameter(torch.ones(4, 1, 1))
+        self.pool, self.pad, self.odd = nn.AvgPool2d(2), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 8, 2)
+        self.last, self.fc = nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.norm(self.std(x)) * self.gamma)
+        y = self.odd(self.pad(self.pool(x)))
+        y = self.last(torch.relu(y) + nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.fixture
+def traced() -> tuple[Everything, lf.Network, torch.Tensor]:
+    model = randomise(Everything())
+    assert isinstance(model, Everything)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    net = lf.trace_network(model, x, merge_pooling=True)
+    assert len(net.chains) == 1
+    return model, net, x
+
+
+def merge_all(net: lf.Network) -> lf.Solution:
+    return lf.Solution(act_pos=(), merge_pos=(len(net.layers),))
+
+
+def plans(net: lf.Network) -> list[lf.Solution]:
+    return [original_plan(net), merge_all(net)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_model_in_eval_mode_gives_forms_in_eval_mode_without_a_warning(
+    traced: tuple[Everything, lf.Network, torch.Tensor],
+) -> None:
+    model, net, _ = traced
+    for plan in plans(net):
+        student = lf.build_train_form(model, net, plan)
+        assert not any(module.training for module in student.modules())
+        assert not any(module.training for module in lf.merge_network(student).modules())
+
+
+def test_norm_that_the_user_put_in_eval_mode_stays_so(traced: tuple[Everything, lf.Network, torch.Tensor]) -> None:
+    model, net, x = traced
+    model.train()
+    model.norm.eval()
+    for plan in plans(net):
+        student = lf.build_train_form(model, net, plan)
+        norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert sorted(norm.training for norm in norms) == [False, True]
+        with pytest.warns(UserWarning, match="in training mode"):
+            merged = lf.merge_network(student)
+        assert not any(module.training for module in merged.modules())
+        assert relative_error(merged(x), student.eval()(x)) <= 1e-9
+
+
+def test_gradients_reach_every_parameter(traced: tuple[Everything, lf.Network, torch.Tensor]) -> None:
+    model, net, x = traced
+    for plan in plans(net):
+        student = lf.build_train_form(model, net, plan).train()
+        student(x).square().sum().backward()
+        for name, parameter in student.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_trained_form_still_merges_exactly(traced: tuple[Everything, lf.Network, torch.Tensor]) -> None:
+    model, net, x = traced
+    for plan in plans(net):
+        student = lf.build_train_form(model, net, plan).train()
+        optimizer = torch.optim.SGD(student.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            student(x).square().mean().backward()
+            optimizer.step()
+        merged = lf.merge_network(copy.deepcopy(student).eval())
+        assert relative_error(merged(x), student.eval()(x)) <= 1e-9
+
+
+def test_names_outside_the_merged_segments_are_those_of_the_model(
+    traced: tuple[Everything, lf.Network, torch.Tensor],
+) -> None:
+    model, net, _ = traced
+    keys = set(model.state_dict()) - {"gamma"}  # a parameter on its own becomes a module
+    assert keys <= set(lf.build_train_form(model, net, original_plan(net)).state_dict())
+    assert {"fc.weight", "fc.bias"} <= set(lf.build_train_form(model, net, merge_all(net)).state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forms_keep_the_precision_of_the_model(
+    traced: tuple[Everything, lf.Network, torch.Tensor], dtype: torch.dtype
+) -> None:
+    model, _, x = traced
+    model, x = model.to(dtype), x.to(dtype)
+    net = lf.trace_network(model, x, merge_pooling=True)
+    for plan in plans(net):
+        student = lf.build_train_form(model, net, plan)
+        merged = lf.merge_network(student)
+        for form in (student, merged):
+            assert {value.dtype for value in form.state_dict().values() if value.is_floating_point()} == {dtype}
+            assert form(x).dtype == dtype
+        assert relative_error(merged(x).float(), student(x).float()) <= 64 * torch.finfo(dtype).eps
+
+
+def test_merging_says_where_it_makes_more_work() -> None:
+    convs = [nn.Conv2d(inputs, outputs, 1) for inputs, outputs in ((8, 2), (2, 8), (8, 8), (8, 8))]
+    model = randomise(nn.Sequential(*convs[:2], nn.ReLU(), *convs[2:]))
+    net = lf.trace_network(model, torch.zeros(1, 8, 6, 6, dtype=torch.float64))
+    merged = lf.merge_network(lf.build_train_form(model, net, lf.Solution(act_pos=(2,), merge_pos=(2, 4))))
+    found = merged.meta["merged_convs"]
+    assert {(each.start, each.end): each.raises_macs for each in found.values()} == {(0, 2): True, (2, 4): False}
+    first = next(each for each in found.values() if each.start == 0)
+    assert (first.macs_before, first.macs_after) == (36 * 32, 36 * 64)
+
+
+def test_nan_names_the_first_segment_that_holds_it() -> None:
+    model = randomise(nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(6))))
+    net = lf.trace_network(model, torch.zeros(1, 3, 16, 16, dtype=torch.float64))
+    with torch.no_grad():
+        model[3].weight[0, 0, 0, 0] = float("nan")
+        model[5].bias[1] = float("inf")
+    student = lf.build_train_form(model, net, lf.Solution(act_pos=(), merge_pos=(2, 4, 6)))
+    with pytest.raises(lf.EquivalenceError, match=r"segment \(2, 4\)"):
+        lf.merge_network(student)
+
+
+def test_weights_of_a_merged_form_do_not_change_the_model(traced: tuple[Everything, lf.Network, torch.Tensor]) -> None:
+    model, net, x = traced
+    before = model(x)
+    for plan in plans(net):
+        student = lf.build_train_form(model, net, plan)
+        with torch.no_grad(), warnings.catch_warnings():
+            for parameter in student.parameters():
+                parameter.add_(1)
+            lf.merge_network(student)
+    assert torch.equal(model(x), before)
+    assert all_positions(net)[-1] == len(net.layers)
