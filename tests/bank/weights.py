@@ -27,9 +27,9 @@ def randomise(model: nn.Module, image: torch.Tensor) -> None:
 def randomise_norms(model: nn.Module, image: torch.Tensor) -> None:
     """Give every BatchNorm of a model, in place, random weights and random statistics that fit the network.
 
-    The running variance is the mean square of the norm's input on ``image`` times a random factor of 0.5 to 2, so
-    that values stay near 1 through any depth and any removal of activations. The running mean is random and smaller:
-    taking away the real mean of a few pixels would leave rounding errors.
+    The running variance is the mean square of the norm's input on ``image`` times a random factor of 0.5 to 2 for each
+    channel, so that values stay near 1 through any depth and any removal of activations. Over all channels, and without
+    taking the real mean away: what fits a few pixels channel by channel leaves rounding errors on other images.
     """
     hooks = [
         module.register_forward_pre_hook(_set_statistics)
@@ -43,10 +43,9 @@ def randomise_norms(model: nn.Module, image: torch.Tensor) -> None:
 
 
 def _set_statistics(norm: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-    squares = inputs[0].square().mean(dim=(0, 2, 3))
-    squares = squares.clamp_min(0.5 * float(squares.mean()) + 1e-6)  # a quiet channel would be blown up
-    norm.running_var.copy_(squares * torch.empty_like(squares).uniform_(0.5, 2.0))
-    norm.running_mean.copy_(0.3 * squares.sqrt() * torch.randn_like(squares))
+    square = float(inputs[0].square().mean()) + 1e-6
+    norm.running_var.uniform_(0.5, 2.0).mul_(square)
+    norm.running_mean.normal_().mul_(0.3 * square**0.5)
     if norm.weight is not None:
         norm.weight.copy_(torch.empty_like(norm.weight).uniform_(0.5, 1.5))
         norm.bias.copy_(0.1 * torch.randn_like(norm.bias))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.bank.architectures import BANK, FEATURES, QUICK, find
-from tests.bank.checks import check_architecture, prepare
+from tests.bank.checks import check_architecture, prepare, relative_difference
 from tests.bank.solutions import random_solutions
 
 
@@ -75,3 +76,17 @@ def test_random_solutions_are_exact_at_two_sizes_and_in_onnx_runtime(name: str) 
     found = check_architecture(prepared, solutions, onnx=["shipped", *["fast"] * 19])
     assert found.failures == []
     assert found.num_checks == 4 * 2 * 20
+
+
+@pytest.mark.parametrize("name", ["timm:tf_mixnet_s", "torchvision:densenet121", "timm:tf_efficientnet_lite0"])
+@torch.no_grad()
+def test_a_wrong_border_tap_in_the_first_conv_is_seen_at_the_output(name: str) -> None:
+    """The random weights neither hide a mistake nor blow up rounding errors, however deep the network is."""
+    prepared = prepare(find(name), sizes=(64,))
+    model, images = prepared.model, prepared.images[64]
+    expected = model(images)
+    wrong, precise = copy.deepcopy(model), copy.deepcopy(model).double()
+    first = next(module for module in wrong.modules() if isinstance(module, nn.Conv2d))
+    first.weight[:, :, 0, 0] *= 1.01
+    assert relative_difference([wrong(images)], [expected]) > 1e-5
+    assert relative_difference([precise(images.double())], [expected]) < 1e-5
