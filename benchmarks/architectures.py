@@ -177,9 +177,9 @@ def page_of(results: dict[str, dict[str, Any]], solutions: int) -> str:
         f"{passed} of {len(results)} architectures pass every check. Each has random weights and random BatchNorm "
         f"statistics, {solutions} random solutions (candidates with kernels up to {MAX_KERNEL}, at most {MAX_GROWTH:g} "
         f"times the multiply-adds and {MAX_PARAMS / 1e6:.0f} million weights; random activations, at empty slots too) "
-        "and two input sizes. Each solution is checked at each size for output shapes and for train form against deploy "
-        "form in float64 (1e-9) and in float32 (1e-4), and at one of the sizes, in turn, for the float32 deploy form "
-        "against ONNX Runtime (1e-4). Differences are relative to the largest value of the output tensor. "
+        "and two input sizes. Each solution is checked at each size for output shapes and for train form against "
+        "deploy form in float64 (1e-9) and in float32 (1e-4), and at one of the sizes, in turn, for the float32 "
+        "deploy form against ONNX Runtime (1e-4). Differences are relative to the largest value of the output tensor. "
         f"The largest seen are {worst['float64']:.1g}, {worst['float32']:.1g} and {worst['onnx']:.1g}.", "",
         "*Candidates* are segments of several layers that may become one conv. *Mergeable* is the share of the "
         "network's multiply-adds in convs that a candidate takes in. The last column counts what nothing merges "
