@@ -18,6 +18,8 @@ from typing import Any
 
 from record import peak_memory_mib, write_record
 
+from tests.bank.solutions import MAX_GROWTH, MAX_KERNEL, MAX_PARAMS
+
 MERGE_LIMITS_S = {"torchvision:mobilenet_v2": 1.0, "timm:mobilenetv2_100": 1.0, "torchvision:resnet152": 10.0}
 TRACE_LIMIT_S = 5.0
 SIZES = {"torchvision:inception_v3": 299, "benchmarks:resnet20": 32}
@@ -47,9 +49,11 @@ def main() -> int:
     slow += [name for name, found in merges.items() if found["build_and_merge_s_worst"] >= MERGE_LIMITS_S[name]]
     results = {"over_a_limit": slow, "merging": merges, "tracing": traces, "peak_memory_mib": round(peak_memory_mib())}
     if not args.only:
-        settings = {"threads": 1, "clock": "processor time", "batch": 1, "max_kernel": 15,
-                    "sizes": {"default": USUAL_SIZE, **SIZES},
-                    "max_growth": 4, "limits_s": {"trace": TRACE_LIMIT_S, **MERGE_LIMITS_S}}
+        settings = {
+            "threads": 1, "clock": "processor time", "batch": 1, "sizes": {"default": USUAL_SIZE, **SIZES},
+            "max_kernel": MAX_KERNEL, "max_growth": MAX_GROWTH, "max_params": MAX_PARAMS,
+            "limits_s": {"trace": TRACE_LIMIT_S, **MERGE_LIMITS_S},
+        }
         write_record("merge_speed", results, settings, packages=("torch", "torchvision", "timm", "numpy"))
     for name in slow:
         print(f"over its limit: {name}", file=sys.stderr)
@@ -76,7 +80,7 @@ def time_tracing(name: str) -> dict[str, Any]:
         forward_s, _ = timed(lambda: model(image))
     try:
         trace_s, net = timed(lambda: lf.trace_network(model, image))
-        candidates_s, _ = timed(lambda: net.candidates(max_kernel=15, max_growth=4))
+        candidates_s, _ = timed(lambda: net.candidates(max_kernel=MAX_KERNEL, max_growth=MAX_GROWTH))
     except lf.LayerfoldError as error:
         return {"trace_s": float("nan"), "error": str(error)}
     return {"trace_s": trace_s, "candidates_s": candidates_s, "forward_s": forward_s, "layers": len(net.layers)}

@@ -10,6 +10,9 @@ import layerfold as lf
 APPETITES = (0.2, 0.6, 0.95)
 """Chance that a step takes several layers: a solution that merges little, half, nearly all it can."""
 
+MAX_KERNEL, MAX_GROWTH = 15, 2.5
+"""Limits of the candidates that the bank draws from."""
+
 MAX_PARAMS = 13_000_000
 """Largest merged conv: 7x7 with 512 channels. Larger ones show nothing new, and take minutes each in float64."""
 
@@ -33,7 +36,7 @@ def random_solution(net: lf.Network, candidates: Sequence[lf.Segment], rng: rand
 
 
 def random_solutions(
-    net: lf.Network, count: int, *, max_kernel: int = 15, max_growth: float = 2.5, seed: int = 0
+    net: lf.Network, count: int, *, max_kernel: int = MAX_KERNEL, max_growth: float = MAX_GROWTH, seed: int = 0
 ) -> list[lf.Solution]:
     """Return ``count`` solutions over the candidates within those limits, and of at most ``MAX_PARAMS``."""
     rng, candidates = random.Random(seed), net.candidates(max_kernel=max_kernel, max_growth=max_growth)
