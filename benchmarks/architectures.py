@@ -95,7 +95,7 @@ def code_hash() -> str:
     """Return a hash over the files whose change makes a result stale."""
     digest = hashlib.sha256()
     for folder in CHECKED:
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
