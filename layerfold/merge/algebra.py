@@ -120,19 +120,25 @@ class LinearMap:
             groups=channels,
         )
 
-    def then(self, conv: AffineConv, spec: ConvSpec) -> LinearMap:
-        """Return this map followed by a conv of shape ``spec`` (its padding has moved to the front)."""
-        groups = math.gcd(self.groups, spec.groups)
-        step = self.stride[0] * spec.dilation[0], self.stride[1] * spec.dilation[1]
+    @classmethod
+    def of(cls, conv: AffineConv, spec: ConvSpec) -> LinearMap:
+        """Return one conv of shape ``spec`` as a map (its padding has moved to the front)."""
+        return cls(
+            weight_OIHW=_dilate(conv.weight_OIHW, spec.dilation),
+            bias=conv.bias,
+            stride=spec.stride,
+            low=(-spec.padding[0][0], -spec.padding[1][0]),
+            groups=spec.groups,
+        )
+
+    def then(self, other: LinearMap) -> LinearMap:
+        """Return this map followed by another, which reads this one's output."""
         return LinearMap(
-            weight_OIHW=_compose_taps(self.weight_OIHW, self.groups, conv.weight_OIHW, spec.groups, step),
-            bias=conv.bias + _pass_on(self.bias, conv.weight_OIHW, spec.groups),
-            stride=(self.stride[0] * spec.stride[0], self.stride[1] * spec.stride[1]),
-            low=(
-                self.low[0] - spec.padding[0][0] * self.stride[0],
-                self.low[1] - spec.padding[1][0] * self.stride[1],
-            ),
-            groups=groups,
+            weight_OIHW=_compose_taps(self.weight_OIHW, self.groups, other.weight_OIHW, other.groups, self.stride),
+            bias=other.bias + _pass_on(self.bias, other.weight_OIHW, other.groups),
+            stride=(self.stride[0] * other.stride[0], self.stride[1] * other.stride[1]),
+            low=(self.low[0] + other.low[0] * self.stride[0], self.low[1] + other.low[1] * self.stride[1]),
+            groups=math.gcd(self.groups, other.groups),
         )
 
     def plus(self, other: LinearMap) -> LinearMap:
@@ -186,6 +192,18 @@ def widen_groups(weight_OIHW: torch.Tensor, groups: int, fewer: int) -> torch.Te
     # Advanced indexing on two axes puts the diagonal first: [ratio, fewer, O / groups, I / groups, H, W].
     wide[:, inner, :, inner] = blocks.transpose(0, 1)
     return wide.reshape(out_channels, ratio * per_group, height, width)
+
+
+def _dilate(weight_OIHW: torch.Tensor, dilation: Pair) -> torch.Tensor:
+    """Write a dilated kernel as one of dilation 1, with zeros between its taps."""
+    if dilation == (1, 1):
+        return weight_OIHW
+    height, width = (
+        (size - 1) * step + 1 for size, step in zip(weight_OIHW.shape[2:], dilation, strict=True)
+    )
+    wide = weight_OIHW.new_zeros(*weight_OIHW.shape[:2], height, width)
+    wide[:, :, :: dilation[0], :: dilation[1]] = weight_OIHW
+    return wide
 
 
 def _pass_on(bias: torch.Tensor, weight_OIHW: torch.Tensor, groups: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ from torch import nn
 
 from layerfold.graph.specs import ConvSpec, Padding, Shape
 from layerfold.graph.weights import weights_of
-from layerfold.merge.algebra import AffineConv, LinearMap, affine_of
+from layerfold.merge.algebra import LinearMap, affine_of
+from layerfold.merge.composition import compose
 
 
 class LinearLayer(nn.Module):
@@ -34,9 +35,9 @@ class LinearLayer(nn.Module):
             x = self.op(x)
         return x if self.norm is None else self.norm(x)
 
-    def affine(self, device: torch.device) -> AffineConv:
-        """Return the layer in eval mode as one conv, in float64."""
-        return affine_of(self.op, self.norm, self.spec, device)
+    def linear_map(self, device: torch.device) -> LinearMap:
+        """Return the layer in eval mode as a map from its input, in float64."""
+        return LinearMap.of(affine_of(self.op, self.norm, self.spec, device), self.spec)
 
 
 def _without_padding(op: nn.Module | None, spec: ConvSpec) -> nn.Module | None:
@@ -143,19 +144,21 @@ class TrainSegment(nn.Module):
     def linear_map(self) -> LinearMap:
         """Return the whole segment in eval mode as one linear map in float64."""
         device = next((each.device for each in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-        maps = [LinearMap.identity(self.merged.in_channels, device)]
-        for position, module in enumerate(self.layers, start=1):
-            layer = cast(LinearLayer, module)
-            value = maps[-1].then(layer.affine(device), layer.spec)
+        maps = {0: LinearMap.identity(self.merged.in_channels, device)}
+        # Only where a residual starts or ends is the map from the segment's input needed.
+        stops = {position for residual in self.residuals for position in (residual.src, residual.dst)}
+        before = 0
+        for position in sorted({*stops, len(self.layers)} - {0}):
+            layers = [cast(LinearLayer, layer).linear_map(device) for layer in list(self.layers)[before:position]]
+            value = compose([maps[before], *layers])
             for residual in self.residuals:
                 if residual.dst == position:
-                    branch = maps[residual.src]
-                    for step in cast(nn.Sequential, self.shortcuts[residual.index]):
-                        shortcut = cast(LinearLayer, step)
-                        branch = branch.then(shortcut.affine(device), shortcut.spec)
-                    value = value.plus(branch)
-            maps.append(value)
-        return maps[-1]
+                    way = cast(nn.Sequential, self.shortcuts[residual.index])
+                    steps = [cast(LinearLayer, step).linear_map(device) for step in way]
+                    value = value.plus(compose([maps[residual.src], *steps]))
+            maps[position] = value
+            before = position
+        return maps[before]
 
     def extra_repr(self) -> str:
         return f"start={self.start}, end={self.end}, front={self.front}"

@@ -13,6 +13,7 @@ from torch import nn
 from layerfold.graph.footprint import Footprint
 from layerfold.graph.specs import ConvSpec
 from layerfold.merge.algebra import AffineConv, LinearMap, fold_norm, widen_groups
+from layerfold.merge.composition import compose
 from layerfold.merge.deploy_form import make_conv
 from layerfold.merge.segment import InnerResidual, LinearLayer, TrainSegment
 
@@ -161,7 +162,8 @@ def test_a_bias_passes_through_groups() -> None:
     second = ConvSpec(in_channels=4, out_channels=6, kernel_size=(3, 3), groups=1)
     w1, b1 = torch.randn(4, 2, 1, 1).double(), torch.randn(4).double()
     w2, b2 = torch.randn(6, 4, 3, 3).double(), torch.randn(6).double()
-    found = start.then(AffineConv(weight_OIHW=w1, bias=b1), first).then(AffineConv(weight_OIHW=w2, bias=b2), second)
+    convs = (AffineConv(weight_OIHW=w1, bias=b1), first), (AffineConv(weight_OIHW=w2, bias=b2), second)
+    found = compose([start, *(LinearMap.of(conv, spec) for conv, spec in convs)])
     zeros = torch.zeros(1, 4, 3, 3).double()
     expected = F.conv2d(F.conv2d(zeros, w1, b1, groups=2), w2, b2).flatten()
     assert torch.allclose(found.bias, expected, atol=1e-12)
