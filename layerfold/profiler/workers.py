@@ -15,7 +15,7 @@ from typing import Any
 from layerfold.errors import UsageError
 from layerfold.profiler.machine_state import processors
 
-_MODULE = "layerfold.cli.profile_worker"
+_MODULE = "layerfold.cli._profile_worker"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ORPHANED = 1
 
