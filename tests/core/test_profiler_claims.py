@@ -31,7 +31,7 @@ with MeasurementCache(sys.argv[1], {}) as cache:
     def measure(signatures):
         for signature in signatures:
             measured.append(signature)
-            time.sleep(0.01)
+            time.sleep(0.05)
             cache.put(signature, summarise_blocks([1.0] * 10, runs=10, is_settled=True))
     fill(cache, [f"signature {i}" for i in range(40)], measure, 3)
 print(json.dumps(measured))
@@ -72,7 +72,7 @@ def test_the_claim_of_a_killed_process_lapses_and_that_of_a_living_one_does_not(
         os.kill(other.pid, signal.SIGKILL)
         deadline = time.monotonic() + 20
         while born_at(other.pid) is not None and time.monotonic() < deadline:
-            time.sleep(0.01)
+            time.sleep(0.05)
         assert cache.claim(["a", "b"], 2) == ["a", "b"]  # a zombie still, and dead all the same
     other.communicate()
 
