@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._networks import check_table, trace_of
+from layerfold.cli._networks import add_trace_arguments, check_table, trace_of
 from layerfold.cli._options import open_backend
 from layerfold.cli._sources import load_model_of
 from layerfold.cli._text import facts
@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--verify`` and what it needs to build and measure networks."""
+    add_trace_arguments(parser)
     group = parser.add_argument_group("verification", "measure the answer, and solve again until it keeps the budget")
     group.add_argument("--verify", dest="model", metavar="MODEL",
                        help="timm:NAME, torchvision:NAME or path/to/file.py:factory; the table's own network")
     group.add_argument("--weights", metavar="FILE", help="its weights (default: random; latency is the same)")
     group.add_argument("--num-classes", type=int, metavar="N", help="outputs of the classifier")
     group.add_argument("--input", metavar="CxHxW", help="input shape (default: the latency table's)")
-    group.add_argument("--exclude", action="append", default=[], metavar="NAME", help="as for `layerfold profile`")
     group.add_argument("--backend", metavar="NAME", help="what measures (default: the latency table's backend)")
     group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
     group.add_argument("--threads", type=int, metavar="N", help="worker threads on a CPU (default: the table's)")
+    group.add_argument("--precision", metavar="NAME", help="of weights and feature maps (default: the table's)")
+    group.add_argument("--layout", metavar="NAME", help="of feature maps (default: the table's)")
+    group.add_argument("--backend-option", action="append", default=[], metavar="NAME=VALUE",
+                       help="as for `layerfold profile`")
     group.add_argument("--margin", default="2", metavar="PCT",
                        help="percent of the budget left free while a faster plan exists (default: %(default)s)")
 
@@ -61,8 +65,9 @@ def meet_budget_of(
     if args.input is None and len(provenance.input_shape) >= 3:
         args.input = "x".join(map(str, provenance.input_shape[-3:]))
     args.backend = args.backend or provenance.backend or "onnxruntime"
-    if args.threads is None:
-        args.threads = provenance.options.get("threads")
+    for name in ("threads", "precision", "layout"):
+        if getattr(args, name) is None:
+            setattr(args, name, provenance.backend_options.get(name))
     backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.pipeline.budget_loop import Budget, meet_budget
 

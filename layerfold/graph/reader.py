@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import fx
 
 from layerfold.graph.rewrites.sums import conv_depths
-from layerfold.graph.vocabulary import Role, role_of
+from layerfold.graph.vocabulary import Role, conv_obstacle, role_of
 
 _LINEAR = (Role.CONV, Role.NORM, Role.POOL, Role.SLICE)
 
@@ -94,11 +94,11 @@ class Reader:
                 self.roles[node] = Role.OTHER
             if self.roles[node] in (*_LINEAR, Role.ACTIVATION, Role.PASS) and not _is_feature_map(node):
                 self.roles[node] = Role.OTHER
-        # The norm of a conv that stays as it is stays with it: it is folded there, and costs nothing.
+        # The norm of a conv that could be on a chain but is kept out stays with it: it is folded there for nothing.
         for node in self.nodes:
             if self.roles[node] is Role.NORM:
                 before = self.origin(node.all_input_nodes[0])
-                is_conv = before.op == "call_module" and isinstance(self.modules[str(before.target)], nn.Conv2d)
+                is_conv = before.op == "call_module" and conv_obstacle(self.modules[str(before.target)]) is None
                 if is_conv and self.roles[before] is Role.OTHER and len(self.consumers(before)) == 1:
                     self.roles[node] = Role.OTHER
             if self.roles[node] is Role.ADD and len(set(self._operands(node))) < 2:
