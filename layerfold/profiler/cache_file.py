@@ -94,8 +94,11 @@ def open_in_memory() -> sqlite3.Connection:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=30.0)
     try:
+        # In one transaction: a process that makes the tables between the two would leave tables without a version.
+        connection.execute("BEGIN")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        connection.execute("COMMIT")
         if version not in (0, SCHEMA) or (version == 0 and tables):
             raise sqlite3.DatabaseError(f"its schema is {version}, this version of layerfold writes {SCHEMA}")
         if tables and connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":

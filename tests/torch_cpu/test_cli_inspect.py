@@ -66,7 +66,10 @@ def test_residuals_and_shortcuts_of_a_resnet_are_listed(capsys: pytest.CaptureFi
     assert found["barriers"][0]["kind"] == "MaxPool2d"
 
 
-def test_text_names_barriers_with_their_reasons(factory: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_names_barriers_with_their_reasons(
+    factory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # lines are as wide as the terminal
     assert main(["inspect", f"{factory}:make"]) == 0
     text = capsys.readouterr().out
     assert "layers         4 in 2 chains" in text
