@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from layerfold.importance import estimate_importance
     from layerfold.merge import build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
-    from layerfold.pipeline import CompressOptions, compress_network
+    from layerfold.pipeline import CompressOptions, SolutionComparison, compare_solutions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
     from layerfold.search import SearchResult, published_pattern, search_activations
     from layerfold.solver import (
@@ -63,7 +63,7 @@ _HOMES = {
     "layerfold.importance": ("estimate_importance",),
     "layerfold.merge": ("build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
-    "layerfold.pipeline": ("CompressOptions", "compress_network"),
+    "layerfold.pipeline": ("CompressOptions", "SolutionComparison", "compare_solutions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
     "layerfold.search": ("SearchResult", "published_pattern", "search_activations"),
     "layerfold.solver": (
@@ -114,6 +114,7 @@ __all__ = [
     "SearchResult",
     "Segment",
     "Solution",
+    "SolutionComparison",
     "SolutionError",
     "TableError",
     "UnstableMeasurementError",
@@ -122,6 +123,7 @@ __all__ = [
     "__version__",
     "benchmark_networks",
     "build_train_form",
+    "compare_solutions",
     "compress_network",
     "compute_optimal_latency",
     "estimate_importance",

@@ -15,7 +15,7 @@ from layerfold.errors import LayerfoldError, UsageError, nearest_names
 
 COMMANDS = (
     "compress", "demo", "inspect", "profile", "importance", "solve", "search", "verify", "finetune", "merge", "export",
-    "run", "bench", "tables", "backends",
+    "run", "bench", "compare", "tables", "backends",
 )  # fmt: skip
 """One module of this package each, in the order of the help."""
 
