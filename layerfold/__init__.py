@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network
     from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, trace_network
     from layerfold.importance import estimate_importance
-    from layerfold.merge import build_train_form, merge_network
+    from layerfold.merge import add_fading, build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
     from layerfold.pipeline import CompressOptions, SolutionComparison, compare_solutions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
@@ -61,7 +61,7 @@ _HOMES = {
     "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network"),
     "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "trace_network"),
     "layerfold.importance": ("estimate_importance",),
-    "layerfold.merge": ("build_train_form", "merge_network"),
+    "layerfold.merge": ("add_fading", "build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
     "layerfold.pipeline": ("CompressOptions", "SolutionComparison", "compare_solutions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
@@ -121,6 +121,7 @@ __all__ = [
     "UnsupportedGraphError",
     "UsageError",
     "__version__",
+    "add_fading",
     "benchmark_networks",
     "build_train_form",
     "compare_solutions",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
-from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, check_output
+from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, at_least, check_output
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import facts
 from layerfold.cli._training import add_training_arguments, history_text, training_of
@@ -35,6 +35,8 @@ def add_parser(subparsers: Any) -> None:
     add_training_arguments(parser, epochs=10)
     parser.add_argument("--keep", choices=("last", "best"), default="last",
                         help="weights of the last epoch, or of the best on the holdout (default: %(default)s)")
+    parser.add_argument("--fade", type=at_least(0, 1), default=0.0, metavar="X",
+                        help="share of the steps over which the activations that go fade to nothing (default: at once)")
     parser.add_argument("--teacher-weights", metavar="FILE",
                         help="the original's weights, where --weights are others, such as those that `layerfold "
                         "search` ended with (default: those of --weights)")
@@ -47,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, score, write the train form."""
     from layerfold.finetune import evaluate_network, finetune_network
-    from layerfold.merge import build_train_form, save_form
+    from layerfold.merge import add_fading, build_train_form, save_form
     from layerfold.solver import Solution
 
     check_output(args.output, suffix=".safetensors", overwrite=args.overwrite)
@@ -57,11 +59,12 @@ def run(args: argparse.Namespace) -> int:
     original = loaded if args.teacher_weights is None else load_model_of(args, weights=args.teacher_weights)
     net = trace_of(args, loaded)
     student = build_train_form(loaded.module, net, solution)
+    fade = args.fade if args.fade and add_fading(student, loaded.module, net, solution) else 0.0
     data = open_data_of(args, loaded)
     checkpoint = Path(f"{args.output}.checkpoint")
     options = replace(training_of(args), keep=args.keep)
     report = finetune_network(
-        student, data, teacher=None if args.no_teacher else original.module, **asdict(options),
+        student, data, teacher=None if args.no_teacher else original.module, **asdict(options), fade=fade,
         checkpoint_path=checkpoint, device=args.train_device, progress=not args.quiet,
     )
     test: dict[str, Any] = {}
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct,
         }  # fmt: skip
     facts_kept = {"finetune": report.as_dict(), "data": data.describe(), "test": test,
-                  "original_weights_sha256": original.weights_sha256}
+                  "original_weights_sha256": original.weights_sha256, "fade": fade}
     save_form(student, args.output, kind="train", recipe=recipe_of(args, loaded, solution), facts=facts_kept)
     checkpoint.unlink(missing_ok=True)
     print(f"wrote {args.output}", file=sys.stderr)

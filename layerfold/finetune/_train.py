@@ -26,6 +26,7 @@ from layerfold.finetune._modes import channels_last, device_of, modes_kept
 from layerfold.finetune._options import FinetuneOptions, OptimizerName
 from layerfold.finetune._report import EpochRow, FinetuneReport, best_epoch
 from layerfold.finetune._scores import check_labels, evaluate_network
+from layerfold.graph.fading import fade_to, fading_activations, remove_fading
 from layerfold.progress import Progress, progress_bar
 
 
@@ -49,6 +50,7 @@ def finetune_network(
     keep: Literal["last", "best"] = "last",
     mixed_precision: Literal["no", "bf16", "fp16"] = "no",
     seed: int = 0,
+    fade: float = 0.0,
     score_holdout: bool = True,
     checkpoint_path: str | Path | None = None,
     checkpoint_every_s: float = 60.0,
@@ -67,6 +69,8 @@ def finetune_network(
         data: its train split is learned, its holdout scored after every epoch.
         teacher: the original network; left as it is.
         epochs ... seed: see ``FinetuneOptions``.
+        fade: share of the steps, 0..1, over which the activations that :func:`add_fading` put into a train form fade to
+            nothing. Afterwards they are taken out; with 0 at once.
         score_holdout: False saves the time of scoring (then ``keep`` must be ``last``).
         checkpoint_path: file that holds the state of the run; if it exists the run goes on from it, and ends as it
             would have without the interruption.
@@ -87,10 +91,34 @@ def finetune_network(
         distillation_weight=distillation_weight, temperature=temperature, grad_clip_norm=grad_clip_norm,
         augment=augment, keep=keep, mixed_precision=mixed_precision, seed=seed,
     )
-    return train_network(
-        model, data, options, teacher=teacher, score_holdout=score_holdout, checkpoint_path=checkpoint_path,
-        checkpoint_every_s=checkpoint_every_s, device=device, progress=progress, description=description,
-    )
+    _check_fade(model, fade, options)
+    try:
+        report = train_network(
+            model, data, options, teacher=teacher, score_holdout=score_holdout, checkpoint_path=checkpoint_path,
+            checkpoint_every_s=checkpoint_every_s, device=device, progress=progress, description=description,
+            before_step=_fading_steps(model, fade) if fade else None, settings={"fade": fade} if fade else None,
+        )
+    finally:
+        fade_to(model, 1.0)
+    remove_fading(model)
+    return report
+
+
+def _check_fade(model: nn.Module, fade: float, options: FinetuneOptions) -> None:
+    if not 0 <= fade <= 1:
+        raise UsageError(f"fade={fade!r}: must be within 0..1")
+    if fade and next(fading_activations(model), None) is None:
+        raise UsageError(f"fade={fade!r}: no activation fades in this network; add them (add_fading) to the train "
+                         "form of a solution that removes some, or leave fade out")
+    if fade and options.keep == "best":
+        raise UsageError("keep='best': epochs in which activations fade cannot be compared; use keep='last' with fade")
+
+
+def _fading_steps(model: nn.Module, fade: float) -> Callable[[int, int], None]:
+    def before_step(step: int, total_steps: int) -> None:
+        fade_to(model, min(1.0, step / (fade * total_steps)))
+
+    return before_step
 
 
 def train_network(
