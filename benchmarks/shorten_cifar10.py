@@ -61,7 +61,9 @@ class Run:
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         self.name, self.arguments = name, arguments
         self.folder: Path = arguments.work.resolve() / name
-        self.folder.mkdir(parents=True, exist_ok=True)
+        length = f"{arguments.epochs}-epochs-{arguments.search_epochs}-of-search"
+        self.trained = self.folder / (length if arguments.steps is None else f"{arguments.steps}-steps")
+        self.trained.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def baseline(self) -> Path:
@@ -117,7 +119,7 @@ class Run:
                                   seed=seed)
 
     def file(self, way: str, speedup: float, seed: int, suffix: str) -> Path:
-        return self.folder / f"{way.replace(' ', '-')}-{speedup:g}-{seed}{suffix}"
+        return self.trained / f"{way.replace(' ', '-')}-{speedup:g}-{seed}{suffix}"
 
 
 def merging_only(run: Run, budget_ms: float, seed: int) -> lf.Solution:
@@ -131,7 +133,7 @@ def search(run: Run, budget_ms: float, seed: int) -> lf.Solution:
     return lf.search_activations(
         run.loaded.module, run.net, run.data, budget_ms=budget_ms, latency=run.latency,
         training=run.training(seed, arguments.search_epochs), device=arguments.train_device,
-        checkpoint_path=run.folder / f"search-{budget_ms:g}-{seed}.checkpoint", model_name=run.name,
+        checkpoint_path=run.trained / f"search-{budget_ms:g}-{seed}.checkpoint", model_name=run.name,
     ).solution
 
 
@@ -209,7 +211,7 @@ def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
             latency=run.latency, importance=run.importance,
             accuracies_pct={"original": original_pct, **{names[k]: f.facts["accuracy_pct"] for k, f in forms.items()}},
         )  # fmt: skip
-        found.plot(run.folder / "compare.png", title=f"{run.name} on CIFAR-10")
+        found.plot(run.trained / "compare.png", title=f"{run.name} on CIFAR-10")
         comparison = found.to_json()
     measured = {each["name"]: each for each in comparison.get("networks", [])}
     for key in every:

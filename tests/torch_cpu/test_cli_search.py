@@ -99,7 +99,7 @@ def test_search_ends_in_a_solution_that_finetune_and_merge_take(search: Search) 
     torch.save(original, folder / "original.pth")
     assert search(*search.model, *search.data, "--weights", folder / "searched.safetensors", "--teacher-weights",
                   folder / "original.pth", "--solution", folder / "solution.json", "--steps", 2, "--quiet",
-                  "-o", folder / "finetuned.safetensors", command="finetune")[0] == 0
+                  "--fade", 0.5, "-o", folder / "finetuned.safetensors", command="finetune")[0] == 0
     assert search(folder / "finetuned.safetensors", "-o", folder / "merged.safetensors", command="merge")[0] == 0
 
 
