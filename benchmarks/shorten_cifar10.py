@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from record import RESULTS, ROOT, shared_path, write_record
 import layerfold as lf
 from layerfold.merge import Recipe, load_form, save_form
 from layerfold.profiler import get_backend
-from layerfold.search import BestMerging, activations_left, list_gates
+from layerfold.search import GRANULARITIES, BestMerging, activations_left, list_gates
 
 STEPS = ("baseline", "latency", "importance", "solve", "finetune", "compare")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
@@ -129,25 +130,30 @@ def merging_only(run: Run, budget_ms: float, seed: int) -> lf.Solution:
 
 def search(run: Run, budget_ms: float, seed: int) -> lf.Solution:
     """Return what gates learn, one for each activation."""
-    arguments = run.arguments
-    return lf.search_activations(
+    arguments, checkpoint = run.arguments, run.trained / f"search-{budget_ms:g}-{seed}.checkpoint"
+    solution = lf.search_activations(
         run.loaded.module, run.net, run.data, budget_ms=budget_ms, latency=run.latency,
         training=run.training(seed, arguments.search_epochs), device=arguments.train_device,
-        checkpoint_path=run.trained / f"search-{budget_ms:g}-{seed}.checkpoint", model_name=run.name,
+        checkpoint_path=checkpoint, model_name=run.name,
     ).solution
+    checkpoint.unlink(missing_ok=True)
+    return solution
 
 
 def uniform_removal(run: Run, budget_ms: float, seed: int) -> lf.Solution:
-    """Return the most activations, spread evenly over the network, whose fastest merging keeps to the budget."""
-    gates, merging = list_gates(run.net), BestMerging(run.net, run.latency)
-    for keep in range(len(gates), -1, -1):
-        kept = {round((index + 0.5) * len(gates) / keep - 0.5) for index in range(keep)}
-        acts = activations_left(run.net, gates, [index in kept for index in range(len(gates))])
-        if merging.predict_ms(acts) <= budget_ms:
-            return merging.solution(acts, model=run.name, budget_ms=budget_ms)
-    least_ms = merging.predict_ms(acts)
-    raise lf.InfeasibleBudgetError(f"budget {budget_ms:.6g} ms: without any activation {least_ms:.6g} ms are left",
-                                   budget_ms=budget_ms, least_ms=least_ms)
+    """Return the most activations that are left when slots or blocks go evenly over the network, within the budget."""
+    merging, found, least_ms = BestMerging(run.net, run.latency), [], math.inf
+    for granularity in GRANULARITIES:
+        gates = list_gates(run.net, granularity)
+        for keep in range(len(gates) + 1):
+            kept = {int((index + 0.5) * len(gates) / keep) for index in range(keep)}
+            acts = activations_left(run.net, gates, [index in kept for index in range(len(gates))])
+            found += [acts] if merging.predict_ms(acts) <= budget_ms else []
+            least_ms = min(least_ms, merging.predict_ms(acts))
+    if not found:
+        raise lf.InfeasibleBudgetError(f"budget {budget_ms:.6g} ms: the least is {least_ms:.6g} ms",
+                                       budget_ms=budget_ms, least_ms=least_ms)
+    return merging.solution(max(found, key=len), model=run.name, budget_ms=budget_ms)
 
 
 WAYS: dict[str, Callable[[Run, float, int], lf.Solution]] = {
@@ -200,7 +206,8 @@ def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
     solved = {key: solve(run, *key) for key in every}
     forms = {key: load_form(run.file(*key, ".safetensors"), run.loaded.module)
              for key, found in solved.items() if found["status"] == "solved"}
-    names = {key: f"{key[0]}, {key[1]:g}x, seed {key[2]}" for key in every}
+    has_seeds = len({seed for _, _, seed in every}) > 1
+    names = {key: f"{key[0]}, {key[1]:g}x" + (f", seed {key[2]}" if has_seeds else "") for key in every}
     original_pct = lf.evaluate_network(run.loaded.module, run.data.split("test")).accuracy_pct
     rows: list[dict[str, Any]] = []
     comparison: dict[str, Any] = {}
@@ -213,7 +220,9 @@ def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
         )  # fmt: skip
         found.plot(run.trained / "compare.png", title=f"{run.name} on CIFAR-10")
         comparison = found.to_json()
-    measured = {each["name"]: each for each in comparison.get("networks", [])}
+    measured = {each["name"]: each for each in comparison.pop("networks", [])}
+    for each in measured.values():
+        each["note"] = each["note"].replace(f"{run.folder}/", "")
     for key in every:
         way, speedup, seed = key
         row = {"way": way, "speedup_asked": speedup, "seed": seed, "status": solved[key]["status"],
@@ -226,7 +235,7 @@ def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
             row |= {name: solved[key][name] for name in ("least_ms", "budget_ms", "reachable_speedup")}
         rows.append(row)
     return {"original_accuracy_pct": original_pct, "original_predicted_ms": run.latency.original_ms,
-            "rows": rows, "comparison": comparison}
+            "rows": rows, "original": measured.get("original"), "provenance": comparison.get("provenance")}
 
 
 def print_rows(name: str, found: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Gates: which activations may go, alone or together, and what a choice of them leaves."""
+"""Gates: which activations may go, alone or together, and what a choice of them leaves.
+
+Not to be confused with squeeze-and-excitation's (:mod:`layerfold.graph.gates`), which multiply feature maps.
+"""
 
 from __future__ import annotations
 

@@ -121,6 +121,8 @@ def search_activations(
     Source: Fu et al., *DepthShrinker* (ICML 2022, arXiv 2206.00843), sections 3.2 and 3.3. The budget is ours.
     """
     options = training or FinetuneOptions()
+    if options.keep == "best":
+        raise UsageError("training.keep='best': epochs with other gates on cannot be compared; use keep='last'")
     gates = list_gates(net, granularity)
     merging = BestMerging(net, latency, max_kernel=max_kernel)
     target = _target_of(net, gates, merging, keep, budget_ms, speedup)

@@ -145,13 +145,12 @@ def _options_of(
     stops = [p for p in range(start + 1, end) if net.has_activation(p) or p in filled]
     from_state, to_state, costs, offs = [], [], [], []
     for first in (start, *stops):
-        off = np.zeros(len(gates))
         for last in (*(stop for stop in stops if stop > first), end):
             between = [stop for stop in stops if first < stop < last]
-            inside = {owner[stop] for stop in between if stop in owner}
-            cost_ms = merging.optimal_ms(first, last)
             if any(stop not in owner and stop not in filled for stop in between):
                 break  # further ends lie behind that activation as well
+            inside = {owner[stop] for stop in between if stop in owner}
+            cost_ms = merging.optimal_ms(first, last)
             is_whole = all(first < p < last for gate in inside for p in gates[gate].positions)
             skips_fill = any(filled.get(stop) in inside for stop in between)
             # A slot that is filled only when its gate is off: the gate's activations must lie inside.

@@ -77,6 +77,7 @@ def test_search_ends_within_the_budget(seed: int, granularity: Any) -> None:
     ({"speedup": 1.5}, "needs latency"),
     ({"budget_ms": 1.0}, "needs latency"),
     ({"keep": 1, "anneal": 2.0}, "anneal=2.0"),
+    ({"keep": 1, "training": lf.FinetuneOptions(keep="best")}, "training.keep='best'"),
     ({"keep": 1, "granularity": "layer"}, "granularity='layer'"),
 ], ids=str)  # fmt: skip
 def test_wrong_arguments_are_one_line(wrong: dict[str, Any], words: str) -> None:
