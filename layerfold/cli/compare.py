@@ -171,9 +171,12 @@ def _as_text(found: SolutionComparison) -> str:
             "" if each.accuracy_pct is None else f"{each.accuracy_pct:.2f} %",
             each.num_activations, each.num_convs, count_text(each.num_params), count_text(each.macs),
         ))  # fmt: skip
-    header = ("network", "predicted", "measured", "95 % interval, ms", "speedup", "importance", "accuracy", "acts",
+    header = ("network", "predicted_ms", "measured_ms", "95 % interval", "speedup", "importance", "accuracy", "acts",
               "convs", "params", "macs")
-    table = columns(header, rows, right="predicted measured speedup importance accuracy acts convs params macs")
+    # What is known of no solution needs no column.
+    shown = [place for place in range(len(header)) if any(row[place] != "" for row in rows[1:])]
+    table = columns([header[place] for place in shown], [[row[place] for place in shown] for row in rows],
+                    right="predicted_ms measured_ms speedup importance accuracy acts convs params macs")
     notes = [f"{each.name}: {each.note}" for each in found.networks if each.note]
     notes += [f"{each.name}: the interval did not reach its target; give more --cap-s"
               for each in found.networks if not each.is_settled]

@@ -179,3 +179,11 @@ def test_pattern_needs_neither_images_nor_training(search: Search) -> None:
     assert code == 0
     assert "layers       52 -> 40" in out
     assert lf.Solution.read(path).model == "timm:mobilenetv2_140"
+
+
+def test_published_search_sets_granularity_and_number(search: Search) -> None:
+    code, out, _ = search.short("--pattern", "efficientnet_lite0", "--json", "-o", search.folder / "solution.json")
+    assert code == 0
+    # One plain chain without strides is one block; 0.4 of one gate, rounded down, is none.
+    assert [(gate["positions"], gate["is_on"]) for gate in json.loads(out)["gates"]] == [([1, 2, 3, 4], False)]
+    assert lf.Solution.read(search.folder / "solution.json").act_pos == (5,)
