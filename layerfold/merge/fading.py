@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import fx, nn
 
 from layerfold.graph.fading import FadingActivation, make_fading
 from layerfold.graph.network import Network
 from layerfold.graph.traced import TracedGraph
-from layerfold.merge.segment import TrainSegment
+from layerfold.merge.segment import LinearLayer, TrainSegment
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
@@ -49,7 +49,7 @@ def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: S
     nodes = {node.name: node for node in form.graph.nodes}
     found = 0
     for part in [each for each in form.modules() if isinstance(each, TrainSegment)]:
-        if len(part.layers) == part.end - part.start:
+        if _has_every_layer(part, net):
             for position in range(part.start + 1, part.end):
                 fading = fading_at(position)
                 if fading is not None:
@@ -69,6 +69,12 @@ def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: S
     form.graph.lint()
     form.recompile()
     return found
+
+
+def _has_every_layer(segment: TrainSegment, net: Network) -> bool:
+    """Say whether a segment consists of the network's layers start+1..end, each in its place."""
+    specs = [cast(LinearLayer, layer).spec for layer in segment.layers]
+    return specs == [layer.conv for layer in net.layers[segment.start : segment.end]]
 
 
 def _last_node(nodes: dict[str, fx.Node], traced: TracedGraph, start: int, end: int) -> fx.Node | None:
