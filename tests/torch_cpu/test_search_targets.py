@@ -33,7 +33,8 @@ def test_number_target_keeps_exactly_that_many_of_the_highest_scores(seed: int) 
 
 @pytest.mark.parametrize("keep", [-1, 4, 1.5, True])
 def test_more_gates_than_there_are_is_refused(keep: int) -> None:
-    with pytest.raises(lf.UsageError, match=r"^keep=\S+: must be a whole number from 0 to 3, the number of gates$"):
+    rule = r"^keep=\S+: must be a whole number from 0 to 3, the number of gates, or a share of them below 1$"
+    with pytest.raises(lf.UsageError, match=rule):
         NumberTarget(3, keep)
 
 
