@@ -141,7 +141,7 @@ class PlanSearch:
 
     def time(self, solution: Solution) -> float:
         """Time a plan next to the original, learn from it, and return its ratio, with what was known before."""
-        measured = self._timer.measure([(solution.act_pos, solution.merge_pos)], is_fresh=True)[0]
+        measured = self._timer.measure_now((solution.act_pos, solution.merge_pos))
         self.trials.append(measured)
         self._learn(measured)
         return measured.ratio

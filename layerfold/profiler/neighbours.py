@@ -13,6 +13,7 @@ from layerfold.graph.network import Network, Segment
 from layerfold.profiler.assemble import activation_at
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.claims import fill
 from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blocks
 from layerfold.profiler.onnx_writer import OnnxWriter
 from layerfold.profiler.segment_onnx import write_segment
@@ -20,6 +21,8 @@ from layerfold.profiler.turns import time_in_turns
 
 RATIO = " ratio"
 """What stands behind the signature of a segment's surroundings where merged / not merged is stored."""
+_APART = " of apart"
+"""What stands behind that where the latency of the layers as they are is stored."""
 NEIGHBOUR_POLICY = MeasurePolicy(target=0.02, cap_s=0.25, block_ms=0.5, warmup_cap_s=0.1)
 
 
@@ -44,44 +47,52 @@ class NeighbourTimer:
         batch: int = 1,
         dtype: str = "float32",
     ) -> None:
-        self._net, self._backend, self._cache, self._policy = net, backend, cache, policy
+        self._net, self._backend, self._policy = net, backend, policy
+        self._cache = cache or MeasurementCache(False, {})
         self._batch, self._dtype = batch, dtype
 
     def changes_ms(
         self, segments: Sequence[Segment], advance: Callable[[], None] = lambda: None
     ) -> dict[tuple[int, int], float]:
         """Return, for each segment of several layers, its latency merged less that of its layers, in ms."""
-        known: dict[str, float] = {}
-        found = {}
+        alike: dict[str, list[Segment]] = {}
         for segment in segments:
-            signature = neighbours_signature(self._net, segment)
-            if signature not in known:
-                known[signature] = self._change_ms(signature, *_surrounded(self._net, segment))
-            found[segment.start, segment.end] = known[signature]
-            advance()
+            alike.setdefault(neighbours_signature(self._net, segment) + RATIO, []).append(segment)
+
+        def finish(key: str) -> None:
+            for _ in alike[key]:
+                advance()
+
+        def measure(keys: list[str]) -> None:
+            for key in keys:
+                self._measure(key, *_surrounded(self._net, alike[key][0]))
+
+        fill(self._cache, list(alike), measure, 1, finish)
+        found = {}
+        for key, group in alike.items():
+            ratio, apart = self._cache.get(key), self._cache.get(key + _APART)
+            assert ratio is not None
+            assert apart is not None
+            for segment in group:
+                found[segment.start, segment.end] = apart.median_ms * (ratio.median_ms - 1)
         return found
 
-    def _change_ms(self, signature: str, apart: Sequence[Segment], merged: Sequence[Segment]) -> float:
-        ratio = self._cache.get(signature + RATIO) if self._cache else None
-        reference = self._cache.get(f"{signature} apart") if self._cache else None
-        if ratio is None or reference is None:
-            runners: list[Runner] = []
-            try:
-                for graph in (apart, merged):
-                    runners.append(self._backend.compile(self._graph(graph)))
-                turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
-            finally:
-                for runner in runners:
-                    runner.close()
-            reference = summarise_blocks(turns.values_ms[0], runs=turns.runs[0], is_settled=turns.is_settled,
-                                         disturbed=turns.contended)
-            interval = turns.ratios[0]
-            ratio = Measurement(median_ms=interval.median, low_ms=interval.low, high_ms=interval.high, spread_ms=0.0,
-                                blocks=turns.rounds, runs=turns.runs[1], is_settled=turns.is_settled)
-            if self._cache:
-                self._cache.put(signature + RATIO, ratio)
-                self._cache.put(f"{signature} apart", reference)
-        return reference.median_ms * (ratio.median_ms - 1)
+    def _measure(self, key: str, apart: Sequence[Segment], merged: Sequence[Segment]) -> None:
+        runners: list[Runner] = []
+        try:
+            for graph in (apart, merged):
+                runners.append(self._backend.compile(self._graph(graph)))
+            turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
+        finally:
+            for runner in runners:
+                runner.close()
+        interval = turns.ratios[0]
+        # The ratio last: where it is known, all is.
+        self._cache.put(key + _APART, summarise_blocks(turns.values_ms[0], runs=turns.runs[0],
+                                                       is_settled=turns.is_settled, disturbed=turns.contended))
+        self._cache.put(key, Measurement(
+            median_ms=interval.median, low_ms=interval.low, high_ms=interval.high, spread_ms=0.0, blocks=turns.rounds,
+            runs=turns.runs[1], is_settled=turns.is_settled))  # fmt: skip
 
     def _graph(self, segments: Sequence[Segment]) -> bytes:
         """Return the graph of consecutive segments; what residuals bring from before them is an input."""
