@@ -21,8 +21,8 @@ from layerfold.profiler.turns import time_in_turns
 
 RATIO = " ratio"
 """What stands behind the signature of a segment's surroundings where merged / not merged is stored."""
-_APART = " of apart"
-"""What stands behind that where the latency of the layers as they are is stored."""
+APART = " apart"
+"""What stands behind it where the latency of the layers as they are is stored."""
 NEIGHBOUR_POLICY = MeasurePolicy(target=0.02, cap_s=0.25, block_ms=0.5, warmup_cap_s=0.1)
 
 
@@ -57,7 +57,7 @@ class NeighbourTimer:
         """Return, for each segment of several layers, its latency merged less that of its layers, in ms."""
         alike: dict[str, list[Segment]] = {}
         for segment in segments:
-            alike.setdefault(neighbours_signature(self._net, segment) + RATIO, []).append(segment)
+            alike.setdefault(neighbours_signature(self._net, segment) + APART, []).append(segment)
 
         def finish(key: str) -> None:
             for _ in alike[key]:
@@ -70,7 +70,7 @@ class NeighbourTimer:
         fill(self._cache, list(alike), measure, 1, finish)
         found = {}
         for key, group in alike.items():
-            ratio, apart = self._cache.get(key), self._cache.get(key + _APART)
+            ratio, apart = self._cache.get(key.removesuffix(APART) + RATIO), self._cache.get(key)
             assert ratio is not None
             assert apart is not None
             for segment in group:
@@ -87,12 +87,12 @@ class NeighbourTimer:
             for runner in runners:
                 runner.close()
         interval = turns.ratios[0]
-        # The ratio last: where it is known, all is.
-        self._cache.put(key + _APART, summarise_blocks(turns.values_ms[0], runs=turns.runs[0],
-                                                       is_settled=turns.is_settled, disturbed=turns.contended))
-        self._cache.put(key, Measurement(
+        self._cache.put(key.removesuffix(APART) + RATIO, Measurement(
             median_ms=interval.median, low_ms=interval.low, high_ms=interval.high, spread_ms=0.0, blocks=turns.rounds,
             runs=turns.runs[1], is_settled=turns.is_settled))  # fmt: skip
+        # Last: where it is known, all is.
+        self._cache.put(key, summarise_blocks(turns.values_ms[0], runs=turns.runs[0], is_settled=turns.is_settled,
+                                              disturbed=turns.contended))
 
     def _graph(self, segments: Sequence[Segment]) -> bytes:
         """Return the graph of consecutive segments; what residuals bring from before them is an input."""
