@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from layerfold.graph.activations import activation_at
 from layerfold.graph.network import Network, Segment
-from layerfold.profiler.assemble import activation_at
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blocks
