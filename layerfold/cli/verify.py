@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
     solution = Solution.read(args.solution)
+    if args.plot is not None and solution.kept_layers is not None:
+        raise UsageError(f"--plot {args.plot}: where the time goes is not drawn for a solution that drops layers")
     table = None if args.latency is None else LatencyTable.read(args.latency)
     backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import verify_solution
@@ -85,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
         found = verify_solution(
             loaded.module, net, solution, backend, batch=args.batch, budget_ms=budget_ms, speedup=speedup,
             predicted_ms=None if table is None else table.predict_ms(solution),
-            predicted_interval_ms=None if table is None else predicted_interval_ms(table, solution.merge_pos),
+            # What dropping does is in no fitted plan yet, so there is no interval for it.
+            predicted_interval_ms=None if table is None or solution.kept_layers is not None
+            else predicted_interval_ms(table, solution.merge_pos),
             target=args.target, cap_s=args.cap_s,
         )  # fmt: skip
         bar.advance()
