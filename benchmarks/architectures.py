@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,8 @@ def run_all(names: list[str], solutions: int, jobs: int) -> Iterator[tuple[str, 
         for future in as_completed(work):
             try:
                 yield work[future], future.result()
+            except BrokenProcessPool:  # short of memory, most likely: that says nothing about the network
+                sys.exit(f"{work[future]}: its process was killed; run again with --jobs 1 and more memory free")
             except Exception as error:
                 yield work[future], {"failures": [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]}
 

@@ -32,13 +32,14 @@ from layerfold.errors import (
 if TYPE_CHECKING:
     from layerfold.data import ImageData, open_data
     from layerfold.export import export_network
-    from layerfold.finetune import evaluate_network, finetune_network
+    from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network
     from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, layer_norms, trace_network
     from layerfold.importance import estimate_importance
-    from layerfold.merge import build_train_form, merge_network
+    from layerfold.merge import add_fading, build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
-    from layerfold.pipeline import CompressOptions, compress_network
+    from layerfold.pipeline import CompressOptions, SolutionComparison, compare_solutions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
+    from layerfold.search import SearchResult, published_pattern, search_activations
     from layerfold.solver import (
         Frontier,
         Limits,
@@ -57,14 +58,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "layerfold.data": ("ImageData", "open_data"),
     "layerfold.export": ("export_network",),
-    "layerfold.finetune": ("evaluate_network", "finetune_network"),
+    "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network"),
     "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "layer_norms",
                         "trace_network"),
     "layerfold.importance": ("estimate_importance",),
-    "layerfold.merge": ("build_train_form", "merge_network"),
+    "layerfold.merge": ("add_fading", "build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
-    "layerfold.pipeline": ("CompressOptions", "compress_network"),
+    "layerfold.pipeline": ("CompressOptions", "SolutionComparison", "compare_solutions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
+    "layerfold.search": ("SearchResult", "published_pattern", "search_activations"),
     "layerfold.solver": (
         "Frontier",
         "Limits",
@@ -89,6 +91,7 @@ __all__ = [
     "EquivalenceError",
     "ExportError",
     "FinetuneError",
+    "FinetuneOptions",
     "Frontier",
     "ImageData",
     "ImportanceEntry",
@@ -109,16 +112,20 @@ __all__ = [
     "Provenance",
     "ProvenanceMismatchError",
     "Residual",
+    "SearchResult",
     "Segment",
     "Solution",
+    "SolutionComparison",
     "SolutionError",
     "TableError",
     "UnstableMeasurementError",
     "UnsupportedGraphError",
     "UsageError",
     "__version__",
+    "add_fading",
     "benchmark_networks",
     "build_train_form",
+    "compare_solutions",
     "compress_network",
     "compute_optimal_latency",
     "estimate_importance",
@@ -132,6 +139,8 @@ __all__ = [
     "merge_network",
     "open_data",
     "profile_network",
+    "published_pattern",
+    "search_activations",
     "solve_alternatives",
     "solve_frontier",
     "trace_network",

@@ -14,8 +14,8 @@ from layerfold import __version__
 from layerfold.errors import LayerfoldError, UsageError, nearest_names
 
 COMMANDS = (
-    "compress", "demo", "inspect", "profile", "importance", "solve", "verify", "finetune", "merge", "export", "run",
-    "bench", "tables", "backends",
+    "compress", "demo", "inspect", "profile", "importance", "solve", "search", "verify", "finetune", "merge", "export",
+    "run", "bench", "compare", "tables", "backends",
 )  # fmt: skip
 """One module of this package each, in the order of the help."""
 

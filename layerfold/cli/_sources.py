@@ -82,13 +82,16 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     )
 
 
-def load_model_of(arguments: argparse.Namespace) -> LoadedModel:
-    """Load the model that ``add_model_arguments`` read; its ``input_shape`` is that of ``--input`` if given."""
+def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) -> LoadedModel:
+    """Load the model that ``add_model_arguments`` read; its ``input_shape`` is that of ``--input`` if given.
+
+    ``weights`` is a file to load in place of ``--weights``.
+    """
     from layerfold.models import load_model
 
     shape = parse_shape(arguments.input) if arguments.input is not None else None
     loaded = load_model(
-        arguments.model, weights=arguments.weights, num_classes=arguments.num_classes,
+        arguments.model, weights=weights or arguments.weights, num_classes=arguments.num_classes,
         in_channels=shape[0] if shape is not None else None,
     )  # fmt: skip
     return loaded if shape is None else replace(loaded, input_shape=shape)

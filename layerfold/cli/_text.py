@@ -1,8 +1,10 @@
-"""Tables of plain text."""
+"""Tables of plain text, and warnings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "", indent: str = "") -> str:
@@ -35,3 +37,9 @@ def facts(pairs: Sequence[tuple[str, object]]) -> str:
 def plural(number: int, noun: str) -> str:
     """Return ``1 layer``, ``2 layers``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def warn_of_conditions(facts: Mapping[str, Any]) -> None:
+    """Say on stderr what the machine did meanwhile that a reader of the numbers should know."""
+    for warning in facts.get("conditions", {}).get("warnings", ()):
+        print(f"layerfold: warning: {warning}", file=sys.stderr)

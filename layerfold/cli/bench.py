@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend, whole
 from layerfold.cli._sources import parse_shape
-from layerfold.cli._text import columns
+from layerfold.cli._text import columns, warn_of_conditions
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         report = benchmark_networks(networks, None, backend, target=args.target, cap_s=args.cap_s)
         bar.advance()
     print(json.dumps(report.to_json(), indent=1) if args.json else _as_text(report))
+    warn_of_conditions(report.provenance)
     return 0
 
 

@@ -22,7 +22,7 @@ from layerfold.cli._options import (
     whole,
 )
 from layerfold.cli._sources import add_model_arguments, load_model_of
-from layerfold.cli._text import facts
+from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,14 +154,16 @@ def _print_plan(args: argparse.Namespace, plan: dict[str, Any]) -> int:
     if args.json:
         print(json.dumps(plan, indent=1))
         return 0
-    inside = None
-    if plan["in_network"]:
-        inside = f"{plan['in_network']} at most inside the network, {plan['in_network_cached']} measured already"
+    further = [
+        (words, f"{plan[key]} at most, {plan[key + '_cached']} measured already")
+        for key, words in (("in_context", "in their surroundings"), ("whole_networks", "whole networks"))
+        if plan[key]
+    ]
     print(facts([
         ("model", plan["model"]),
         ("segments", f"{plan['segments']}, of which {plan['segments_merged']} would merge layers"),
         ("distinct shapes", f"{plan['distinct_shapes']}, {plan['cached']} measured already"),
-        ("", inside),
+        *further,
         ("time", f"about {_duration(plan['estimate_s'])} ({_BASES[plan['basis']]})"),
     ]))
     return 0
@@ -210,8 +212,7 @@ def _print(args: argparse.Namespace, found: dict[str, Any]) -> int:
         ("worth merging", f"{found['segments_faster']} of {found['segments_merged']} segments are faster merged "
                           "than in parts"),
     ]))
-    for warning in seen["conditions"]["warnings"]:
-        print(f"layerfold: warning: {warning}", file=sys.stderr)
+    warn_of_conditions(seen)
     return 0
 
 
@@ -226,7 +227,7 @@ def _odd(seen: dict[str, Any]) -> str | None:
     if not seen["outlying_blocks"] and not seen["disturbed_blocks"]:
         return None
     return (f"{seen['outlying_blocks']} outlying of {seen['blocks']} (kept), {seen['disturbed_blocks']} run again "
-            "because another process got the processor")
+            "or set aside because something else slowed the machine")
 
 
 def _not_built(failed: list[dict[str, Any]]) -> str | None:

@@ -19,7 +19,7 @@ from layerfold.cli._options import (
 )
 from layerfold.cli._quantities import parse_ms, parse_number
 from layerfold.cli._sources import add_model_arguments, load_model_of
-from layerfold.cli._text import facts
+from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
                  measured_ms=(found.original_ms, found.measured_ms))
         print(f"wrote {args.plot}", file=sys.stderr)
     print(json.dumps(found.to_json(), indent=1) if args.json else _as_text(found))
+    warn_of_conditions(found.provenance)
     if found.is_within_budget is False:
         print(f"layerfold: over budget: {found.high_ms:.4g} ms (upper end of the interval) is above "
               f"{found.budget_ms:.4g} ms; solve again with a smaller budget", file=sys.stderr)

@@ -6,7 +6,7 @@ from layerfold.finetune._batch_norm import averaging_batch_norm, recalibrate_bat
 from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._report import EpochRow, FinetuneReport
 from layerfold.finetune._scores import Scores, check_labels, evaluate_network, predict_logits
-from layerfold.finetune._train import finetune_network
+from layerfold.finetune._train import finetune_network, train_network
 
 __all__ = [
     "EpochRow",
@@ -19,4 +19,5 @@ __all__ = [
     "finetune_network",
     "predict_logits",
     "recalibrate_batch_norm",
+    "train_network",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from layerfold.finetune._modes import channels_last, device_of, modes_kept
 from layerfold.finetune._options import FinetuneOptions, OptimizerName
 from layerfold.finetune._report import EpochRow, FinetuneReport, best_epoch
 from layerfold.finetune._scores import check_labels, evaluate_network
+from layerfold.graph.fading import fade_to, fading_activations, remove_fading
 from layerfold.progress import Progress, progress_bar
 
 
@@ -48,6 +50,7 @@ def finetune_network(
     keep: Literal["last", "best"] = "last",
     mixed_precision: Literal["no", "bf16", "fp16"] = "no",
     seed: int = 0,
+    fade: float = 0.0,
     score_holdout: bool = True,
     checkpoint_path: str | Path | None = None,
     checkpoint_every_s: float = 60.0,
@@ -66,6 +69,8 @@ def finetune_network(
         data: its train split is learned, its holdout scored after every epoch.
         teacher: the original network; left as it is.
         epochs ... seed: see ``FinetuneOptions``.
+        fade: share of the steps, 0..1, over which the activations that :func:`add_fading` put into a train form fade to
+            nothing. Afterwards they are taken out; with 0 at once.
         score_holdout: False saves the time of scoring (then ``keep`` must be ``last``).
         checkpoint_path: file that holds the state of the run; if it exists the run goes on from it, and ends as it
             would have without the interruption.
@@ -86,15 +91,72 @@ def finetune_network(
         distillation_weight=distillation_weight, temperature=temperature, grad_clip_norm=grad_clip_norm,
         augment=augment, keep=keep, mixed_precision=mixed_precision, seed=seed,
     )
-    if keep == "best" and not score_holdout:
+    _check_fade(model, fade, options)
+    try:
+        report = train_network(
+            model, data, options, teacher=teacher, score_holdout=score_holdout, checkpoint_path=checkpoint_path,
+            checkpoint_every_s=checkpoint_every_s, device=device, progress=progress, description=description,
+            before_step=_fading_steps(model, fade) if fade else None, settings={"fade": fade} if fade else None,
+        )
+    finally:
+        fade_to(model, 1.0)
+    remove_fading(model)
+    return report
+
+
+def _check_fade(model: nn.Module, fade: float, options: FinetuneOptions) -> None:
+    if not 0 <= fade <= 1:
+        raise UsageError(f"fade={fade!r}: must be within 0..1")
+    if fade and next(fading_activations(model), None) is None:
+        raise UsageError(f"fade={fade!r}: no activation fades in this network; add them (add_fading) to the train "
+                         "form of a solution that removes some, or leave fade out")
+    if fade and options.keep == "best":
+        raise UsageError("keep='best': epochs in which activations fade cannot be compared; use keep='last' with fade")
+
+
+def _fading_steps(model: nn.Module, fade: float) -> Callable[[int, int], None]:
+    def before_step(step: int, total_steps: int) -> None:
+        fade_to(model, min(1.0, step / (fade * total_steps)))
+
+    return before_step
+
+
+def train_network(
+    model: nn.Module,
+    data: ImageData,
+    options: FinetuneOptions,
+    *,
+    teacher: nn.Module | None = None,
+    before_step: Callable[[int, int], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    score_holdout: bool = True,
+    checkpoint_path: str | Path | None = None,
+    checkpoint_every_s: float = 60.0,
+    device: str = "cpu",
+    progress: bool = True,
+    description: str = "Training",
+) -> FinetuneReport:
+    """Train a network in place, as :func:`finetune_network` does, which says what is not said here.
+
+    Args:
+        options: how to train.
+        before_step: called before each step with the steps done and the steps in all, for what changes on the way.
+            It must depend on nothing but these and the model's state, or a resumed run would end otherwise.
+        settings: plain values that decide the outcome beside the options; a checkpoint made with others is refused.
+    """
+    if options.keep == "best" and not score_holdout:
         raise UsageError("keep='best': needs the holdout's scores; leave score_holdout=True")
-    loader = data.loader("train", batch_size, shuffle=True, augment=augment, seed=seed, drop_last=True)
+    loader = data.loader(
+        "train", options.batch_size, shuffle=True, augment=options.augment, seed=options.seed, drop_last=True
+    )
     path = Path(checkpoint_path) if checkpoint_path is not None else None
     home = device_of(model)
     # Dropout draws from torch's global generator: seeded for the run, and given back as it was.
     with torch.random.fork_rng(devices=_cuda_devices(device)):
-        torch.manual_seed(seed)
-        run = _Run(model, data, teacher, loader, options, path, device, score_holdout)
+        torch.manual_seed(options.seed)
+        run = _Run(
+            model, data, teacher, loader, options, path, device, score_holdout, before_step, dict(settings or {})
+        )
         try:
             with progress_bar(description, run.total_steps, enabled=progress, done=run.state.step) as bar:
                 run.train(bar, checkpoint_every_s)
@@ -109,15 +171,16 @@ class _Run:
     def __init__(
         self, model: nn.Module, data: ImageData, teacher: nn.Module | None, loader: BatchLoader,
         options: FinetuneOptions, path: Path | None, device: str, score_holdout: bool,
+        before_step: Callable[[int, int], None] | None, settings: dict[str, Any],
     ) -> None:
         from timm.optim._optim_factory import create_optimizer_v2
 
         self._data, self._loader, self._options, self._path = data, loader, options, path
-        self._score_holdout = score_holdout
+        self._score_holdout, self._before_step = score_holdout, before_step
         self.total_steps = options.steps or options.epochs * len(loader)
         self._config: dict[str, Any] = {}
         if path is not None:
-            self._config = {**asdict(options), "model": network_hash(model), "data": data.fingerprint,
+            self._config = {**settings, **asdict(options), "model": network_hash(model), "data": data.fingerprint,
                             "teacher": network_hash(teacher) if teacher is not None else None}
         self._accelerator = _accelerator(device, options.mixed_precision)
         self._teacher, self._teacher_home = teacher, device_of(teacher) if teacher is not None else None
@@ -148,6 +211,8 @@ class _Run:
                 rate = 0.0
                 for images, labels in self._loader.starting_at(state.batch):
                     rate = self._options.learning_rate_at(state.step, self.total_steps)
+                    if self._before_step is not None:
+                        self._before_step(state.step, self.total_steps)
                     state.loss_sum += self._step(images, labels, rate)
                     state.step += 1
                     state.batch += 1

@@ -89,6 +89,8 @@ class TrainSegment(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.shortcuts = nn.ModuleList(nn.Sequential(*convs) for convs in shortcuts)
         self.residuals = residuals
+        # By position from the segment's start: activations on their way out (:mod:`layerfold.merge.fading`).
+        self.fading = nn.ModuleDict()
         self._plan_padding()
 
     def _specs(self, index: int) -> list[ConvSpec]:
@@ -137,6 +139,8 @@ class TrainSegment(nn.Module):
             for residual, crop in zip(self.residuals, self.residual_crops, strict=True):
                 if residual.dst == position:
                     value = value + self.shortcuts[residual.index](_pad(features[residual.src], crop, sign=-1))
+            if str(position) in self.fading:
+                value = self.fading[str(position)](value)
             features.append(value)
         return features[-1]
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from layerfold.pipeline.budget_loop import Budget
+from layerfold.pipeline.comparison import ComparedNetwork, SolutionComparison, compare_solutions
 from layerfold.pipeline.compress import CompressResult, compress_network
 from layerfold.pipeline.options import CompressOptions
 
-__all__ = ["Budget", "CompressOptions", "CompressResult", "compress_network"]
+__all__ = [
+    "Budget", "ComparedNetwork", "CompressOptions", "CompressResult", "SolutionComparison", "compare_solutions",
+    "compress_network",
+]

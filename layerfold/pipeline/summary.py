@@ -231,6 +231,11 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
     unsettled = [each["name"] for each in results["bench"]["networks"] if not each["is_settled"]]
     if unsettled:
         notes.append(f"The latency of {' and '.join(unsettled)} did not settle within its time; its interval is wide.")
+    for when, facts in (
+        ("While the table was measured", run.latency.provenance.measurement),
+        ("In the last measurement", results["bench"]["provenance"]),
+    ):
+        notes += [f"{when}, {warning}." for warning in facts.get("conditions", {}).get("warnings", ())]
     if run.data.train is None:
         notes.append("The data has no train split: half of its images chose the plan, the other half were scored.")
     if results["bench"]["attempts"] > 1:

@@ -6,19 +6,21 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from layerfold.graph.network import Network, Segment
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.cache import CacheHistory
+from layerfold.profiler.fit_plans import usual_num_plans
+from layerfold.profiler.neighbours import RATIO, neighbours_signature
 from layerfold.profiler.open_cache import PURPOSES, purpose_of
+from layerfold.profiler.plan_timing import PLAN_POLICY
 from layerfold.profiler.profile import Method, segment_profiler
 from layerfold.profiler.segments import distinct
 
 _LEAST_HISTORY = 8
 _PROBES = 6
-_IN_NETWORK = "%network:{}%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,11 @@ class ProfileEstimate:
         segments_merged: of these, segments of two layers and more.
         distinct_shapes: signatures to measure alone, single layers included.
         cached: of these, known already (measured, or known to fail).
-        in_network: graphs to measure inside the network at most; 0 with ``method="isolated"``.
-        in_network_cached: measured inside this network already.
+        in_context: distinct merged segments to measure in their surroundings at most: between their neighbours
+            (``method="plans"``) or inside the whole network (``"in_network"``); 0 with ``"isolated"``.
+        in_context_cached: of these, known already.
+        whole_networks: networks merged by a plan to measure at most (``"plans"``).
+        whole_networks_cached: of these, known already.
         estimate_s: about how long it will take.
         basis: ``history`` of this cache, a short ``probe`` of real segments, or ``nothing to do``.
     """
@@ -40,8 +45,10 @@ class ProfileEstimate:
     segments_merged: int
     distinct_shapes: int
     cached: int
-    in_network: int
-    in_network_cached: int
+    in_context: int
+    in_context_cached: int
+    whole_networks: int
+    whole_networks_cached: int
     estimate_s: float
     basis: str
 
@@ -56,7 +63,7 @@ def estimate_profile(
     backend: Backend,
     history: CacheHistory,
     *,
-    method: Method = "in_network",
+    method: Method = "plans",
     target: float | None = None,
     cap_s: float = 0.25,
     batch: int = 1,
@@ -74,28 +81,60 @@ def estimate_profile(
     purpose = purpose_of(method)
     left = [segment for segment in wanted if not history.holds(segment.signature + purpose)]
     merged = [segment for segment in candidates if segment.num_layers > 1]
-    at_most = len({_change(net, segment) for segment in merged}) if method == "in_network" else 0
-    pattern = _IN_NETWORK.format(net.hash)
-    known_in_network = min(len(history.seconds(pattern)), at_most)
     estimate_s, basis = 0.0, "nothing to do"
     if left:
-        others = ("%network:%", *(f"%{each}" for each in PURPOSES.values() if each != purpose and each))
+        others = ("%network:%", "beside neighbours:%", *(f"%{each}" for each in PURPOSES.values()
+                                                        if each != purpose and each))
         past_s = history.seconds(f"%{purpose}", others)
         if len(past_s) >= _LEAST_HISTORY:
             each_s, basis = statistics.fmean(past_s), "history"
         else:
             each_s, basis = _probe_s(left, backend, method, target, cap_s, batch, dtype), "probe"
         estimate_s += each_s * len(left) / workers
-    if at_most > known_in_network and (left or not known_in_network):
-        past_s = history.seconds(pattern)
-        each_s = statistics.fmean(past_s) if len(past_s) >= _LEAST_HISTORY else 2 * cap_s
-        estimate_s += each_s * (at_most - known_in_network)
-        basis = basis if left else "history"
+    in_context, whole = _later_stages(net, merged, history, method, cap_s)
+    # Which of them will be worth measuring, only measuring tells: what is known may be all there is to know.
+    for stage in (in_context, whole):
+        if left or not stage.cached:
+            estimate_s += stage.each_s * (stage.at_most - stage.cached)
+    if not left and estimate_s:
+        basis = "history"
     return ProfileEstimate(
         segments=len(candidates), segments_merged=len(merged), distinct_shapes=len(wanted),
-        cached=len(wanted) - len(left), in_network=at_most, in_network_cached=known_in_network,
+        cached=len(wanted) - len(left), in_context=in_context.at_most, in_context_cached=in_context.cached,
+        whole_networks=whole.at_most, whole_networks_cached=whole.cached,
         estimate_s=math.ceil(10 * estimate_s) / 10, basis=basis,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """What comes after the segments alone: measurements at most, known ones, seconds of one."""
+
+    at_most: int = 0
+    cached: int = 0
+    each_s: float = 0.0
+
+
+def _later_stages(
+    net: Network, merged: Sequence[Segment], history: CacheHistory, method: Method, cap_s: float
+) -> tuple[_Stage, _Stage]:
+    """Return the stage that measures segments in their surroundings, and the one that measures whole networks."""
+
+    def stage(at_most: int, pattern: str, assumed_s: float) -> _Stage:
+        past_s = history.seconds(pattern)
+        each_s = statistics.fmean(past_s) if len(past_s) >= _LEAST_HISTORY else assumed_s
+        return _Stage(at_most=at_most, cached=min(len(past_s), at_most), each_s=each_s)
+
+    if method == "in_network":
+        changes = len({_change(net, segment) for segment in merged})
+        return stage(changes, f"%network:{net.hash}%", 2 * cap_s), _Stage()
+    if method == "plans":
+        keys = {neighbours_signature(net, segment) + RATIO for segment in merged}
+        known = sum(history.holds(key) for key in keys)
+        beside = stage(len(keys), f"beside neighbours:%{RATIO}", 2 * cap_s)
+        networks = usual_num_plans(merged) if merged else 0
+        return replace(beside, cached=known), stage(networks, f"plan % of network:{net.hash}", PLAN_POLICY.cap_s)
+    return _Stage(), _Stage()
 
 
 def _probe_s(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from layerfold.graph.network import Network
+from layerfold.graph.network import Network, Segment
 from layerfold.profiler.beliefs import SegmentKey
 from layerfold.profiler.fitted import ALONE, ISOLATED, PLANS, SCALES, beliefs_of, fitted_table, growth_of
 from layerfold.profiler.neighbours import NeighbourTimer
@@ -63,8 +63,7 @@ def fit_to_plans(
     alone = LatencyTable(entries, provenance=provenance)
     growth = growth_of(entries)
     if num_plans is None:
-        shapes = {segment.signature for segment in promising}
-        num_plans = min(max(len(shapes), _LEAST_PLANS), _MOST_PLANS)
+        num_plans = usual_num_plans(promising)
     table = fitted_table(alone, beliefs_of(alone), original_ms=original_ms)
     if num_plans > 0:
         first = covering_solutions(net, growth, math.ceil(num_plans / 2), seed)
@@ -79,6 +78,11 @@ def fit_to_plans(
     remembered = {key: options[key] for key in (ISOLATED, SCALES, PLANS)}
     remembered[ALONE] = [entry.latency_ms for entry in isolated]
     return list(table.entries), table.provenance.fixed_ms, remembered
+
+
+def usual_num_plans(promising: Sequence[Segment]) -> int:
+    """Return how many whole networks to time: one a promising shape, within bounds."""
+    return min(max(len({segment.signature for segment in promising}), _LEAST_PLANS), _MOST_PLANS)
 
 
 def _with_changes(

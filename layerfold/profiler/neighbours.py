@@ -18,6 +18,8 @@ from layerfold.profiler.onnx_writer import OnnxWriter
 from layerfold.profiler.segment_onnx import write_segment
 from layerfold.profiler.turns import time_in_turns
 
+RATIO = " ratio"
+"""What stands behind the signature of a segment's surroundings where merged / not merged is stored."""
 NEIGHBOUR_POLICY = MeasurePolicy(target=0.02, cap_s=0.25, block_ms=0.5, warmup_cap_s=0.1)
 
 
@@ -52,24 +54,15 @@ class NeighbourTimer:
         known: dict[str, float] = {}
         found = {}
         for segment in segments:
-            apart, merged = self._surrounded(segment)
-            signature = "beside neighbours: " + " | ".join(each.signature for each in (*apart, *merged))
+            signature = neighbours_signature(self._net, segment)
             if signature not in known:
-                known[signature] = self._change_ms(signature, apart, merged)
+                known[signature] = self._change_ms(signature, *_surrounded(self._net, segment))
             found[segment.start, segment.end] = known[signature]
             advance()
         return found
 
-    def _surrounded(self, segment: Segment) -> tuple[list[Segment], list[Segment]]:
-        """Return the layers from the one before to the one behind, and the same with the segment merged."""
-        chain = self._net.chain_of(segment.end)
-        first, last = max(segment.start - 1, chain.start), min(segment.end + 1, chain.end)
-        layers = [self._net.segment(m - 1, m) for m in range(first + 1, last + 1)]
-        before, behind = segment.start - first, last - segment.end
-        return layers, [*layers[:before], segment, *layers[len(layers) - behind :]]
-
     def _change_ms(self, signature: str, apart: Sequence[Segment], merged: Sequence[Segment]) -> float:
-        ratio = self._cache.get(f"{signature} ratio") if self._cache else None
+        ratio = self._cache.get(signature + RATIO) if self._cache else None
         reference = self._cache.get(f"{signature} apart") if self._cache else None
         if ratio is None or reference is None:
             runners: list[Runner] = []
@@ -86,7 +79,7 @@ class NeighbourTimer:
             ratio = Measurement(median_ms=interval.median, low_ms=interval.low, high_ms=interval.high, spread_ms=0.0,
                                 blocks=turns.rounds, runs=turns.runs[1], is_settled=turns.is_settled)
             if self._cache:
-                self._cache.put(f"{signature} ratio", ratio)
+                self._cache.put(signature + RATIO, ratio)
                 self._cache.put(f"{signature} apart", reference)
         return reference.median_ms * (ratio.median_ms - 1)
 
@@ -103,3 +96,18 @@ class NeighbourTimer:
             features[segment.end] = write_segment(writer, features[segment.start], segment, features, activation)
         writer.add_output(features[segments[-1].end], segments[-1].output_shape)
         return writer.model_bytes()
+
+
+def neighbours_signature(net: Network, segment: Segment) -> str:
+    """Return what is equal for segments that make the same change between the same neighbours."""
+    apart, merged = _surrounded(net, segment)
+    return "beside neighbours: " + " | ".join(each.signature for each in (*apart, *merged))
+
+
+def _surrounded(net: Network, segment: Segment) -> tuple[list[Segment], list[Segment]]:
+    """Return the layers from the one before to the one behind, and the same with the segment merged."""
+    chain = net.chain_of(segment.end)
+    first, last = max(segment.start - 1, chain.start), min(segment.end + 1, chain.end)
+    layers = [net.segment(m - 1, m) for m in range(first + 1, last + 1)]
+    before, behind = segment.start - first, last - segment.end
+    return layers, [*layers[:before], segment, *layers[len(layers) - behind :]]

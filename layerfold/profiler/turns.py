@@ -54,7 +54,12 @@ class Turns:
 
 
 def time_in_turns(
-    runners: Sequence[Callable[[], object]], policy: MeasurePolicy, *, seed: int = 0, are_latencies_wanted: bool = False
+    runners: Sequence[Callable[[], object]],
+    policy: MeasurePolicy,
+    *,
+    seed: int = 0,
+    are_latencies_wanted: bool = False,
+    between_rounds: Callable[[], None] = lambda: None,
 ) -> Turns:
     """Time runners against the first of them.
 
@@ -64,6 +69,7 @@ def time_in_turns(
             contention leaves too few rounds; ``block_ms`` of timed passes a turn.
         seed: of the order in each round.
         are_latencies_wanted: go on until the latencies' intervals have reached the target too, not only the ratios'.
+        between_rounds: called before each round, untimed: to look at the machine.
     """
     pass_ms = [_warm(run, policy) for run in runners]
     # A long pass fills the caches many times over by itself, and is its own average over what the machine does.
@@ -77,6 +83,7 @@ def time_in_turns(
     cap_s = policy.cap_s * len(runners)
     began = time.perf_counter()
     while True:
+        between_rounds()
         last = order[-1]
         rng.shuffle(order)
         if order[0] == last and len(order) > 1:  # never twice running: it would find its weights in the caches

@@ -15,6 +15,7 @@ from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
 from layerfold.profiler.backends import Backend, Runner, get_backend
 from layerfold.profiler.compare import RatioInterval
+from layerfold.profiler.conditions import Watch
 from layerfold.profiler.measure import MeasurePolicy, is_narrow, summarise_blocks
 from layerfold.profiler.turns import Turns, time_in_turns
 
@@ -59,7 +60,8 @@ class BenchmarkReport:
 
     Attributes:
         networks: one entry a network.
-        provenance: backend, versions, device, driver, options, batch.
+        provenance: backend, versions, device, driver, options, batch; the conditions of the machine meanwhile, with
+            warnings.
     """
 
     networks: tuple[NetworkLatency, ...]
@@ -110,7 +112,9 @@ def benchmark_networks(
         for name, network in networks.items():
             runners[name] = chosen.compile(onnx_of(name, network, example_input))
         policy = MeasurePolicy(target=target, cap_s=cap_s)
-        turns = time_in_turns([runner.run for runner in runners.values()], policy, are_latencies_wanted=True)
+        watch = Watch()
+        turns = time_in_turns([runner.run for runner in runners.values()], policy, are_latencies_wanted=True,
+                              between_rounds=watch.sample)
     finally:
         for runner in runners.values():
             runner.close()
@@ -118,7 +122,8 @@ def benchmark_networks(
     if example_input is not None:
         batch = int((example_input[0] if isinstance(example_input, tuple) else example_input).shape[0])
     networks_found = _latencies(list(runners), turns, policy)
-    return BenchmarkReport(networks=networks_found, provenance={**chosen.provenance(), "batch": batch})
+    facts = {**chosen.provenance(), "batch": batch, "conditions": watch.conditions().to_json()}
+    return BenchmarkReport(networks=networks_found, provenance=facts)
 
 
 def onnx_of(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -143,6 +145,33 @@ def test_float16_is_refused_where_the_processor_lacks_it() -> None:
         with pytest.raises(UsageError, match="precision='float16': device 'cpu' of backend 'openvino' lacks it; choose "
                                              "from float32, int8"):
             get_backend("openvino", precision="float16")
+
+
+_SEVERAL = """
+import signal, sys
+from pathlib import Path
+from layerfold.profiler import get_backend
+signal.signal(signal.SIGINT, signal.default_int_handler)
+graph = Path(sys.argv[2]).read_bytes()
+runners = [get_backend(sys.argv[1]).compile(graph) for _ in range(3)]
+for runner in runners:
+    runner.run()
+while runners:
+    runners.pop(0).close()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "torch", "openvino"])
+def test_process_survives_ctrl_c_after_several_networks(name, onnx_bytes, tmp_path) -> None:
+    backend_of(name)  # skips where it is not installed
+    (tmp_path / "net.onnx").write_bytes(onnx_bytes)
+    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", _SEVERAL, name, str(tmp_path / "net.onnx")],
+                          capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "torch", "openvino"])

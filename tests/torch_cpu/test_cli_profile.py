@@ -84,6 +84,21 @@ def test_dry_run_says_how_much_is_known_and_writes_nothing(arguments, tmp_path, 
     assert before["segments"] == len(LatencyTable.read(tmp_path / "a.csv"))
 
 
+def test_dry_run_counts_every_stage_of_the_default_method(arguments, tmp_path, capsys):
+    default = [each for each in arguments if each not in ("--method", "isolated")]
+    assert main([*default, "--dry-run"]) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert (before["in_context_cached"], before["whole_networks_cached"]) == (0, 0)
+    assert main([*default, "-o", str(tmp_path / "a.csv")]) == 0
+    capsys.readouterr()
+    plans = LatencyTable.read(tmp_path / "a.csv").provenance.options["plans"]
+    assert 0 < len(plans) <= before["whole_networks"]
+    assert main([*default, "--dry-run"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert (after["whole_networks_cached"], after["estimate_s"]) == (len(plans), 0)
+    assert 0 < after["in_context_cached"] <= after["in_context"] == before["in_context"]
+
+
 def test_a_segment_that_cannot_be_built_is_left_out_with_its_reason(arguments, tmp_path, capsys, monkeypatch):
     built = OnnxRuntimeBackend.compile
 

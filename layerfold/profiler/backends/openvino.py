@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,18 @@ from layerfold.profiler.backends.protocol import Array
 from layerfold.profiler.backends.torch import input_specs
 
 _CAPABILITIES = {"FP32": "float32", "FP16": "float16", "INT8": "int8"}
+
+
+@functools.cache
+def _core() -> Any:
+    """Return the process's one Core.
+
+    The CPU plugin of each gives the thread a signal stack and takes it away when it goes. Of two that do not go in the
+    order of last in, first out, the thread is left with memory that is freed, and dies of the next signal (Ctrl-C).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoBackend(BackendBase):
@@ -28,9 +41,7 @@ class OpenVinoBackend(BackendBase):
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        import openvino
-
-        has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return tuple(name for capability, name in _CAPABILITIES.items() if capability in has)
 
     @classmethod
@@ -42,9 +53,7 @@ class OpenVinoBackend(BackendBase):
         return {**super().options, "performance_hint": "LATENCY", "streams": 1}
 
     def _compile(self, onnx_bytes: bytes) -> OpenVinoRunner:
-        import openvino
-
-        core = openvino.Core()
+        core = _core()
         specs = input_specs(onnx_bytes)
         settings = {
             "INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY",

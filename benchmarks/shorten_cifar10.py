@@ -1,0 +1,297 @@
+"""Ways to shorten a network, side by side on CIFAR-10: what accuracy each leaves at the same latency budget.
+
+    python benchmarks/shorten_cifar10.py                                       # both networks, 1.3x and 1.6x, 2 epochs
+    python benchmarks/shorten_cifar10.py mobilenetv2_050_cifar --speedups 1.3 --only baseline latency importance
+    python benchmarks/shorten_cifar10.py resnet20 resnet56 --epochs 20 --seeds 0 1 2 --backend torch --device cuda \\
+        --train-device cuda
+
+One latency table a network, one budget a speed-up (by that table), equal finetuning; every finished network is then
+measured in turns with the original. A way is a function from a run, a budget and a seed to a solution: see ``WAYS``.
+Resumable: work is kept under ``--work``, and ``--only`` does some of the steps, so that those that measure latency
+(``latency``, ``compare``) can have a core to themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from compress_records import _finetune_published, _train
+from record import RESULTS, ROOT, shared_path, write_record
+
+import layerfold as lf
+from layerfold.merge import Recipe, load_form, save_form
+from layerfold.profiler import get_backend
+from layerfold.search import GRANULARITIES, BestMerging, activations_left, list_gates
+
+STEPS = ("baseline", "latency", "importance", "solve", "finetune", "compare")
+_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
+_HERE = Path(__file__).resolve().parent
+_MAX_GROWTH = 4.0
+_IMPORTANCE_IMAGES = 1000
+
+
+def _finetune_published_56(work: Path) -> Path:
+    published = shared_path() / "checkpoints/resnet56-4bfd9763.th"
+    return _train(
+        "resnet56", "--weights", str(published), "--epochs", "2", "--optimizer", "sgd", "--learning-rate", "0.01"
+    )(work)
+
+
+NETWORKS: dict[str, tuple[Callable[[Path], Path], float | None]] = {
+    "mobilenetv2_050_cifar": (
+        _train("mobilenetv2_050_cifar", "--epochs", "4", "--learning-rate", "0.005"), None,
+    ),
+    "resnet20": (_finetune_published, 0.02),
+    "resnet56": (_finetune_published_56, 0.02),
+}  # fmt: skip
+"""By factory of ``cifar_resnet.py``: what makes the baseline, and the learning rate (None: the optimizer's own)."""
+
+
+class Run:
+    """One network: its tables and everything that is kept of it, made when first asked for."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        self.name, self.arguments = name, arguments
+        self.folder: Path = arguments.work.resolve() / name
+        length = f"{arguments.epochs}-epochs-{arguments.search_epochs}-of-search"
+        self.trained = self.folder / (length if arguments.steps is None else f"{arguments.steps}-steps")
+        self.trained.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def baseline(self) -> Path:
+        return NETWORKS[self.name][0](self.arguments.work.resolve())
+
+    @cached_property
+    def untrained(self) -> lf.LoadedModel:
+        """The network with random weights: latency does not depend on them."""
+        return lf.load_model(f"{_HERE / 'cifar_resnet.py'}:{self.name}")
+
+    @cached_property
+    def loaded(self) -> lf.LoadedModel:
+        return lf.load_model(f"{_HERE / 'cifar_resnet.py'}:{self.name}", weights=self.baseline)
+
+    @cached_property
+    def net(self) -> lf.Network:
+        return lf.trace_network(self.untrained.module, torch.zeros(1, *self.untrained.input_shape))
+
+    @cached_property
+    def data(self) -> lf.ImageData:
+        of = self.untrained
+        return lf.open_data(
+            f"parquet:{shared_path() / 'data/cifar10'}", input_shape=of.input_shape, mean=of.mean, std=of.std,
+            interpolation=of.interpolation, crop_pct=of.crop_pct, num_classes=of.num_classes,
+        )
+
+    @cached_property
+    def backend(self) -> Any:
+        return get_backend(self.arguments.backend, device=self.arguments.device, threads=1)
+
+    @cached_property
+    def latency(self) -> lf.LatencyTable:
+        path = self.folder / "latency.csv"
+        if not path.exists():
+            lf.profile_network(
+                self.untrained.module, self.net, self.backend, candidates=self.net.candidates(max_growth=_MAX_GROWTH),
+                cache=self.folder / "cache.sqlite", model_name=self.name,
+            ).write(path)
+        return lf.LatencyTable.read(path)
+
+    @cached_property
+    def importance(self) -> lf.ImportanceTable:
+        path = self.folder / "importance.csv"
+        if not path.exists():
+            lf.estimate_importance(
+                self.loaded.module, self.net, self.data, latency=self.latency, holdout_images=_IMPORTANCE_IMAGES,
+                journal_path=self.folder / "importance.journal", model_name=self.name,
+            ).write(path)
+        return lf.ImportanceTable.read(path)
+
+    def training(self, seed: int, epochs: int) -> lf.FinetuneOptions:
+        return lf.FinetuneOptions(epochs=epochs, steps=self.arguments.steps, learning_rate=NETWORKS[self.name][1],
+                                  seed=seed)
+
+    def file(self, way: str, speedup: float, seed: int, suffix: str) -> Path:
+        return self.trained / f"{way.replace(' ', '-')}-{speedup:g}-{seed}{suffix}"
+
+
+def merging_only(run: Run, budget_ms: float, seed: int) -> lf.Solution:
+    """Return the exact solver's choice by measured importances."""
+    return lf.solve_frontier(run.latency, run.importance).at(budget_ms=budget_ms)
+
+
+def search(run: Run, budget_ms: float, seed: int) -> lf.Solution:
+    """Return what gates learn, one for each activation."""
+    arguments, checkpoint = run.arguments, run.trained / f"search-{budget_ms:g}-{seed}.checkpoint"
+    solution = lf.search_activations(
+        run.loaded.module, run.net, run.data, budget_ms=budget_ms, latency=run.latency,
+        training=run.training(seed, arguments.search_epochs), device=arguments.train_device,
+        checkpoint_path=checkpoint, model_name=run.name,
+    ).solution
+    checkpoint.unlink(missing_ok=True)
+    return solution
+
+
+def uniform_removal(run: Run, budget_ms: float, seed: int) -> lf.Solution:
+    """Return the most activations that are left when slots or blocks go evenly over the network, within the budget."""
+    merging, found, least_ms = BestMerging(run.net, run.latency), [], math.inf
+    for granularity in GRANULARITIES:
+        gates = list_gates(run.net, granularity)
+        for keep in range(len(gates) + 1):
+            kept = {int((index + 0.5) * len(gates) / keep) for index in range(keep)}
+            acts = activations_left(run.net, gates, [index in kept for index in range(len(gates))])
+            found += [acts] if merging.predict_ms(acts) <= budget_ms else []
+            least_ms = min(least_ms, merging.predict_ms(acts))
+    if not found:
+        raise lf.InfeasibleBudgetError(f"budget {budget_ms:.6g} ms: the least is {least_ms:.6g} ms",
+                                       budget_ms=budget_ms, least_ms=least_ms)
+    return merging.solution(max(found, key=len), model=run.name, budget_ms=budget_ms)
+
+
+WAYS: dict[str, Callable[[Run, float, int], lf.Solution]] = {
+    "merging only": merging_only,
+    "search": search,
+    "uniform removal": uniform_removal,
+}
+
+
+def solve(run: Run, way: str, speedup: float, seed: int) -> dict[str, Any]:
+    """Choose what to do, once; a budget that the way does not reach is an answer."""
+    path = run.file(way, speedup, seed, ".json")
+    if not path.exists():
+        began = time.monotonic()
+        try:
+            solution = WAYS[way](run, run.latency.original_ms / speedup, seed)
+            found = {"status": "solved", "solution": solution.to_json()}
+        except lf.InfeasibleBudgetError as error:
+            found = {"status": "unreachable", "least_ms": error.least_ms, "budget_ms": error.budget_ms,
+                     "reachable_speedup": run.latency.original_ms / error.least_ms}
+        path.write_text(json.dumps({**found, "seconds": time.monotonic() - began}))
+    answer: dict[str, Any] = json.loads(path.read_text())
+    return answer
+
+
+def finetune(run: Run, solved: dict[str, Any], way: str, speedup: float, seed: int) -> None:
+    """Finetune one solution, score it on the test images, keep it as a train form."""
+    path = run.file(way, speedup, seed, ".safetensors")
+    if path.exists():
+        return
+    solution = lf.Solution.from_json(solved["solution"])
+    student = lf.build_train_form(run.loaded.module, run.net, solution)
+    checkpoint = run.file(way, speedup, seed, ".checkpoint")
+    options = run.training(seed, run.arguments.epochs)
+    report = lf.finetune_network(
+        student, run.data, teacher=run.loaded.module, epochs=options.epochs, steps=options.steps,
+        learning_rate=options.learning_rate, seed=seed, checkpoint_path=checkpoint,
+        device=run.arguments.train_device, description=f"{run.name}, {way}, {speedup:g}x",
+    )
+    scores = lf.evaluate_network(student, run.data.split("test"), teacher=run.loaded.module)
+    recipe = Recipe(model=run.loaded.source, input_shape=run.loaded.input_shape, solution=solution)
+    save_form(student, path, kind="train", recipe=recipe, facts={
+        "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct, "finetune": report.as_dict(),
+    })  # fmt: skip
+    checkpoint.unlink(missing_ok=True)
+
+
+def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
+    """Measure every finetuned network in turns with the original; return a row for each way, reached or not."""
+    solved = {key: solve(run, *key) for key in every}
+    forms = {key: load_form(run.file(*key, ".safetensors"), run.loaded.module)
+             for key, found in solved.items() if found["status"] == "solved"}
+    has_seeds = len({seed for _, _, seed in every}) > 1
+    names = {key: f"{key[0]}, {key[1]:g}x" + (f", seed {key[2]}" if has_seeds else "") for key in every}
+    original_pct = lf.evaluate_network(run.loaded.module, run.data.split("test")).accuracy_pct
+    rows: list[dict[str, Any]] = []
+    comparison: dict[str, Any] = {}
+    if forms:
+        found = lf.compare_solutions(
+            run.loaded.module, run.net, {names[key]: form.recipe.solution for key, form in forms.items()}, run.backend,
+            networks={names[key]: lf.merge_network(form.module) for key, form in forms.items()},
+            latency=run.latency, importance=run.importance,
+            accuracies_pct={"original": original_pct, **{names[k]: f.facts["accuracy_pct"] for k, f in forms.items()}},
+        )  # fmt: skip
+        found.plot(run.trained / "compare.png", title=f"{run.name} on CIFAR-10")
+        comparison = found.to_json()
+    measured = {each["name"]: each for each in comparison.pop("networks", [])}
+    for each in measured.values():
+        each["note"] = each["note"].replace(f"{run.folder}/", "")
+    for key in every:
+        way, speedup, seed = key
+        row = {"way": way, "speedup_asked": speedup, "seed": seed, "status": solved[key]["status"],
+               "solve_seconds": solved[key]["seconds"]}
+        if key in forms:
+            row |= {"finetune_seconds": forms[key].facts["finetune"]["seconds"],
+                    "agreement_pct": forms[key].facts["agreement_pct"], "solution": solved[key]["solution"],
+                    **measured[names[key]]}
+        else:
+            row |= {name: solved[key][name] for name in ("least_ms", "budget_ms", "reachable_speedup")}
+        rows.append(row)
+    return {"original_accuracy_pct": original_pct, "original_predicted_ms": run.latency.original_ms,
+            "rows": rows, "original": measured.get("original"), "provenance": comparison.get("provenance")}
+
+
+def print_rows(name: str, found: dict[str, Any]) -> None:
+    """Print the table of one network."""
+    print(f"\n{name}: original {found['original_accuracy_pct']:.2f} %")
+    print(f"{'way':<22}{'asked':>7}{'predicted':>11}{'measured':>10}{'accuracy':>11}{'convs':>7}{'acts':>6}")
+    for row in found["rows"]:
+        asked = f"{row['speedup_asked']:g}x"
+        if row["status"] != "solved":
+            print(f"{row['way']:<22}{asked:>7}   not reached; the most is {row['reachable_speedup']:.3f}x")
+            continue
+        predicted = found["original_predicted_ms"] / row["predicted_ms"]
+        print(f"{row['way']:<22}{asked:>7}{predicted:>10.3f}x{row['speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} %"
+              f"{row['num_convs']:>7}{row['num_activations']:>6}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
+    parser.add_argument("--speedups", nargs="+", type=float, default=[1.3, 1.6], metavar="X")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY",
+                        help=", ".join(WAYS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--epochs", type=int, default=2, metavar="N", help="of finetuning")
+    parser.add_argument("--search-epochs", type=int, default=2, metavar="N", help="of the search, before finetuning")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of each training, in place of epochs")
+    parser.add_argument("--backend", default="onnxruntime", metavar="NAME")
+    parser.add_argument("--device", metavar="NAME", help="of the backend")
+    parser.add_argument("--train-device", default="cpu", metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for name in arguments.networks or ["mobilenetv2_050_cifar", "resnet20"]:
+        run = Run(name, arguments)
+        every = [(way, x, seed) for x in arguments.speedups for way in arguments.ways for seed in arguments.seeds]
+        for step in (step for step in STEPS[:3] if step in arguments.only):
+            print(f"{name}: {step}", file=sys.stderr, flush=True)
+            getattr(run, step)
+        for key in every:
+            if "solve" in arguments.only or "finetune" in arguments.only:
+                solved = solve(run, *key)
+                if solved["status"] == "solved" and "finetune" in arguments.only:
+                    finetune(run, solved, *key)
+        if "compare" in arguments.only:
+            results[name] = compare(run, every)
+            print_rows(name, results[name])
+    if results:
+        earlier = RESULTS / "shorten_cifar10.json"
+        if earlier.exists():
+            results = {**json.loads(earlier.read_text())["results"], **results}
+        settings = {key: value for key, value in vars(arguments).items() if key not in ("work", "only")}
+        settings |= {"max_growth": _MAX_GROWTH, "importance_images": _IMPORTANCE_IMAGES, "threads": 1, "batch": 1}
+        write_record("shorten_cifar10", results, settings, packages=_PACKAGES)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""``layerfold search``: learn which activations go, or take a published pattern."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfold.cli._networks import add_trace_arguments, check_table, note_random_weights, trace_of
+from layerfold.cli._options import (
+    add_command,
+    add_output_arguments,
+    add_result_arguments,
+    at_least,
+    check_output,
+    whole,
+)
+from layerfold.cli._quantities import parse_ms, parse_number
+from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
+from layerfold.cli._text import columns, facts
+from layerfold.cli._training import add_training_arguments, history_text, training_of
+from layerfold.errors import UsageError, nearest_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from layerfold.graph import Network
+    from layerfold.search import SearchResult
+    from layerfold.solver import Solution
+    from layerfold.tables import LatencyTable
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``search`` to the command line."""
+    parser = add_command(
+        subparsers, "search", "learn which activations go (DepthShrinker), to a number or to a latency budget",
+        "Train a network with a gate on each activation until as many are left as asked for, or until the latency "
+        "table predicts the budget for what is left; then merge what lies between as fast as can be. Or take a pattern "
+        "that DepthShrinker published. The state is kept in OUTPUT.checkpoint until the end: a run that is stopped "
+        "goes on where it was.",
+        "  layerfold search timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
+        "      --latency latency.csv --speedup 1.5 --epochs 20 -o solution.json\n"
+        "  layerfold search timm:mobilenetv2_140 --pattern mobilenetv2_140-A --latency latency.csv -o solution.json",
+    )  # fmt: skip
+    add_model_arguments(parser)
+    add_trace_arguments(parser)
+    add_data_arguments(parser, required=False)
+    group = parser.add_argument_group("what to reach")
+    target = group.add_mutually_exclusive_group()
+    target.add_argument("--keep", metavar="N", help="gates that stay on: a count, or a share below 1")
+    target.add_argument("--budget", metavar="MS", help="end-to-end latency, for example 4.5ms; needs --latency")
+    target.add_argument("--speedup", metavar="X",
+                        help="the original's predicted latency / budget, for example 1.5; needs --latency")
+    target.add_argument("--pattern", metavar="NAME",
+                        help="what DepthShrinker published: the activations of mobilenetv2_140-A to -F, without any "
+                        "training, or the search that was set for efficientnet_lite0 or mobilenetv2_140 (blocks, 0.4 "
+                        "of them)")
+    group.add_argument("--granularity", choices=("slot", "block"),
+                       help="a gate for each activation, or for all of a block (default: slot)")
+    group.add_argument("--latency", metavar="CSV",
+                       help="latency table from which the merging follows (default: as few convs as can be)")
+    group.add_argument("--max-kernel", type=whole(1), default=15, metavar="K",
+                       help="largest kernel of a merged conv, where there is no table (default: %(default)s)")
+    group.add_argument("--anneal", type=at_least(0, 1), default=0.5, metavar="X",
+                       help="share of the steps at which the target is reached (default: %(default)s)")
+    add_training_arguments(parser, epochs=10)
+    add_output_arguments(parser, "JSON", "the solution, for verify, finetune and merge")
+    parser.add_argument("--weights-out", metavar="FILE",
+                        help="write the weights that the search ended with (.safetensors), to finetune from "
+                        "(`layerfold finetune --weights FILE --teacher-weights ORIGINAL`)")
+    add_result_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, or take a published pattern; write the solution."""
+    from layerfold.tables import LatencyTable
+
+    check_output(args.output, suffix=".json", overwrite=args.overwrite)
+    check_output(args.weights_out, flag="--weights-out", suffix=".safetensors", overwrite=args.overwrite)
+    target = _target_of(args)
+    table = None if args.latency is None else LatencyTable.read(args.latency)
+    if args.pattern is not None and not target:
+        return _take_pattern(args, table)
+    if args.data is None:
+        raise UsageError("--data: a search trains the network; name images, for example folder:PATH")
+    return _search(args, target, table)
+
+
+def _target_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the search's target and granularity; nothing for a pattern of activations."""
+    from layerfold.search import PUBLISHED_PATTERNS, PUBLISHED_SEARCHES
+
+    granularity = args.granularity or "slot"
+    if args.pattern is not None:
+        published = PUBLISHED_SEARCHES.get(args.pattern)
+        if published is not None:
+            if args.granularity not in (None, published.granularity):
+                raise UsageError(f"--granularity {args.granularity}: --pattern {args.pattern} searches "
+                                 f"{published.granularity}s; leave --granularity out")
+            return {"granularity": published.granularity, "keep": published.keep}
+        if args.pattern not in PUBLISHED_PATTERNS:
+            known = (*PUBLISHED_PATTERNS, *PUBLISHED_SEARCHES)
+            raise UsageError(f"--pattern {args.pattern}: must be one of {', '.join(known)}"
+                             f"{nearest_names(args.pattern, known)}")
+        if args.weights_out is not None:
+            raise UsageError(f"--weights-out {args.weights_out}: --pattern {args.pattern} trains nothing")
+        return {}
+    if args.keep is not None:
+        keep = parse_number(args.keep, "--keep", least=0, most=1e6, example="20 or 0.4")
+        return {"granularity": granularity, "keep": keep if 0 < keep < 1 else _whole(keep, args.keep)}
+    if args.budget is None and args.speedup is None:
+        raise UsageError("--keep, --budget, --speedup, --pattern: give one of the four")
+    if args.latency is None:
+        raise UsageError("--latency: a budget needs the network's latency table (`layerfold profile`)")
+    if args.budget is not None:
+        return {"granularity": granularity, "budget_ms": parse_ms(args.budget, "--budget")}
+    factor = args.speedup.strip().removesuffix("x")
+    return {"granularity": granularity,
+            "speedup": parse_number(factor, "--speedup", least=1e-6, most=1e6, example="1.5")}
+
+
+def _whole(value: float, text: str) -> int:
+    if value != int(value):
+        raise UsageError(f"--keep {text}: must be a whole number of gates, or a share of them below 1")
+    return int(value)
+
+
+def _take_pattern(args: argparse.Namespace, table: LatencyTable | None) -> int:
+    from layerfold.search import published_pattern
+
+    loaded = load_model_of(args)
+    net = trace_of(args, loaded)
+    if table is not None:
+        check_table(net, table, args.latency)
+    solution = published_pattern(args.pattern, net, table, model_name=loaded.source)
+    solution.write(args.output)
+    print(f"wrote {args.output}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"output": args.output, "solution": solution.to_json()}, indent=1))
+    else:
+        print(facts(_solution_facts(net, solution, table)))
+    return 0
+
+
+def _search(args: argparse.Namespace, target: dict[str, Any], table: LatencyTable | None) -> int:
+    from layerfold.search import search_activations
+
+    loaded = load_model_of(args)
+    note_random_weights(args)
+    net = trace_of(args, loaded)
+    if table is not None:
+        check_table(net, table, args.latency)
+    data = open_data_of(args, loaded)
+    checkpoint = Path(f"{args.output}.checkpoint")
+    found = search_activations(
+        loaded.module, net, data, **target, latency=table, anneal=args.anneal, training=training_of(args),
+        distill=not args.no_teacher, max_kernel=args.max_kernel, checkpoint_path=checkpoint, device=args.train_device,
+        progress=not args.quiet, model_name=loaded.source,
+    )  # fmt: skip
+    if args.weights_out is not None:
+        _write_weights(found.weights, Path(args.weights_out))
+    found.solution.write(args.output)
+    checkpoint.unlink(missing_ok=True)
+    print(f"wrote {args.output}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"output": args.output, **found.as_dict()}, indent=1))
+    else:
+        print(_as_text(net, found, table))
+    return 0
+
+
+def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    save_file({name: value.contiguous() for name, value in weights.items()}, partial)
+    os.replace(partial, path)
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def _as_text(net: Network, found: SearchResult, table: LatencyTable | None) -> str:
+    from layerfold.report.words import positions_text
+
+    rows = [(gate.name, positions_text(gate.positions), f"{gate.score:+.4f}", "stays" if gate.is_on else "goes")
+            for gate in found.gates]
+    kept = sum(gate.is_on for gate in found.gates)
+    return "\n\n".join((
+        columns(("gate", "positions", "score", ""), rows, right="score"),
+        history_text(found.training),
+        facts([("gates", f"{kept} of {len(found.gates)} stay"), *_solution_facts(net, found.solution, table)]),
+    ))
+
+
+def _solution_facts(net: Network, solution: Solution, table: LatencyTable | None) -> list[tuple[str, object]]:
+    predicted = None
+    if table is not None and solution.predicted_ms is not None:
+        predicted = (f"{solution.predicted_ms:.4g} ms, {table.original_ms / solution.predicted_ms:.3f}x as fast as the "
+                     "original's prediction")
+    budget = None if solution.budget_ms is None else f"{solution.budget_ms:.4g} ms"
+    return [
+        ("activations", f"{len(net.original_act_pos)} -> {len(solution.act_pos)}"),
+        ("layers", f"{len(net.layers)} -> {len(solution.merge_pos)}"),
+        ("predicted", predicted),
+        ("budget", budget),
+    ]

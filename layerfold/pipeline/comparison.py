@@ -1,0 +1,299 @@
+"""Several solutions on one device: what each was to take, what it takes, and what it is worth."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerfold.data import ImageData
+from layerfold.errors import MissingEntryError, UsageError
+from layerfold.export import export_onnx
+from layerfold.finetune import evaluate_network
+from layerfold.graph import Network
+from layerfold.merge import build_train_form, merge_network
+from layerfold.profiler import benchmark_networks
+from layerfold.profiler.backends import Backend
+from layerfold.profiler.verify import example_input_of
+from layerfold.progress import progress_bar
+from layerfold.report.comparison import ComparedPoint, comparison_plot
+from layerfold.solver import Solution, importance_of
+from layerfold.tables import ImportanceTable, LatencyTable
+from layerfold.tables._csv import replace_text
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedNetwork:
+    """One network of a comparison.
+
+    Attributes:
+        name: as given; ``original`` for the first.
+        predicted_ms: by the latency table, else what the solution says; None if unknown.
+        measured_ms, low_ms, high_ms: median of one forward pass and its 95 % interval.
+        ratio, ratio_low, ratio_high: latency relative to the original, paired round by round, with its interval.
+        is_settled: whether the interval reached its target.
+        importance: in points; None if unknown.
+        accuracy_pct: top-1 on the test images, 0..100; None if unknown.
+        num_activations: activations in chains.
+        num_convs, num_params, macs: of the network that was measured; multiply-adds of one image.
+        note: what the table could not say, and why.
+    """
+
+    name: str
+    predicted_ms: float | None
+    measured_ms: float
+    low_ms: float
+    high_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    is_settled: bool
+    importance: float | None
+    accuracy_pct: float | None
+    num_activations: int
+    num_convs: int
+    num_params: int
+    macs: int
+    note: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the original."""
+        return 1 / self.ratio
+
+    @property
+    def prediction_error(self) -> float | None:
+        """(predicted - measured) / measured, or None."""
+        return None if self.predicted_ms is None else self.predicted_ms / self.measured_ms - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolutionComparison:
+    """Solutions measured in turns on one device; the original comes first.
+
+    Attributes:
+        networks: in the order given.
+        provenance: backend, versions, device, options, batch.
+    """
+
+    networks: tuple[ComparedNetwork, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> ComparedNetwork:
+        return next(each for each in self.networks if each.name == name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat dict a network."""
+        return [
+            {**asdict(each), "speedup": each.speedup, "prediction_error": each.prediction_error}
+            for each in self.networks
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a JSON file would hold."""
+        return {"schema": 1, "networks": self.rows(), "provenance": self.provenance}
+
+    def write_csv(self, path: str | Path) -> None:
+        """Write one row a network, by an atomic replace; what is unknown is empty."""
+        buffer = io.StringIO()
+        names = [each.name for each in fields(ComparedNetwork)]
+        names[-1:] = ["speedup", "prediction_error", names[-1]]
+        writer = csv.DictWriter(buffer, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows())
+        replace_text(Path(path), buffer.getvalue())
+
+    def plot(self, path: str | Path, *, title: str = "") -> Path:
+        """Draw accuracy against measured latency (without any accuracy, importance, or latency alone).
+
+        Args:
+            path: a .png, .svg or .pdf file.
+            title: the heading.
+        """
+        points = [
+            ComparedPoint(
+                name=each.name, measured_ms=each.measured_ms, low_ms=each.low_ms, high_ms=each.high_ms,
+                predicted_ms=each.predicted_ms, accuracy_pct=each.accuracy_pct, importance=each.importance,
+                speedup=each.speedup,
+            )
+            for each in self.networks
+        ]  # fmt: skip
+        return comparison_plot(points, path, title=title)
+
+
+def compare_solutions(
+    model: nn.Module,
+    net: Network,
+    solutions: Mapping[str, Solution],
+    backend: str | Backend = "onnxruntime",
+    *,
+    networks: Mapping[str, nn.Module] | None = None,
+    latency: LatencyTable | None = None,
+    importance: ImportanceTable | None = None,
+    data: ImageData | None = None,
+    accuracies_pct: Mapping[str, float] | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    target: float = 0.01,
+    cap_s: float = 10.0,
+    progress: bool = True,
+) -> SolutionComparison:
+    """Merge a network by several solutions and measure all of them in turns with the original.
+
+    Args:
+        model: the module that ``net`` was traced from; left untouched.
+        net: its description.
+        solutions: name -> solution, whatever made it: the solver, a search, a published pattern, a hand.
+        backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
+        networks: name -> that solution's finetuned network in deploy form. It is measured and scored in place of the
+            model's own weights merged, which are not scored.
+        latency: table that predicts; without it a solution's own prediction is shown.
+        importance: table that importances are summed from; without it a solution's own is shown.
+        data: the original and ``networks`` are scored on its test split.
+        accuracies_pct: accuracies known beforehand by name, ``original`` for the original's; where ``data`` scores a
+            network, that counts.
+        device, threads: as of :func:`benchmark_networks`.
+        batch: images in one forward pass.
+        target, cap_s: as of :func:`benchmark_networks`.
+        progress: show a bar on stderr.
+
+    Raises:
+        UsageError: no solutions, or a name that is not among them.
+        SolutionError: a solution that does not fit the network; names it.
+    """
+    networks, known = networks or {}, accuracies_pct or {}
+    _check_names(solutions, networks, known)
+    example = example_input_of(net, batch)
+    # Merging, exporting and scoring each network, then one measurement.
+    with progress_bar("compare: prepare", len(solutions) + 2, enabled=progress) as bar:
+        modules = {ORIGINAL: model}
+        onnx = {ORIGINAL: export_onnx(model, example)}
+        bar.advance()
+        for name, solution in solutions.items():
+            with _named(name):
+                modules[name] = networks[name] if name in networks else _merged(model, net, solution)
+                onnx[name] = export_onnx(modules[name], example)
+            bar.advance()
+        bar.describe("compare: measure")
+        report = benchmark_networks(
+            onnx, example, backend, device=device, threads=threads, target=target, cap_s=cap_s
+        )
+        bar.advance()
+    accuracies = dict(known)
+    if data is not None:
+        scored = [ORIGINAL, *networks]
+        with progress_bar("compare: score", len(scored), enabled=progress) as bar:
+            for name in scored:
+                accuracies[name] = evaluate_network(modules[name], data.split("test")).accuracy_pct
+                bar.advance()
+    original = Solution(
+        act_pos=net.original_act_pos, merge_pos=tuple(range(1, len(net.layers) + 1)),
+        predicted_ms=None if latency is None else latency.original_ms, importance=0.0,
+    )  # fmt: skip
+    found = []
+    for name, solution in {ORIGINAL: original, **solutions}.items():
+        measured, counts = report[name], _counts_of(modules[name], example)
+        notes: list[str] = []
+        found.append(ComparedNetwork(
+            name=name,
+            predicted_ms=_predicted_ms(solution, latency, notes),
+            measured_ms=measured.median_ms, low_ms=measured.low_ms, high_ms=measured.high_ms, ratio=measured.ratio,
+            ratio_low=measured.ratio_low, ratio_high=measured.ratio_high, is_settled=measured.is_settled,
+            importance=0.0 if name == ORIGINAL else _importance(net, solution, importance, notes),
+            accuracy_pct=accuracies.get(name),
+            num_activations=len(_activations(net, solution)),
+            num_convs=counts["convs"], num_params=counts["params"], macs=counts["macs"], note="; ".join(notes),
+        ))  # fmt: skip
+    return SolutionComparison(networks=tuple(found), provenance=report.provenance)
+
+
+def _check_names(
+    solutions: Mapping[str, Solution], networks: Mapping[str, nn.Module], known: Mapping[str, float]
+) -> None:
+    if not solutions:
+        raise UsageError("solutions is empty; give at least one, as name -> solution")
+    if ORIGINAL in solutions:
+        raise UsageError(f"solutions: {ORIGINAL!r} is the name of the unmodified network; name the solution otherwise")
+    for argument, names in (("networks", networks), ("accuracies_pct", known)):
+        for name in names:
+            if name not in solutions and (argument, name) != ("accuracies_pct", ORIGINAL):
+                raise UsageError(f"{argument}: {name!r} is none of the solutions {', '.join(solutions)}")
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which solution an error is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _merged(model: nn.Module, net: Network, solution: Solution) -> nn.Module:
+    # Only the structure counts for latency: no need to compare each merged conv with its segment here.
+    return merge_network(build_train_form(model, net, solution).eval(), tolerance=None)
+
+
+def _activations(net: Network, solution: Solution) -> set[int]:
+    ends = {chain.end for chain in net.chains}
+    return set(solution.act_pos) - ends | {end for end in ends if net.has_activation(end)}
+
+
+def _predicted_ms(solution: Solution, latency: LatencyTable | None, notes: list[str]) -> float | None:
+    if latency is None:
+        return solution.predicted_ms
+    try:
+        return latency.predict_ms(solution)
+    except MissingEntryError as error:
+        notes.append(f"no prediction: {error}")
+        return None
+
+
+def _importance(
+    net: Network, solution: Solution, importance: ImportanceTable | None, notes: list[str]
+) -> float | None:
+    if importance is None:
+        return solution.importance
+    chains = tuple((chain.start, chain.end) for chain in net.chains)
+    ends = frozenset(chain.end for chain in net.chains if net.has_activation(chain.end))
+    try:
+        return importance_of(solution, importance, chains, ends)
+    except MissingEntryError as error:
+        notes.append(f"no importance: {error}")
+        return None
+
+
+@torch.no_grad()
+def _counts_of(module: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, int]:
+    """Count the convs that run, their multiply-adds and those of linear layers for one image, and parameters."""
+    found = {"convs": 0, "macs": 0, "params": sum(parameter.numel() for parameter in module.parameters())}
+
+    def count(part: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(part, nn.Conv2d):
+            found["convs"] += 1
+            taps = part.kernel_size[0] * part.kernel_size[1] * (part.in_channels // part.groups)
+        else:
+            assert isinstance(part, nn.Linear)
+            taps = part.in_features
+        found["macs"] += int(output[0].numel()) * taps
+
+    hooks = [
+        part.register_forward_hook(count) for part in module.modules() if isinstance(part, (nn.Conv2d, nn.Linear))
+    ]
+    try:
+        weight = next(module.parameters())
+        module(*(each[:1].to(weight) for each in example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -1,0 +1,83 @@
+"""The network that is searched: the original, with a learnable gate behind each activation that may go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from layerfold.graph.network import Network
+from layerfold.graph.traced import TracedGraph
+from layerfold.search._gates import Gate
+
+_PREFIX = "search_gate_"
+
+
+class LearnableGate(nn.Module):
+    """Passes an activation on, or what it was computed from.
+
+    The forward pass is hard. The score learns as if the gate were x + score * (activation(x) - x), straight through
+    (DepthShrinker, section 3.3): a score rises where the loss would be lower with more of the activation.
+
+    Attributes:
+        score: what gates are ranked by; higher stays.
+        is_on: whether the activation stays.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Parameter(torch.zeros(()))
+        self.is_on = True
+
+    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
+        value = activated if self.is_on else x
+        if not torch.is_grad_enabled():
+            return value
+        return value + (self.score - self.score.detach()) * (activated - x).detach()
+
+
+class GatedNetwork:
+    """A copy of a network with gates, ready to be trained.
+
+    Args:
+        model: the module that ``net`` was traced from; left untouched.
+        net: its description.
+        gates: of :func:`list_gates`.
+
+    Attributes:
+        module: the copy; with all gates on it computes what ``model`` does.
+    """
+
+    def __init__(self, model: nn.Module, net: Network, gates: Sequence[Gate]) -> None:
+        traced: TracedGraph = net.graph
+        self.module: fx.GraphModule = traced.on(model)
+        parts: list[Any] = list(self.module.modules())
+        for part in parts:
+            if getattr(part, "inplace", False) is True:
+                part.inplace = False  # a gate needs what the activation was computed from
+        nodes = {node.name: node for node in self.module.graph.nodes}
+        self._gates: list[LearnableGate] = []
+        for gate in gates:
+            learnable = LearnableGate()
+            self.module.add_submodule(f"{_PREFIX}{gate.positions[0]}", learnable)
+            self._gates.append(learnable)
+            for position in gate.positions:
+                activation = nodes[str(traced.layers[position - 1].activation)]
+                with self.module.graph.inserting_after(activation):
+                    gated = self.module.graph.call_module(f"{_PREFIX}{gate.positions[0]}")
+                activation.replace_all_uses_with(gated)
+                gated.args = (activation.all_input_nodes[0], activation)
+        self.module.graph.lint()
+        self.module.recompile()
+
+    @property
+    def scores(self) -> list[float]:
+        """The gates' scores, in their order."""
+        return [float(each) for each in torch.stack([gate.score.detach() for gate in self._gates]).tolist()]
+
+    def switch(self, on: Sequence[bool]) -> None:
+        """Turn each gate on or off."""
+        for gate, is_on in zip(self._gates, on, strict=True):
+            gate.is_on = bool(is_on)
