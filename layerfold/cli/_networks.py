@@ -50,10 +50,16 @@ def recipe_of(arguments: argparse.Namespace, loaded: LoadedModel, solution: Solu
     )
 
 
-def candidates_of(arguments: argparse.Namespace, net: Network) -> list[Segment]:
-    """Return the candidates within ``--max-kernel``, ``--max-growth`` and ``--stop-at-strides``."""
+def candidates_of(arguments: argparse.Namespace, net: Network, loaded: LoadedModel) -> list[Segment]:
+    """Return the candidates within ``--max-kernel``, ``--max-growth`` and ``--stop-at-strides``.
+
+    With ``--drop-layers`` options without some of a segment's layers follow behind the others.
+    """
+    from layerfold.graph import layer_norms
+
     return net.candidates(
-        stop_at_strides=arguments.stop_at_strides, max_kernel=arguments.max_kernel, max_growth=arguments.max_growth
+        stop_at_strides=arguments.stop_at_strides, max_kernel=arguments.max_kernel, max_growth=arguments.max_growth,
+        layer_norms=layer_norms(loaded.module, net) if arguments.drop_layers else None,
     )
 
 
@@ -69,6 +75,14 @@ def add_candidate_arguments(parser: argparse.ArgumentParser, *, max_growth: floa
                        f"{'no limit' if max_growth is None else max_growth})")
     group.add_argument("--stop-at-strides", action="store_true",
                        help="the published restriction: nothing merges further than one layer past a strided one")
+    add_drop_argument(group)
+
+
+def add_drop_argument(group: argparse._ArgumentGroup) -> None:
+    """Add ``--drop-layers``."""
+    group.add_argument("--drop-layers", action="store_true",
+                       help="also options in which layers that keep the shape, or whole residual branches, are left "
+                       "out; which ones stay goes by the weights (LayerMerge)")
 
 
 def check_table(net: Network, table: LatencyTable, path: str) -> None:

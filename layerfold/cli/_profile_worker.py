@@ -41,13 +41,13 @@ def _fill(args: argparse.Namespace, environment: dict[str, object]) -> None:
         raise ProvenanceMismatchError(f"this device is {here['device']}, driver {here['driver']}, the first one is "
                                       f"{first['device']}, driver {first['driver']}: one table is of one kind of "
                                       "device, profile them one after the other")
-    net = trace_of(args, load_model_of(args))
+    net = trace_of(args, loaded := load_model_of(args))
     with ExitStack() as stack:
         log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
         store = stack.enter_context(open_cache(args.cache, backend, batch=args.batch, dtype=backend.precision, log=log))
         alone = segment_profiler(args.method, backend, store, target=args.target, cap_s=args.cap_s, batch=args.batch,
                                  dtype=backend.precision, workers=args.num_workers)
-        profile_segments(net, candidates_of(args, net), alone)
+        profile_segments(net, candidates_of(args, net, loaded), alone)
 
 
 if __name__ == "__main__":

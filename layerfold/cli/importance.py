@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     journal = Path(f"{args.output}.journal")
     table = estimate_importance(
         loaded.module, net, open_data_of(args, loaded), args.method, latency=latency,
-        candidates=candidates_of(args, net) if latency is None else None, score=args.score, fill_slots=args.fill_slots,
+        candidates=candidates_of(args, net, loaded) if latency is None else None, score=args.score,
+        fill_slots=args.fill_slots,
         calibration_images=args.calibration_images, holdout_images=args.holdout_images, steps=args.steps,
         batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed, journal_path=journal,
         model_name=loaded.source, progress=not args.quiet,
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]:
-    merged = [entry for entry in table.entries if entry.end - entry.start > 1]
+    merged = [entry for entry in table.entries if entry.kept is not None or entry.end - entry.start > 1]
     merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
     return {
         "table": args.output, "model": table.provenance.model, "method": args.method, "score": args.score,

@@ -73,10 +73,9 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
     solution = Solution.read(args.solution)
-    if args.plot is not None and solution.kept_layers is not None:
-        raise UsageError(f"--plot {args.plot}: where the time goes is not drawn for a solution that drops layers")
     table = None if args.latency is None else LatencyTable.read(args.latency)
     backend = open_backend(args)  # what is missing shows before torch is loaded
+    from layerfold.graph.dropping import dropped_layers
     from layerfold.profiler import verify_solution
     from layerfold.profiler.fitted import predicted_interval_ms
 
@@ -87,16 +86,15 @@ def run(args: argparse.Namespace) -> int:
         found = verify_solution(
             loaded.module, net, solution, backend, batch=args.batch, budget_ms=budget_ms, speedup=speedup,
             predicted_ms=None if table is None else table.predict_ms(solution),
-            # What dropping does is in no fitted plan yet, so there is no interval for it.
-            predicted_interval_ms=None if table is None or solution.kept_layers is not None
-            else predicted_interval_ms(table, solution.merge_pos),
+            predicted_interval_ms=None if table is None
+            else predicted_interval_ms(table, solution.merge_pos, dropped_layers(net, solution.kept_layers)),
             target=args.target, cap_s=args.cap_s,
         )  # fmt: skip
         bar.advance()
     if args.plot is not None and table is not None:
         from layerfold.report.latency_plots import time_png
 
-        time_png(table, solution.merge_pos, args.plot, title=f"{args.model}: where the time goes",
+        time_png(table, solution, args.plot, title=f"{args.model}: where the time goes",
                  measured_ms=(found.original_ms, found.measured_ms))
         print(f"wrote {args.plot}", file=sys.stderr)
     print(json.dumps(found.to_json(), indent=1) if args.json else _as_text(found))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold import __version__
 from layerfold.graph import Network, Segment
+from layerfold.graph.dropping import dropped_layers
 from layerfold.graph.network import shortcut_macs
 from layerfold.profiler.fitted import beliefs_of
 from layerfold.report import (
@@ -92,7 +93,9 @@ def compressed_macs(net: Network, segments: list[Segment]) -> int:
 def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
     measured = {each["name"]: each for each in results["bench"]["networks"]}
     scores = results["evaluate"]
-    segments = run.net.segments_of(run.solution.merge_pos)
+    segments = run.net.segments_of(
+        run.solution.merge_pos, dropped_layers(run.net, run.solution.kept_layers)
+    )
     original = ResultRow(
         name="original",
         accuracy_pct=scores["original"]["accuracy_pct"],
@@ -157,7 +160,7 @@ def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tupl
     """Draw where the time goes, and what the table's prediction is worth; yield them as the report wants them."""
     path = run.folder.file("time.png")
     measured = tuple(row.latency_ms or 0.0 for row in rows)
-    time_png(run.latency, run.solution.merge_pos, path, measured_ms=(measured[0], measured[1]))
+    time_png(run.latency, run.solution, path, measured_ms=(measured[0], measured[1]))
     yield ("Where the time goes", path, "Each layer and each merged segment is as wide as it takes long, by the "
            "latency table; lines mark what was measured end to end.")
     beliefs = beliefs_of(run.latency)

@@ -17,6 +17,7 @@ from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blo
 from layerfold.profiler.onnx_writer import OnnxWriter
 from layerfold.profiler.segment_onnx import write_segment
 from layerfold.profiler.turns import time_in_turns
+from layerfold.tables._kernel import SegmentKey
 
 RATIO = " ratio"
 """What stands behind the signature of a segment's surroundings where merged / not merged is stored."""
@@ -49,15 +50,15 @@ class NeighbourTimer:
 
     def changes_ms(
         self, segments: Sequence[Segment], advance: Callable[[], None] = lambda: None
-    ) -> dict[tuple[int, int], float]:
-        """Return, for each segment of several layers, its latency merged less that of its layers, in ms."""
+    ) -> dict[SegmentKey, float]:
+        """Return, for each changed segment, its latency less that of its layers, in ms."""
         known: dict[str, float] = {}
-        found = {}
+        found: dict[SegmentKey, float] = {}
         for segment in segments:
             signature = neighbours_signature(self._net, segment)
             if signature not in known:
                 known[signature] = self._change_ms(signature, *_surrounded(self._net, segment))
-            found[segment.start, segment.end] = known[signature]
+            found[segment.key] = known[signature]
             advance()
         return found
 

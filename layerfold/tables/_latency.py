@@ -82,6 +82,13 @@ class LatencyEntry:
         """(start, end), and the merged kernel where layers are dropped."""
         return (self.start, self.end, self.merged) if self.drops else (self.start, self.end)
 
+    @property
+    def dropped(self) -> tuple[int, ...] | None:
+        """The layers that do not stay, rising; None where some are dropped and it is not known which."""
+        if self.kept is None:
+            return None if self.drops else ()
+        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.kept)
+
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
             raise TableError(f"latency entry st={self.start}, end={self.end}: expected 0 <= st < end")
@@ -253,6 +260,22 @@ class LatencyTable:
 
         The others need no importance: merging them in parts is at least as fast. Single layers are always in.
         """
+        return self._useful_and_best[0]
+
+    def useful_drops(self) -> tuple[SegmentKey, ...]:
+        """Return the keys of entries with dropped layers that are strictly faster than the stretch with all its layers.
+
+        The others need no importance: what keeps every layer, merged or in parts, is at least as fast.
+        """
+        best = self._useful_and_best[1]
+        return tuple(
+            entry.key for entry in self.entries
+            if entry.drops and entry.latency_ms < best.get((entry.start, entry.end), math.inf)
+        )
+
+    @cached_property
+    def _useful_and_best(self) -> tuple[tuple[tuple[int, int], ...], dict[tuple[int, int], float]]:
+        """Useful segments, and the least latency of each stretch with all its layers, merged or in parts."""
         best: dict[tuple[int, int], float] = {}
         useful = []
         by_end: dict[int, list[LatencyEntry]] = {}
@@ -273,7 +296,7 @@ class LatencyTable:
                         best[start, end] = min(own, parts)
                     if own < parts or (own < math.inf and end == start + 1):
                         useful.append((start, end))
-        return tuple(sorted(useful))
+        return tuple(sorted(useful)), best
 
     @classmethod
     def read(cls, path: str | Path, *, partial: bool = False) -> LatencyTable:
