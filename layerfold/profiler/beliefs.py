@@ -200,7 +200,7 @@ class Beliefs:
             covariance = covariance - np.outer(column, column) / (covariance[best, best] + noise)
         return chosen
 
-    def _row(self, merge_pos: Iterable[int], dropped: Iterable[int]) -> Floats:
+    def _row(self, merge_pos: Iterable[int], dropped: Iterable[int] = ()) -> Floats:
         stops, gone = sorted(set(merge_pos)), sorted(set(dropped))
         row = np.zeros(len(self.segments))
         for start, end in self.chains:

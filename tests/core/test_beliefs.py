@@ -171,7 +171,7 @@ def test_fitted_table_adds_up_to_the_beliefs_and_survives_its_file(tmp_path) -> 
 def test_options_with_dropped_layers_are_segments_of_their_own(tmp_path) -> None:
     entries = [
         *isolated_table().entries,
-        LatencyEntry(start=0, end=2, latency_ms=0.6, merged="3x3", kept=(1,)),
+        LatencyEntry(start=0, end=2, latency_ms=0.45, merged="3x3", kept=(1,)),
         LatencyEntry(start=2, end=3, latency_ms=0.0, merged="identity", kept=()),
     ]
     alone = LatencyTable(entries, provenance=isolated_table().provenance)
