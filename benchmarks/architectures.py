@@ -189,19 +189,20 @@ def page_of(results: dict[str, dict[str, Any]], solutions: int) -> str:
         f"The largest seen are {worst['float64']:.1g}, {worst['float32']:.1g} and {worst['onnx']:.1g}.", "",
         "*Candidates* are segments of several layers that may become one conv. *Mergeable* is the share of the "
         "network's multiply-adds in convs that a candidate takes in. The last column counts what nothing merges "
-        "across, before the head, by reason.", "",
-        "| architecture | layers | chains | residuals | candidates | mergeable | checks passed | trace | barriers |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "across, before the head, by reason. What tracing takes stands in `benchmarks/results/merge_speed.json`, "
+        "taken on an idle machine.", "",
+        "| architecture | layers | chains | residuals | candidates | mergeable | checks passed | barriers |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
     ]  # fmt: skip
     for name, result in results.items():
         if "checks" not in result:
-            lines.append(f"| {name} | | | | | | none | | {result['failures'][0]} |".replace("\n", " "))
+            lines.append(f"| {name} | | | | | | none | {result['failures'][0]} |".replace("\n", " "))
             continue
         why = "; ".join(f"{count} × {reason}" for reason, count in result["unmerged"].items()) or "nothing"
         checks = f"{max(result['checks'] - len(result['failures']), 0)} of {result['checks']}"
         lines.append(
             f"| {name} | {result['layers']} | {result['chains']} | {result['residuals']} | {result['candidates']} "
-            f"| {100 * result['mergeable_share']:.0f} % | {checks} | {result['trace_s']:.1f} s | {why} |"
+            f"| {100 * result['mergeable_share']:.0f} % | {checks} | {why} |"
         )
     notes = [f"- {name}: {result['note']}." for name, result in results.items() if result.get("note")]
     return "\n".join([*lines, "", *notes, ""])

@@ -70,7 +70,7 @@ def plans_of(table: LatencyTable) -> list[MeasuredPlan]:
         return [
             MeasuredPlan(act_pos=tuple(each["act_pos"]), merge_pos=tuple(each["merge_pos"]), ratio=float(each["ratio"]),
                          low=float(each["low"]), high=float(each["high"]), rounds=int(each["rounds"]),
-                         dropped=tuple(each.get("dropped", ())))
+                         dropped=tuple(each.get("dropped", ())), is_slowed=bool(each.get("is_slowed", False)))
             for each in table.provenance.options.get(PLANS, ())
         ]  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
@@ -113,7 +113,8 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
         SCALES: {name: float(value) for name, value in beliefs.scales.items()},
         PLANS: [
             {"act_pos": list(each.act_pos), "merge_pos": list(each.merge_pos), "ratio": each.ratio, "low": each.low,
-             "high": each.high, "rounds": each.rounds, **({"dropped": list(each.dropped)} if each.dropped else {})}
+             "high": each.high, "rounds": each.rounds, **({"dropped": list(each.dropped)} if each.dropped else {}),
+             **({"is_slowed": True} if each.is_slowed else {})}
             for each in beliefs.measured
         ],
     }  # fmt: skip

@@ -8,9 +8,10 @@ order statistics (:mod:`layerfold.profiler.block_statistics`).
 
 Two kinds of odd blocks are told apart. An *outlier* is a block far from the others for no reason that is known: it
 is counted, its size kept, and it stays in; the median bears it. A *disturbed* block is one during which the kernel
-says that it gave the processor to another thread: it timed that thread too, so it is run again. What decides is the
-kernel's count and never the value, so that the choice cannot favour a result; the blocks are counted, and
-``median_all_ms`` says what the median would be with them.
+says that it gave the processor to another thread (it timed that thread too), or behind which the sentinel finds the
+processor slowed (:mod:`layerfold.profiler.sentinel`): it is run again. What decides is the kernel's count and the
+sentinel and never the value, so that the choice cannot favour a result; the blocks are counted, and ``median_all_ms``
+says what the median would be with them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from layerfold.errors import UsageError
 from layerfold.profiler.block_statistics import is_narrow as is_narrow
 from layerfold.profiler.block_statistics import median_interval as median_interval
 from layerfold.profiler.block_statistics import outliers, quantiles, trend
+from layerfold.profiler.sentinel import SENTINEL
 from layerfold.profiler.timer import least_block_ms, time_passes
 
 try:
@@ -184,9 +186,10 @@ class TimedRunner:
 
         The first passes are not timed: after another network has run, its weights fill the caches, and the next
         five passes were seen to take 2.1, 1.7, 1.3, 1.07 and 1.02 times the steady latency (MobileNetV2 at 64 px).
-        A block during which the system took the processor away is counted as disturbed and run again for a while;
-        None if it was disturbed every time. ``last_ms`` then holds the least of those times, without the time that
-        others had the processor, where undisturbed blocks have shown that all the work is done in this thread.
+        A block during which the system took the processor away, or behind which the sentinel finds it slowed, is
+        counted as disturbed and run again for a while; None if it was disturbed every time. ``last_ms`` then holds the
+        least of those times, without the time that others had the processor, where undisturbed blocks have shown that
+        all the work is done in this thread.
         """
         run = self.run
         self.last_ms = math.inf
@@ -198,7 +201,7 @@ class TimedRunner:
             processor_ns = time.thread_time_ns()
             value_ms = time_passes(run, self.runs_per_block) / 1e6 / self.runs_per_block
             processor_ms = (time.thread_time_ns() - processor_ns) / 1e6 / self.runs_per_block
-            if involuntary_switches() == switches:
+            if involuntary_switches() == switches and not SENTINEL.is_slowed():
                 self.is_in_caller = processor_ms > 0.9 * value_ms
                 self.last_ms = value_ms
                 return value_ms

@@ -26,6 +26,7 @@ PLAN_POLICY = MeasurePolicy(target=0.006, cap_s=0.5, block_ms=1.0, warmup_cap_s=
 _CHUNK = 4
 _UNSURE = 4.0
 _LEAST_DEVIATION = 5e-4
+_SLOWED_DEVIATION = 0.03
 _WIDTH_IN_DEVIATIONS = 2 * 1.96
 
 
@@ -37,6 +38,7 @@ class MeasuredPlan:
         act_pos, merge_pos, dropped: the plan, chain ends included.
         ratio, low, high: latency / original latency, median over rounds, with its 95 % interval.
         rounds, contended: rounds used, and set aside because something else slowed the machine.
+        is_slowed: whether rounds had to be used in which a neighbour slowed the processor.
     """
 
     act_pos: tuple[int, ...]
@@ -47,6 +49,7 @@ class MeasuredPlan:
     rounds: int = 0
     contended: int = 0
     dropped: tuple[int, ...] = ()
+    is_slowed: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -54,8 +57,9 @@ class MeasuredPlan:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of ``ratio`` that the interval amounts to."""
-        return max((self.high - self.low) / _WIDTH_IN_DEVIATIONS, _LEAST_DEVIATION)
+        """Standard deviation of ``ratio`` that the interval amounts to, and what a neighbour does to ratios."""
+        spread = max((self.high - self.low) / _WIDTH_IN_DEVIATIONS, _LEAST_DEVIATION)
+        return math.hypot(spread, _SLOWED_DEVIATION * self.ratio) if self.is_slowed else spread
 
 
 class PlanTimer:
@@ -123,11 +127,15 @@ class PlanTimer:
                 found[plan] = self._keep(measured)
                 advance()
         # The machine was at its worst for some of them; minutes later it is in another mood.
-        again = [plan for plan in waiting if found[plan].deviation * 1.96 > _UNSURE * self._policy.target]
+        again = [
+            plan for plan in waiting
+            if found[plan].is_slowed or found[plan].deviation * 1.96 > _UNSURE * self._policy.target
+        ]
         for first in range(0, len(again), _CHUNK):
             some = again[first : first + _CHUNK]
             for plan, measured in zip(some, self._time_chunk(base_bytes, some, seed=-1 - first), strict=True):
-                found[plan] = self._keep(pooled([found[plan], measured]))
+                quiet = [each for each in (found[plan], measured) if not each.is_slowed]
+                found[plan] = self._keep(pooled(quiet or [found[plan], measured]))
         return [found[plan] for plan in wanted]
 
     def _keep(self, measured: MeasuredPlan) -> MeasuredPlan:
@@ -150,7 +158,7 @@ class PlanTimer:
                 runner.close()
         return [
             MeasuredPlan(**plan._asdict(), ratio=ratio.median, low=ratio.low, high=ratio.high, rounds=turns.rounds,
-                         contended=turns.contended)
+                         contended=turns.contended, is_slowed=turns.is_slowed)
             for plan, ratio in zip(plans, turns.ratios, strict=True)
         ]  # fmt: skip
 
@@ -169,12 +177,13 @@ class PlanTimer:
 def _stored(measured: MeasuredPlan) -> Measurement:
     """Return a ratio in the fields of a measurement, as the cache keeps it."""
     return Measurement(median_ms=measured.ratio, low_ms=measured.low, high_ms=measured.high, spread_ms=0.0,
-                       blocks=measured.rounds, runs=measured.rounds, is_settled=True, disturbed=measured.contended)
+                       blocks=measured.rounds, runs=measured.rounds, is_settled=not measured.is_slowed,
+                       disturbed=measured.contended)
 
 
 def _measured(plan: Plan, stored: Measurement) -> MeasuredPlan:
     return MeasuredPlan(**plan._asdict(), ratio=stored.median_ms, low=stored.low_ms, high=stored.high_ms,
-                        rounds=stored.blocks, contended=stored.disturbed)
+                        rounds=stored.blocks, contended=stored.disturbed, is_slowed=not stored.is_settled)
 
 
 def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
@@ -183,4 +192,5 @@ def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
     ratio = sum(w * each.ratio for w, each in zip(weights, readings, strict=True)) / sum(weights)
     half = 1.96 / math.sqrt(sum(weights))
     return replace(readings[0], ratio=ratio, low=ratio - half, high=ratio + half,
-                   rounds=sum(each.rounds for each in readings), contended=sum(each.contended for each in readings))
+                   rounds=sum(each.rounds for each in readings), contended=sum(each.contended for each in readings),
+                   is_slowed=any(each.is_slowed for each in readings))

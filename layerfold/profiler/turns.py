@@ -3,8 +3,10 @@
 On a shared machine a neighbour slows everything by a fifth for half a second at a time. A ratio within one short round
 hardly feels that, unless the change falls inside the round. So rounds are short (one block a runner, in random order),
 and a round that took longer as a whole than the quick ones is counted as contended and not used: what is judged is the
-sum over all runners, so the choice favours none of them. If every round is slow, every round is quick by that
-measure, and all are used. A block in which the system gave the processor to someone else is run again.
+sum over all runners, so the choice favours none of them. Rounds in which the sentinel found the processor slowed
+(:mod:`layerfold.profiler.sentinel`) are not used either, unless there is nothing else when patience ends: if every
+round is slow, every round is quick, and all are used. A block in which the system gave the processor to someone else is
+run again.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 
 from layerfold.profiler.compare import RatioInterval
 from layerfold.profiler.measure import MeasurePolicy, involuntary_switches, is_narrow, median_interval
+from layerfold.profiler.sentinel import SENTINEL, Sentinel
 
 _REFILL_MS = 10.0
 _MOST_REFILLS = 3
@@ -39,6 +42,7 @@ class Turns:
         contended: rounds set aside.
         runs: timed passes of each runner in the rounds used.
         is_settled: whether every interval reached its target.
+        is_slowed: whether a neighbour slowed the processor for so long that its rounds had to be used.
     """
 
     ratios: tuple[RatioInterval, ...]
@@ -46,6 +50,7 @@ class Turns:
     contended: int
     runs: tuple[int, ...]
     is_settled: bool
+    is_slowed: bool = False
 
     @property
     def rounds(self) -> int:
@@ -60,6 +65,7 @@ def time_in_turns(
     seed: int = 0,
     are_latencies_wanted: bool = False,
     between_rounds: Callable[[], None] = lambda: None,
+    sentinel: Sentinel = SENTINEL,
 ) -> Turns:
     """Time runners against the first of them.
 
@@ -70,6 +76,7 @@ def time_in_turns(
         seed: of the order in each round.
         are_latencies_wanted: go on until the latencies' intervals have reached the target too, not only the ratios'.
         between_rounds: called before each round, untimed: to look at the machine.
+        sentinel: says whether the processor is slowed.
     """
     pass_ms = [_warm(run, policy) for run in runners]
     # A long pass fills the caches many times over by itself, and is its own average over what the machine does.
@@ -80,6 +87,7 @@ def time_in_turns(
     rng = random.Random(seed)
     order = list(range(len(runners)))
     rounds: list[list[float]] = []
+    quiet: list[list[float]] = []
     cap_s = policy.cap_s * len(runners)
     began = time.perf_counter()
     while True:
@@ -89,13 +97,18 @@ def time_in_turns(
         if order[0] == last and len(order) > 1:  # never twice running: it would find its weights in the caches
             order.append(order.pop(0))
         values = [0.0] * len(runners)
+        is_slowed = sentinel.is_slowed()
         for index in order:
             values[index] = _block_ms(runners[index], refills[index], repeats[index])
+            is_slowed |= sentinel.is_slowed()
         rounds.append(values)
+        if not is_slowed:
+            quiet.append(values)
         spent_s = time.perf_counter() - began
-        if len(rounds) < least and spent_s < _PATIENCE * cap_s:
+        if len(quiet) < least and spent_s < _PATIENCE * cap_s:
             continue
-        kept = quick_rounds(rounds)
+        has_quiet = len(quiet) >= least
+        kept = quick_rounds(quiet if has_quiet else rounds)
         intervals = [_ratio_interval(kept, index) for index in range(1, len(runners))]
         is_settled = len(kept) >= least and all(
             (each.high - each.low) / 2 < policy.target * each.median for each in intervals
@@ -106,7 +119,8 @@ def time_in_turns(
         is_over = spent_s > cap_s and (len(kept) >= least or spent_s > _PATIENCE * cap_s)
         if is_settled or is_over:
             return Turns(ratios=tuple(intervals), values_ms=columns, contended=len(rounds) - len(kept),
-                         runs=tuple(len(kept) * each for each in repeats), is_settled=is_settled)
+                         runs=tuple(len(kept) * each for each in repeats), is_settled=is_settled,
+                         is_slowed=not has_quiet)
 
 
 def quick_rounds(rounds: Sequence[Sequence[float]]) -> list[Sequence[float]]:

@@ -8,6 +8,7 @@ import pytest
 
 from layerfold.profiler import turns
 from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.sentinel import Sentinel
 from layerfold.profiler.turns import quick_rounds, time_in_turns
 
 
@@ -55,9 +56,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
+QUIET = Sentinel(lambda: 1.0)
+
+
 def test_ratio_is_true_while_the_machine_changes_its_speed(clock: Clock) -> None:
     runners = [clock.runner(0.002), clock.runner(0.003)]
-    found = time_in_turns(runners, MeasurePolicy(target=0.01, cap_s=2.0, block_ms=1.0), are_latencies_wanted=True)
+    found = time_in_turns(runners, MeasurePolicy(target=0.01, cap_s=2.0, block_ms=1.0), are_latencies_wanted=True,
+                          sentinel=QUIET)
     assert found.ratios[0].median == pytest.approx(1.5, rel=1e-6)
     assert found.ratios[0].low <= found.ratios[0].median <= found.ratios[0].high
     assert found.contended > 0
@@ -67,6 +72,44 @@ def test_ratio_is_true_while_the_machine_changes_its_speed(clock: Clock) -> None
 
 
 def test_one_runner_alone_is_measured_too(clock: Clock) -> None:
-    found = time_in_turns([clock.runner(0.001)], MeasurePolicy(target=0.2, cap_s=0.2), are_latencies_wanted=True)
+    found = time_in_turns([clock.runner(0.001)], MeasurePolicy(target=0.2, cap_s=0.2), are_latencies_wanted=True,
+                          sentinel=QUIET)
     assert found.ratios == ()
     assert found.rounds >= 8
+
+
+class Neighbour:
+    """Slows a runner by half and the other by a tenth while it is there: for all but every fourth second."""
+
+    def __init__(self, clock: Clock, *, is_always: bool = False) -> None:
+        self.clock, self.is_always = clock, is_always
+
+    @property
+    def is_there(self) -> bool:
+        return self.is_always or self.clock.now % 4 >= 1
+
+    def runner(self, seconds: float, factor: float) -> Callable[[], None]:
+        def run() -> None:
+            self.clock.now += seconds * (factor if self.is_there else 1.0)
+
+        return run
+
+
+def test_ratio_is_that_of_the_quiet_moments_where_a_neighbour_changes_it(clock: Clock) -> None:
+    neighbour = Neighbour(clock)
+    runners = [neighbour.runner(0.002, 1.5), neighbour.runner(0.003, 1.1)]
+    sentinel = Sentinel(lambda: 150.0 if neighbour.is_there else 100.0, lambda: clock.now)
+    found = time_in_turns(runners, MeasurePolicy(target=0.01, cap_s=2.0, block_ms=1.0), sentinel=sentinel)
+    assert found.ratios[0].median == pytest.approx(1.5, rel=1e-6)
+    assert not found.is_slowed
+
+
+def test_neighbour_who_does_not_leave_is_said(clock: Clock) -> None:
+    times = iter([100.0])
+    neighbour = Neighbour(clock, is_always=True)
+    runners = [neighbour.runner(0.002, 1.5), neighbour.runner(0.003, 1.1)]
+    sentinel = Sentinel(lambda: next(times, 150.0), lambda: clock.now)
+    assert not sentinel.is_slowed()
+    found = time_in_turns(runners, MeasurePolicy(target=0.01, cap_s=0.5, block_ms=1.0), sentinel=sentinel)
+    assert found.is_slowed
+    assert found.ratios[0].median == pytest.approx(1.5 * 1.1 / 1.5, rel=1e-6)
