@@ -24,6 +24,7 @@ from record import RESULTS, write_record
 import layerfold as lf
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.export import export_onnx
+from layerfold.graph import Network
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 from layerfold.profiler import get_backend, verify_solution
 from layerfold.profiler.verify import example_input_of

@@ -107,8 +107,9 @@ def print_network(name: str, found: dict[str, Any]) -> None:
     print(f"{name}: {found['candidates']} candidates, {found['options_with_drops']} options with dropped layers")
     for way in ("merging", "dropping too"):
         each = found[way]
-        print(f"  fastest by {way:13s} {each['speedup']:.2f}x ({each['speedup_low']:.2f} to {each['speedup_high']:.2f}), "
-              f"{each['segments']} convs, {each['dropped']} layers dropped; profile {each['profile_s']:.0f} s")
+        interval = f"{each['speedup_low']:.2f} to {each['speedup_high']:.2f}"
+        print(f"  fastest by {way:13s} {each['speedup']:.2f}x ({interval}), {each['segments']} convs, "
+              f"{each['dropped']} layers dropped; profile {each['profile_s']:.0f} s")
     frontiers = found["frontiers"]
     print(f"  frontiers: at {frontiers['budgets_compared']} budgets better with drops at "
           f"{frontiers['better_with_drops']}, worse at {frontiers['worse_with_drops']}", flush=True)

@@ -55,9 +55,9 @@ def estimate_importance(
 
     Each entry stands for the original network with one change: the segment's inner activations are gone, its padding
     is at its front, its end slots are in the entry's states, and layers that an option drops are left out.
-    ``recalibrate`` then measures BatchNorm statistics anew on training images, without training; ``finetune`` trains the
-    changed network for ``steps`` steps (Kim et al. 2023, section 4). The importance is the score on the holdout less
-    the original's, in points; with ``recalibrate`` the original's statistics are measured anew as well.
+    ``recalibrate`` then measures BatchNorm statistics anew on training images, without training; ``finetune`` trains
+    the changed network for ``steps`` steps (Kim et al. 2023, section 4). The importance is the score on the holdout
+    less the original's, in points; with ``recalibrate`` the original's statistics are measured anew as well.
 
     Args:
         model: the trained model that ``net`` was traced from; left untouched.

@@ -1,4 +1,4 @@
-"""Options with dropped layers through everything that measures: profile, importance, solver, budget loop, prediction."""
+"""Options with dropped layers in all that measures: profile, importance, solver, budget loop, prediction."""
 
 from __future__ import annotations
 
