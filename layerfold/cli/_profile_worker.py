@@ -31,8 +31,7 @@ def _fill(args: argparse.Namespace, environment: dict[str, object]) -> None:
     from layerfold.cli._options import open_backend
     from layerfold.cli._sources import load_model_of
     from layerfold.profiler.open_cache import environment_of, open_cache
-    from layerfold.profiler.profile import segment_profiler
-    from layerfold.profiler.segments import profile_segments
+    from layerfold.profiler.profile import profile_network
 
     backend = open_backend(args)
     here = environment_of(backend, batch=args.batch, dtype=backend.precision)
@@ -45,9 +44,11 @@ def _fill(args: argparse.Namespace, environment: dict[str, object]) -> None:
     with ExitStack() as stack:
         log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
         store = stack.enter_context(open_cache(args.cache, backend, batch=args.batch, dtype=backend.precision, log=log))
-        alone = segment_profiler(args.method, backend, store, target=args.target, cap_s=args.cap_s, batch=args.batch,
-                                 dtype=backend.precision, workers=args.num_workers)
-        profile_segments(net, candidates_of(args, net, loaded), alone)
+        profile_network(
+            loaded.module, net, backend, batch=args.batch, dtype=backend.precision, cache=store,
+            candidates=candidates_of(args, net, loaded), method=args.method, target=args.target, cap_s=args.cap_s,
+            progress=False, workers=args.num_workers,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class PlanSearch:
 
     def time(self, solution: Solution) -> float:
         """Time a plan next to the original, learn from it, and return its ratio, with what was known before."""
-        measured = self._timer.measure([self._plan_of(solution)], is_fresh=True)[0]
+        measured = self._timer.measure_now(self._plan_of(solution))
         self.trials.append(measured)
         self._learn(measured)
         return measured.ratio

@@ -33,7 +33,10 @@ class Shared(Protocol):
         """Give up claims."""
 
 
-def fill(store: Shared, signatures: Sequence[str], measure: Callable[[list[str]], None], most: int) -> None:
+def fill(
+    store: Shared, signatures: Sequence[str], measure: Callable[[list[str]], None], most: int,
+    finished: Callable[[str], None] = lambda signature: None,
+) -> None:
     """Measure signatures together with every other process that fills the same cache; return when all are there.
 
     Args:
@@ -41,9 +44,17 @@ def fill(store: Shared, signatures: Sequence[str], measure: Callable[[list[str]]
         signatures: what is wanted, in the order to be measured.
         measure: measures the signatures it is given and stores a result or a failure for each.
         most: claimed at a time.
+        finished: called with each signature once, when it is there, whoever measured it.
     """
     waiting = list(signatures)
-    while waiting := [each for each in waiting if store.is_open(each)]:
+    while True:
+        still_open = {each for each in waiting if store.is_open(each)}
+        for each in waiting:
+            if each not in still_open:
+                finished(each)
+        waiting = [each for each in waiting if each in still_open]
+        if not waiting:
+            return
         mine = store.claim(waiting, most)
         if not mine:
             time.sleep(_POLL_S)  # others are at it

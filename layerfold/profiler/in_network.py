@@ -17,6 +17,7 @@ from layerfold.graph.network import Chain, Network, Segment
 from layerfold.profiler.assemble import assemble_chain, assemble_network
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.claims import fill
 from layerfold.profiler.measure import (
     Measurement,
     MeasurePolicy,
@@ -72,7 +73,8 @@ class ChangeProfiler:
         *,
         dtype: str,
     ) -> None:
-        self._net, self._outside, self._backend, self._cache = net, outside, backend, cache
+        self._net, self._outside, self._backend = net, outside, backend
+        self._cache = cache or MeasurementCache(False, {})
         self._policy, self._dtype = policy, dtype
         self._all = range(1, len(net.layers) + 1)
         # Fully connected layers of hundreds of megabytes (VGG) in six sessions at a time would fill the memory, and
@@ -92,15 +94,17 @@ class ChangeProfiler:
 
     def _measure_context(self, chain: Chain | None) -> Measurement:
         signature = f"{_context_text(chain)} network:{self._net.hash}"
-        known = self._cache.get(signature) if self._cache else None
-        if known is None:
+
+        def measure(_: list[str]) -> None:
             base = self._compile(chain, None)
             try:
-                known = measure_runners([base.run], self._policy)[0]
+                self._cache.put(signature, measure_runners([base.run], self._policy)[0])
             finally:
                 base.close()
-            if self._cache:
-                self._cache.put(signature, known)
+
+        fill(self._cache, [signature], measure, 1)
+        known = self._cache.get(signature)
+        assert known is not None
         return known
 
     def changes(
@@ -108,36 +112,38 @@ class ChangeProfiler:
     ) -> dict[SegmentKey, Change]:
         """Measure the change of each segment; equal segments in place of equal layers are measured once."""
         found: dict[SegmentKey, Change] = {}
-        alike: dict[tuple[Chain | None, str], list[Segment]] = {}
+        alike: dict[Chain | None, dict[str, list[Segment]]] = {}
         for segment in segments:
             chain = self._net.chain_of(segment.end) if self._is_by_chain else None
-            alike.setdefault((chain, self._signature(chain, segment)), []).append(segment)
+            alike.setdefault(chain, {}).setdefault(self._signature(chain, segment), []).append(segment)
+        for chain, groups in alike.items():
+            self._fill(chain, groups, advance)
+            for signature, group in groups.items():
+                measurement = self._cache.get(signature)
+                assert measurement is not None
+                for segment in group:
+                    found[segment.key] = _change_of(measurement, self._context(chain).median_ms)
+        return found
 
-        def keep(chain: Chain | None, signature: str, measurement: Measurement) -> None:
-            for segment in alike[chain, signature]:
-                found[segment.key] = _change_of(measurement, self._context(chain).median_ms)
+    def _fill(self, chain: Chain | None, groups: dict[str, list[Segment]], advance: Callable[[], None]) -> None:
+        """Have the first segment of each group measured, by this process or by others that fill the same cache."""
+        base: list[Runner] = []
+
+        def measure(signatures: list[str]) -> None:
+            base.extend([] if base else [self._compile(chain, None)])
+            measured = self._measure_chunk(chain, base[0], [groups[each][0] for each in signatures])
+            for signature, measurement in zip(signatures, measured, strict=True):
+                self._cache.put(signature, measurement)
+
+        def finish(signature: str) -> None:
+            for _ in groups[signature]:
                 advance()
 
-        fresh: dict[Chain | None, list[str]] = {}
-        for chain, signature in alike:
-            stored = self._cache.get(signature) if self._cache else None
-            if stored is None:
-                fresh.setdefault(chain, []).append(signature)
-            else:
-                keep(chain, signature, stored)
-        for chain, signatures in fresh.items():
-            base = self._compile(chain, None)
-            try:
-                for first in range(0, len(signatures), _CHUNK):
-                    chunk = signatures[first : first + _CHUNK]
-                    measured = self._measure_chunk(chain, base, [alike[chain, each][0] for each in chunk])
-                    for signature, measurement in zip(chunk, measured, strict=True):
-                        if self._cache:
-                            self._cache.put(signature, measurement)
-                        keep(chain, signature, measurement)
-            finally:
-                base.close()
-        return found
+        try:
+            fill(self._cache, list(groups), measure, _CHUNK, finish)
+        finally:
+            for runner in base:
+                runner.close()
 
     def _measure_chunk(self, chain: Chain | None, base: Runner, segments: list[Segment]) -> list[Measurement]:
         """Time each segment's network next to the base; values are ratios, kept in the fields of a Measurement."""

@@ -13,6 +13,7 @@ from layerfold.graph.activations import activation_at
 from layerfold.graph.network import Network, Segment
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.claims import fill
 from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blocks
 from layerfold.profiler.onnx_writer import OnnxWriter
 from layerfold.profiler.segment_onnx import write_segment
@@ -21,6 +22,8 @@ from layerfold.tables._kernel import SegmentKey
 
 RATIO = " ratio"
 """What stands behind the signature of a segment's surroundings where merged / not merged is stored."""
+APART = " apart"
+"""What stands behind it where the latency of the layers as they are is stored."""
 NEIGHBOUR_POLICY = MeasurePolicy(target=0.02, cap_s=0.25, block_ms=0.5, warmup_cap_s=0.1)
 
 
@@ -45,44 +48,52 @@ class NeighbourTimer:
         batch: int = 1,
         dtype: str = "float32",
     ) -> None:
-        self._net, self._backend, self._cache, self._policy = net, backend, cache, policy
+        self._net, self._backend, self._policy = net, backend, policy
+        self._cache = cache or MeasurementCache(False, {})
         self._batch, self._dtype = batch, dtype
 
     def changes_ms(
         self, segments: Sequence[Segment], advance: Callable[[], None] = lambda: None
     ) -> dict[SegmentKey, float]:
         """Return, for each changed segment, its latency less that of its layers, in ms."""
-        known: dict[str, float] = {}
-        found: dict[SegmentKey, float] = {}
+        alike: dict[str, list[Segment]] = {}
         for segment in segments:
-            signature = neighbours_signature(self._net, segment)
-            if signature not in known:
-                known[signature] = self._change_ms(signature, *_surrounded(self._net, segment))
-            found[segment.key] = known[signature]
-            advance()
+            alike.setdefault(neighbours_signature(self._net, segment) + APART, []).append(segment)
+
+        def finish(key: str) -> None:
+            for _ in alike[key]:
+                advance()
+
+        def measure(keys: list[str]) -> None:
+            for key in keys:
+                self._measure(key, *_surrounded(self._net, alike[key][0]))
+
+        fill(self._cache, list(alike), measure, 1, finish)
+        found: dict[SegmentKey, float] = {}
+        for key, group in alike.items():
+            ratio, apart = self._cache.get(key.removesuffix(APART) + RATIO), self._cache.get(key)
+            assert ratio is not None
+            assert apart is not None
+            for segment in group:
+                found[segment.key] = apart.median_ms * (ratio.median_ms - 1)
         return found
 
-    def _change_ms(self, signature: str, apart: Sequence[Segment], merged: Sequence[Segment]) -> float:
-        ratio = self._cache.get(signature + RATIO) if self._cache else None
-        reference = self._cache.get(f"{signature} apart") if self._cache else None
-        if ratio is None or reference is None:
-            runners: list[Runner] = []
-            try:
-                for graph in (apart, merged):
-                    runners.append(self._backend.compile(self._graph(graph)))
-                turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
-            finally:
-                for runner in runners:
-                    runner.close()
-            reference = summarise_blocks(turns.values_ms[0], runs=turns.runs[0], is_settled=turns.is_settled,
-                                         disturbed=turns.contended)
-            interval = turns.ratios[0]
-            ratio = Measurement(median_ms=interval.median, low_ms=interval.low, high_ms=interval.high, spread_ms=0.0,
-                                blocks=turns.rounds, runs=turns.runs[1], is_settled=turns.is_settled)
-            if self._cache:
-                self._cache.put(signature + RATIO, ratio)
-                self._cache.put(f"{signature} apart", reference)
-        return reference.median_ms * (ratio.median_ms - 1)
+    def _measure(self, key: str, apart: Sequence[Segment], merged: Sequence[Segment]) -> None:
+        runners: list[Runner] = []
+        try:
+            for graph in (apart, merged):
+                runners.append(self._backend.compile(self._graph(graph)))
+            turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
+        finally:
+            for runner in runners:
+                runner.close()
+        interval = turns.ratios[0]
+        self._cache.put(key.removesuffix(APART) + RATIO, Measurement(
+            median_ms=interval.median, low_ms=interval.low, high_ms=interval.high, spread_ms=0.0, blocks=turns.rounds,
+            runs=turns.runs[1], is_settled=turns.is_settled))  # fmt: skip
+        # Last: where it is known, all is.
+        self._cache.put(key, summarise_blocks(turns.values_ms[0], runs=turns.runs[0], is_settled=turns.is_settled,
+                                              disturbed=turns.contended))
 
     def _graph(self, segments: Sequence[Segment]) -> bytes:
         """Return the graph of consecutive segments; what residuals bring from before them is an input."""

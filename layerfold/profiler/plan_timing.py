@@ -16,6 +16,7 @@ from layerfold.graph.network import Network
 from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.claims import fill
 from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
 from layerfold.profiler.outside import OutsideGraph
 from layerfold.profiler.random_plans import Plan
@@ -25,6 +26,8 @@ PLAN_POLICY = MeasurePolicy(target=0.006, cap_s=0.5, block_ms=1.0, warmup_cap_s=
 """Of one plan among many: a fit averages over them."""
 _CHUNK = 4
 _UNSURE = 4.0
+_AGAIN = " again"
+"""What stands behind a plan's signature where a second reading is stored."""
 _LEAST_DEVIATION = 5e-4
 _SLOWED_DEVIATION = 0.03
 _WIDTH_IN_DEVIATIONS = 2 * 1.96
@@ -83,65 +86,75 @@ class PlanTimer:
         *,
         dtype: str = "float32",
     ) -> None:
-        self._net, self._outside, self._backend, self._cache = net, outside, backend, cache
+        self._net, self._outside, self._backend = net, outside, backend
+        self._cache = cache or MeasurementCache(False, {})
         self._policy, self._dtype = policy, dtype
         self.original = Plan(net.original_act_pos, tuple(range(1, len(net.layers) + 1)))
 
     def original_ms(self) -> float:
         """Return the latency of the unmerged network, measured by itself."""
         signature = f"whole network:{self._net.hash}"
-        known = self._cache.get(signature) if self._cache else None
-        if known is None:
+
+        def measure(_: list[str]) -> None:
             runner = self._compile(self.original)
             try:
-                known = measure_runners([runner.run], self._policy)[0]
+                self._cache.put(signature, measure_runners([runner.run], self._policy)[0])
             finally:
                 runner.close()
-            if self._cache:
-                self._cache.put(signature, known)
+
+        fill(self._cache, [signature], measure, 1)
+        known = self._cache.get(signature)
+        assert known is not None
         return known.median_ms
 
     def measure(
-        self, plans: Iterable[Plan], *, advance: Callable[[], None] = lambda: None, is_fresh: bool = False
+        self, plans: Iterable[Plan], *, advance: Callable[[], None] = lambda: None
     ) -> list[MeasuredPlan]:
-        """Time each plan next to the original.
+        """Time each plan next to the original; what the cache holds is not timed again.
 
         Args:
             plans: what to time.
             advance: called once for each that is finished.
-            is_fresh: measure again what the cache holds.
         """
         wanted = list(plans)
-        found: dict[Plan, MeasuredPlan] = {}
-        if not is_fresh and self._cache is not None:
-            for plan in wanted:
-                stored = self._cache.get(self._signature(plan))
-                if stored is not None:
-                    found[plan] = _measured(plan, stored)
-                    advance()
-        waiting = [plan for plan in dict.fromkeys(wanted) if plan not in found]
-        base_bytes = self._assemble(self.original) if waiting else b""
-        for first in range(0, len(waiting), _CHUNK):
-            some = waiting[first : first + _CHUNK]
-            for plan, measured in zip(some, self._time_chunk(base_bytes, some, seed=first), strict=True):
-                found[plan] = self._keep(measured)
-                advance()
+        distinct = list(dict.fromkeys(wanted))
+        self._fill(distinct, "", advance)
         # The machine was at its worst for some of them; minutes later it is in another mood.
-        again = [
-            plan for plan in waiting
-            if found[plan].is_slowed or found[plan].deviation * 1.96 > _UNSURE * self._policy.target
-        ]
-        for first in range(0, len(again), _CHUNK):
-            some = again[first : first + _CHUNK]
-            for plan, measured in zip(some, self._time_chunk(base_bytes, some, seed=-1 - first), strict=True):
-                quiet = [each for each in (found[plan], measured) if not each.is_slowed]
-                found[plan] = self._keep(pooled(quiet or [found[plan], measured]))
+        unsure = [plan for plan in distinct if self._is_unsure(self._known(plan, ""))]
+        self._fill(unsure, _AGAIN)
+        found = {plan: self._known(plan, "") for plan in distinct}
+        for plan in unsure:
+            readings = [found[plan], self._known(plan, _AGAIN)]
+            found[plan] = pooled([each for each in readings if not each.is_slowed] or readings)
         return [found[plan] for plan in wanted]
 
-    def _keep(self, measured: MeasuredPlan) -> MeasuredPlan:
-        if self._cache is not None:
-            self._cache.put(self._signature(measured.plan), _stored(measured))
-        return measured
+    def measure_now(self, plan: Plan) -> MeasuredPlan:
+        """Time a plan next to the original, whatever is known of it."""
+        return self._time_chunk(self._assemble(self.original), [plan], seed=0)[0]
+
+    def _fill(self, plans: Sequence[Plan], suffix: str, advance: Callable[[], None] = lambda: None) -> None:
+        """Have a few plans at a time measured, by this process or by others that fill the same cache."""
+        numbers = {self._signature(plan) + suffix: number for number, plan in enumerate(plans)}
+        base: list[bytes] = []
+
+        def measure(keys: list[str]) -> None:
+            base.extend([] if base else [self._assemble(self.original)])
+            first = numbers[keys[0]]
+            seed = -1 - first if suffix else first
+            for key, measured in zip(
+                keys, self._time_chunk(base[0], [plans[numbers[key]] for key in keys], seed=seed), strict=True
+            ):
+                self._cache.put(key, _stored(measured))
+
+        fill(self._cache, list(numbers), measure, _CHUNK, lambda key: advance())
+
+    def _known(self, plan: Plan, suffix: str) -> MeasuredPlan:
+        stored = self._cache.get(self._signature(plan) + suffix)
+        assert stored is not None
+        return _measured(plan, stored)
+
+    def _is_unsure(self, measured: MeasuredPlan) -> bool:
+        return measured.is_slowed or measured.deviation * 1.96 > _UNSURE * self._policy.target
 
     def _time_chunk(self, base_bytes: bytes, plans: Sequence[Plan], *, seed: int) -> list[MeasuredPlan]:
         runners: dict[int, Runner] = {}

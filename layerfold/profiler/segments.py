@@ -71,13 +71,11 @@ class SegmentProfiler:
         """
         limits = rough_above_ms or [float("inf")] * len(segments)
         wanted = {self._key(segment): (segment, limit) for segment, limit in zip(segments, limits, strict=True)}
-        before = self.num_measured
-        fill(self._cache, list(wanted), lambda keys: self._measure_chunk([wanted[key] for key in keys]), CHUNK)
+        fill(self._cache, list(wanted), lambda keys: self._measure_chunk([wanted[key] for key in keys]), CHUNK,
+             lambda key: self.advance())
         for segment in segments:
             if self.look_up(segment.signature) is None:
                 self.failures[segment.signature] = self._cache.failure(self._key(segment)) or ""
-        for _ in range(len(segments) - (self.num_measured - before)):  # cached, failed, or measured by others
-            self.advance()
 
     def _measure_chunk(self, chunk: Sequence[tuple[Segment, float]]) -> None:
         runners: list[Runner] = []
@@ -98,7 +96,6 @@ class SegmentProfiler:
             def finished(index: int, measurement: Measurement) -> None:
                 segment, _, build_s = built[index]
                 self._store(segment.signature, measurement, build_s)
-                self.advance()
 
             measure_runners([runner.run for runner in runners], self._policy,
                             rough_above_ms=[limit for _, limit, _ in built], on_finished=finished,

@@ -84,6 +84,20 @@ def test_what_is_measured_or_failed_is_not_claimed(tmp_path):
         assert cache.claim(["measured", "refused", "open"], 3) == ["open"]
 
 
+def test_each_signature_is_said_to_be_there_once_whoever_measured_it(tmp_path):
+    said = []
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
+        cache.put("known", MEASURED)
+        cache.put_failure("refused", "no such kernel")
+
+        def measure(signatures):
+            for signature in signatures:
+                cache.put(signature, MEASURED)
+
+        fill(cache, ["a", "known", "b", "refused", "c"], measure, 2, said.append)
+    assert said == ["known", "refused", "a", "b", "c"]
+
+
 def test_filling_ends_at_an_error_and_gives_its_claims_up(tmp_path):
     def refuse(signatures):
         raise RuntimeError("broken")

@@ -195,11 +195,13 @@ def test_a_read_only_cache_is_one_line_before_anything_is_measured(arguments, tm
 
 
 @pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="one processor only")
-def test_two_processes_fill_one_table_and_measure_nothing_twice(arguments, tmp_path):
+@pytest.mark.parametrize("method", ["isolated", "plans", "in_network"])
+def test_two_processes_fill_one_table_and_measure_nothing_twice(arguments, tmp_path, method):
     log = tmp_path / "run.log"
+    arguments[arguments.index("isolated")] = method
     both = _layerfold([*arguments, "--workers", "2", "--log", str(log), "-o", str(tmp_path / "a.csv")])
     assert both.returncode == 0, both.stderr
-    signatures = [line.rpartition(" | ")[2] for line in log.read_text().splitlines()]
+    signatures = [line.partition(" | ")[2] for line in log.read_text().splitlines()]
     assert len(signatures) == len(set(signatures))
     seen = json.loads(both.stdout)["measurement"]
     assert seen["measured"] + seen["cached"] == len(signatures)

@@ -20,6 +20,7 @@ from layerfold.pipeline import budget_loop
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 from layerfold.pipeline.run_folder import RunFolder
 from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
+from layerfold.profiler.random_plans import Plan
 from layerfold.profiler.verify import Verification
 
 ORIGINAL_MS = 10.0
@@ -83,12 +84,9 @@ class Machine:
         return ratio, ratio * (1 - 2 * self.noise), ratio * (1 + 2 * self.noise)
 
     def play(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def time_plans(timer: PlanTimer, plans: Any, **_: Any) -> list[MeasuredPlan]:
-            found = []
-            for act_pos, merge_pos in plans:
-                ratio, low, high = self.measure(merge_pos)
-                found.append(MeasuredPlan(act_pos=act_pos, merge_pos=merge_pos, ratio=ratio, low=low, high=high))
-            return found
+        def time_plan(timer: PlanTimer, plan: Plan) -> MeasuredPlan:
+            ratio, low, high = self.measure(plan.merge_pos)
+            return MeasuredPlan(**plan._asdict(), ratio=ratio, low=low, high=high)
 
         def verify(model: Any, net: Any, solution: lf.Solution, backend: Any, **asked: Any) -> Verification:
             ratio, low, high = self.measure(solution.merge_pos)
@@ -100,7 +98,7 @@ class Machine:
                 is_within_budget=high <= 1 / asked["speedup"], is_settled=True, provenance={},
             )  # fmt: skip
 
-        monkeypatch.setattr(PlanTimer, "measure", time_plans)
+        monkeypatch.setattr(PlanTimer, "measure_now", time_plan)
         monkeypatch.setattr(budget_loop, "verify_solution", verify)
 
 
