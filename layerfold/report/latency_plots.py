@@ -46,7 +46,7 @@ class PredictedPoint:
 
 
 def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "") -> Path:
-    """Draw every entry of a latency table, start by end: its latency, and what merging does to it.
+    """Draw every entry of a latency table that keeps its layers, start by end: its latency, and what merging does.
 
     Left, milliseconds on a logarithmic scale. Right, latency relative to the layers that the segment replaces:
     blue is faster merged, red slower, cut off at four times either way.
@@ -60,6 +60,8 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
     latency_ms, ratio = np.full((size, size), np.nan), np.full((size, size), np.nan)
     scale = table.provenance.scale
     for entry in table.entries:
+        if entry.drops:
+            continue
         latency_ms[entry.start, entry.end] = scale * entry.latency_ms
         layers = [(m, m + 1) for m in range(entry.start, entry.end)]
         if len(layers) > 1 and all(each in table for each in layers):
