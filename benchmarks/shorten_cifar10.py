@@ -62,7 +62,7 @@ class Run:
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         self.name, self.arguments = name, arguments
         self.folder: Path = arguments.work.resolve() / name
-        length = f"{arguments.epochs}-epochs-{arguments.search_epochs}-of-search"
+        length = f"drops-{arguments.epochs}-epochs-{arguments.search_epochs}-of-search"
         self.trained = self.folder / (length if arguments.steps is None else f"{arguments.steps}-steps")
         self.trained.mkdir(parents=True, exist_ok=True)
 
@@ -97,7 +97,7 @@ class Run:
 
     @cached_property
     def latency(self) -> lf.LatencyTable:
-        path = self.folder / "latency.csv"
+        path = self.folder / "latency-with-drops.csv"
         if not path.exists():
             lf.profile_network(
                 self.untrained.module, self.net, self.backend, candidates=self.net.candidates(
@@ -109,11 +109,11 @@ class Run:
 
     @cached_property
     def importance(self) -> lf.ImportanceTable:
-        path = self.folder / "importance.csv"
+        path = self.folder / "importance-with-drops.csv"
         if not path.exists():
             lf.estimate_importance(
                 self.loaded.module, self.net, self.data, latency=self.latency, holdout_images=_IMPORTANCE_IMAGES,
-                journal_path=self.folder / "importance.journal", model_name=self.name,
+                journal_path=self.folder / "importance-with-drops.journal", model_name=self.name,
             ).write(path)
         return lf.ImportanceTable.read(path)
 

@@ -57,6 +57,9 @@ def candidates_of(arguments: argparse.Namespace, net: Network, loaded: LoadedMod
     """
     from layerfold.graph import layer_norms
 
+    if arguments.drop_layers and _has_random_weights(arguments):
+        print("layerfold: note: no --weights, so random weights decide which layers --drop-layers keeps: latency "
+              "is the same, but importances will be of those layers", file=sys.stderr)
     return net.candidates(
         stop_at_strides=arguments.stop_at_strides, max_kernel=arguments.max_kernel, max_growth=arguments.max_growth,
         layer_norms=layer_norms(loaded.module, net) if arguments.drop_layers else None,
@@ -101,5 +104,9 @@ def check_table(net: Network, table: LatencyTable, path: str) -> None:
 
 def note_random_weights(arguments: argparse.Namespace) -> None:
     """Say so on stderr where a model of a library starts from random weights."""
-    if arguments.weights is None and arguments.model.startswith(("timm:", "torchvision:")):
+    if _has_random_weights(arguments):
         print("layerfold: note: no --weights, so the model's weights are random", file=sys.stderr)
+
+
+def _has_random_weights(arguments: argparse.Namespace) -> bool:
+    return arguments.weights is None and str(arguments.model).startswith(("timm:", "torchvision:"))

@@ -120,7 +120,8 @@ def print_result(result: CompressResult, arguments: argparse.Namespace) -> int:
         rows = [asdict(row) for row in result.report.rows]
         facts = {"out": str(result.out), "is_budget_met": result.is_budget_met, "verdict": result.report.verdict,
                  "budget_ms": result.report.budget_ms, "act_pos": list(result.solution.act_pos),
-                 "merge_pos": list(result.solution.merge_pos), "networks": rows}
+                 "merge_pos": list(result.solution.merge_pos), "kept_layers": result.solution.kept_layers,
+                 "networks": rows}
         print(json.dumps(facts, indent=1))
     else:
         print(result_table_text(result.report.rows, is_coloured=sys.stdout.isatty()))

@@ -98,7 +98,8 @@ def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]
         "entries": len(table.entries), "left_out": len(table.provenance.left_out),
         "original": dict(table.provenance.options["original"]),
         "best_merges": [
-            {"start": e.start, "end": e.end, "start_act": e.start_act, "end_act": e.end_act, "importance": e.importance}
+            {"start": e.start, "end": e.end, "start_act": e.start_act, "end_act": e.end_act,
+             "dropped": list(e.dropped), "importance": e.importance}
             for e in merged[:5]
         ],
     }  # fmt: skip
@@ -112,6 +113,11 @@ def _as_text(found: dict[str, Any]) -> str:
         ("original", f"{original['val_acc']:.2f} % correct, loss {original['val_loss']:.4g} on the holdout"),
         ("entries", f"{found['entries']}; {found['left_out']} segments left out, not faster merged"),
     ])
-    rows = [(f"{each['start'] + 1}..{each['end']}", f"{each['importance']:+.4g}") for each in found["best_merges"]]
+    rows = [(_layers(each), f"{each['importance']:+.4g}") for each in found["best_merges"]]
     return head + ("\n\ncheapest to merge\n" + columns(("layers", "importance"), rows, right="importance", indent="  ")
                    if rows else "")
+
+
+def _layers(found: dict[str, Any]) -> str:
+    dropped = f" without {','.join(map(str, found['dropped']))}" if found["dropped"] else ""
+    return f"{found['start'] + 1}..{found['end']}{dropped}"

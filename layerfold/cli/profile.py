@@ -180,13 +180,15 @@ def _duration(seconds: float) -> str:
 
 
 def _summary(table: LatencyTable) -> dict[str, Any]:
+    from layerfold.tables._kernel import IDENTITY
+
     provenance = table.provenance
     merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]
     faster = {*table.useful_segments(), *table.useful_drops()}
     return {
         "model": provenance.model, "device": provenance.device, "backend": provenance.backend,
         "dtype": provenance.dtype, "batch": provenance.batch, "entries": len(table.entries),
-        "measured": sum(entry.runs > 0 or entry.latency_ms == 0 for entry in table.entries),
+        "measured": sum(entry.runs > 0 or entry.merged == IDENTITY for entry in table.entries),
         "original_ms": table.original_ms,
         "fixed_ms": provenance.fixed_ms, "segments_merged": len(merged),
         "segments_faster": sum(entry.key in faster for entry in merged),

@@ -5,8 +5,8 @@ summed L1 norm is an option (Kim et al., *LayerMerge*, ICML 2024, section 3). Th
 positions: what is known of the layers so far is where they read, and how that was at the start of each residual that
 is still open.
 
-An option that begins or ends with a part that could be an identity by itself is left out: it is that identity and a
-shorter option, one after the other.
+An option that begins or ends with a part that could be an identity by itself is left out where it is that identity
+and a shorter option, one after the other: where nothing, or nothing new, is activated between the two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from layerfold.graph.candidates import crosses, furthest_end, merged_segment
 from layerfold.graph.dropping import gone_branches, keeps_shape
 from layerfold.graph.footprint import Footprint
 from layerfold.graph.network import Chain, Network, Segment
-from layerfold.graph.specs import ConvSpec, Pair
+from layerfold.graph.specs import ActivationSpec, ConvSpec, Pair
 
 _WORKING = ("conv", "pool", "slice")
 """Kinds of layers without which a branch would do nothing but scale its input."""
@@ -103,11 +103,26 @@ def _is_worthwhile(net: Network, segment: Segment, max_kernel: int, max_growth: 
 
 
 def _has_free_edge(net: Network, segment: Segment) -> bool:
-    """Say whether the first or last part of an option is an identity that is an option by itself."""
+    """Say whether an option is an identity, which is an option by itself, and a shorter option, in whichever order."""
     parts = {(src, dst) for src, dst in gone_branches(net, segment.dropped) if _leaves_nothing(net, src, dst)}
     parts |= {(index - 1, index) for index in segment.dropped}
-    edges = {part for part in parts if part[0] == segment.start or part[1] == segment.end}
-    return any(not _is_inside_branch(net, *edge) for edge in edges - {(segment.start, segment.end)})
+    parts.discard((segment.start, segment.end))
+    return any(
+        not _is_inside_branch(net, src, dst)
+        and ((src == segment.start and _is_nothing_new(net.layer(dst).activation, _activation_before(net, src, dst)))
+             or (dst == segment.end and _is_nothing_new(net.layer(src).activation, net.layer(dst).activation)))
+        for src, dst in parts
+    )  # fmt: skip
+
+
+def _activation_before(net: Network, src: int, dst: int) -> ActivationSpec | None:
+    """Return what stands at ``src``, in front of layer src+1 of the chain that ``dst`` lies in."""
+    return None if src == net.chain_of(dst).start else net.layer(src).activation
+
+
+def _is_nothing_new(activation: ActivationSpec | None, other: ActivationSpec | None) -> bool:
+    """Say whether an activation changes nothing with only an identity between it and another one."""
+    return activation is None or (activation.is_idempotent and activation == other)
 
 
 def _leaves_nothing(net: Network, src: int, dst: int) -> bool:
@@ -200,8 +215,13 @@ def _gone(net: Network, src: int, dst: int, state: _State) -> _State:
     if len(ways) > 1:
         steps, lone = 2, None
     assert sums is not None
-    # What began there and ends no later is gone too; the shortcut's convs are no layers of an outer branch.
-    return _State(sums, tuple(each for each in state.open if each[0] != src or each[1] > dst), lone, steps)
+    # What began there and ends no later is gone too; a shortcut's convs are something that an outer branch keeps.
+    has_convs = any(way.shortcut for way in ways)
+    still_open = tuple(
+        (start, end, source, has_kept or has_convs)
+        for start, end, source, has_kept in state.open if start != src or end > dst
+    )  # fmt: skip
+    return _State(sums, still_open, lone, steps)
 
 
 def _after(net: Network, position: int, state: _State) -> _State | None:

@@ -114,7 +114,10 @@ def gone_branches(net: Network, dropped: Collection[int]) -> list[tuple[int, int
 
 
 def _empty_branches(net: Network, dropped: Collection[int]) -> set[tuple[int, int]]:
-    """Return (src, dst) of the residuals whose branch is dropped; a lone addition in it is nothing to keep."""
+    """Return (src, dst) of the residuals whose branch is dropped; a lone addition in it is nothing to keep.
+
+    Convs in the shortcut of a residual inside it stay, so that such a branch is not empty.
+    """
     if not dropped:
         return set()
     lost = set(dropped)
@@ -123,7 +126,13 @@ def _empty_branches(net: Network, dropped: Collection[int]) -> set[tuple[int, in
     return {
         (src, dst) for src, dst in branches
         if lost.intersection(range(src + 1, dst + 1)) and kept.isdisjoint(range(src + 1, dst + 1))
+        and not any(_is_inside(other, src, dst) and other.shortcut for other in net.residuals)
     }  # fmt: skip
+
+
+def _is_inside(residual: Residual, src: int, dst: int) -> bool:
+    """Say whether a residual lies inside another one's branch, and is not beside it."""
+    return src <= residual.src and residual.dst <= dst and (residual.src, residual.dst) != (src, dst)
 
 
 def _cross(one: Residual, other: Residual) -> bool:

@@ -65,7 +65,8 @@ def estimate_importance(
             score from its holdout.
         method: ``recalibrate`` or ``finetune``.
         latency: if given, segments whose merging is not faster than the best of their parts are left out, and
-            listed in the sidecar; so are options with dropped layers that are not faster than the layers as they are.
+            listed in the sidecar. Options with dropped layers that are not faster than the fastest way to keep all
+            layers are left out too.
         candidates: segments; None for those of ``latency``, or ``net.candidates()``.
         score: ``accuracy`` (points), ``agreement`` with the original's answers (points, needs no labels), or ``loss``
             (the holdout's cross-entropy, nats, negated).

@@ -95,5 +95,8 @@ class CompressOptions:
         return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
 
     def as_config(self) -> dict[str, Any]:
-        """Return plain values, for the manifest."""
-        return asdict(self)
+        """Return plain values, for the manifest; options that older runs did not have only where they are used."""
+        found = asdict(self)
+        if not self.drop_layers:
+            del found["drop_layers"]
+        return found

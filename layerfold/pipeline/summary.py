@@ -33,7 +33,7 @@ _FILES = (
     ("latency.csv", "latency of every candidate segment, ms; provenance beside it"),
     ("importance.csv", "importance of every segment worth merging, points; provenance beside it"),
     ("frontier.csv", "every Pareto-optimal plan"),
-    ("solution.json", "the plan taken: act_pos, merge_pos"),
+    ("solution.json", "the plan taken: act_pos, merge_pos, and kept_layers where layers are dropped"),
     ("verification.json", "every plan that was built and measured"),
     ("finetuned.safetensors", "weights in train form"),
     ("merged.safetensors", "weights in deploy form"),
@@ -115,7 +115,7 @@ def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
         low_ms=measured["compressed"]["low_ms"],
         high_ms=measured["compressed"]["high_ms"],
         predicted_ms=run.solution.predicted_ms,
-        num_layers=len(segments),
+        num_layers=sum(not segment.is_identity for segment in segments),
         num_params=sum(parameter.numel() for parameter in run.merged.parameters()),
         macs=compressed_macs(run.net, segments),
     )

@@ -287,10 +287,8 @@ def _prior_terms(segments: Sequence[SegmentFacts]) -> dict[str, Floats]:
     removed = np.array([each.end - each.start - (each.kernel != IDENTITY) for each in segments], dtype=np.float64)
     layers = max((segment.end for segment in segments), default=1)
     size = np.sqrt(merged * replaced) + _FLOOR / layers
-    shapes = [segment.shape for segment in segments]
-    alike = np.array([[first == second for second in shapes] for first in shapes], dtype=np.float64).reshape(
-        len(shapes), len(shapes)
-    )
+    shapes = np.unique([segment.shape for segment in segments], return_inverse=True)[1]
+    alike = (shapes[:, None] == shapes[None, :]).astype(np.float64)
     return {
         "merged": np.outer(merged, merged),
         "replaced": np.outer(replaced, replaced),

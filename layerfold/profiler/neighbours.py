@@ -106,7 +106,10 @@ class NeighbourTimer:
                     features[residual.src] = writer.add_input(f"source_{residual.src}", residual.source_shape)
             activation = activation_at(self._net, chain, segment.end, self._net.original_act_pos)
             features[segment.end] = write_segment(writer, features[segment.start], segment, features, activation)
-        writer.add_output(features[segments[-1].end], segments[-1].output_shape)
+        output = features[segments[-1].end]
+        if output == features[segments[0].start]:  # nothing is left: a graph needs a node
+            output = writer.node("Identity", [output])
+        writer.add_output(output, segments[-1].output_shape)
         return writer.model_bytes()
 
 

@@ -82,9 +82,9 @@ def profile_network(
     Returns:
         The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included;
         but for ``isolated``, the original's entries and ``fixed_ms`` add up to its measured latency. An entry with
-        ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces, or 0 of a segment of
-        which nothing stays. A segment that
-        the backend refuses to build has no entry, so that it is no option for the solver; ``provenance.measurement``
+        ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces, unless nothing stays
+        of its segment. A segment that the backend refuses to build has no entry, so that it is no option for the
+        solver; ``provenance.measurement``
         says which and why, and how many measurements did not settle.
 
     Raises:

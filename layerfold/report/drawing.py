@@ -51,12 +51,13 @@ def network_svg(
         title: the heading; the network's name where it is empty.
         candidates: what may be merged, for the share of multiply-adds in the line under the heading.
     """
-    merge_pos = None if solution is None else frozenset(solution.merge_pos)
+    every = [] if solution is None else segments_of_solution(net, solution)
+    merge_pos = None if solution is None else frozenset(segment.end for segment in every)
     act_pos = None if solution is None else frozenset(solution.act_pos)
-    segments = [] if solution is None else [s for s in segments_of_solution(net, solution) if is_merged(net, s)]
+    segments = [segment for segment in every if is_merged(net, segment)]
     lines = summary_lines(net, solution, candidates)
     top = _TOP + _LINE * (len(lines) - 1)
-    placed = place(net, merge_pos, top=top)
+    placed = place(net, merge_pos, changed=[segment.end for segment in segments], top=top)
     picture = _Picture(net, placed, segments, act_pos)
     explained, num_lines = legend(lay.MARGIN, top + placed.height + 18, lay.ROW_WIDTH, picture.shown())
     height = top + placed.height + 16 + LEGEND_LINE * num_lines

@@ -36,6 +36,7 @@ def merged_segments(
                     start=segment.start,
                     end=segment.end,
                     layers=tuple(net.layer(index).name for index in indices),
+                    dropped=tuple(net.layer(index).name for index in segment.dropped),
                     conv=conv_text(segment),
                     before_ms=_sum_ms(latency, [(index - 1, index) for index in indices]),
                     after_ms=_sum_ms(latency, [segment.key]),

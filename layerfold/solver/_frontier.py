@@ -221,7 +221,8 @@ class Frontier:
         writer.writerow(["id", *names, "speedup", "importance", "gap", "act_pos", "merge_pos", *last])
         for index, solution in enumerate(solutions):
             kept = ["" if solution.kept_layers is None else ",".join(map(str, solution.kept_layers))] if last else []
-            numbers = [*self.latencies_ms[index].tolist(), self.original_ms / self.latencies_ms[index, 0]]
+            first_ms = float(self.latencies_ms[index, 0])
+            numbers = [*self.latencies_ms[index].tolist(), self.original_ms / first_ms if first_ms else math.inf]
             writer.writerow([
                 index, *map(repr, map(float, numbers)), repr(float(self.importances[index])),
                 repr(float(self.gaps[index])), ",".join(map(str, solution.act_pos)),

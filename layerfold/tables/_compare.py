@@ -29,7 +29,7 @@ def read_table(path: str | Path, *, partial: bool = False) -> Table:
     header, _, _ = read_rows(Path(path), ("st", "end"))
     if "time" in header:
         return LatencyTable.read(path, partial=partial)
-    if "st_act" in header:
+    if "st_act" in header or "conv_comb" in header:
         return ImportanceTable.read(path)
     raise TableError(f"{path}: row 1: neither 'time' (latency) nor 'st_act' (importance), expected one of them")
 
