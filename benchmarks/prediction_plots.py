@@ -17,7 +17,15 @@ import layerfold as lf
 from layerfold.report.latency_plots import latency_heatmap_png, points_of, prediction_png, time_png
 
 IMAGES = ROOT / "docs" / "images"
-_COLOURS = {"fitted": "#0072b2", "segments alone": "#e69f00", "between": "#009e73", "each segment": "#d55e00"}
+_KINDS = {
+    "segments alone": ("segments alone", "#e69f00", "o"),
+    "... with a line through plans": ("segments alone, line", "#e69f00", "^"),
+    "... fitted to plans": ("segments alone, fitted", "#e69f00", "s"),
+    "each segment in a whole network": ("each segment", "#d55e00", "D"),
+    "between its neighbours": ("between", "#009e73", "o"),
+    "fitted to 5, 10, ... plans (default: the last)": ("fitted", "#0072b2", "o-"),
+}
+"""By kind of way: how its names begin, colour, marker."""
 
 
 def draw_prediction(name: str, found: dict[str, Any], path: Path) -> None:
@@ -43,17 +51,10 @@ def draw_cost(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(5.4 * len(shown), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, found) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
-        curve = [way for way in found["ways"] if way.startswith("fitted")]
-        for way, each in found["ways"].items():
-            if "relative" in way:
-                continue
-            colour = next(value for key, value in _COLOURS.items() if way.startswith(key))
-            axes.plot(each["seconds"], each["median_pct"], "o", color=colour)
-            if way not in curve[1:-1]:
-                axes.annotate(way, (each["seconds"], each["median_pct"]), xytext=(5, 4), textcoords="offset points",
-                              fontsize=7.5, color=colour)
-        axes.plot([found["ways"][way]["seconds"] for way in curve], [found["ways"][way]["median_pct"] for way in curve],
-                  color=_COLOURS["fitted"], linewidth=1)
+        for kind, (starts, colour, marker) in _KINDS.items():
+            points = [(each["seconds"], each["median_pct"]) for way, each in found["ways"].items()
+                      if is_of_kind(way, starts)]
+            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=7, linewidth=1, label=kind)
         axes.axhline(found["repeat"]["median_pct"], color="#8d97a3", linestyle="--", linewidth=1)
         axes.annotate("the machine itself, measured twice", (0.99, found["repeat"]["median_pct"]), ha="right",
                       xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", fontsize=7.5,
@@ -62,10 +63,18 @@ def draw_cost(results: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("seconds of measuring")
         axes.set_ylabel("median error on held-out plans (%)")
         axes.set_ylim(0, None)
-        axes.set_xlim(0, 1.35 * max(each["seconds"] for each in found["ways"].values()))
+        axes.set_xlim(0, 1.1 * max(each["seconds"] for each in found["ways"].values()))
         axes.grid(color="#e5e8ec", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8.5, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=100)
+
+
+def is_of_kind(way: str, starts: str) -> bool:
+    """Say whether a way's name begins so and no longer beginning fits it better."""
+    longer = [other for other, _, _ in _KINDS.values() if len(other) > len(starts) and way.startswith(other)]
+    return way.startswith(starts) and not longer and "relative" not in way
 
 
 def fastest_stops(table: lf.LatencyTable) -> list[int]:
