@@ -12,7 +12,7 @@ and a shorter option, one after the other: where nothing, or nothing new, is act
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from layerfold.graph.candidates import crosses, furthest_end, merged_segment
@@ -106,18 +106,27 @@ def _has_free_edge(net: Network, segment: Segment) -> bool:
     """Say whether an option is an identity, which is an option by itself, and a shorter option, in whichever order."""
     parts = {(src, dst) for src, dst in gone_branches(net, segment.dropped) if _leaves_nothing(net, src, dst)}
     parts |= {(index - 1, index) for index in segment.dropped}
-    parts.discard((segment.start, segment.end))
+    chain_start = net.chain_of(segment.end).start
+    before = None if segment.start == chain_start else net.layer(segment.start).activation
+    from_start = _reached(segment.start, parts) - {segment.start, segment.end}
+    to_end = {-each for each in _reached(-segment.end, {(-dst, -src) for src, dst in parts})}
     return any(
-        not _is_inside_branch(net, src, dst)
-        and ((src == segment.start and _is_nothing_new(net.layer(dst).activation, _activation_before(net, src, dst)))
-             or (dst == segment.end and _is_nothing_new(net.layer(src).activation, net.layer(dst).activation)))
-        for src, dst in parts
+        not _is_inside_branch(net, segment.start, stop) and _is_nothing_new(net.layer(stop).activation, before)
+        for stop in from_start
+    ) or any(
+        not _is_inside_branch(net, stop, segment.end)
+        and _is_nothing_new(net.layer(stop).activation, net.layer(segment.end).activation)
+        for stop in to_end - {segment.start, segment.end}
     )  # fmt: skip
 
 
-def _activation_before(net: Network, src: int, dst: int) -> ActivationSpec | None:
-    """Return what stands at ``src``, in front of layer src+1 of the chain that ``dst`` lies in."""
-    return None if src == net.chain_of(dst).start else net.layer(src).activation
+def _reached(start: int, parts: Collection[tuple[int, int]]) -> set[int]:
+    """Return the positions that parts lead to, one behind the other, from ``start``."""
+    found = {start}
+    for src, dst in sorted(parts):
+        if src in found:
+            found.add(dst)
+    return found
 
 
 def _is_nothing_new(activation: ActivationSpec | None, other: ActivationSpec | None) -> bool:
