@@ -1,6 +1,7 @@
 """Run the bank of architectures: trace, random solutions, train form against deploy form against ONNX Runtime.
 
     python benchmarks/architectures.py [--only NAME ...] [--jobs 2]
+    python benchmarks/architectures.py --drops --solutions 5        # solutions that drop layers; a record of their own
 
 Every architecture of tests/bank gets random weights and 20 random solutions at two input sizes. Each finished one is
 a line of the journal in --out, so that a stopped run goes on where it was; a change of the code that is checked, or of
@@ -40,14 +41,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", metavar="NAME", help="these only, and no record; may be repeated")
     parser.add_argument("--solutions", type=int, default=20, help="random solutions an architecture (%(default)s)")
+    parser.add_argument("--drops", action="store_true", help="random solutions that drop layers; no page")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, one thread each (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "architectures-out", help="folder of the journal")
     args = parser.parse_args()
     chosen = [find(name).name for name in args.only] if args.only else [each.name for each in BANK]
-    journal = Journal(args.out / "journal.jsonl", key={"code": code_hash(), "solutions": args.solutions})
+    key = {"code": code_hash(), "solutions": args.solutions, **({"drops": True} if args.drops else {})}
+    journal = Journal(args.out / "journal.jsonl", key=key)
     waiting = [name for name in chosen if name not in journal.found]
     print(f"{len(chosen) - len(waiting)} of {len(chosen)} are in {journal.path}", file=sys.stderr)
-    for name, result in run_all(waiting, args.solutions, args.jobs):
+    for name, result in run_all(waiting, args.solutions, args.jobs, drops=args.drops):
         journal.add(name, result)
         print(f"[{len(chosen) - len(waiting) + len(journal.added)}/{len(chosen)}] {line_of(name, result)}",
               file=sys.stderr)
@@ -57,15 +60,17 @@ def main() -> int:
         for failure in results[name]["failures"][:5]:
             print(f"{name}: {failure}", file=sys.stderr)
     if not args.only:
-        page = page_of(results, args.solutions)
-        PAGE.write_text(page, encoding="utf-8")
-        print(page)
+        if not args.drops:
+            page = page_of(results, args.solutions)
+            PAGE.write_text(page, encoding="utf-8")
+            print(page)
         settings = {
             "solutions": args.solutions, "max_kernel": MAX_KERNEL, "max_growth": MAX_GROWTH, "max_params": MAX_PARAMS,
             "seed": 0, "jobs": args.jobs, "threads": 1,
             "onnx": "TorchScript exporter; the shipped one for an architecture's first solution; sizes in turn",
         }
-        write_record("architectures", {"failed": failed, "architectures": results}, settings,
+        name = "architectures_drops" if args.drops else "architectures"
+        write_record(name, {"failed": failed, "architectures": results}, settings,
                      packages=("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy"))
     return int(bool(failed))
 
@@ -102,12 +107,12 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def run_all(names: list[str], solutions: int, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def run_all(names: list[str], solutions: int, jobs: int, *, drops: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield results as they come; a fresh process each, so that one network's memory is gone before the next."""
     # Read by glibc when a process starts: freed tensors go back to the system instead of piling up in pieces.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
     with ProcessPoolExecutor(jobs, max_tasks_per_child=1) as pool:
-        work = {pool.submit(partial(run_architecture, solutions=solutions), name): name for name in names}
+        work = {pool.submit(partial(run_architecture, solutions=solutions, drops=drops), name): name for name in names}
         for future in as_completed(work):
             try:
                 yield work[future], future.result()
@@ -117,26 +122,32 @@ def run_all(names: list[str], solutions: int, jobs: int) -> Iterator[tuple[str, 
                 yield work[future], {"failures": [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]}
 
 
-def run_architecture(name: str, solutions: int) -> dict[str, Any]:
+def run_architecture(name: str, solutions: int, *, drops: bool) -> dict[str, Any]:
     """Return what one architecture is and how its checks went."""
     import torch
 
+    from layerfold.graph.dropping import dropped_layers
     from tests.bank.architectures import find
     from tests.bank.checks import check_architecture, prepare
-    from tests.bank.solutions import random_solutions
+    from tests.bank.solutions import random_drop_solutions, random_solutions
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     began, architecture = time.perf_counter(), find(name)
     prepared = prepare(architecture)
     size = architecture.sizes[0]
-    net, chosen = prepared.nets[size], random_solutions(prepared.nets[size], solutions)
+    net = prepared.nets[size]
+    chosen = random_drop_solutions(prepared.model, net, solutions) if drops else random_solutions(net, solutions)
     exporters = ["shipped", *["fast"] * (len(chosen) - 1)]
     found = check_architecture(prepared, chosen, onnx=exporters, progress=True)
     return {
         **describe(net), "trace_s": trace_seconds(prepared.model, prepared.images[size]),
         "input_sizes": list(architecture.sizes), "note": architecture.note,
-        "layers_merged_away": [len(net.layers) - len(net.segments_of(each.merge_pos)) for each in chosen],
+        "layers_merged_away": [
+            len(net.layers) - len(net.segments_of(each.merge_pos, dropped_layers(net, each.kept_layers)))
+            for each in chosen
+        ],
+        "layers_dropped": [len(dropped_layers(net, each.kept_layers)) for each in chosen],
         "checks": found.num_checks, "differences": {k: v for k, v in asdict(found).items() if isinstance(v, float)},
         "failures": found.failures, "wall_s": round(time.perf_counter() - began, 1),
     }

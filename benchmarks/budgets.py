@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 from typing import Any
 
 from latency_networks import CASES, WORK, open_case
+from made_up_importance import made_up_importance
 from record import RESULTS, write_record
 
 import layerfold as lf
@@ -33,24 +33,6 @@ SPEEDUPS = (1.2, 1.4, 1.7)
 MARGIN = 0.02
 _LEAST_USE = 0.9
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
-
-
-def made_up_importance(net: Network, table: lf.LatencyTable, seed: int = 0) -> lf.ImportanceTable:
-    """Return importances that a network's activations were given by chance: what a merge removes is what it costs."""
-    rng = random.Random(seed)
-    worth = {position: rng.uniform(0.2, 1.8) for position in range(1, len(net.layers) + 1)}
-    entries = []
-    for entry in table.entries:
-        is_chain_start = any(chain.start == entry.start for chain in net.chains)
-        removed = [m for m in range(entry.start + 1, entry.end) if net.has_activation(m)]
-        entries.append(lf.ImportanceEntry(
-            start=entry.start, end=entry.end,
-            start_act=1 if is_chain_start else int(net.has_activation(entry.start)),
-            end_act=int(net.has_activation(entry.end)),
-            # A merge without an activation inside still changes the borders a little.
-            importance=-sum(worth[m] for m in removed) - 0.01 * (entry.end - entry.start - 1),
-        ))  # fmt: skip
-    return lf.ImportanceTable(entries)
 
 
 def run_network(name: str, speedups: list[float]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Run:
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         self.name, self.arguments = name, arguments
         self.folder: Path = arguments.work.resolve() / name
-        length = f"{arguments.epochs}-epochs-{arguments.search_epochs}-of-search"
+        length = f"drops-{arguments.epochs}-epochs-{arguments.search_epochs}-of-search"
         self.trained = self.folder / (length if arguments.steps is None else f"{arguments.steps}-steps")
         self.trained.mkdir(parents=True, exist_ok=True)
 
@@ -97,21 +97,23 @@ class Run:
 
     @cached_property
     def latency(self) -> lf.LatencyTable:
-        path = self.folder / "latency.csv"
+        path = self.folder / "latency-with-drops.csv"
         if not path.exists():
             lf.profile_network(
-                self.untrained.module, self.net, self.backend, candidates=self.net.candidates(max_growth=_MAX_GROWTH),
+                self.untrained.module, self.net, self.backend, candidates=self.net.candidates(
+                    max_growth=_MAX_GROWTH, layer_norms=lf.layer_norms(self.loaded.module, self.net)
+                ),
                 cache=self.folder / "cache.sqlite", model_name=self.name,
             ).write(path)
         return lf.LatencyTable.read(path)
 
     @cached_property
     def importance(self) -> lf.ImportanceTable:
-        path = self.folder / "importance.csv"
+        path = self.folder / "importance-with-drops.csv"
         if not path.exists():
             lf.estimate_importance(
                 self.loaded.module, self.net, self.data, latency=self.latency, holdout_images=_IMPORTANCE_IMAGES,
-                journal_path=self.folder / "importance.journal", model_name=self.name,
+                journal_path=self.folder / "importance-with-drops.journal", model_name=self.name,
             ).write(path)
         return lf.ImportanceTable.read(path)
 
@@ -124,7 +126,14 @@ class Run:
 
 
 def merging_only(run: Run, budget_ms: float, seed: int) -> lf.Solution:
-    """Return the exact solver's choice by measured importances."""
+    """Return the exact solver's choice by measured importances, of plans that keep every layer."""
+    whole = [entry for entry in run.importance.entries if entry.kept is None]
+    importance = lf.ImportanceTable(whole, provenance=run.importance.provenance)
+    return lf.solve_frontier(run.latency, importance).at(budget_ms=budget_ms)
+
+
+def merging_and_dropping(run: Run, budget_ms: float, seed: int) -> lf.Solution:
+    """Return the exact solver's choice, of plans that may drop layers too (LayerMerge)."""
     return lf.solve_frontier(run.latency, run.importance).at(budget_ms=budget_ms)
 
 
@@ -158,6 +167,7 @@ def uniform_removal(run: Run, budget_ms: float, seed: int) -> lf.Solution:
 
 WAYS: dict[str, Callable[[Run, float, int], lf.Solution]] = {
     "merging only": merging_only,
+    "merging and dropping": merging_and_dropping,
     "search": search,
     "uniform removal": uniform_removal,
 }

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from layerfold.data import ImageData, open_data
     from layerfold.export import export_network
     from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network
-    from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, trace_network
+    from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, layer_norms, trace_network
     from layerfold.importance import estimate_importance
     from layerfold.merge import add_fading, build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
@@ -59,7 +59,8 @@ _HOMES = {
     "layerfold.data": ("ImageData", "open_data"),
     "layerfold.export": ("export_network",),
     "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network"),
-    "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "trace_network"),
+    "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "layer_norms",
+                        "trace_network"),
     "layerfold.importance": ("estimate_importance",),
     "layerfold.merge": ("add_fading", "build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
@@ -133,6 +134,7 @@ __all__ = [
     "export_network",
     "extend_importance",
     "finetune_network",
+    "layer_norms",
     "load_model",
     "merge_network",
     "open_data",

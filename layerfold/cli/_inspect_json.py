@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def inspect_json(
-    net: Network, candidates: Sequence[Segment], solution: Solution | None, source: str
+    net: Network, candidates: Sequence[Segment], solution: Solution | None, source: str,
+    drops: Sequence[Segment] = (),
 ) -> dict[str, Any]:
     """Return the whole description as plain data; see :func:`layerfold.cli._inspect_text.inspect_text`."""
     found: dict[str, Any] = {
@@ -26,6 +27,7 @@ def inspect_json(
         "macs": net.macs,
         "num_params": net.num_params,
         "num_candidates": len(candidates),
+        "num_drop_options": len(drops),
         "num_merge_sets": count_merge_sets(net, candidates),
         "num_plans": count_plans(net, candidates),
         "mergeable_share": mergeable_share(net, candidates),
@@ -53,6 +55,11 @@ def inspect_json(
             {"start": segment.start, "end": segment.end, "conv": asdict(segment.conv), "macs": segment.macs,
              "replaced_macs": replaced_macs(net, segment.start, segment.end)}
             for segment in candidates
+        ],
+        "drop_options": [
+            {"start": segment.start, "end": segment.end, "merged": segment.merged, "kept": list(segment.kept),
+             "macs": segment.macs, "replaced_macs": replaced_macs(net, segment.start, segment.end)}
+            for segment in drops
         ],
     }  # fmt: skip
     if solution is not None:

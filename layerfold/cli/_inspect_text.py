@@ -29,7 +29,8 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 def inspect_text(
-    net: Network, candidates: Sequence[Segment], solution: Solution | None, source: str, *, brief: bool = False
+    net: Network, candidates: Sequence[Segment], solution: Solution | None, source: str,
+    drops: Sequence[Segment] = (), *, brief: bool = False,
 ) -> str:
     """Return the whole text view.
 
@@ -38,6 +39,7 @@ def inspect_text(
         candidates: what may be merged in it.
         solution: what of it a solution merges; None to leave that out.
         source: what the user called the model.
+        drops: options in which layers are dropped.
         brief: leave out the table of layers.
     """
     parts = [] if brief else [_layers(net)]
@@ -46,11 +48,13 @@ def inspect_text(
         parts.append("notes\n" + "\n".join(_wrapped(note, indent=2) for note in net.notes))
     if solution is not None:
         parts.append(merged_text(net, solution))
-    parts.append(summary_text(net, candidates, source))
+    parts.append(summary_text(net, candidates, source, drops))
     return "\n\n".join(parts)
 
 
-def summary_text(net: Network, candidates: Sequence[Segment], source: str) -> str:
+def summary_text(
+    net: Network, candidates: Sequence[Segment], source: str, drops: Sequence[Segment] = ()
+) -> str:
     """Return the counts: of layers, of candidates and plans, and of the multiply-adds that they reach."""
     several = sum(segment.num_layers > 1 for segment in candidates)
     gated = sum(len(gate.layers) for gate in find_gates(net))
@@ -68,12 +72,20 @@ def summary_text(net: Network, candidates: Sequence[Segment], source: str) -> st
         ("layers", f"{len(net.layers)} in {plural(len(net.chains), 'chain')}, the longest of {longest}"
                    + (f"; {gated} of them inside squeeze-and-excitation" if gated else "")),
         ("candidates", f"{plural(several, 'segment')} of several layers"),
+        ("with drops", drops_text(drops) if drops else None),
         ("plans", f"{large_text(count_merge_sets(net, candidates))} sets S of merge positions, "
                   f"{large_text(count_plans(net, candidates))} pairs (A, S)"),
         ("mergeable", reach),
         ("why not more", why_not_more(net) or None),
         ("network hash", net.hash),
     ])  # fmt: skip
+
+
+def drops_text(drops: Sequence[Segment]) -> str:
+    """Return how many options leave layers out, and how many leave nothing."""
+    nothing = sum(segment.is_identity for segment in drops)
+    layers = len({index for segment in drops for index in segment.dropped})
+    return f"{plural(len(drops), 'further option')} without some of {plural(layers, 'layer')}; {nothing} leave nothing"
 
 
 def merged_text(net: Network, solution: Solution) -> str:

@@ -50,10 +50,19 @@ def recipe_of(arguments: argparse.Namespace, loaded: LoadedModel, solution: Solu
     )
 
 
-def candidates_of(arguments: argparse.Namespace, net: Network) -> list[Segment]:
-    """Return the candidates within ``--max-kernel``, ``--max-growth`` and ``--stop-at-strides``."""
+def candidates_of(arguments: argparse.Namespace, net: Network, loaded: LoadedModel) -> list[Segment]:
+    """Return the candidates within ``--max-kernel``, ``--max-growth`` and ``--stop-at-strides``.
+
+    With ``--drop-layers`` options without some of a segment's layers follow behind the others.
+    """
+    from layerfold.graph import layer_norms
+
+    if arguments.drop_layers and _has_random_weights(arguments):
+        print("layerfold: note: no --weights, so random weights decide which layers --drop-layers keeps: latency "
+              "is the same, but importances will be of those layers", file=sys.stderr)
     return net.candidates(
-        stop_at_strides=arguments.stop_at_strides, max_kernel=arguments.max_kernel, max_growth=arguments.max_growth
+        stop_at_strides=arguments.stop_at_strides, max_kernel=arguments.max_kernel, max_growth=arguments.max_growth,
+        layer_norms=layer_norms(loaded.module, net) if arguments.drop_layers else None,
     )
 
 
@@ -69,6 +78,14 @@ def add_candidate_arguments(parser: argparse.ArgumentParser, *, max_growth: floa
                        f"{'no limit' if max_growth is None else max_growth})")
     group.add_argument("--stop-at-strides", action="store_true",
                        help="the published restriction: nothing merges further than one layer past a strided one")
+    add_drop_argument(group)
+
+
+def add_drop_argument(group: argparse._ArgumentGroup) -> None:
+    """Add ``--drop-layers``."""
+    group.add_argument("--drop-layers", action="store_true",
+                       help="also options in which layers that keep the shape, or whole residual branches, are left "
+                       "out; which ones stay goes by the weights (LayerMerge)")
 
 
 def check_table(net: Network, table: LatencyTable, path: str) -> None:
@@ -87,5 +104,9 @@ def check_table(net: Network, table: LatencyTable, path: str) -> None:
 
 def note_random_weights(arguments: argparse.Namespace) -> None:
     """Say so on stderr where a model of a library starts from random weights."""
-    if arguments.weights is None and arguments.model.startswith(("timm:", "torchvision:")):
+    if _has_random_weights(arguments):
         print("layerfold: note: no --weights, so the model's weights are random", file=sys.stderr)
+
+
+def _has_random_weights(arguments: argparse.Namespace) -> bool:
+    return arguments.weights is None and str(arguments.model).startswith(("timm:", "torchvision:"))

@@ -46,7 +46,7 @@ def _fill(args: argparse.Namespace, environment: dict[str, object]) -> None:
         store = stack.enter_context(open_cache(args.cache, backend, batch=args.batch, dtype=backend.precision, log=log))
         profile_network(
             loaded.module, net, backend, batch=args.batch, dtype=backend.precision, cache=store,
-            candidates=candidates_of(args, net), method=args.method, target=args.target, cap_s=args.cap_s,
+            candidates=candidates_of(args, net, loaded), method=args.method, target=args.target, cap_s=args.cap_s,
             progress=False, workers=args.num_workers,
         )  # fmt: skip
 

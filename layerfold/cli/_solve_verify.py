@@ -109,5 +109,6 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
         ("tried", f"{len(found.trials)} plans timed, {len(found.rounds)} built and verified"),
         ("act_pos", ",".join(map(str, solution.act_pos)) or "none"),
         ("merge_pos", ",".join(map(str, solution.merge_pos))),
+        ("kept_layers", None if solution.kept_layers is None else ",".join(map(str, solution.kept_layers))),
     ]))
     print("layerfold: the budget is kept by measurement, upper end of the interval included", file=sys.stderr)

@@ -8,6 +8,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._networks import add_drop_argument
 from layerfold.cli._quantities import parse_ms, parse_number
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.errors import UsageError
@@ -47,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument("--max-kernel", type=int, default=15, metavar="K", help="largest merged kernel (default: 15)")
     search.add_argument("--max-growth", type=float, default=4.0, metavar="X",
                         help="largest growth in multiply-adds by a merge (default: 4)")
+    add_drop_argument(search)
     search.add_argument("--importance", default="recalibrate", metavar="METHOD",
                         help="recalibrate (no training) or finetune (the paper's) (default: %(default)s)")
     search.add_argument("--score", default="accuracy", metavar="NAME",
@@ -91,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         budget_ms=budget_ms, speedup=speedup, fastest=arguments.fastest, backend=arguments.backend,
         threads=arguments.threads, batch=arguments.batch, exclude=tuple(arguments.exclude),
         merge_pooling=arguments.merge_pooling,
-        max_kernel=arguments.max_kernel, max_growth=arguments.max_growth, importance_method=arguments.importance,
+        max_kernel=arguments.max_kernel, max_growth=arguments.max_growth, drop_layers=arguments.drop_layers,
+        importance_method=arguments.importance,
         importance_score=arguments.score, importance_images=arguments.importance_images,
         importance_steps=arguments.importance_steps, alpha=arguments.alpha,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
@@ -117,7 +120,8 @@ def print_result(result: CompressResult, arguments: argparse.Namespace) -> int:
         rows = [asdict(row) for row in result.report.rows]
         facts = {"out": str(result.out), "is_budget_met": result.is_budget_met, "verdict": result.report.verdict,
                  "budget_ms": result.report.budget_ms, "act_pos": list(result.solution.act_pos),
-                 "merge_pos": list(result.solution.merge_pos), "networks": rows}
+                 "merge_pos": list(result.solution.merge_pos), "kept_layers": result.solution.kept_layers,
+                 "networks": rows}
         print(json.dumps(facts, indent=1))
     else:
         print(result_table_text(result.report.rows, is_coloured=sys.stdout.isatty()))

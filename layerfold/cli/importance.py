@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     journal = Path(f"{args.output}.journal")
     table = estimate_importance(
         loaded.module, net, open_data_of(args, loaded), args.method, latency=latency,
-        candidates=candidates_of(args, net) if latency is None else None, score=args.score, fill_slots=args.fill_slots,
+        candidates=candidates_of(args, net, loaded) if latency is None else None, score=args.score,
+        fill_slots=args.fill_slots,
         calibration_images=args.calibration_images, holdout_images=args.holdout_images, steps=args.steps,
         batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed, journal_path=journal,
         model_name=loaded.source, progress=not args.quiet,
@@ -90,14 +91,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]:
-    merged = [entry for entry in table.entries if entry.end - entry.start > 1]
+    merged = [entry for entry in table.entries if entry.kept is not None or entry.end - entry.start > 1]
     merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
     return {
         "table": args.output, "model": table.provenance.model, "method": args.method, "score": args.score,
         "entries": len(table.entries), "left_out": len(table.provenance.left_out),
         "original": dict(table.provenance.options["original"]),
         "best_merges": [
-            {"start": e.start, "end": e.end, "start_act": e.start_act, "end_act": e.end_act, "importance": e.importance}
+            {"start": e.start, "end": e.end, "start_act": e.start_act, "end_act": e.end_act,
+             "dropped": list(e.dropped), "importance": e.importance}
             for e in merged[:5]
         ],
     }  # fmt: skip
@@ -111,6 +113,11 @@ def _as_text(found: dict[str, Any]) -> str:
         ("original", f"{original['val_acc']:.2f} % correct, loss {original['val_loss']:.4g} on the holdout"),
         ("entries", f"{found['entries']}; {found['left_out']} segments left out, not faster merged"),
     ])
-    rows = [(f"{each['start'] + 1}..{each['end']}", f"{each['importance']:+.4g}") for each in found["best_merges"]]
+    rows = [(_layers(each), f"{each['importance']:+.4g}") for each in found["best_merges"]]
     return head + ("\n\ncheapest to merge\n" + columns(("layers", "importance"), rows, right="importance", indent="  ")
                    if rows else "")
+
+
+def _layers(found: dict[str, Any]) -> str:
+    dropped = f" without {','.join(map(str, found['dropped']))}" if found["dropped"] else ""
+    return f"{found['start'] + 1}..{found['end']}{dropped}"

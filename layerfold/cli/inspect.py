@@ -45,16 +45,18 @@ def run(args: argparse.Namespace) -> int:
         from layerfold.merge.train_form import check_solution
 
         check_solution(net, solution)
-    candidates = candidates_of(args, net)
+    options = candidates_of(args, net, loaded)
+    candidates = [segment for segment in options if not segment.dropped]
+    drops = [segment for segment in options if segment.dropped]
     # All is worked out before anything is written or printed: a solution that does not fit leaves no half result.
     if args.json:
         from layerfold.cli._inspect_json import inspect_json
 
-        text = json.dumps(inspect_json(net, candidates, solution, loaded.source), indent=1)
+        text = json.dumps(inspect_json(net, candidates, solution, loaded.source, drops), indent=1)
     else:
         from layerfold.cli._inspect_text import inspect_text
 
-        text = inspect_text(net, candidates, solution, loaded.source, brief=args.brief)
+        text = inspect_text(net, candidates, solution, loaded.source, drops, brief=args.brief)
     if args.svg is not None:
         svg = network_svg(net, solution, title=loaded.source, candidates=candidates)
         Path(args.svg).parent.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge, compare, write."""
+    from layerfold.graph.dropping import dropped_layers
     from layerfold.merge import merge_network, save_form
 
     _check_arguments(args)
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     merged = merge_network(student)
     example = _random_images(recipe, args.batch)
     difference = _difference(student, merged, example)
-    convs = len(net.segments_of(recipe.solution.merge_pos))
+    segments = net.segments_of(recipe.solution.merge_pos, dropped_layers(net, recipe.solution.kept_layers))
+    convs = sum(not segment.is_identity for segment in segments)
     found: dict[str, Any] = {
         "output": args.output, "layers_before": len(net.layers), "layers_after": convs,
         "params_before": net.num_params, "params_after": sum(p.numel() for p in merged.parameters()),

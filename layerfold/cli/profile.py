@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
     loaded = load_model_of(args)
     net = trace_of(args, loaded)
-    candidates = candidates_of(args, net)
+    candidates = candidates_of(args, net, loaded)
     if args.dry_run:
         return _print_plan(args, _plan(args, net, candidates, backend, len(places)))
     with ExitStack() as stack:
@@ -180,15 +180,19 @@ def _duration(seconds: float) -> str:
 
 
 def _summary(table: LatencyTable) -> dict[str, Any]:
+    from layerfold.tables._kernel import IDENTITY
+
     provenance = table.provenance
-    merged = [entry for entry in table.entries if entry.end - entry.start > 1]
-    faster = set(table.useful_segments())
+    merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]
+    faster = {*table.useful_segments(), *table.useful_drops()}
     return {
         "model": provenance.model, "device": provenance.device, "backend": provenance.backend,
         "dtype": provenance.dtype, "batch": provenance.batch, "entries": len(table.entries),
-        "measured": sum(entry.runs > 0 for entry in table.entries), "original_ms": table.original_ms,
+        "measured": sum(entry.runs > 0 or entry.merged == IDENTITY for entry in table.entries),
+        "original_ms": table.original_ms,
         "fixed_ms": provenance.fixed_ms, "segments_merged": len(merged),
-        "segments_faster": sum((entry.start, entry.end) in faster for entry in merged),
+        "segments_faster": sum(entry.key in faster for entry in merged),
+        "segments_with_drops": sum(entry.drops for entry in merged),
         "measurement": dict(provenance.measurement),
     }  # fmt: skip
 

@@ -262,17 +262,23 @@ def _price_of_risk(
 
 
 def _table(frontier: Frontier, solutions: list[Solution]) -> str:
+    from layerfold.tables._kernel import IDENTITY
+
     lines = [f"original {frontier.original_ms:.6g} ms; {len(frontier)} Pareto-optimal points "
              f"from {frontier.least_ms:.6g} ms"]
     for solution in solutions:
         predicted = solution.predicted_ms or 0.0
         head = "" if solution.budget_ms is None else f"budget {solution.budget_ms:.6g} ms: "
+        speedup = f"{frontier.original_ms / predicted:.3f}x" if predicted else "nothing is left"
+        convs = sum(each.kernel != IDENTITY for each in solution.segments)
         proof = "optimal" if not solution.gap else f"within {solution.gap:.3g} points of optimal"
         further = "".join(f", {name} {value:.6g}" for name, value in solution.costs.items())
         lines += [
-            f"{head}predicted {predicted:.6g} ms ({frontier.original_ms / predicted:.3f}x), "
-            f"importance {solution.importance:.6g}, {len(solution.segments)} convs, {proof}{further}",
+            f"{head}predicted {predicted:.6g} ms ({speedup}), importance {solution.importance:.6g}, {convs} convs, "
+            f"{proof}{further}",
             f"  act_pos    {','.join(map(str, solution.act_pos)) or 'none'}",
             f"  merge_pos  {','.join(map(str, solution.merge_pos))}",
         ]
+        if solution.kept_layers is not None:
+            lines.append(f"  kept_layers {','.join(map(str, solution.kept_layers))}")
     return "\n".join(lines)

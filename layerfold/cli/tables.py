@@ -144,8 +144,7 @@ def _plot(args: argparse.Namespace) -> int:
     if args.kind == "heatmap":
         latency_plots.latency_heatmap_png(table, args.output, title=title)
     elif args.kind == "time":
-        merge_pos = Solution.read(args.solution).merge_pos
-        latency_plots.time_png(table, merge_pos, args.output, title=title)
+        latency_plots.time_png(table, Solution.read(args.solution), args.output, title=title)
     else:
         from layerfold.profiler.fitted import beliefs_of, plans_of
 

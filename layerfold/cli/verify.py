@@ -20,10 +20,14 @@ from layerfold.cli._options import (
 from layerfold.cli._quantities import parse_ms, parse_number
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
-from layerfold.errors import UsageError
+from layerfold.errors import MissingEntryError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from layerfold.profiler import Verification
+    from layerfold.solver import Solution
+    from layerfold.tables import LatencyTable
 
 OVER_BUDGET = 3
 
@@ -75,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     solution = Solution.read(args.solution)
     table = None if args.latency is None else LatencyTable.read(args.latency)
     backend = open_backend(args)  # what is missing shows before torch is loaded
+    from layerfold.graph.dropping import dropped_layers
     from layerfold.profiler import verify_solution
-    from layerfold.profiler.fitted import predicted_interval_ms
 
     net = trace_of(args, loaded := load_model_of(args))
     if table is not None:
@@ -85,14 +89,15 @@ def run(args: argparse.Namespace) -> int:
         found = verify_solution(
             loaded.module, net, solution, backend, batch=args.batch, budget_ms=budget_ms, speedup=speedup,
             predicted_ms=None if table is None else table.predict_ms(solution),
-            predicted_interval_ms=None if table is None else predicted_interval_ms(table, solution.merge_pos),
+            predicted_interval_ms=None if table is None
+            else _interval_ms(table, solution, dropped_layers(net, solution.kept_layers)),
             target=args.target, cap_s=args.cap_s,
         )  # fmt: skip
         bar.advance()
     if args.plot is not None and table is not None:
         from layerfold.report.latency_plots import time_png
 
-        time_png(table, solution.merge_pos, args.plot, title=f"{args.model}: where the time goes",
+        time_png(table, solution, args.plot, title=f"{args.model}: where the time goes",
                  measured_ms=(found.original_ms, found.measured_ms))
         print(f"wrote {args.plot}", file=sys.stderr)
     print(json.dumps(found.to_json(), indent=1) if args.json else _as_text(found))
@@ -102,6 +107,18 @@ def run(args: argparse.Namespace) -> int:
               f"{found.budget_ms:.4g} ms; solve again with a smaller budget", file=sys.stderr)
         return OVER_BUDGET
     return 0
+
+
+def _interval_ms(table: LatencyTable, solution: Solution, dropped: Sequence[int]) -> tuple[float, float] | None:
+    """Return the interval of a prediction; None where the table does not say which layers an entry stands for."""
+    from layerfold.profiler.fitted import predicted_interval_ms
+
+    try:
+        return predicted_interval_ms(table, solution.merge_pos, dropped)
+    except MissingEntryError:
+        if solution.kept_layers is None:
+            raise
+        return None
 
 
 def _as_text(found: Verification) -> str:

@@ -8,10 +8,12 @@ from layerfold.graph.network import Barrier, Chain, Layer, Network, Residual, Se
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 
 if TYPE_CHECKING:
+    from layerfold.graph.norms import layer_norms
     from layerfold.graph.trace import trace_network
 
 __all__ = [
-    "ActivationSpec", "Barrier", "Chain", "ConvSpec", "Layer", "Network", "Residual", "Segment", "trace_network",
+    "ActivationSpec", "Barrier", "Chain", "ConvSpec", "Layer", "Network", "Residual", "Segment", "layer_norms",
+    "trace_network",
 ]  # fmt: skip
 
 
@@ -21,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from layerfold.graph.trace import trace_network
 
         return trace_network
+    if name == "layer_norms":
+        from layerfold.graph.norms import layer_norms
+
+        return layer_norms
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from layerfold.errors import SolutionError
+from layerfold.graph.dropping import SegmentSteps, segment_steps
 from layerfold.graph.footprint import Footprint
 from layerfold.graph.network import Chain, Network, Residual, Segment
+from layerfold.graph.specs import ConvSpec
 
 
 def crosses(start: int, end: int, residual: Residual) -> bool:
@@ -17,11 +21,11 @@ def inner_residuals(net: Network, start: int, end: int) -> list[Residual]:
     return [residual for residual in net.residuals if start <= residual.src and residual.dst <= end]
 
 
-def merged_segment(net: Network, start: int, end: int) -> Segment:
-    """Return layers start+1..end as one merged segment.
+def merged_segment(net: Network, start: int, end: int, dropped: Collection[int] = ()) -> Segment:
+    """Return layers start+1..end, less those in ``dropped``, as one merged segment.
 
     Raises:
-        SolutionError: the positions lie in no common chain, or cross a residual.
+        SolutionError: the positions lie in no common chain, or cross a residual; a dropped layer changes the shape.
     """
     if not 0 <= start < end <= len(net.layers) or net.chain_of(start + 1) != net.chain_of(end):
         chains = ", ".join(f"{chain.start}..{chain.end}" for chain in net.chains)
@@ -35,30 +39,35 @@ def merged_segment(net: Network, start: int, end: int) -> Segment:
                 f"stop merging at {residual.src} or {residual.dst}"
             )
     first, last = net.layer(start + 1), net.layer(end)
-    inside = inner_residuals(net, start, end)
-    if end - start == 1 and not inside:
-        conv = first.conv
-    else:
-        prints = [Footprint.identity(first.conv.in_channels)]
-        for position in range(start + 1, end + 1):
-            current = prints[-1].then(net.layer(position).conv)
-            for residual in inside:
-                if residual.dst == position:
-                    branch = prints[residual.src - start]
-                    for shortcut in residual.shortcut:
-                        branch = branch.then(shortcut)
-                    current = current.plus(branch)
-            prints.append(current)
-        conv = prints[-1].conv(first.conv.in_channels)
+    lost = tuple(index for index in range(start + 1, end + 1) if index in dropped)
     return Segment(
         start=start,
         end=end,
-        conv=conv,
+        conv=_merged_conv(net, segment_steps(net, start, end, lost), first.input_shape[0]),
         input_shape=first.input_shape,
         output_shape=last.output_shape,
         activation=last.activation,
         open_residuals=tuple(r for r in net.residuals if r.dst == end and r.src < start),
+        dropped=lost,
     )
+
+
+def _merged_conv(net: Network, parts: SegmentSteps, channels: int) -> ConvSpec:
+    if not parts.steps:
+        return ConvSpec.channelwise(channels, "identity")
+    if parts.lone is not None:
+        return parts.lone.conv
+    prints = [Footprint.identity(channels)]
+    for number, step in enumerate(parts.steps, start=1):
+        current = prints[-1].then(step.conv)
+        for src, dst, residual in parts.residuals:
+            if dst == number:
+                branch = prints[src]
+                for shortcut in net.residuals[residual].shortcut:
+                    branch = branch.then(shortcut)
+                current = current.plus(branch)
+        prints.append(current)
+    return prints[-1].conv(channels)
 
 
 def list_candidates(
@@ -68,7 +77,7 @@ def list_candidates(
     found = []
     for chain in net.chains:
         for start in range(chain.start, chain.end):
-            for end in range(start + 1, _furthest_end(net, chain, start, stop_at_strides) + 1):
+            for end in range(start + 1, furthest_end(net, chain, start, stop_at_strides) + 1):
                 if any(crosses(start, end, residual) for residual in net.residuals):
                     continue
                 segment = merged_segment(net, start, end)
@@ -77,7 +86,7 @@ def list_candidates(
     return found
 
 
-def _furthest_end(net: Network, chain: Chain, start: int, stop_at_strides: bool) -> int:
+def furthest_end(net: Network, chain: Chain, start: int, stop_at_strides: bool) -> int:
     """Return the last end allowed from ``start``.
 
     The published restriction, read off the published MobileNetV2 table: a segment that starts at or before the

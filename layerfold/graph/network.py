@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from layerfold.errors import SolutionError
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Kind, Shape
+from layerfold.tables._kernel import IDENTITY, SegmentKey, kernel_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,8 @@ class Segment:
         activation: the original activation at ``end``, or None.
         open_residuals: residuals that end at ``end`` and begin before ``start``: they stay as an addition
             behind the merged conv, with their shortcut convs.
+        dropped: layers of it that are left out; where that is every one, ``conv`` is of kind ``identity``, unless a
+            shortcut conv is left of a residual.
     """
 
     start: int
@@ -120,10 +123,51 @@ class Segment:
     output_shape: Shape
     activation: ActivationSpec | None = None
     open_residuals: tuple[Residual, ...] = ()
+    dropped: tuple[int, ...] = ()
 
     @property
     def num_layers(self) -> int:
         return self.end - self.start
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The layers that stay, rising."""
+        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.dropped)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether it is anything else than one layer as it stands."""
+        return self.num_layers > 1 or bool(self.dropped)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is computed but additions and the activation at its end."""
+        return self.conv.kind == "identity"
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it takes no time: an identity without additions.
+
+        An activation of a kind that changes nothing when it is applied again is left out behind an identity.
+        """
+        return self.is_identity and not self.open_residuals \
+            and (self.activation is None or self.activation.is_idempotent)
+
+    @property
+    def merged(self) -> str:
+        """The merged kernel as tables write it (:mod:`layerfold.tables._kernel`), for example ``3x3 dw``."""
+        if self.is_identity:
+            return IDENTITY
+        conv = self.conv
+        return kernel_text(
+            conv.kernel_size, stride=conv.stride, dilation=conv.dilation, groups=conv.groups,
+            is_depthwise=conv.is_depthwise,
+        )  # fmt: skip
+
+    @property
+    def key(self) -> SegmentKey:
+        """What tables know it by: (start, end), and its merged kernel where layers are dropped."""
+        return (self.start, self.end, self.merged) if self.dropped else (self.start, self.end)
 
     @property
     def macs(self) -> int:
@@ -200,14 +244,19 @@ class Network:
         """Positions with an activation in the original network."""
         return tuple(layer.index for layer in self.layers if layer.activation is not None)
 
-    def segment(self, start: int, end: int) -> Segment:
-        """Return layers start+1..end as one merged segment."""
+    def segment(self, start: int, end: int, dropped: Collection[int] = ()) -> Segment:
+        """Return layers start+1..end, less those in ``dropped``, as one merged segment.
+
+        Raises:
+            SolutionError: no such segment, or a dropped layer that changes the shape.
+        """
         from layerfold.graph.candidates import merged_segment
 
-        return merged_segment(self, start, end)
+        return merged_segment(self, start, end, dropped)
 
     def candidates(
-        self, stop_at_strides: bool = False, max_kernel: int = 15, max_growth: float | None = None
+        self, stop_at_strides: bool = False, max_kernel: int = 15, max_growth: float | None = None, *,
+        layer_norms: Mapping[int, float] | None = None,
     ) -> list[Segment]:
         """Return every segment that may be merged, by (start, end).
 
@@ -215,20 +264,35 @@ class Network:
             stop_at_strides: the published restriction: past a strided layer c, no segment goes beyond c+1.
             max_kernel: largest height or width of a merged kernel (single layers are always candidates).
             max_growth: largest ratio of merged multiply-adds to those of the layers replaced; None for no limit.
+            layer_norms: layer to the L1 norm of its weights (:func:`layerfold.layer_norms`). If given, options in which
+                layers are dropped follow behind the others: for each merged kernel that a segment can come down to,
+                the one that keeps the layers of greatest norm (Kim et al., *LayerMerge*, ICML 2024, section 3).
         """
         from layerfold.graph.candidates import list_candidates
+        from layerfold.graph.drop_options import list_drop_options
 
-        return list_candidates(self, stop_at_strides=stop_at_strides, max_kernel=max_kernel, max_growth=max_growth)
+        found = list_candidates(self, stop_at_strides=stop_at_strides, max_kernel=max_kernel, max_growth=max_growth)
+        if layer_norms is None:
+            return found
+        return found + list_drop_options(
+            self, layer_norms, stop_at_strides=stop_at_strides, max_kernel=max_kernel, max_growth=max_growth
+        )
 
-    def segments_of(self, merge_pos: Iterable[int]) -> list[Segment]:
-        """Return the segments between the positions of ``merge_pos`` (chain ends are implied)."""
-        stops = set(merge_pos)
+    def segments_of(self, merge_pos: Iterable[int], dropped: Collection[int] = ()) -> list[Segment]:
+        """Return the segments between the positions of ``merge_pos`` (chain ends are implied).
+
+        Where all of a residual's branch is dropped, what lies between its ends is one segment, whatever
+        ``merge_pos`` says.
+        """
+        from layerfold.graph.dropping import effective_stops
+
+        stops = effective_stops(self, merge_pos, dropped)
         found = []
         for chain in self.chains:
             start = chain.start
             for position in range(chain.start + 1, chain.end + 1):
                 if position in stops or position == chain.end:
-                    found.append(self.segment(start, position))
+                    found.append(self.segment(start, position, dropped))
                     start = position
         return found
 

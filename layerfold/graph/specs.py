@@ -17,7 +17,7 @@ Shape = tuple[int, int, int]
 """(channels, height, width); the batch size is stated elsewhere."""
 
 
-Kind = Literal["conv", "norm", "scale", "pool", "slice", "add"]
+Kind = Literal["conv", "norm", "scale", "pool", "slice", "add", "identity"]
 """How a linear operation is computed where it stands alone; each is described, and merged, as a conv."""
 
 
@@ -28,7 +28,7 @@ class ConvSpec:
     A conv always has a bias (BatchNorm is folded into it). The other kinds are depthwise convs with given weights:
     ``norm`` and ``scale`` (a BatchNorm or a multiplication by itself) of one tap, ``pool`` an average, ``slice`` the
     taking of every n-th pixel, with zero channels around it, ``add`` the identity that an addition behind an
-    activation is written after.
+    activation is written after, ``identity`` what is left where every layer of a segment is dropped.
 
     Attributes:
         in_channels, out_channels: channel counts, both multiples of ``groups``.
@@ -106,6 +106,11 @@ class ActivationSpec:
 
     kind: str
     params: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether applying it again changes nothing."""
+        return self.kind in ("relu", "relu6", "hardtanh")
 
     def __str__(self) -> str:
         return self.kind + "".join(f",{name}={value:g}" for name, value in self.params)

@@ -24,6 +24,7 @@ from layerfold.merge import build_train_form
 from layerfold.progress import progress_bar
 from layerfold.solver import Solution
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable, Provenance
+from layerfold.tables._kernel import SegmentKey
 
 METHODS = ("recalibrate", "finetune")
 SCORES = ("accuracy", "agreement", "loss")
@@ -53,10 +54,10 @@ def estimate_importance(
     """Estimate the importance of every segment worth merging.
 
     Each entry stands for the original network with one change: the segment's inner activations are gone, its padding
-    is at its front, its end slots are in the entry's states. ``recalibrate`` then measures BatchNorm statistics anew
-    on training images, without training; ``finetune`` trains the changed network for ``steps`` steps (Kim et al. 2023,
-    section 4). The importance is the score on the holdout less the original's, in points; with ``recalibrate`` the
-    original's statistics are measured anew as well.
+    is at its front, its end slots are in the entry's states, and layers that an option drops are left out.
+    ``recalibrate`` then measures BatchNorm statistics anew on training images, without training; ``finetune`` trains
+    the changed network for ``steps`` steps (Kim et al. 2023, section 4). The importance is the score on the holdout
+    less the original's, in points; with ``recalibrate`` the original's statistics are measured anew as well.
 
     Args:
         model: the trained model that ``net`` was traced from; left untouched.
@@ -64,7 +65,8 @@ def estimate_importance(
             score from its holdout.
         method: ``recalibrate`` or ``finetune``.
         latency: if given, segments whose merging is not faster than the best of their parts are left out, and
-            listed in the sidecar.
+            listed in the sidecar. Options with dropped layers that are not faster than the fastest way to keep all
+            layers are left out too.
         candidates: segments; None for those of ``latency``, or ``net.candidates()``.
         score: ``accuracy`` (points), ``agreement`` with the original's answers (points, needs no labels), or ``loss``
             (the holdout's cross-entropy, nats, negated).
@@ -86,9 +88,9 @@ def estimate_importance(
     segments = list(candidates) if candidates is not None else _candidates(net, latency)
     left_out: tuple[tuple[int, int], ...] = ()
     if latency is not None:
-        useful = set(latency.useful_segments())
-        left_out = tuple(sorted((s.start, s.end) for s in segments if (s.start, s.end) not in useful))
-        segments = [segment for segment in segments if (segment.start, segment.end) in useful]
+        useful: set[SegmentKey] = {*latency.useful_segments(), *latency.useful_drops()}
+        left_out = tuple(sorted((s.start, s.end) for s in segments if not s.dropped and s.key not in useful))
+        segments = [segment for segment in segments if segment.key in useful]
     fills = method == "finetune" if fill_slots is None else fill_slots
     requests = list_requests(net, segments, fill_slots=fills)
     options: dict[str, Any] = {
@@ -135,7 +137,10 @@ def weights_hash(model: nn.Module) -> str:
 def _candidates(net: Network, latency: LatencyTable | None) -> list[Segment]:
     if latency is None:
         return net.candidates()
-    return [net.segment(entry.start, entry.end) for entry in latency.entries]
+    # A published table that does not say which layers stay has nothing to estimate where some are dropped.
+    return [
+        net.segment(entry.start, entry.end, entry.dropped) for entry in latency.entries if entry.dropped is not None
+    ]
 
 
 def _entry(request: Request, scores: _Scores, original: _Scores, score: str) -> ImportanceEntry:
@@ -153,6 +158,8 @@ def _entry(request: Request, scores: _Scores, original: _Scores, score: str) -> 
         val_loss=changes["val_loss"],
         val_acc=changes["val_acc"],
         extra={"agreement": changes["agreement"]},
+        merged=request.merged,
+        kept=request.kept,
     )
 
 
@@ -183,7 +190,7 @@ class _Scorer:
 
     def measure(self, request: Request) -> _Scores:
         """Return the scores of the changed network."""
-        changed = self._form(request.act_pos(self._net), request.merge_pos(self._net))
+        changed = self._form(request.act_pos(self._net), request.merge_pos(self._net), request.dropped)
         if self._options["method"] == "finetune":
             finetune_network(
                 changed, self._data, steps=self._options["steps"], batch_size=self._options["batch_size"],
@@ -203,9 +210,13 @@ class _Scorer:
                 changed(*values)
         return self._scores(self._logits(changed, holdout))
 
-    def _form(self, act_pos: Iterable[int], merge_pos: Iterable[int]) -> fx.GraphModule:
+    def _form(
+        self, act_pos: Iterable[int], merge_pos: Iterable[int], dropped: Sequence[int] = ()
+    ) -> fx.GraphModule:
         stops = tuple(merge_pos)
-        solution = Solution(act_pos=tuple(p for p in act_pos if p in set(stops)), merge_pos=stops)
+        kept = [layer.index for layer in self._net.layers if layer.index not in dropped] if dropped else None
+        solution = Solution(act_pos=tuple(p for p in act_pos if p in set(stops)), merge_pos=stops,
+                            kept_layers=None if kept is None else tuple(kept))
         return build_train_form(self._model, self._net, solution).eval()
 
     @staticmethod

@@ -31,10 +31,13 @@ class Journal:
             lines = []
         for line in lines[1:]:
             try:
-                start, end, start_act, end_act, scores = json.loads(line)
+                start, end, start_act, end_act, scores, *drop = json.loads(line)
+                dropped, merged = drop or ((), "")
             except ValueError:
                 break
-            self._done[Request(start=start, end=end, start_act=start_act, end_act=end_act)] = scores
+            request = Request(start=start, end=end, start_act=start_act, end_act=end_act, dropped=tuple(dropped),
+                              merged=merged)
+            self._done[request] = scores
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             file.write(header + "\n")
@@ -54,4 +57,5 @@ class Journal:
 
     @staticmethod
     def _line(request: Request, scores: dict[str, float]) -> str:
-        return json.dumps([request.start, request.end, request.start_act, request.end_act, scores]) + "\n"
+        drop = [request.dropped, request.merged] if request.dropped else []
+        return json.dumps([request.start, request.end, request.start_act, request.end_act, scores, *drop]) + "\n"

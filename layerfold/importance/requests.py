@@ -15,17 +15,29 @@ class Request:
     Attributes:
         start, end: positions.
         start_act, end_act: 1 if the slot there holds an activation.
+        dropped, merged: layers of it that are left out, rising, and the kernel that the others merge into; empty where
+            all stay.
     """
 
     start: int
     end: int
     start_act: int
     end_act: int
+    dropped: tuple[int, ...] = ()
+    merged: str = ""
+
+    @property
+    def kept(self) -> tuple[int, ...] | None:
+        """The layers that stay; None for every one."""
+        if not self.dropped:
+            return None
+        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.dropped)
 
     def changes_nothing(self, net: Network) -> bool:
         """Say whether the entry describes the original network: its importance is 0 without measuring."""
         return (
             self.end - self.start == 1
+            and not self.dropped
             and self.start_act == _original_state(net, self.start, self.end)
             and self.end_act == int(net.has_activation(self.end))
             and not any(r.src == self.start and r.dst == self.end for r in net.residuals)
@@ -62,8 +74,10 @@ def list_requests(net: Network, segments: Iterable[Segment], *, fill_slots: bool
             else _states(net, segment.end, can_fill)
         )
         found += [
-            Request(start=segment.start, end=segment.end, start_act=a, end_act=b) for a in starts for b in ends
-        ]
+            Request(start=segment.start, end=segment.end, start_act=a, end_act=b, dropped=segment.dropped,
+                    merged=segment.merged if segment.dropped else "")
+            for a in starts for b in ends
+        ]  # fmt: skip
     return sorted(found)
 
 

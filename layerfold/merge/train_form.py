@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from layerfold.errors import SolutionError
-from layerfold.graph.candidates import inner_residuals
+from layerfold.graph.activations import activation_at, is_repeated
+from layerfold.graph.dropping import SegmentSteps, Step, dropped_layers, segment_steps
 from layerfold.graph.network import Chain, Network, Segment
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.traced import TracedGraph
@@ -26,21 +27,26 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
     Modules outside the merged segments keep their names. ``model`` is left untouched. The result computes what
     :func:`merge_network` of it will compute, and can be finetuned, saved and copied like any module.
 
+    Layers that the solution drops are not in it: each is the identity, and where nothing of a residual's branch stays
+    only the shortcut does (:mod:`layerfold.graph.dropping`).
+
     Args:
         model: the model that ``net`` was traced from.
         net: its description.
-        solution: ``act_pos`` and ``merge_pos``; a chain's end keeps what it has, whatever they say of it.
+        solution: ``act_pos``, ``merge_pos`` and ``kept_layers``; a chain's end keeps what it has, whatever they say of
+            it.
 
     Raises:
-        SolutionError: positions outside 1..N, a segment across a residual, or a solution of another network.
+        SolutionError: positions outside 1..N, a segment across a residual, a dropped layer that changes the shape, or a
+            solution of another network.
     """
-    check_solution(net, solution)
+    segments = check_solution(net, solution)
     traced: TracedGraph = net.graph
     module = traced.on(model)
     editor = _Editor(module, net, traced, frozenset(solution.act_pos))
-    stops = set(solution.merge_pos)
     for chain, source in zip(net.chains, traced.inputs, strict=True):
-        editor.rebuild_chain(chain, source, stops)
+        inside = [segment for segment in segments if chain.start <= segment.start < chain.end]
+        editor.rebuild_chain(chain, source, inside)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.graph.lint()
@@ -48,8 +54,8 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
     return module
 
 
-def check_solution(net: Network, solution: Solution) -> None:
-    """Raise SolutionError unless the solution fits the network."""
+def check_solution(net: Network, solution: Solution) -> list[Segment]:
+    """Return a solution's segments; raise SolutionError unless it fits the network."""
     if solution.network_hash and solution.network_hash != net.hash:
         raise SolutionError(
             f"the solution was made for a network of hash {solution.network_hash}, this one has {net.hash}; "
@@ -60,6 +66,7 @@ def check_solution(net: Network, solution: Solution) -> None:
             # 0 is the first chain's start: published files list it among the positions.
             if not 0 <= position <= len(net.layers):
                 raise SolutionError(f"{name} holds {position}; this network has positions 1..{len(net.layers)}")
+    return net.segments_of(solution.merge_pos, dropped_layers(net, solution.kept_layers))
 
 
 class _Editor:
@@ -70,36 +77,47 @@ class _Editor:
         self.nodes = {node.name: node for node in module.graph.nodes}
         self.modules = dict(module.named_modules())
 
-    def rebuild_chain(self, chain: Chain, source: str, stops: set[int]) -> None:
+    def rebuild_chain(self, chain: Chain, source: str, segments: list[Segment]) -> None:
         """Write the chain's segments one after the other and hook the last one to the chain's readers."""
         last = self.nodes[self.traced.layers[chain.end - 1].feature]
         readers = list(last.users)
         features = {chain.start: self.nodes[source]}
-        start = chain.start
-        for position in range(chain.start + 1, chain.end + 1):
-            if position in stops or position == chain.end:
-                features[position] = self._write_segment(chain, self.net.segment(start, position), features)
-                start = position
+        # What the activation at a position is; behind an identity the same one again may be nothing new.
+        activations: dict[int, ActivationSpec | None] = {chain.start: None}
+        for segment in segments:
+            value = self._write_segment(segment, features)
+            spec = activation_at(self.net, chain, segment.end, self.act_pos)
+            if is_repeated(segment, spec, activations[segment.start]):
+                features[segment.end] = value
+            else:
+                features[segment.end] = self._activate(chain, segment.end, value)
+            activations[segment.end] = spec
         for reader in readers:
             reader.replace_input_with(last, features[chain.end])
         # The next chain may start from this node by its old name.
         self.nodes[last.name] = features[chain.end]
 
-    def _write_segment(self, chain: Chain, segment: Segment, features: dict[int, fx.Node]) -> fx.Node:
-        inside = inner_residuals(self.net, segment.start, segment.end)
-        source = features[segment.start]
-        if segment.num_layers == 1 and not inside:
-            value = self._reuse_layer(segment.end, source)
-        else:
-            value = self._insert_segment(segment, source)
+    def _write_segment(self, segment: Segment, features: dict[int, fx.Node]) -> fx.Node:
+        parts = segment_steps(self.net, segment.start, segment.end, segment.dropped)
+        value = features[segment.start]
+        if parts.lone is not None:
+            value = self._on_input(self._names(parts.lone), value)
+        elif parts.steps:
+            value = self._insert_segment(segment, parts, value)
         for number, residual in enumerate(self.net.residuals):
             if residual.dst == segment.end and residual.src < segment.start:
                 value = self._reuse_addition(number, value, features[residual.src])
-        return self._activate(chain, segment.end, value)
+        return value
 
-    def _reuse_layer(self, index: int, source: fx.Node) -> fx.Node:
-        names = self.traced.layers[index - 1]
-        return self._on_input((names.op, names.norm), source)
+    def _names(self, step: Step) -> tuple[str | None, str | None]:
+        """Return the nodes of a step's operation and of the norm behind it."""
+        if step.shortcut is not None:
+            number, index = step.shortcut
+            return self.traced.residuals[number].shortcut[index]
+        if step.layer is None:
+            return None, None
+        names = self.traced.layers[step.layer - 1]
+        return names.op, names.norm
 
     def _on_input(self, names: Iterable[str | None], source: fx.Node) -> fx.Node:
         """Keep nodes of one input each, one behind the other, on a new source; return the last."""
@@ -117,10 +135,11 @@ class _Editor:
             after.append(node)
         return node
 
-    def _insert_segment(self, segment: Segment, source: fx.Node) -> fx.Node:
+    def _insert_segment(self, segment: Segment, parts: SegmentSteps, source: fx.Node) -> fx.Node:
         name = f"segment_{segment.start}_{segment.end}"
-        self._add(name, self._make_segment(segment))
-        with self.module.graph.inserting_after(self.nodes[self.traced.layers[segment.end - 1].anchor]):
+        self._add(name, self._make_segment(segment, parts))
+        anchor = self.nodes[self.traced.layers[segment.end - 1].anchor]
+        with self.module.graph.inserting_after(anchor if source < anchor else source):
             return self.module.graph.call_module(name, (source,))
 
     def _add(self, name: str, module: nn.Module) -> None:
@@ -131,33 +150,22 @@ class _Editor:
                 part.training = self.module.training
         self.module.add_submodule(name, module)
 
-    def _make_segment(self, segment: Segment) -> TrainSegment:
-        layers = []
-        for index in range(segment.start + 1, segment.end + 1):
-            layer, names = self.net.layer(index), self.traced.layers[index - 1]
-            layers.append(self._linear_layer(names.op, names.norm, layer.conv))
+    def _make_segment(self, segment: Segment, parts: SegmentSteps) -> TrainSegment:
         residuals: list[InnerResidual] = []
         shortcuts: list[list[LinearLayer]] = []
-        for number, residual in enumerate(self.net.residuals):
-            if segment.start <= residual.src and residual.dst <= segment.end:
-                convs = self.traced.residuals[number].shortcut
-                shortcuts.append(
-                    [
-                        self._linear_layer(op, norm, spec)
-                        for (op, norm), spec in zip(convs, residual.shortcut, strict=True)
-                    ]
-                )
-                residuals.append(
-                    InnerResidual(
-                        src=residual.src - segment.start, dst=residual.dst - segment.start, index=len(residuals)
-                    )
-                )
+        for src, dst, number in parts.residuals:
+            convs = self.traced.residuals[number].shortcut
+            specs = self.net.residuals[number].shortcut
+            shortcuts.append(
+                [self._linear_layer(op, norm, spec) for (op, norm), spec in zip(convs, specs, strict=True)]
+            )
+            residuals.append(InnerResidual(src=src, dst=dst, index=len(residuals)))
         return TrainSegment(
             start=segment.start,
             end=segment.end,
             merged=segment.conv,
             input_shape=segment.input_shape,
-            layers=layers,
+            layers=[self._linear_layer(*self._names(step), step.conv) for step in parts.steps],
             residuals=residuals,
             shortcuts=shortcuts,
         )

@@ -170,7 +170,7 @@ def meet_budget(
         if not any(each.is_within for each in rounds) and not budget.is_fastest:
             # The last word belongs to the fastest plan that was seen, and to what is shipped.
             fastest = search.fastest(_FASTEST_TRIALS, bar.advance)
-            if all(each.solution.merge_pos != fastest.merge_pos for each in rounds):
+            if all(each.solution.plan != fastest.plan for each in rounds):
                 verify(fastest)
     within = [each for each in rounds if each.is_within]
     if not within:

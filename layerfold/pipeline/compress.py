@@ -18,7 +18,7 @@ from layerfold.errors import EquivalenceError
 from layerfold.export import export_network, export_onnx
 from layerfold.export.network import FORMATS
 from layerfold.finetune import Scores, evaluate_network, finetune_network
-from layerfold.graph import Network, trace_network
+from layerfold.graph import Network, layer_norms, trace_network
 from layerfold.importance import estimate_importance, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
@@ -218,7 +218,10 @@ class _Run:
         return {"layers": len(self.net.layers), "chains": len(self.net.chains), "residuals": len(self.net.residuals)}
 
     def _profile(self) -> dict[str, Any]:
-        candidates = self.net.candidates(max_kernel=self.options.max_kernel, max_growth=self.options.max_growth)
+        candidates = self.net.candidates(
+            max_kernel=self.options.max_kernel, max_growth=self.options.max_growth,
+            layer_norms=layer_norms(self.model, self.net) if self.options.drop_layers else None,
+        )
         table = profile_network(
             self.model, self.net, self.backend, batch=self.options.batch, candidates=candidates,
             progress=self.progress, model_name=self.name,

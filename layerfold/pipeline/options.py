@@ -23,6 +23,7 @@ class CompressOptions:
         exclude: modules left out of every chain.
         merge_pooling: whether average pooling over fixed windows is a layer.
         max_kernel, max_growth: limits on candidates: the merged kernel's side, and merged multiply-adds to replaced.
+        drop_layers: whether options without some of a segment's layers are measured and solved for too.
         importance_method, importance_score, importance_images, importance_steps: see ``estimate_importance``;
             images are those of the holdout, None for all.
         alpha: see ``solve_frontier``.
@@ -43,6 +44,7 @@ class CompressOptions:
     merge_pooling: bool = False
     max_kernel: int = 15
     max_growth: float = 4.0
+    drop_layers: bool = False
     importance_method: str = "recalibrate"
     importance_score: str = "accuracy"
     importance_images: int | None = None
@@ -93,5 +95,8 @@ class CompressOptions:
         return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
 
     def as_config(self) -> dict[str, Any]:
-        """Return plain values, for the manifest."""
-        return asdict(self)
+        """Return plain values, for the manifest; options that older runs did not have only where they are used."""
+        found = asdict(self)
+        if not self.drop_layers:
+            del found["drop_layers"]
+        return found

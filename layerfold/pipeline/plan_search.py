@@ -7,12 +7,14 @@ from collections.abc import Callable
 from torch import nn
 
 from layerfold.graph import Network
+from layerfold.graph.dropping import dropped_layers
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.beliefs import Beliefs
+from layerfold.profiler.beliefs import Beliefs, PlanPrediction
 from layerfold.profiler.fitted import beliefs_of, fitted_table
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.outside import outside_graph
 from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
+from layerfold.profiler.random_plans import Plan
 from layerfold.solver import Frontier, Limits, Solution, solve_frontier
 from layerfold.solver._extension import Normalise
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
@@ -49,14 +51,14 @@ class PlanSearch:
         backend: Backend, *, alpha: float = 0.0, normalise: Normalise = "single", limits: Limits | None = None,
         batch: int = 1,
     ) -> None:
-        self.latency = latency
+        self._net, self.latency = net, latency
         self._importance = importance if importance is not None else _no_importance(latency, net)
         self._alpha, self._normalise, self._limits = alpha, normalise, limits
         self.original_ms = latency.original_ms
         self.trials: list[MeasuredPlan] = []
         self._learnt: list[MeasuredPlan] = []
         self._beliefs: Beliefs | None = None
-        self._rejected: set[tuple[int, ...]] = set()
+        self._rejected: set[tuple[tuple[int, ...], tuple[int, ...] | None]] = set()
         self._accepted: Solution | None = None
         dtype = latency.provenance.dtype or "float32"
         self._timer = PlanTimer(net, outside_graph(model, net, batch=batch, dtype=dtype), backend, None, _POLICY,
@@ -73,22 +75,22 @@ class PlanSearch:
         return fitted_table(self.latency, self.beliefs, original_ms=self.original_ms)
 
     def frontier(self) -> Frontier:
-        """Solve with all that was learnt; merges that are not faster than what they replace are no options."""
+        """Solve with all that was learnt; what is not faster than the layers that it replaces is no option."""
         table = self.table()
         changes = self.beliefs.changes
-        useful = set(table.useful_segments())
+        useful = {*table.useful_segments(), *table.useful_drops()}
         entries = [
             entry
             for entry in table.entries
-            if entry.end - entry.start == 1
-            or ((entry.start, entry.end) in useful and _is_faster(*changes[entry.start, entry.end]))
+            if (entry.key not in changes and not entry.drops)
+            or (entry.key in useful and entry.key in changes and _is_faster(*changes[entry.key]))
         ]
         kept = LatencyTable(entries, provenance=table.provenance, source=table.source)
         return solve_frontier(kept, self._importance, self._alpha, self._normalise, limits=self._limits)
 
     def predicted_ms(self, solution: Solution) -> float:
         """Return the expected end-to-end latency of a solution, with the original as measured last."""
-        return self.original_ms * self.beliefs.predict(solution.merge_pos).ratio
+        return self.original_ms * self._predict(solution).ratio
 
     def next_plan(self, limit: float) -> Solution | None:
         """Return the plan of highest importance that is likely to take at most ``limit`` of the original's latency.
@@ -101,7 +103,7 @@ class PlanSearch:
         least, caution = 0.0, _CAUTION
         if self._accepted is not None:
             caution = 0.0
-            least = self.beliefs.predict(self._accepted.merge_pos).ratio * (1 + _LEAST_STEP)
+            least = self._predict(self._accepted).ratio * (1 + _LEAST_STEP)
         last = float("inf")
         for index in range(len(frontier) - 1, -1, -1):
             ratio = float(ratios[index])
@@ -112,26 +114,26 @@ class PlanSearch:
             ):
                 return None
             solution = frontier[index]
-            if solution.merge_pos in self._rejected:
+            if solution.plan in self._rejected:
                 continue
-            predicted = self.beliefs.predict(solution.merge_pos)
+            predicted = self._predict(solution)
             if predicted.ratio + caution * predicted.deviation <= limit:
                 return solution
             last = ratio
         if self._accepted is not None:
             return None
         fastest = frontier[0]
-        return None if fastest.merge_pos in self._rejected else fastest
+        return None if fastest.plan in self._rejected else fastest
 
     def fastest(self, most_trials: int, advance: Callable[[], None] = lambda: None) -> Solution:
         """Return the fastest plan: the one predicted so is timed and learnt from until it stays the same."""
         best: tuple[float, Solution] | None = None
-        seen: set[tuple[int, ...]] = set()
+        seen = set()
         for _ in range(most_trials):
             solution = self.frontier()[0]
-            if solution.merge_pos in seen:
+            if solution.plan in seen:
                 break
-            seen.add(solution.merge_pos)
+            seen.add(solution.plan)
             ratio = self.time(solution)
             advance()
             if best is None or ratio < best[0]:
@@ -141,15 +143,14 @@ class PlanSearch:
 
     def time(self, solution: Solution) -> float:
         """Time a plan next to the original, learn from it, and return its ratio, with what was known before."""
-        measured = self._timer.measure_now((solution.act_pos, solution.merge_pos))
+        measured = self._timer.measure_now(self._plan_of(solution))
         self.trials.append(measured)
         self._learn(measured)
         return measured.ratio
 
     def learn(self, solution: Solution, ratio: float, low: float, high: float) -> None:
         """Learn from a plan that was measured elsewhere."""
-        self._learn(MeasuredPlan(act_pos=solution.act_pos, merge_pos=solution.merge_pos, ratio=ratio, low=low,
-                                 high=high))
+        self._learn(MeasuredPlan(**self._plan_of(solution)._asdict(), ratio=ratio, low=low, high=high))
 
     def accept(self, solution: Solution) -> None:
         """Only look for plans of higher importance from now on."""
@@ -157,7 +158,14 @@ class PlanSearch:
 
     def reject(self, solution: Solution) -> None:
         """Do not return this plan again."""
-        self._rejected.add(solution.merge_pos)
+        self._rejected.add(solution.plan)
+
+    def _plan_of(self, solution: Solution) -> Plan:
+        return Plan(solution.act_pos, solution.merge_pos, dropped_layers(self._net, solution.kept_layers))
+
+    def _predict(self, solution: Solution) -> PlanPrediction:
+        plan = self._plan_of(solution)
+        return self.beliefs.predict(plan.merge_pos, plan.dropped)
 
     def _learn(self, measured: MeasuredPlan) -> None:
         self._learnt.append(measured)
@@ -172,12 +180,14 @@ def _no_importance(latency: LatencyTable, net: Network) -> ImportanceTable:
     """Return importances that make only latency count."""
     entries = []
     for entry in latency.entries:
+        if entry.dropped is None:
+            continue
         is_chain_start = any(chain.start == entry.start for chain in net.chains)
         start_act = 1 if is_chain_start else int(net.has_activation(entry.start))
         entries.append(
             ImportanceEntry(
                 start=entry.start, end=entry.end, start_act=start_act, end_act=int(net.has_activation(entry.end)),
-                importance=0.0,
+                importance=0.0, merged=entry.merged if entry.drops else "", kept=entry.kept,
             )
         )  # fmt: skip
     return ImportanceTable(entries)

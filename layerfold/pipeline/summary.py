@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold import __version__
 from layerfold.graph import Network, Segment
+from layerfold.graph.dropping import dropped_layers
 from layerfold.graph.network import shortcut_macs
 from layerfold.profiler.fitted import beliefs_of
 from layerfold.report import (
@@ -32,7 +33,7 @@ _FILES = (
     ("latency.csv", "latency of every candidate segment, ms; provenance beside it"),
     ("importance.csv", "importance of every segment worth merging, points; provenance beside it"),
     ("frontier.csv", "every Pareto-optimal plan"),
-    ("solution.json", "the plan taken: act_pos, merge_pos"),
+    ("solution.json", "the plan taken: act_pos, merge_pos, and kept_layers where layers are dropped"),
     ("verification.json", "every plan that was built and measured"),
     ("finetuned.safetensors", "weights in train form"),
     ("merged.safetensors", "weights in deploy form"),
@@ -92,7 +93,9 @@ def compressed_macs(net: Network, segments: list[Segment]) -> int:
 def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
     measured = {each["name"]: each for each in results["bench"]["networks"]}
     scores = results["evaluate"]
-    segments = run.net.segments_of(run.solution.merge_pos)
+    segments = run.net.segments_of(
+        run.solution.merge_pos, dropped_layers(run.net, run.solution.kept_layers)
+    )
     original = ResultRow(
         name="original",
         accuracy_pct=scores["original"]["accuracy_pct"],
@@ -112,7 +115,7 @@ def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
         low_ms=measured["compressed"]["low_ms"],
         high_ms=measured["compressed"]["high_ms"],
         predicted_ms=run.solution.predicted_ms,
-        num_layers=len(segments),
+        num_layers=sum(not segment.is_identity for segment in segments),
         num_params=sum(parameter.numel() for parameter in run.merged.parameters()),
         macs=compressed_macs(run.net, segments),
     )
@@ -157,7 +160,7 @@ def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tupl
     """Draw where the time goes, and what the table's prediction is worth; yield them as the report wants them."""
     path = run.folder.file("time.png")
     measured = tuple(row.latency_ms or 0.0 for row in rows)
-    time_png(run.latency, run.solution.merge_pos, path, measured_ms=(measured[0], measured[1]))
+    time_png(run.latency, run.solution, path, measured_ms=(measured[0], measured[1]))
     yield ("Where the time goes", path, "Each layer and each merged segment is as wide as it takes long, by the "
            "latency table; lines mark what was measured end to end.")
     beliefs = beliefs_of(run.latency)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from layerfold.errors import ProfilerError
+from layerfold.graph.activations import activation_at, is_repeated
 from layerfold.graph.network import Chain, Network, Segment
 from layerfold.graph.specs import ActivationSpec
 from layerfold.profiler.light_weights import lightened
@@ -23,6 +24,7 @@ def assemble_network(
     outside: OutsideGraph,
     act_pos: Collection[int],
     merge_pos: Collection[int],
+    dropped: Collection[int] = (),
     *,
     dtype: str = "float32",
     seed: int = 0,
@@ -35,6 +37,7 @@ def assemble_network(
         act_pos: positions with an activation; a slot that is empty in the original gets its chain's commonest.
             A chain's end keeps what it has, listed or not.
         merge_pos: positions where merging stops; chain ends are implied.
+        dropped: layers that are left out.
         dtype: ``float32`` or ``float16``, as of ``outside``.
         seed: of the weights.
 
@@ -47,7 +50,7 @@ def assemble_network(
 
     writer = OnnxWriter(dtype=dtype, batch=outside.input_shapes[0][0], seed=seed, prefix="chain.",
                         is_light=True)
-    segments = net.segments_of(merge_pos)
+    segments = net.segments_of(merge_pos, dropped)
     for chain, value, output in zip(net.chains, outside.chain_inputs, outside.chain_outputs, strict=True):
         _write_chain(writer, net, chain, value, act_pos, segments)
         writer.rename_last_output(output)
@@ -81,6 +84,7 @@ def assemble_chain(
     chain: Chain,
     act_pos: Collection[int],
     merge_pos: Collection[int],
+    dropped: Collection[int] = (),
     *,
     batch: int = 1,
     dtype: str = "float32",
@@ -89,7 +93,7 @@ def assemble_chain(
     """Return the ONNX graph of one chain alone under a plan; arguments as of :func:`assemble_network`."""
     writer = OnnxWriter(dtype=dtype, batch=batch, seed=seed, is_light=True)
     value = writer.add_input("x", net.layer(chain.start + 1).input_shape)
-    output = _write_chain(writer, net, chain, value, act_pos, net.segments_of(merge_pos))
+    output = _write_chain(writer, net, chain, value, act_pos, net.segments_of(merge_pos, dropped))
     writer.add_output(output, net.layer(chain.end).output_shape)
     return writer.model_bytes()
 
@@ -102,21 +106,17 @@ def _write_chain(
     act_pos: Collection[int],
     segments: Sequence[Segment],
 ) -> str:
-    """Append a chain's segments behind ``value``; return its last feature map."""
+    """Append a chain's segments behind ``value``; return its last feature map, which is not ``value`` itself."""
     features = {chain.start: value}
+    activations: dict[int, ActivationSpec | None] = {chain.start: None}
     for segment in segments:
         if chain.start <= segment.start < segment.end <= chain.end:
-            activation = activation_at(net, chain, segment.end, act_pos)
-            value = features[segment.end] = write_segment(writer, value, segment, features, activation)
-    return value
-
-
-def activation_at(net: Network, chain: Chain, position: int, act_pos: Collection[int]) -> ActivationSpec | None:
-    """Return what stands in a slot under a plan."""
-    original = net.layer(position).activation
-    if position == chain.end:
-        return original
-    return (original or chain.activation) if position in act_pos else None
+            spec = activation_at(net, chain, segment.end, act_pos)
+            own = None if is_repeated(segment, spec, activations[segment.start]) else spec
+            features[segment.end] = write_segment(writer, features[segment.start], segment, features, own)
+            activations[segment.end] = spec
+    output = features[chain.end]
+    return writer.node("Identity", [output]) if output == value else output
 
 
 def _sorted_nodes(nodes: list[Any], known: set[str]) -> list[Any]:

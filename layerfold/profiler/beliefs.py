@@ -1,8 +1,9 @@
 """Entries that add up: Bayesian linear regression of segments' changes on measured whole networks.
 
-A plan's latency, relative to the original's, is taken to be one plus the changes that its merged segments make:
+A plan's latency, relative to the original's, is taken to be one plus the changes that its changed segments make (those
+merged, and those without some of their layers):
 
-    ratio(plan) = 1 + sum of change[s] over merged segments s + noise
+    ratio(plan) = 1 + sum of change[s] over changed segments s + noise
 
 Before any plan is measured, a change is believed to be what the segments alone suggest, the merged one less those it
 replaces, with a Gaussian uncertainty whose parts are *terms*: the cost of whatever is merged and of whatever is
@@ -27,9 +28,10 @@ from numpy.typing import NDArray
 
 from layerfold.errors import MissingEntryError
 from layerfold.profiler.plan_timing import MeasuredPlan
+from layerfold.profiler.random_plans import Plan
+from layerfold.tables._kernel import IDENTITY, SegmentKey
 
 Floats = NDArray[np.float64]
-SegmentKey = tuple[int, int]
 
 TERMS = ("merged", "replaced", "layers", "shape", "segment")
 """Names of the prior's parts, in the order of ``Beliefs.scales``."""
@@ -53,12 +55,14 @@ _TWO_SIDED_95 = 1.96
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentFacts:
-    """What is known of a merged segment before any plan is measured.
+    """What is known of a changed segment before any plan is measured.
 
     Attributes:
-        start, end: positions, at least two layers.
+        start, end: positions; at least two layers, or one that is dropped.
         merged, replaced: latency of the segment alone and of its layers, relative to the original network.
         shape: equal for segments that do the same in place of the same.
+        dropped: layers left out of it, rising.
+        kernel: what it merges into, where layers are dropped.
     """
 
     start: int
@@ -66,10 +70,12 @@ class SegmentFacts:
     merged: float
     replaced: float
     shape: str
+    dropped: tuple[int, ...] = ()
+    kernel: str = ""
 
     @property
     def key(self) -> SegmentKey:
-        return self.start, self.end
+        return (self.start, self.end, self.kernel) if self.dropped else (self.start, self.end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +100,10 @@ class PlanPrediction:
 
 
 class Beliefs:
-    """Gaussian beliefs about the changes that merged segments make, given measured plans.
+    """Gaussian beliefs about the changes that changed segments make, given measured plans.
 
     Args:
-        segments: every merged segment that may be asked for.
+        segments: every changed segment that may be asked for.
         chains: (start, end) of every chain.
         measured: measured plans; each may appear several times.
         scales: standard deviations of the prior's terms, relative, and of the noise; None to read them off
@@ -107,16 +113,17 @@ class Beliefs:
     def __init__(
         self,
         segments: Sequence[SegmentFacts],
-        chains: Sequence[SegmentKey],
+        chains: Sequence[tuple[int, int]],
         measured: Sequence[MeasuredPlan] = (),
         *,
         scales: Mapping[str, float] | None = None,
     ) -> None:
         self.segments, self.chains, self.measured = tuple(segments), tuple(chains), tuple(measured)
-        self._index = {segment.key: index for index, segment in enumerate(self.segments)}
+        self._index = {(each.start, each.end, each.dropped): index for index, each in enumerate(self.segments)}
         self._terms = _prior_terms(self.segments)
         self._mean = np.array([segment.merged - segment.replaced for segment in self.segments])
-        self._rows = np.array([self._row(plan.merge_pos) for plan in self.measured]).reshape(-1, len(self.segments))
+        rows = [self._row(plan.merge_pos, plan.dropped) for plan in self.measured]
+        self._rows = np.array(rows).reshape(-1, len(self.segments))
         self._seen = np.array([plan.ratio - 1 for plan in self.measured])
         self._errors = np.array([plan.deviation for plan in self.measured])
         self._grams = {name: self._rows @ term @ self._rows.T for name, term in self._terms.items()}
@@ -128,13 +135,13 @@ class Beliefs:
         """Return the beliefs after further plans were measured."""
         return Beliefs(self.segments, self.chains, [*self.measured, *plans], scales=None if refit else self.scales)
 
-    def predict(self, merge_pos: Iterable[int]) -> PlanPrediction:
+    def predict(self, merge_pos: Iterable[int], dropped: Iterable[int] = ()) -> PlanPrediction:
         """Return the latency of a plan, relative to the original.
 
         Raises:
             MissingEntryError: a segment that is not known.
         """
-        row = self._row(merge_pos)
+        row = self._row(merge_pos, dropped)
         mean, covariance = self._posterior
         ratio = 1 + float(row @ mean)
         variance = float(row @ covariance @ row) + (self.scales["noise"] * ratio * bool(row.any())) ** 2
@@ -153,7 +160,7 @@ class Beliefs:
 
     @cached_property
     def changes(self) -> dict[SegmentKey, tuple[float, float]]:
-        """Each merged segment's change and its standard deviation, relative to the original's latency."""
+        """Each changed segment's change and its standard deviation, relative to the original's latency."""
         mean, covariance = self._posterior
         deviations = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         return {
@@ -174,13 +181,13 @@ class Beliefs:
             for seen, residual, variance in zip(self._seen, residuals, variances, strict=True)
         ]
 
-    def most_informative(self, plans: Sequence[Iterable[int]], count: int) -> list[int]:
+    def most_informative(self, plans: Sequence[Plan], count: int) -> list[int]:
         """Return the indices of the ``count`` plans, in order, whose measuring leaves the least variance.
 
         Greedy: the plan of largest variance first, then the largest given that one, and so on. Variance does not
         depend on what will be measured, so no measurement is needed in between.
         """
-        rows = np.array([self._row(plan) for plan in plans]).reshape(-1, len(self.segments))
+        rows = np.array([self._row(plan.merge_pos, plan.dropped) for plan in plans]).reshape(-1, len(self.segments))
         covariance = rows @ self._posterior[1] @ rows.T
         noise = self.scales["noise"] ** 2
         chosen: list[int] = []
@@ -193,15 +200,19 @@ class Beliefs:
             covariance = covariance - np.outer(column, column) / (covariance[best, best] + noise)
         return chosen
 
-    def _row(self, merge_pos: Iterable[int]) -> Floats:
-        stops = sorted(set(merge_pos))
+    def _row(self, merge_pos: Iterable[int], dropped: Iterable[int] = ()) -> Floats:
+        stops, gone = sorted(set(merge_pos)), sorted(set(dropped))
         row = np.zeros(len(self.segments))
         for start, end in self.chains:
             for pair in itertools.pairwise([start, *(stop for stop in stops if start < stop < end), end]):
-                if pair[1] - pair[0] > 1:
-                    if pair not in self._index:
-                        raise MissingEntryError(f"no entry for segment {pair}; it is no candidate, profile it first")
-                    row[self._index[pair]] = 1.0
+                lost = tuple(layer for layer in gone if pair[0] < layer <= pair[1])
+                if pair[1] - pair[0] > 1 or lost:
+                    index = self._index.get((*pair, lost))
+                    if index is None:
+                        without = f" without layers {list(lost)}" if lost else ""
+                        raise MissingEntryError(f"no entry for segment {pair}{without}; it is no candidate, profile "
+                                                "it first")
+                    row[index] = 1.0
         return row
 
     def _noise_of_seen(self, noise: float) -> Floats:
@@ -273,13 +284,11 @@ def _prior_terms(segments: Sequence[SegmentFacts]) -> dict[str, Floats]:
     """Return each term's covariance at scale 1, [segments, segments]."""
     merged = np.array([segment.merged for segment in segments])
     replaced = np.array([segment.replaced for segment in segments])
-    removed = np.array([segment.end - segment.start - 1 for segment in segments], dtype=np.float64)
+    removed = np.array([each.end - each.start - (each.kernel != IDENTITY) for each in segments], dtype=np.float64)
     layers = max((segment.end for segment in segments), default=1)
     size = np.sqrt(merged * replaced) + _FLOOR / layers
-    shapes = [segment.shape for segment in segments]
-    alike = np.array([[first == second for second in shapes] for first in shapes], dtype=np.float64).reshape(
-        len(shapes), len(shapes)
-    )
+    shapes = np.unique([segment.shape for segment in segments], return_inverse=True)[1]
+    alike = (shapes[:, None] == shapes[None, :]).astype(np.float64)
     return {
         "merged": np.outer(merged, merged),
         "replaced": np.outer(replaced, replaced),
@@ -290,10 +299,10 @@ def _prior_terms(segments: Sequence[SegmentFacts]) -> dict[str, Floats]:
 
 
 def pooled_plans(measured: Iterable[MeasuredPlan]) -> list[MeasuredPlan]:
-    """Return one reading for each merge_pos: several are averaged by precision."""
+    """Return one reading for each set of segments: several are averaged by precision."""
     from layerfold.profiler.plan_timing import pooled
 
-    groups: dict[tuple[int, ...], list[MeasuredPlan]] = {}
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[MeasuredPlan]] = {}
     for plan in measured:
-        groups.setdefault(plan.merge_pos, []).append(plan)
+        groups.setdefault((plan.merge_pos, plan.dropped), []).append(plan)
     return [pooled(each) if len(each) > 1 else replace(each[0]) for each in groups.values()]

@@ -29,7 +29,7 @@ class ProfileEstimate:
 
     Attributes:
         segments: entries of the table.
-        segments_merged: of these, segments of two layers and more.
+        segments_merged: of these, segments of two layers and more, or with dropped ones.
         distinct_shapes: signatures to measure alone, single layers included.
         cached: of these, known already (measured, or known to fail).
         in_context: distinct merged segments to measure in their surroundings at most: between their neighbours
@@ -77,10 +77,10 @@ def estimate_profile(
     the way, so that the estimate is rather too high.
     """
     singles = [net.segment(m, m + 1) for m in range(len(net.layers))]
-    wanted = distinct([*candidates, *singles])
+    wanted = distinct([*(segment for segment in candidates if not segment.is_free), *singles])
     purpose = purpose_of(method)
     left = [segment for segment in wanted if not history.holds(segment.signature + purpose)]
-    merged = [segment for segment in candidates if segment.num_layers > 1]
+    merged = [segment for segment in candidates if segment.is_changed]
     estimate_s, basis = 0.0, "nothing to do"
     if left:
         others = ("%network:%", "beside neighbours:%", *(f"%{each}" for each in PURPOSES.values()

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from layerfold.graph.network import Network, Segment
-from layerfold.profiler.beliefs import SegmentKey
 from layerfold.profiler.fitted import ALONE, ISOLATED, PLANS, SCALES, beliefs_of, fitted_table, growth_of
 from layerfold.profiler.neighbours import NeighbourTimer
 from layerfold.profiler.plan_timing import PlanTimer
 from layerfold.profiler.random_plans import covering_solutions, promising_segments
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
+from layerfold.tables._kernel import IDENTITY, SegmentKey
 
 _LEAST_PLANS, _MOST_PLANS = 16, 40
 _FLOOR = 0.05
@@ -23,6 +23,7 @@ _POOL = 5
 
 def fit_to_plans(
     net: Network,
+    segments: Sequence[Segment],
     isolated: Sequence[LatencyEntry],
     fixed_ms: float,
     timer: PlanTimer,
@@ -39,7 +40,8 @@ def fit_to_plans(
 
     Args:
         net: the traced network.
-        isolated: entries of the segments alone.
+        segments: what the entries are of.
+        isolated: entries of the segments alone, in the same order.
         fixed_ms: latency outside the chains.
         timer: times the plans.
         neighbours: times segments between their neighbours.
@@ -54,10 +56,12 @@ def fit_to_plans(
     provenance = Provenance(kind="latency", network_hash=net.hash, chains=chains, fixed_ms=fixed_ms)
     original_ms = timer.original_ms()
     growth = growth_of(isolated)
-    promising = [net.segment(*segment) for segment in promising_segments(growth)]
+    by_key = {segment.key: segment for segment in segments}
+    dropped = {key: segment.dropped for key, segment in by_key.items()}
+    promising = [by_key[key] for key in promising_segments(growth)]
     with progress_bar("profile: between neighbours", len(promising), enabled=progress) as bar:
         changes_ms = neighbours.changes_ms(promising, bar.advance)
-    alone_ms = {(entry.start, entry.end): entry.latency_ms for entry in isolated}
+    alone_ms = {entry.key: entry.latency_ms for entry in isolated}
     singles_ms = math.fsum(alone_ms[m, m + 1] for start, end in chains for m in range(start, end))
     entries = _with_changes(isolated, changes_ms, singles_ms / max(original_ms - fixed_ms, _FLOOR * original_ms))
     alone = LatencyTable(entries, provenance=provenance)
@@ -66,12 +70,13 @@ def fit_to_plans(
         num_plans = usual_num_plans(promising)
     table = fitted_table(alone, beliefs_of(alone), original_ms=original_ms)
     if num_plans > 0:
-        first = covering_solutions(net, growth, math.ceil(num_plans / 2), seed)
+        first = covering_solutions(net, growth, math.ceil(num_plans / 2), seed, dropped=dropped)
         with progress_bar("profile: whole networks", num_plans, enabled=progress) as bar:
             measured = timer.measure(first, advance=bar.advance)
-            seen = {plan[1] for plan in first}
-            pool = [p for p in covering_solutions(net, growth, _POOL * num_plans, seed + 1) if p[1] not in seen]
-            chosen = beliefs_of(table, measured).most_informative([plan[1] for plan in pool], num_plans - len(first))
+            seen = {(plan.merge_pos, plan.dropped) for plan in first}
+            more = covering_solutions(net, growth, _POOL * num_plans, seed + 1, dropped=dropped)
+            pool = [plan for plan in more if (plan.merge_pos, plan.dropped) not in seen]
+            chosen = beliefs_of(table, measured).most_informative(pool, num_plans - len(first))
             measured += timer.measure([pool[index] for index in chosen], advance=bar.advance)
         table = fitted_table(table, beliefs_of(table, measured))
     options = table.provenance.options
@@ -95,12 +100,13 @@ def _with_changes(
         changes_ms: what merging changes, in ms of the network.
         units: ms alone for each ms in the network, of single layers; the table will turn them back.
     """
-    alone_ms = {(entry.start, entry.end): entry.latency_ms for entry in isolated}
+    alone_ms = {entry.key: entry.latency_ms for entry in isolated}
     entries = []
     for entry in isolated:
-        change_ms = changes_ms.get((entry.start, entry.end))
+        change_ms = changes_ms.get(entry.key)
         if change_ms is not None:
             layers_ms = math.fsum(alone_ms[m, m + 1] for m in range(entry.start, entry.end))
-            entry = replace(entry, latency_ms=max(layers_ms + units * change_ms, _FLOOR * layers_ms))
+            least_ms = 0.0 if entry.merged == IDENTITY else _FLOOR * layers_ms
+            entry = replace(entry, latency_ms=max(layers_ms + units * change_ms, least_ms))
         entries.append(entry)
     return entries

@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from layerfold.errors import TableError
-from layerfold.profiler.beliefs import Beliefs, SegmentFacts, SegmentKey, pooled_plans
+from layerfold.profiler.beliefs import Beliefs, SegmentFacts, pooled_plans
 from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.tables import LatencyEntry, LatencyTable
+from layerfold.tables._kernel import IDENTITY, SegmentKey
 
 _FLOOR = 0.05
 _SINGLES_SHARE = 0.05
@@ -25,10 +26,11 @@ networks were timed, ``alone_ms`` what was known before neighbours came in."""
 
 
 def beliefs_of(table: LatencyTable, more: Iterable[MeasuredPlan] = ()) -> Beliefs:
-    """Return what a table lets one believe of its merged segments.
+    """Return what a table lets one believe of its changed segments: merged ones, and those with dropped layers.
 
     A fitted table gives back the beliefs that it was written from. Of any other, also a published one, the entries
-    themselves are the expectation, with the usual uncertainty.
+    themselves are the expectation, with the usual uncertainty. Entries of LayerMerge's tables do not say which
+    layers stay; those with dropped ones are passed over.
 
     Args:
         table: any latency table.
@@ -43,15 +45,18 @@ def beliefs_of(table: LatencyTable, more: Iterable[MeasuredPlan] = ()) -> Belief
     singles = math.fsum(isolated[m, m + 1] for start, end in table.chains for m in range(start, end))
     share = max(original_ms - table.provenance.fixed_ms, _SINGLES_SHARE * original_ms) / original_ms / singles
     segments = []
-    signatures = {(entry.start, entry.end): entry.signature for entry in table.entries}
+    signatures = {entry.key: entry.signature for entry in table.entries}
     for entry in table.entries:
-        if entry.end - entry.start > 1:
+        if _is_changed(entry):
             layers = [(m, m + 1) for m in range(entry.start, entry.end)]
-            shape = " from ".join([entry.signature or f"{entry.start},{entry.end}", *(signatures[m] for m in layers)])
+            shape = " from ".join([entry.signature or repr(entry.key), *(signatures[m] for m in layers)])
             segments.append(
-                SegmentFacts(start=entry.start, end=entry.end, merged=share * isolated[entry.start, entry.end],
-                             replaced=share * math.fsum(isolated[each] for each in layers), shape=shape)
-            )  # fmt: skip
+                SegmentFacts(
+                    start=entry.start, end=entry.end, merged=share * isolated[entry.key],
+                    replaced=share * math.fsum(isolated[each] for each in layers), shape=shape,
+                    dropped=entry.dropped or (), kernel=entry.merged if entry.drops else "",
+                )
+            )
     return Beliefs(segments, table.chains, pooled_plans([*plans_of(table), *more]))
 
 
@@ -64,7 +69,8 @@ def plans_of(table: LatencyTable) -> list[MeasuredPlan]:
     try:
         return [
             MeasuredPlan(act_pos=tuple(each["act_pos"]), merge_pos=tuple(each["merge_pos"]), ratio=float(each["ratio"]),
-                         low=float(each["low"]), high=float(each["high"]), rounds=int(each["rounds"]))
+                         low=float(each["low"]), high=float(each["high"]), rounds=int(each["rounds"]),
+                         dropped=tuple(each.get("dropped", ())), is_slowed=bool(each.get("is_slowed", False)))
             for each in table.provenance.options.get(PLANS, ())
         ]  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
@@ -77,12 +83,12 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
     """Return a table whose entries add up to what was measured.
 
     Single layers share the original's latency in proportion to what they take alone (each plan holds each layer
-    once, alone or in a segment, so only their sum counts). A merged segment is its layers plus the change it makes,
+    once, alone or in a segment, so only their sum counts). A changed segment is its layers plus the change it makes,
     and ``spread_ms`` the standard deviation of that change.
 
     Args:
         table: any latency table of the network.
-        beliefs: about its merged segments.
+        beliefs: about its changed segments.
         original_ms: measured latency of the original; None for the table's.
     """
     isolated = _isolated_ms(table, table.provenance.options)
@@ -94,17 +100,21 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
     for entry in table.entries:
         layers_ms = scale * math.fsum(isolated[m, m + 1] for m in range(entry.start, entry.end))
         latency_ms, spread_ms = layers_ms, 0.0
-        if entry.end - entry.start > 1:
-            change, deviation = beliefs.changes[entry.start, entry.end]
-            latency_ms = max(layers_ms + original_ms * change, _FLOOR * layers_ms)
+        if _is_changed(entry):
+            change, deviation = beliefs.changes[entry.key]
+            least_ms = 0.0 if entry.merged == IDENTITY else _FLOOR * layers_ms
+            latency_ms = max(layers_ms + original_ms * change, least_ms)
             spread_ms = original_ms * deviation
+        elif entry.drops:
+            latency_ms, spread_ms = scale * isolated[entry.key], scale * entry.spread_ms
         entries.append(replace(entry, latency_ms=latency_ms, spread_ms=spread_ms))
     facts = {
-        ISOLATED: [isolated[entry.start, entry.end] for entry in table.entries],
+        ISOLATED: [isolated[entry.key] for entry in table.entries],
         SCALES: {name: float(value) for name, value in beliefs.scales.items()},
         PLANS: [
             {"act_pos": list(each.act_pos), "merge_pos": list(each.merge_pos), "ratio": each.ratio, "low": each.low,
-             "high": each.high, "rounds": each.rounds}
+             "high": each.high, "rounds": each.rounds, **({"dropped": list(each.dropped)} if each.dropped else {}),
+             **({"is_slowed": True} if each.is_slowed else {})}
             for each in beliefs.measured
         ],
     }  # fmt: skip
@@ -112,33 +122,40 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
     return LatencyTable(entries, provenance=provenance, source=table.source)
 
 
-def predicted_interval_ms(table: LatencyTable, merge_pos: Iterable[int]) -> tuple[float, float]:
+def predicted_interval_ms(
+    table: LatencyTable, merge_pos: Iterable[int], dropped: Iterable[int] = ()
+) -> tuple[float, float]:
     """Return the 95 % interval of a plan's end-to-end latency, relative to the original as the table knows it.
 
     Raises:
         MissingEntryError: a segment without an entry.
     """
-    found = beliefs_of(table).predict(merge_pos)
+    found = beliefs_of(table).predict(merge_pos, dropped)
     return table.original_ms * found.low, table.original_ms * found.high
 
 
 def growth_of(entries: Sequence[LatencyEntry]) -> dict[SegmentKey, float]:
-    """Return each merged segment's latency relative to the layers that it replaces."""
-    known = {(entry.start, entry.end): entry.latency_ms for entry in entries}
+    """Return each changed segment's latency relative to the layers that it replaces."""
+    known: dict[SegmentKey, float] = {entry.key: entry.latency_ms for entry in entries}
     return {
-        (start, end): latency_ms / math.fsum(known[m, m + 1] for m in range(start, end))
-        for (start, end), latency_ms in known.items()
-        if end - start > 1
+        entry.key: entry.latency_ms / math.fsum(known[m, m + 1] for m in range(entry.start, entry.end))
+        for entry in entries
+        if _is_changed(entry)
     }
+
+
+def _is_changed(entry: LatencyEntry) -> bool:
+    """Say whether an entry is of several layers merged, or without some that are known."""
+    return entry.dropped is not None if entry.drops else entry.end - entry.start > 1
 
 
 def _isolated_ms(table: LatencyTable, options: Mapping[str, Any]) -> dict[SegmentKey, float]:
     values = options.get(ISOLATED)
     if values is None:
-        return {(entry.start, entry.end): entry.latency_ms for entry in table.entries}
+        return {entry.key: entry.latency_ms for entry in table.entries}
     if not isinstance(values, (list, tuple)) or len(values) != len(table.entries):
         raise TableError(
             f"{table.source}: options.{ISOLATED} of its sidecar does not go with its {len(table.entries)} rows; "
             "profile the network again"
         )
-    return {(entry.start, entry.end): float(value) for entry, value in zip(table.entries, values, strict=True)}
+    return {entry.key: float(value) for entry, value in zip(table.entries, values, strict=True)}

@@ -27,6 +27,7 @@ from layerfold.profiler.measure import (
     summarise_blocks,
 )
 from layerfold.profiler.outside import OutsideGraph
+from layerfold.tables._kernel import SegmentKey
 
 _CHUNK = 5
 _BASE = -1
@@ -108,9 +109,9 @@ class ChangeProfiler:
 
     def changes(
         self, segments: Sequence[Segment], advance: Callable[[], None] = lambda: None
-    ) -> dict[tuple[int, int], Change]:
+    ) -> dict[SegmentKey, Change]:
         """Measure the change of each segment; equal segments in place of equal layers are measured once."""
-        found: dict[tuple[int, int], Change] = {}
+        found: dict[SegmentKey, Change] = {}
         alike: dict[Chain | None, dict[str, list[Segment]]] = {}
         for segment in segments:
             chain = self._net.chain_of(segment.end) if self._is_by_chain else None
@@ -121,7 +122,7 @@ class ChangeProfiler:
                 measurement = self._cache.get(signature)
                 assert measurement is not None
                 for segment in group:
-                    found[segment.start, segment.end] = _change_of(measurement, self._context(chain).median_ms)
+                    found[segment.key] = _change_of(measurement, self._context(chain).median_ms)
         return found
 
     def _fill(self, chain: Chain | None, groups: dict[str, list[Segment]], advance: Callable[[], None]) -> None:
@@ -205,10 +206,13 @@ class ChangeProfiler:
         """Compile the network, or one chain of it, with one segment merged, or none."""
         stops = [m for m in self._all if segment is None or not segment.start < m < segment.end]
         acts = [m for m in stops if self._net.has_activation(m)]
+        dropped = () if segment is None else segment.dropped
         if chain is None:
-            return self._backend.compile(assemble_network(self._net, self._outside, acts, stops, dtype=self._dtype))
-        batch = self._outside.input_shapes[0][0]
-        return self._backend.compile(assemble_chain(self._net, chain, acts, stops, batch=batch, dtype=self._dtype))
+            graph = assemble_network(self._net, self._outside, acts, stops, dropped, dtype=self._dtype)
+        else:
+            batch = self._outside.input_shapes[0][0]
+            graph = assemble_chain(self._net, chain, acts, stops, dropped, batch=batch, dtype=self._dtype)
+        return self._backend.compile(graph)
 
     def _signature(self, chain: Chain | None, segment: Segment) -> str:
         replaced = " | ".join(self._net.segment(m, m + 1).signature for m in range(segment.start, segment.end))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from layerfold.graph.activations import activation_at
 from layerfold.graph.network import Network, Segment
-from layerfold.profiler.assemble import activation_at
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.claims import fill
@@ -18,6 +18,7 @@ from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blo
 from layerfold.profiler.onnx_writer import OnnxWriter
 from layerfold.profiler.segment_onnx import write_segment
 from layerfold.profiler.turns import time_in_turns
+from layerfold.tables._kernel import SegmentKey
 
 RATIO = " ratio"
 """What stands behind the signature of a segment's surroundings where merged / not merged is stored."""
@@ -53,8 +54,8 @@ class NeighbourTimer:
 
     def changes_ms(
         self, segments: Sequence[Segment], advance: Callable[[], None] = lambda: None
-    ) -> dict[tuple[int, int], float]:
-        """Return, for each segment of several layers, its latency merged less that of its layers, in ms."""
+    ) -> dict[SegmentKey, float]:
+        """Return, for each changed segment, its latency less that of its layers, in ms."""
         alike: dict[str, list[Segment]] = {}
         for segment in segments:
             alike.setdefault(neighbours_signature(self._net, segment) + APART, []).append(segment)
@@ -68,13 +69,13 @@ class NeighbourTimer:
                 self._measure(key, *_surrounded(self._net, alike[key][0]))
 
         fill(self._cache, list(alike), measure, 1, finish)
-        found = {}
+        found: dict[SegmentKey, float] = {}
         for key, group in alike.items():
             ratio, apart = self._cache.get(key.removesuffix(APART) + RATIO), self._cache.get(key)
             assert ratio is not None
             assert apart is not None
             for segment in group:
-                found[segment.start, segment.end] = apart.median_ms * (ratio.median_ms - 1)
+                found[segment.key] = apart.median_ms * (ratio.median_ms - 1)
         return found
 
     def _measure(self, key: str, apart: Sequence[Segment], merged: Sequence[Segment]) -> None:
@@ -105,7 +106,10 @@ class NeighbourTimer:
                     features[residual.src] = writer.add_input(f"source_{residual.src}", residual.source_shape)
             activation = activation_at(self._net, chain, segment.end, self._net.original_act_pos)
             features[segment.end] = write_segment(writer, features[segment.start], segment, features, activation)
-        writer.add_output(features[segments[-1].end], segments[-1].output_shape)
+        output = features[segments[-1].end]
+        if output == features[segments[0].start]:  # nothing is left: a graph needs a node
+            output = writer.node("Identity", [output])
+        writer.add_output(output, segments[-1].output_shape)
         return writer.model_bytes()
 
 

@@ -85,7 +85,7 @@ class OnnxWriter:
         if spec.kind == "slice":
             return self._slice(value, spec)
         # A lone addition does nothing by itself: the addition is that of its residual.
-        return value if spec.kind == "add" else self.conv(value, spec)
+        return value if spec.kind in ("add", "identity") else self.conv(value, spec)
 
     def _slice(self, value: str, spec: ConvSpec) -> str:
         far = np.iinfo(np.int64).max

@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layerfold.graph.network import Network
 from layerfold.profiler.assemble import assemble_network
@@ -38,7 +38,7 @@ class MeasuredPlan:
     """A plan's latency relative to the original network's.
 
     Attributes:
-        act_pos, merge_pos: the plan, chain ends included.
+        act_pos, merge_pos, dropped: the plan, chain ends included.
         ratio, low, high: latency / original latency, median over rounds, with its 95 % interval.
         rounds, contended: rounds used, and set aside because something else slowed the machine.
         is_slowed: whether rounds had to be used in which a neighbour slowed the processor.
@@ -51,11 +51,12 @@ class MeasuredPlan:
     high: float
     rounds: int = 0
     contended: int = 0
+    dropped: tuple[int, ...] = ()
     is_slowed: bool = False
 
     @property
     def plan(self) -> Plan:
-        return self.act_pos, self.merge_pos
+        return Plan(self.act_pos, self.merge_pos, self.dropped)
 
     @property
     def deviation(self) -> float:
@@ -88,7 +89,7 @@ class PlanTimer:
         self._net, self._outside, self._backend = net, outside, backend
         self._cache = cache or MeasurementCache(False, {})
         self._policy, self._dtype = policy, dtype
-        self.original: Plan = (net.original_act_pos, tuple(range(1, len(net.layers) + 1)))
+        self.original = Plan(net.original_act_pos, tuple(range(1, len(net.layers) + 1)))
 
     def original_ms(self) -> float:
         """Return the latency of the unmerged network, measured by itself."""
@@ -112,7 +113,7 @@ class PlanTimer:
         """Time each plan next to the original; what the cache holds is not timed again.
 
         Args:
-            plans: (act_pos, merge_pos) of each.
+            plans: what to time.
             advance: called once for each that is finished.
         """
         wanted = list(plans)
@@ -169,8 +170,8 @@ class PlanTimer:
             for runner in runners.values():
                 runner.close()
         return [
-            MeasuredPlan(act_pos=plan[0], merge_pos=plan[1], ratio=ratio.median, low=ratio.low, high=ratio.high,
-                         rounds=turns.rounds, contended=turns.contended, is_slowed=turns.is_slowed)
+            MeasuredPlan(**plan._asdict(), ratio=ratio.median, low=ratio.low, high=ratio.high, rounds=turns.rounds,
+                         contended=turns.contended, is_slowed=turns.is_slowed)
             for plan, ratio in zip(plans, turns.ratios, strict=True)
         ]  # fmt: skip
 
@@ -181,7 +182,8 @@ class PlanTimer:
         return self._backend.compile(self._assemble(plan))
 
     def _signature(self, plan: Plan) -> str:
-        digest = hashlib.sha256(repr(plan).encode()).hexdigest()[:24]
+        parts = plan if plan.dropped else plan[:2]  # as before layers could be dropped: caches stay good
+        digest = hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:24]
         return f"plan {digest} of network:{self._net.hash}"
 
 
@@ -193,9 +195,8 @@ def _stored(measured: MeasuredPlan) -> Measurement:
 
 
 def _measured(plan: Plan, stored: Measurement) -> MeasuredPlan:
-    return MeasuredPlan(act_pos=plan[0], merge_pos=plan[1], ratio=stored.median_ms, low=stored.low_ms,
-                        high=stored.high_ms, rounds=stored.blocks, contended=stored.disturbed,
-                        is_slowed=not stored.is_settled)
+    return MeasuredPlan(**plan._asdict(), ratio=stored.median_ms, low=stored.low_ms, high=stored.high_ms,
+                        rounds=stored.blocks, contended=stored.disturbed, is_slowed=not stored.is_settled)
 
 
 def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
@@ -203,8 +204,6 @@ def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
     weights = [each.deviation**-2 for each in readings]
     ratio = sum(w * each.ratio for w, each in zip(weights, readings, strict=True)) / sum(weights)
     half = 1.96 / math.sqrt(sum(weights))
-    first = readings[0]
-    return MeasuredPlan(act_pos=first.act_pos, merge_pos=first.merge_pos, ratio=ratio, low=ratio - half,
-                        high=ratio + half, rounds=sum(each.rounds for each in readings),
-                        contended=sum(each.contended for each in readings),
-                        is_slowed=any(each.is_slowed for each in readings))
+    return replace(readings[0], ratio=ratio, low=ratio - half, high=ratio + half,
+                   rounds=sum(each.rounds for each in readings), contended=sum(each.contended for each in readings),
+                   is_slowed=any(each.is_slowed for each in readings))

@@ -82,8 +82,9 @@ def profile_network(
     Returns:
         The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included;
         but for ``isolated``, the original's entries and ``fixed_ms`` add up to its measured latency. An entry with
-        ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces. A segment that
-        the backend refuses to build has no entry, so that it is no option for the solver; ``provenance.measurement``
+        ``runs=0`` was not measured: its latency is a lower bound, several times what it replaces, unless nothing stays
+        of its segment. A segment that the backend refuses to build has no entry, so that it is no option for the
+        solver; ``provenance.measurement``
         says which and why, and how many measurements did not settle.
 
     Raises:
@@ -99,7 +100,10 @@ def profile_network(
     facts = chosen.provenance()
     store = cache if isinstance(cache, MeasurementCache) else open_cache(cache, chosen, batch=batch, dtype=dtype)
     try:
-        wanted = distinct([*segments, *(net.segment(m, m + 1) for m in range(len(net.layers)))])
+        wanted = distinct([
+            *(segment for segment in segments if not segment.is_free),
+            *(net.segment(m, m + 1) for m in range(len(net.layers))),
+        ])
         with progress_bar("profile: segments alone", len(wanted), enabled=progress) as bar:
             alone = segment_profiler(method, chosen, store, target=target, cap_s=cap_s, batch=batch, dtype=dtype,
                                      workers=workers, advance=bar.advance)
@@ -115,7 +119,7 @@ def profile_network(
         if method == "plans":
             timer = PlanTimer(net, outside, chosen, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
             neighbours = NeighbourTimer(net, chosen, store, batch=batch, dtype=dtype)
-            entries, fixed_ms, fit = fit_to_plans(net, entries, fixed_ms, timer, neighbours, num_plans,
+            entries, fixed_ms, fit = fit_to_plans(net, built, entries, fixed_ms, timer, neighbours, num_plans,
                                                   progress=progress)
         measurement = measurement_facts(store, segments, alone.failures)
     finally:
@@ -187,19 +191,19 @@ def _entries_in_network(
     promising = [
         segment
         for segment, entry, layers_ms in zip(segments, isolated, replaced_ms, strict=True)
-        if segment.num_layers > 1 and scale * entry.latency_ms < _WORTH_TIMING * layers_ms
+        if segment.is_changed and scale * entry.latency_ms < _WORTH_TIMING * layers_ms
     ]
     with progress_bar("profile: segments in the network", len(promising), enabled=progress) as bar:
         measured = changes.changes(promising, bar.advance)
     entries = []
     for segment, entry, layers_ms in zip(segments, isolated, replaced_ms, strict=True):
-        change = measured.get((segment.start, segment.end))
-        if segment.num_layers == 1:
+        change = measured.get(segment.key)
+        if not segment.is_changed:
             entry = replace(entry, latency_ms=layers_ms, spread_ms=scale * entry.spread_ms)
         elif change is None:
             entry = replace(entry, latency_ms=scale * entry.latency_ms, spread_ms=scale * entry.spread_ms)
         else:
-            latency_ms = max(layers_ms + change.change_ms, _FLOOR * layers_ms)
+            latency_ms = max(layers_ms + change.change_ms, 0.0 if segment.is_identity else _FLOOR * layers_ms)
             spread_ms = (change.high_ms - change.low_ms) / (2 * 1.96)
             entry = replace(entry, latency_ms=latency_ms, spread_ms=spread_ms, runs=change.runs)
         entries.append(entry)
@@ -226,6 +230,10 @@ def _isolated_entry(
         "macs": segment.macs,
         "params": segment.conv.num_params,
     }
+    if segment.dropped:
+        facts |= {"merged": segment.merged, "kept": segment.kept}
+    if segment.is_free:
+        return LatencyEntry(latency_ms=0.0, spread_ms=0.0, runs=0, **facts)
     if segment.signature in bounds:
         return LatencyEntry(latency_ms=bounds[segment.signature], spread_ms=0.0, runs=0, **facts)
     raw = profiler.raw[segment.signature]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from layerfold.errors import UsageError
 from layerfold.graph.network import Network, Segment
 from layerfold.tables import LatencyTable
+from layerfold.tables._kernel import SegmentKey
 
 _KEEP_ACTIVATION = 0.85
 _FILL_SLOT = 0.1
@@ -17,8 +19,18 @@ _ENOUGH_SEGMENTS = 30
 _ENOUGH_FASTER = 10
 _SHARE_OF_SLOWER = 1 / 3
 
-Plan = tuple[tuple[int, ...], tuple[int, ...]]
-"""(act_pos, merge_pos)"""
+
+class Plan(NamedTuple):
+    """What decides a merged network's latency.
+
+    Attributes:
+        act_pos, merge_pos: as of a solution, chain ends included.
+        dropped: layers that are left out, rising.
+    """
+
+    act_pos: tuple[int, ...]
+    merge_pos: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
 
 
 def random_solutions(
@@ -28,8 +40,8 @@ def random_solutions(
     seed: int = 0,
     *,
     table: LatencyTable | None = None,
-) -> list[Plan]:
-    """Return distinct random plans, spread from light to heavy merging and so over latency.
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return distinct random plans, spread from light to heavy merging and so over latency. No layer is dropped.
 
     Merged segments that cost more than twice what they replace (in the table, or in multiply-adds without one) are
     left out: no solver would choose them.
@@ -49,9 +61,9 @@ def random_solutions(
     rng = random.Random(seed)
     merged: dict[int, list[int]] = {}
     for segment in candidates:
-        if segment.num_layers > 1 and _is_sensible(net, segment, table):
+        if segment.num_layers > 1 and not segment.dropped and _is_sensible(net, segment, table):
             merged.setdefault(segment.start, []).append(segment.end)
-    plans: dict[Plan, None] = {}
+    plans: dict[tuple[tuple[int, ...], tuple[int, ...]], None] = {}
     for attempt in range(20 * count):
         if len(plans) == count:
             break
@@ -60,7 +72,9 @@ def random_solutions(
     return list(plans)
 
 
-def _random_plan(net: Network, merged: dict[int, list[int]], share: float, rng: random.Random) -> Plan:
+def _random_plan(
+    net: Network, merged: dict[int, list[int]], share: float, rng: random.Random
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     act_pos, merge_pos = [], []
     for chain in net.chains:
         position = chain.start
@@ -86,11 +100,13 @@ def _is_sensible(net: Network, segment: Segment, table: LatencyTable | None) -> 
 
 def covering_solutions(
     net: Network,
-    growth: Mapping[tuple[int, int], float],
+    growth: Mapping[SegmentKey, float],
     count: int,
     seed: int = 0,
+    *,
+    dropped: Mapping[SegmentKey, tuple[int, ...]] | None = None,
 ) -> list[Plan]:
-    """Return random plans, no two with the same segments, that hold every promising merged segment about equally often.
+    """Return random plans, no two with equal segments, that hold every promising changed segment about equally often.
 
     One measured plan says something of all its segments at once, so a fit needs far fewer plans than there are
     segments, if each appears in several and beside different neighbours. A plan is filled with segments in
@@ -98,12 +114,13 @@ def covering_solutions(
 
     Args:
         net: the traced network.
-        growth: merged segment -> its latency relative to the layers that it replaces, as far as is known.
+        growth: changed segment -> its latency relative to the layers that it replaces, as far as is known.
         count: how many plans, at least 1; fewer come back when the network has fewer.
         seed: of the random numbers.
+        dropped: changed segment -> the layers left out of it; those that are absent keep all.
 
     Returns:
-        (act_pos, merge_pos) of each plan, chain ends included, in random order from light to heavy merging.
+        Plans in random order from light to heavy merging.
         Only :func:`promising_segments` appear; those slower than what they replace, which may turn out to be worth
         it inside the network, a third as often as the others.
     """
@@ -114,7 +131,8 @@ def covering_solutions(
     faster = [segment for segment in usable if growth[segment] < 1]
     used = dict.fromkeys(usable, 0)
     wanted = {segment: 1.0 if growth[segment] < 1 else _SHARE_OF_SLOWER for segment in usable}
-    plans: dict[tuple[int, ...], Plan] = {}
+    lost = dropped or {}
+    plans: dict[tuple[tuple[int, ...], tuple[int, ...]], Plan] = {}
     for _ in range(20 * count):
         if len(plans) == count or not usable:
             break
@@ -122,23 +140,24 @@ def covering_solutions(
         choice = faster if len(faster) >= _ENOUGH_FASTER and rng.random() < 0.5 else usable
         waiting = sorted(choice, key=lambda segment: (used[segment] + rng.random()) / wanted[segment])
         most_layers = rng.uniform(0.1, 1.0) * len(net.layers)
-        taken: list[tuple[int, int]] = []
+        taken: list[SegmentKey] = []
         covered: set[int] = set()
-        for start, end in waiting:
-            layers = range(start + 1, end + 1)
+        for segment in waiting:
+            layers = range(segment[0] + 1, segment[1] + 1)
             if len(covered) + len(layers) <= most_layers and covered.isdisjoint(layers):
-                taken.append((start, end))
+                taken.append(segment)
                 covered.update(layers)
-        plan = _plan_with(net, taken, rng)
-        if taken and plan[1] not in plans:
-            plans[plan[1]] = plan
+        without = sorted(layer for segment in taken for layer in lost.get(segment, ()))
+        plan = _plan_with(net, [segment[:2] for segment in taken], without, rng)
+        if taken and plan[1:] not in plans:
+            plans[plan.merge_pos, plan.dropped] = plan
             for segment in taken:
                 used[segment] += 1
     return list(plans.values())
 
 
-def promising_segments(growth: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
-    """Return the merged segments worth timing in a network.
+def promising_segments(growth: Mapping[SegmentKey, float]) -> list[SegmentKey]:
+    """Return the changed segments worth timing in a network.
 
     Alone, they take at most 1.3 times what they replace; where these are few, the next ones up to twice it come in
     too: how a segment does inside the network may differ by that much.
@@ -151,7 +170,9 @@ def promising_segments(growth: Mapping[tuple[int, int], float]) -> list[tuple[in
     )
 
 
-def _plan_with(net: Network, merged: Sequence[tuple[int, int]], rng: random.Random) -> Plan:
+def _plan_with(
+    net: Network, merged: Sequence[tuple[int, ...]], dropped: Sequence[int], rng: random.Random
+) -> Plan:
     """Return a plan with these merged segments, all other layers alone, and random activations."""
     inner = {position for start, end in merged for position in range(start + 1, end)}
     merge_pos = [position for position in range(1, len(net.layers) + 1) if position not in inner]
@@ -161,4 +182,4 @@ def _plan_with(net: Network, merged: Sequence[tuple[int, int]], rng: random.Rand
         chance = _KEEP_ACTIVATION if net.has_activation(position) else _FILL_SLOT
         if net.has_activation(position) if position in ends else rng.random() < chance:
             act_pos.append(position)
-    return tuple(act_pos), tuple(merge_pos)
+    return Plan(tuple(act_pos), tuple(merge_pos), tuple(dropped))

@@ -162,6 +162,8 @@ def distinct(segments: Sequence[Segment]) -> list[Segment]:
 def profile_segments(net: Network, candidates: Sequence[Segment], profiler: SegmentProfiler) -> dict[str, float]:
     """Measure every distinct candidate; return, for those not worth measuring, a lower bound of their latency.
 
+    Segments of which nothing stays and that take no time by definition are passed over.
+
     Single layers come first. A merged segment is then skipped when even at one and a half times the best rates seen so
     far (of multiply-adds, and of weights read) it would take three times as long as the layers it replaces: no plan
     would use it, and its weights can take hundreds of megabytes. One that plainly takes more than twice as long is
@@ -180,7 +182,7 @@ def profile_segments(net: Network, candidates: Sequence[Segment], profiler: Segm
             raise ProfilerError(f"layer {segment.end} cannot be built: {profiler.failures[segment.signature]}; "
                                 "exclude its module, or choose another backend")
     single_ms = {segment.end: profiler.net_ms(segment) for segment in singles}
-    merged = distinct([segment for segment in candidates if segment.num_layers > 1])
+    merged = distinct([segment for segment in candidates if segment.is_changed and not segment.is_free])
     rates = _Rates(4 if profiler.dtype == "float32" else 2)
     for segment in singles:
         rates.learn(segment, single_ms[segment.end])

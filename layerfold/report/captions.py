@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 KIND_NAMES = {
     "norm": "batch norm", "scale": "channel scale", "pool": "average pool", "slice": "strided slice", "add": "addition",
+    "identity": "nothing",
 }  # fmt: skip
 """What a layer is that is no conv; merging takes it for the conv that computes the same."""
 
 
 def fitting_label(segment: Segment, width: float) -> str:
     """Return the fullest description of the merged conv that fits into ``width`` pixels."""
+    if segment.is_identity:
+        texts: tuple[str, ...] = (f"{segment.num_layers} layers → nothing", "nothing", "–")
+        return next((text for text in texts if 6.5 * len(text) + 8 <= width), texts[-1])
     conv = segment.conv
     kernel = kernel_text(conv.kernel_size) + (" dw" if conv.is_depthwise else "")
     stride = f" /{max(conv.stride)}" if max(conv.stride) > 1 else ""
@@ -39,7 +43,10 @@ def segment_text(net: Network, segment: Segment) -> str:
     """Return what became of a merged segment's layers, and of their multiply-adds."""
     layers = f"layer {segment.end}" if segment.num_layers == 1 else f"layers {segment.start + 1} to {segment.end}"
     macs = f"{segment.macs:,} multiply-adds in place of {replaced_macs(net, segment.start, segment.end):,}"
-    return f"{layers} merged into one conv: {conv_text(segment)}; {macs}"
+    lost = f", {positions_text(segment.dropped)} dropped" if segment.dropped else ""
+    if segment.is_identity:
+        return f"{layers} dropped: nothing is left"
+    return f"{layers} merged into one conv{lost}: {conv_text(segment)}; {macs}"
 
 
 def conv_text(piece: Segment | Layer) -> str:

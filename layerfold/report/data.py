@@ -62,6 +62,7 @@ class MergedSegment:
     Attributes:
         start, end: positions; layers start+1..end became one conv.
         layers: qualified names of the layers replaced.
+        dropped: those of them that are left out.
         conv: the merged conv for people, for example ``5×5, 32→64, stride 2``.
         before_ms, after_ms: table latency of the layers one by one, and of the merged conv; None where unknown.
         before_macs, after_macs: multiply-adds of one image.
@@ -70,6 +71,7 @@ class MergedSegment:
     start: int
     end: int
     layers: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
     conv: str
     before_ms: float | None = None
     after_ms: float | None = None

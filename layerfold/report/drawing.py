@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from layerfold.graph.barrier_groups import why_not_more
 from layerfold.graph.candidates import inner_residuals
 from layerfold.graph.counts import lean_candidates, mergeable_share, replaced_macs
+from layerfold.graph.dropping import dropped_layers
 from layerfold.graph.gates import find_gates
 from layerfold.report import layout as lay
 from layerfold.report.box_sizes import box_text
@@ -45,16 +46,18 @@ def network_svg(
 
     Args:
         net: the traced network.
-        solution: anything with ``act_pos`` and ``merge_pos``; None draws the original.
+        solution: anything with ``act_pos`` and ``merge_pos``, and perhaps ``kept_layers``: dropped layers are dashed;
+            None draws the original.
         title: the heading; the network's name where it is empty.
         candidates: what may be merged, for the share of multiply-adds in the line under the heading.
     """
-    merge_pos = None if solution is None else frozenset(solution.merge_pos)
+    every = [] if solution is None else segments_of_solution(net, solution)
+    merge_pos = None if solution is None else frozenset(segment.end for segment in every)
     act_pos = None if solution is None else frozenset(solution.act_pos)
-    segments = [] if merge_pos is None else [s for s in net.segments_of(merge_pos) if is_merged(net, s)]
+    segments = [segment for segment in every if is_merged(net, segment)]
     lines = summary_lines(net, solution, candidates)
     top = _TOP + _LINE * (len(lines) - 1)
-    placed = place(net, merge_pos, top=top)
+    placed = place(net, merge_pos, changed=[segment.end for segment in segments], top=top)
     picture = _Picture(net, placed, segments, act_pos)
     explained, num_lines = legend(lay.MARGIN, top + placed.height + 18, lay.ROW_WIDTH, picture.shown())
     height = top + placed.height + 16 + LEGEND_LINE * num_lines
@@ -94,13 +97,17 @@ def summary_lines(
 
 
 def _solution_line(net: Network, solution: lay.Positions) -> str:
-    segments = net.segments_of(solution.merge_pos)
+    segments = segments_of_solution(net, solution)
     merged = [segment for segment in segments if is_merged(net, segment)]
     states = [slot_state(net, index, frozenset(solution.act_pos)) for index in range(1, len(net.layers) + 1)]
     replaced = _count(sum(segment.num_layers for segment in merged), "layer")
     gated = {index for gate in find_gates(net) for index in gate.layers}
     hidden = sum(segment.end in gated for segment in merged)
-    text = f"{len(net.layers)} layers → {len(segments)}: {_count(len(merged), 'merged conv')} in place of {replaced}"
+    dropped = sum(len(segment.dropped) for segment in segments)
+    left = sum(not segment.is_identity for segment in segments)
+    convs = sum(not segment.is_identity for segment in merged)
+    text = f"{len(net.layers)} layers → {left}: {_count(convs, 'merged conv')} in place of {replaced}"
+    text += f", {dropped} of them dropped" if dropped else ""
     text += f", {hidden} of them inside squeeze-and-excitation; " if hidden else "; "
     text += f"{_count(states.count('removed'), 'activation')} removed"
     added = states.count("added")
@@ -120,7 +127,12 @@ def slot_state(net: Network, index: int, act_pos: frozenset[int] | None) -> str:
 
 def is_merged(net: Network, segment: Segment) -> bool:
     """Say whether a segment is more than one layer left as it is: one layer may take in a residual of its own."""
-    return segment.num_layers > 1 or bool(inner_residuals(net, segment.start, segment.end))
+    return segment.is_changed or bool(inner_residuals(net, segment.start, segment.end))
+
+
+def segments_of_solution(net: Network, solution: lay.Positions) -> list[Segment]:
+    """Return a solution's segments, without the layers that it drops if it says so."""
+    return net.segments_of(solution.merge_pos, dropped_layers(net, getattr(solution, "kept_layers", None)))
 
 
 class _Picture:
@@ -131,6 +143,7 @@ class _Picture:
     ) -> None:
         self._net, self._placed, self._segments, self._act_pos = net, placed, segments, act_pos
         self._merged = {i for s in segments for i in range(s.start + 1, s.end + 1)}
+        self._dropped = {index for segment in segments for index in segment.dropped}
 
     def parts(self) -> Iterator[str]:
         for segment in self._segments:
@@ -151,6 +164,7 @@ class _Picture:
         """Return what the picture holds, as keys of the legend."""
         found = {slot_state(self._net, index, self._act_pos) for index in self._placed.slots}
         found.update({"merged"} if self._segments else ())
+        found.update({"dropped"} if self._dropped else ())
         found.update({"costly"} if any(self._is_costly(segment) for segment in self._segments) else ())
         found.update({"layer"} if self._placed.boxes.keys() - self._merged else ())
         found.update("depthwise" for box in self._placed.boxes.values() if _is_striped(box.layer))
@@ -234,6 +248,7 @@ class _Picture:
         layer, track = box.layer, self._track(box.track)
         y = track.y
         kind = "lf-layer" + (" lf-merged" if layer.index in self._merged else "")
+        kind += " lf-dropped" if layer.index in self._dropped else ""
         shape = rect(kind, box.x, y - box.height / 2, box.width, box.height, 3)
         if _is_striped(layer):
             shape += rect("lf-depthwise", box.x, y - box.height / 2, box.width, box.height, 3)
@@ -241,7 +256,7 @@ class _Picture:
         stride = max(layer.conv.stride)
         number = f"{layer.index}" + (f'<tspan class="lf-stride"> /{stride}</tspan>' if stride > 1 else "")
         return (
-            f"<g><title>{escape(layer_text(layer))}</title>{shape}"
+            f"<g><title>{escape(layer_text(layer))}{', dropped' if layer.index in self._dropped else ''}</title>{shape}"
             f'<text class="lf-kernel" x="{middle:.1f}" y="{y + 3.2:.1f}">{box_text(layer)}</text>'
             f'<text class="lf-number" x="{middle:.1f}" y="{foot:.1f}">{number}</text></g>'
         )

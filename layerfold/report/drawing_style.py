@@ -29,6 +29,7 @@ STYLE = """<style>
 .lf-link { stroke: var(--lf-link); stroke-width: 1.4; fill: none; stroke-linejoin: round; }
 .lf-layer { fill: var(--lf-fill); stroke: var(--lf-edge); stroke-width: 1; }
 .lf-layer.lf-merged { fill: var(--lf-bluefill); stroke: var(--lf-blue); }
+.lf-layer.lf-dropped { fill: none; stroke-dasharray: 3 2; }
 .lf-depthwise { fill: url(#lf-stripes); pointer-events: none; }
 .lf-stripe { stroke: var(--lf-edge); stroke-width: 1.1; opacity: .55; }
 .lf-kernel { font-size: 9.5px; text-anchor: middle; paint-order: stroke; stroke: var(--lf-fill); stroke-width: 2px; }
@@ -92,6 +93,7 @@ def legend(x: float, y: float, width: float, shown: Collection[str]) -> tuple[st
     items = {
         "layer": (22.0, layer, "layer left as it is" if "merged" in shown else "layer"),
         "merged": (35.0, merged, "merged into one conv"),
+        "dropped": (22.0, rect("lf-layer lf-merged lf-dropped", 0, -13, 17, 17, 3), "dropped"),
         "costly": (35.0, rect("lf-conv lf-costly", 0, -10, 30, 9, 4), "with more multiply-adds"),
         "depthwise": (22.0, layer + rect("lf-depthwise", 0, -13, 17, 17, 3), "depthwise"),
         "kept": (11.0, dot("kept", 3, -4), "activation"),

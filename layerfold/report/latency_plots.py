@@ -17,6 +17,8 @@ import numpy as np
 from layerfold.errors import UsageError
 from layerfold.report.words import ms_text
 from layerfold.tables import LatencyTable
+from layerfold.tables._kernel import SegmentKey
+from layerfold.tables._latency import HasMergePositions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +46,7 @@ class PredictedPoint:
 
 
 def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "") -> Path:
-    """Draw every entry of a latency table, start by end: its latency, and what merging does to it.
+    """Draw every entry of a latency table that keeps its layers, start by end: its latency, and what merging does.
 
     Left, milliseconds on a logarithmic scale. Right, latency relative to the layers that the segment replaces:
     blue is faster merged, red slower, cut off at four times either way.
@@ -58,6 +60,8 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
     latency_ms, ratio = np.full((size, size), np.nan), np.full((size, size), np.nan)
     scale = table.provenance.scale
     for entry in table.entries:
+        if entry.drops:
+            continue
         latency_ms[entry.start, entry.end] = scale * entry.latency_ms
         layers = [(m, m + 1) for m in range(entry.start, entry.end)]
         if len(layers) > 1 and all(each in table for each in layers):
@@ -137,26 +141,27 @@ def prediction_png(
 
 
 def time_png(
-    table: LatencyTable, merge_pos: Iterable[int], path: str | Path, *, title: str = "",
+    table: LatencyTable, solution: HasMergePositions, path: str | Path, *, title: str = "",
     measured_ms: tuple[float, float] | None = None,
 ) -> Path:
     """Draw where the time goes before and after: each layer and each segment as wide as it takes long.
 
     Args:
         table: latencies that add up, and the part outside the chains.
-        merge_pos: the solution's positions where merging stops.
+        solution: what is merged and dropped.
         path: a .png, .svg or .pdf file.
         title: the heading.
         measured_ms: (original, merged) as measured, marked by lines.
     """
-    singles = [(m, m + 1) for start, end in table.chains for m in range(start, end)]
-    plan = table.segments_of(merge_pos)
+    singles: list[SegmentKey] = [(m, m + 1) for start, end in table.chains for m in range(start, end)]
+    plan = table.keys_of(solution)
     figure, (axes,) = _figure(1, 1, (11.5, 3.6))
     before, after = _draw_row(axes, table, singles, 1.0), _draw_row(axes, table, plan, 0.0)
-    for start, end in plan:
-        if end - start > 1:  # what becomes of it
+    for key in plan:
+        start, end = key[:2]
+        if _is_changed(key):  # what becomes of it
             (a, _), (_, b) = before[start, start + 1], before[end - 1, end]
-            c, d = after[start, end]
+            c, d = after[key]
             axes.fill([a, b, d, c], [0.8, 0.8, 0.2, 0.2], facecolor="#d9efe8",
                       edgecolor="white", linewidth=1.2)
     totals = table.original_ms, table.end_to_end_ms(table.sum_ms(plan))
@@ -165,7 +170,8 @@ def time_png(
     for at, value_ms in zip((1.0, 0.0), measured_ms or (), strict=False):
         axes.plot([value_ms, value_ms], [at - 0.3, at + 0.3], color=_INK, linewidth=2, zorder=5,
                   label="measured" if at else None)
-    for colour, name in ((_BLUE, "layer of its own"), (_GREEN, "merged segment"), (_GREY, "outside the chains")):
+    changed = "merged, or layers dropped" if any(len(key) > 2 for key in plan) else "merged segment"
+    for colour, name in ((_BLUE, "layer of its own"), (_GREEN, changed), (_GREY, "outside the chains")):
         axes.bar(0, 0, color=colour, label=name)
     axes.set_ylim(-0.4, 1.4)
     axes.set_xlim(0, 1.03 * max(*totals, *(measured_ms or ())))
@@ -177,24 +183,30 @@ def time_png(
 
 
 def _draw_row(
-    axes: Axes, table: LatencyTable, segments: Sequence[tuple[int, int]], at: float
-) -> dict[tuple[int, int], tuple[float, float]]:
+    axes: Axes, table: LatencyTable, segments: Sequence[SegmentKey], at: float
+) -> dict[SegmentKey, tuple[float, float]]:
     """Draw segments side by side from the left, what lies outside the chains last; return each one's span."""
-    spans, left = {}, 0.0
-    whole_ms = table.original_ms
-    for start, end in segments:
-        width = table.provenance.scale * table.entry(start, end).latency_ms
-        is_merged = end - start > 1
+    spans: dict[SegmentKey, tuple[float, float]] = {}
+    left, whole_ms = 0.0, table.original_ms
+    for key in segments:
+        start, end = key[:2]
+        width = table.provenance.scale * table.at(key).latency_ms
+        is_merged = _is_changed(key)
         axes.barh(at, width, left=left, height=0.4, color=_GREEN if is_merged else _BLUE, edgecolor="white",
                   linewidth=0.6, alpha=0.9)
-        label = f"{start + 1}–{end}" if is_merged else str(end)
+        label = f"{start + 1}–{end}" if end - start > 1 else str(end)
         if width > (0.011 if is_merged else 0.008) * len(label) * whole_ms:
             axes.text(left + width / 2, at, label, ha="center", va="center", fontsize=7, color="white")
-        spans[start, end] = left, left + width
+        spans[key] = left, left + width
         left += width
     fixed_ms = table.provenance.fixed_ms
     axes.barh(at, fixed_ms, left=left, height=0.4, color=_GREY, edgecolor="white", linewidth=0.6)
     return spans
+
+
+def _is_changed(key: SegmentKey) -> bool:
+    """Say whether a segment is of several layers, or without some of its own."""
+    return len(key) > 2 or key[1] - key[0] > 1
 
 
 def _bars(middle: Any, low: Sequence[float], high: Sequence[float]) -> Any:

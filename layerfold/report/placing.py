@@ -18,21 +18,26 @@ if TYPE_CHECKING:
     from layerfold.graph.network import Chain, Network
 
 
-def place(net: Network, merge_pos: Iterable[int] | None = None, *, top: float = 0.0) -> lay.Layout:
+def place(
+    net: Network, merge_pos: Iterable[int] | None = None, *, changed: Iterable[int] = (), top: float = 0.0
+) -> lay.Layout:
     """Place the layers of ``net`` in rows.
 
     Args:
         merge_pos: where merging stops; None takes every layer by itself.
+        changed: ends of segments that are drawn as changed even if they are of one layer.
         top: y at which the first row begins.
     """
-    return _Placing(net, None if merge_pos is None else frozenset(merge_pos), top).run()
+    return _Placing(net, None if merge_pos is None else frozenset(merge_pos), frozenset(changed), top).run()
 
 
 class _Placing:
     """Goes along a row, and to the next one when the next piece does not fit."""
 
-    def __init__(self, net: Network, merge_pos: frozenset[int] | None, top: float) -> None:
-        self._net, self._merge_pos, self._top = net, merge_pos, top
+    def __init__(
+        self, net: Network, merge_pos: frozenset[int] | None, changed: frozenset[int], top: float
+    ) -> None:
+        self._net, self._merge_pos, self._changed, self._top = net, merge_pos, changed, top
         self._sizes, self._found = BoxSizes(net), lay.Layout()
         self._levels = dict(zip(map(id, net.residuals), lay.arc_levels(net.residuals), strict=True))
         self._stacks: list[tuple[int, list[int]]] = []
@@ -159,7 +164,7 @@ class _Placing:
         line = self._found.tracks[track]
         line.arcs = max(line.arcs, 8.0 + lay.ARC_STEP * max(arcs, default=0))
         takes_in = any(each.src == group[0] - 1 and each.dst == group[-1] for each in self._net.residuals)
-        if self._merge_pos is not None and (len(group) > 1 or takes_in):
+        if self._merge_pos is not None and (len(group) > 1 or takes_in or group[-1] in self._changed):
             line.below = lay.NUMBER_SPACE + lay.CONV_SPACE
 
     def _box(self, index: int, track: int) -> None:

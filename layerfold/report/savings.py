@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from layerfold.graph.counts import replaced_macs
 from layerfold.report.captions import conv_text
 from layerfold.report.data import MergedSegment
-from layerfold.report.drawing import is_merged
+from layerfold.report.drawing import is_merged, segments_of_solution
+from layerfold.tables._kernel import SegmentKey
 
 if TYPE_CHECKING:
     from layerfold.graph.network import Network
@@ -26,7 +28,7 @@ def merged_segments(
         latency: the table that the latencies are read from; an entry that it lacks leaves them unknown.
     """
     found = []
-    for segment in net.segments_of(solution.merge_pos):
+    for segment in segments_of_solution(net, solution):
         if is_merged(net, segment):
             indices = range(segment.start + 1, segment.end + 1)
             found.append(
@@ -34,9 +36,10 @@ def merged_segments(
                     start=segment.start,
                     end=segment.end,
                     layers=tuple(net.layer(index).name for index in indices),
+                    dropped=tuple(net.layer(index).name for index in segment.dropped),
                     conv=conv_text(segment),
                     before_ms=_sum_ms(latency, [(index - 1, index) for index in indices]),
-                    after_ms=_sum_ms(latency, [(segment.start, segment.end)]),
+                    after_ms=_sum_ms(latency, [segment.key]),
                     before_macs=replaced_macs(net, segment.start, segment.end),
                     after_macs=segment.macs,
                 )
@@ -44,8 +47,8 @@ def merged_segments(
     return tuple(found)
 
 
-def _sum_ms(latency: LatencyTable | None, segments: list[tuple[int, int]]) -> float | None:
-    if latency is None or any(segment not in latency for segment in segments):
+def _sum_ms(latency: LatencyTable | None, keys: Sequence[SegmentKey]) -> float | None:
+    if latency is None or any(key not in latency for key in keys):
         return None
-    return sum(latency.entry(*segment).latency_ms for segment in segments)
+    return sum(latency.at(key).latency_ms for key in keys)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ class Stretch:
     Attributes:
         start, end: positions.
         segments: (start, end) of the convs that remain.
+        dropped: layers that do not stay.
         original_ms: sum of the entries of its single layers, times the scale.
         latency_ms: sum of the entries of its segments, times the scale.
         importance: its importance in points.
@@ -29,6 +31,7 @@ class Stretch:
     original_ms: float
     latency_ms: float
     importance: float
+    dropped: tuple[int, ...] = ()
 
     @property
     def saved_ms(self) -> float:
@@ -56,7 +59,7 @@ class Explanation:
                 {
                     "start": each.start, "end": each.end, "segments": [list(segment) for segment in each.segments],
                     "original_ms": None if math.isnan(each.original_ms) else each.original_ms,
-                    "latency_ms": each.latency_ms, "importance": each.importance,
+                    "latency_ms": each.latency_ms, "importance": each.importance, "dropped": list(each.dropped),
                 }
                 for each in self.stretches
             ],
@@ -68,14 +71,18 @@ class Explanation:
         rows = [("layers", "become", "alone ms", "now ms", "saved ms", "importance")]
         single_count, single_ms, single_importance = 0, 0.0, 0.0
         for each in self.stretches:
-            if each.end == each.start + 1:
+            if each.end == each.start + 1 and not each.dropped:
                 single_count += 1
                 single_ms += each.latency_ms
                 single_importance += each.importance
                 continue
             parts = " ".join(_layers(start, end) for start, end in each.segments)
+            if len(each.segments) == 1:
+                parts = "one conv" if len(each.dropped) < each.end - each.start else "nothing"
+            if each.dropped and parts != "nothing":
+                parts += f" without {','.join(map(str, each.dropped))}"
             rows.append((
-                _layers(each.start, each.end), parts if len(each.segments) > 1 else "one conv",
+                _layers(each.start, each.end), parts,
                 f"{each.original_ms:.4g}", f"{each.latency_ms:.4g}", f"{each.saved_ms:+.4g}", f"{each.importance:+.4g}",
             ))
         rows.append((
@@ -98,6 +105,8 @@ class Explanation:
         here, there = self.solution, self.next_solution
         latency = (there.predicted_ms or 0.0) - (here.predicted_ms or 0.0)
         importance = (there.importance or 0.0) - (here.importance or 0.0)
+        # All layers lie in some stretch; those that stay here:
+        kept = {i for each in self.stretches for i in range(each.start + 1, each.end + 1)} - _lost(self.stretches)
         changes = [
             f"{sign}{name} {','.join(map(str, sorted(positions)))}"
             for name, sign, positions in (
@@ -105,6 +114,8 @@ class Explanation:
                 ("activation", "-", set(here.act_pos) - set(there.act_pos)),
                 ("break", "+", set(there.merge_pos) - set(here.merge_pos)),
                 ("break", "-", set(here.merge_pos) - set(there.merge_pos)),
+                ("layer", "+", _lost(self.stretches) if there.kept_layers is None else set(there.kept_layers) - kept),
+                ("layer", "-", kept - set(kept if there.kept_layers is None else there.kept_layers)),
             )
             if positions
         ]
@@ -120,15 +131,15 @@ def explain_point(frontier: Frontier, index: int) -> Explanation:
     scale = latency.provenance.scale
     stretches = []
     for option in frontier.options_of(index):
-        breaks = option.plan.breaks
-        segments = tuple(pairwise(breaks))
+        segments = tuple(pairwise(option.plan.breaks))
         singles = [(position, position + 1) for position in range(option.start, option.end)]
         known = all(each in latency for each in singles)
         stretches.append(
             Stretch(
                 start=option.start, end=option.end, segments=segments,
                 original_ms=scale * latency.sum_ms(singles) if known else math.nan,
-                latency_ms=scale * latency.sum_ms(segments), importance=option.importance,
+                latency_ms=scale * latency.sum_ms(option.plan.keys), importance=option.importance,
+                dropped=option.plan.dropped,
             )
         )
     better = [
@@ -139,6 +150,10 @@ def explain_point(frontier: Frontier, index: int) -> Explanation:
         solution=frontier[index], stretches=tuple(stretches),
         next_solution=None if following is None else frontier[following],
     )
+
+
+def _lost(stretches: Iterable[Stretch]) -> set[int]:
+    return {index for each in stretches for index in each.dropped}
 
 
 def _layers(start: int, end: int) -> str:

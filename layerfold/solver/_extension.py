@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import UsageError
+from layerfold.solver._drop_options import split_importances
 from layerfold.tables import ImportanceEntry, ImportanceTable
+from layerfold.tables._importance import Key
 
 Floats = NDArray[np.float64]
 Normalise = Literal["single", "default", "all"]
@@ -80,10 +82,8 @@ def extended_importance(
     return ExtendedImportance(start=chain_start, values=values, last=last)
 
 
-def normalised_importances(
-    importance: ImportanceTable, alpha: float, normalise: Normalise
-) -> dict[tuple[int, int, int, int], float]:
-    """Return importance less ``alpha`` times a mean importance, by (start, end, start_act, end_act).
+def normalised_importances(importance: ImportanceTable, alpha: float, normalise: Normalise) -> dict[Key, float]:
+    """Return importance less ``alpha`` times a mean importance, by the entries' keys.
 
     A network of many small segments sums many small losses. Taking ``alpha`` times the mean (mostly below 0) from
     every term counters that bias.
@@ -92,6 +92,7 @@ def normalised_importances(
         alpha: at least 0; 0 changes nothing.
         normalise: over which entries the mean goes: ``single``: single-layer segments; ``default``: those with the
             original's activations at both ends (a slot that appears without one was empty); ``all``: every entry.
+            Entries in which layers are dropped do not count.
 
     Raises:
         UsageError: alpha not a number from 0 to 1e6, an unknown ``normalise``, or no entry to take the mean over.
@@ -103,7 +104,7 @@ def normalised_importances(
     shift = 0.0
     if alpha:
         counts = _counts(importance, normalise)
-        over = [entry.importance for entry in importance.entries if counts(entry)]
+        over = [entry.importance for entry in importance.entries if entry.kept is None and counts(entry)]
         if not over:
             raise UsageError(
                 f"normalise={normalise!r}: {importance.source} has no such entry to take the mean over; "
@@ -118,6 +119,8 @@ def extend_importance(
 ) -> ImportanceTable:
     """Return I_ext: every (start, end, start_act, end_act) that has an importance, its own or extended.
 
+    Entries in which layers are dropped are not extended, and left out.
+
     Args:
         importance: measured importances; the chains are those of its provenance, else one chain over all.
         alpha, normalise: as in :func:`normalised_importances`; normalised first, then extended.
@@ -125,7 +128,7 @@ def extend_importance(
     Returns:
         a table whose entries carry ``breaks``: start, the inner positions without activation, end.
     """
-    importances = normalised_importances(importance, alpha, normalise)
+    importances, _ = split_importances(normalised_importances(importance, alpha, normalise), importance.entries)
     chains = importance.provenance.chains or (
         (min(entry.start for entry in importance.entries), max(entry.end for entry in importance.entries)),
     )

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -26,6 +25,7 @@ from layerfold.solver._sum import SummedFrontier
 from layerfold.solver._vector_costs import CostColumns
 from layerfold.tables import ImportanceTable, LatencyTable
 from layerfold.tables._csv import replace_text
+from layerfold.tables._kernel import SegmentKey
 
 Floats = NDArray[np.float64]
 BudgetOf = Literal["end-to-end", "segments"]
@@ -196,6 +196,7 @@ class Frontier:
                     "gap": float(self.gaps[index]),
                     "act_pos": list(solution.act_pos),
                     "merge_pos": list(solution.merge_pos),
+                    "kept_layers": None if solution.kept_layers is None else list(solution.kept_layers),
                 }
                 for index, solution in enumerate(self)
             ],
@@ -206,18 +207,26 @@ class Frontier:
         replace_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     def write_csv(self, path: str | Path) -> None:
-        """Write one row a point: latency a device, speed-up, importance, gap, act_pos, merge_pos."""
+        """Write one row a point: latency a device, speed-up, importance, gap, act_pos, merge_pos.
+
+        Where a point drops layers, ``kept_layers`` is one more column.
+        """
         devices = self.latencies_ms.shape[1]
         names = ["latency_ms", *(f"latency_{device + 1}_ms" for device in range(1, devices))]
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["id", *names, "speedup", "importance", "gap", "act_pos", "merge_pos"])
-        for index, solution in enumerate(self):
-            numbers = [*self.latencies_ms[index].tolist(), self.original_ms / self.latencies_ms[index, 0]]
+        solutions = list(self)
+        has_drops = any(solution.kept_layers is not None for solution in solutions)
+        last = ["kept_layers"] if has_drops else []
+        writer.writerow(["id", *names, "speedup", "importance", "gap", "act_pos", "merge_pos", *last])
+        for index, solution in enumerate(solutions):
+            kept = ["" if solution.kept_layers is None else ",".join(map(str, solution.kept_layers))] if last else []
+            first_ms = float(self.latencies_ms[index, 0])
+            numbers = [*self.latencies_ms[index].tolist(), self.original_ms / first_ms if first_ms else math.inf]
             writer.writerow([
                 index, *map(repr, map(float, numbers)), repr(float(self.importances[index])),
                 repr(float(self.gaps[index])), ",".join(map(str, solution.act_pos)),
-                ",".join(map(str, solution.merge_pos)),
+                ",".join(map(str, solution.merge_pos)), *kept,
             ])
         replace_text(Path(path), buffer.getvalue())
 
@@ -277,10 +286,10 @@ class Frontier:
 
     def _exact_ms(self, index: int) -> list[float]:
         """Return the latency on each device from exactly rounded sums."""
-        segments = _segments_of(self._paths(index))
+        keys = _keys_of(self._paths(index))
         found = []
         for table in self._columns.tables:
-            entries = [table.entry(start, end) for start, end in segments]
+            entries = [table.at(key) for key in keys]
             sum_ms = math.fsum(entry.latency_ms for entry in entries)
             if self.risk is not None:
                 from layerfold.solver._risk import quantile
@@ -317,26 +326,27 @@ class Frontier:
             ends = chain.options.to_state[path]
             acts += [int(state) // 2 + chain.options.chain[0] for state in ends if state % 2]
             importances += chain.options.importances[path].tolist()
-        segments = _segments_of(paths)
+        keys = _keys_of(paths)
         latency = self.latency
         further = {
-            f"latency_{device}_ms": table.end_to_end_ms(table.sum_ms(segments))
+            f"latency_{device}_ms": table.end_to_end_ms(table.sum_ms(keys))
             for device, table in enumerate(self._columns.tables[1:], start=2)
         }
         return Solution(
             act_pos=tuple(acts),
-            merge_pos=tuple(end for _, end in segments),
+            merge_pos=tuple(key[1] for key in keys),
+            kept_layers=self._kept_layers(paths),
             model=latency.provenance.model,
             network_hash=latency.provenance.network_hash,
             budget_ms=budget_ms,
-            predicted_ms=latency.end_to_end_ms(latency.sum_ms(segments)),
+            predicted_ms=latency.end_to_end_ms(latency.sum_ms(keys)),
             importance=math.fsum(importances),
             segments=tuple(
                 SolutionSegment(
-                    start=start, end=end, plan="merge" if end > start + 1 else "keep",
-                    latency_ms=latency.entry(start, end).latency_ms,
+                    start=key[0], end=key[1], plan=_plan_name(key), latency_ms=latency.at(key).latency_ms,
+                    kernel=key[2] if len(key) > 2 else "",
                 )
-                for start, end in segments
+                for key in keys
             ),
             table_hashes=self._hashes,
             version=layerfold.__version__,
@@ -346,11 +356,24 @@ class Frontier:
         )
 
 
-def _segments_of(paths: Sequence[tuple[ChainFrontier, list[int]]]) -> list[tuple[int, int]]:
-    return [
-        segment for chain, path in paths for option in path
-        for segment in pairwise(chain.options.plan_of(option).breaks)
-    ]
+    def _kept_layers(self, paths: Sequence[tuple[ChainFrontier, list[int]]]) -> tuple[int, ...] | None:
+        """Return the layers that stay, or None where no layer is dropped."""
+        lost = {index for chain, path in paths for option in path for index in chain.options.plan_of(option).dropped}
+        if not lost:
+            return None
+        return tuple(
+            index for start, end in self.latency.chains for index in range(start + 1, end + 1) if index not in lost
+        )
+
+
+def _keys_of(paths: Sequence[tuple[ChainFrontier, list[int]]]) -> list[SegmentKey]:
+    return [key for chain, path in paths for option in path for key in chain.options.plan_of(option).keys]
+
+
+def _plan_name(key: SegmentKey) -> str:
+    if len(key) > 2:
+        return "drop"
+    return "merge" if key[1] > key[0] + 1 else "keep"
 
 
 def _is_number(value: object) -> bool:

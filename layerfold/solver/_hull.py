@@ -54,7 +54,8 @@ def make_hull(chains: Sequence[ChainOptions], *, tightness: float = 1e-5, most: 
     """
     groups = [grouped(each.from_state) for each in chains]
     spread = sum(float(np.abs(each.importances).sum()) for each in chains)
-    least = min(float(each.costs.min()) for each in chains)
+    # What costs nothing at all takes no part in it.
+    least = min((float(each.costs[each.costs > 0.0].min()) for each in chains if (each.costs > 0.0).any()), default=1.0)
     # Above this price the fastest way is the best, whatever it costs in importance.
     highest = max(1.0, spread) / max(least, 1e-9) * 1e3
     prices, costs, to_go = np.empty(0), np.empty(0), [np.empty((each.num_states, 0)) for each in chains]

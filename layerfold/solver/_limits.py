@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 from layerfold.errors import TableError, UsageError
 from layerfold.tables import LatencyEntry
+from layerfold.tables._kernel import kernel_sides
 from layerfold.tables._signature import conv_sizes
 
 
@@ -16,10 +17,10 @@ class Limits:
     Attributes:
         max_params: most parameters of the merged convs of all chains (what lies outside chains does not count).
         max_macs: most multiply-adds of the merged convs of all chains, for one image.
-        max_merged: most segments of more than one layer.
+        max_merged: most segments of more than one layer; those of which nothing stays do not count.
         keep_activations: positions whose activation stays (an empty slot named here is filled).
         drop_activations: positions that get no activation.
-        never_merge: layers that stay convs of their own.
+        never_merge: layers that stay convs of their own, and are not dropped.
         max_kernel: largest kernel height or width of a merged segment; single layers may be larger.
     """
 
@@ -54,12 +55,14 @@ class Limits:
         Raises:
             TableError: a kernel limit on a table that does not say how large its merged kernels are.
         """
-        if entry.end == entry.start + 1:
+        if entry.end == entry.start + 1 and not entry.drops:
             return True
         if any(entry.start < layer <= entry.end for layer in self.never_merge):
             return False
         if self.max_kernel is None:
             return True
+        if entry.merged:
+            return max(kernel_sides(entry.merged)) <= self.max_kernel
         kernel = conv_sizes(entry.signature).kernel if entry.signature else None
         if kernel is None:
             raise TableError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import UsageError
+from layerfold.tables._kernel import SegmentKey
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,10 +23,24 @@ class Plan:
     Attributes:
         breaks: the stretch's start, where merging stops inside it, and its end.
         label: a name for kinds of options that are told apart by more than their breaks.
+        dropped: layers that do not stay, rising.
+        kernels: for each part between two breaks the kernel that it merges into, if layers are dropped there, else
+            empty; none at all where nothing is dropped.
     """
 
     breaks: tuple[int, ...]
     label: str = ""
+    dropped: tuple[int, ...] = ()
+    kernels: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[SegmentKey, ...]:
+        """What latency tables know the parts by."""
+        kernels = self.kernels or ("",) * (len(self.breaks) - 1)
+        return tuple(
+            (start, end, kernel) if kernel else (start, end)
+            for (start, end), kernel in zip(pairwise(self.breaks), kernels, strict=True)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def plot_frontier(
         axes.axvline(budget_ms, color=_BUDGET, linestyle="--", linewidth=1.2, label=f"budget, {budget_ms:.4g} ms")
     if chosen is not None and chosen.predicted_ms is not None and chosen.importance is not None:
         at_ms = chosen.costs.get("latency_at_risk_ms", chosen.predicted_ms)
-        speedup = frontier.original_ms / at_ms
+        speedup = frontier.original_ms / at_ms if at_ms else math.inf
         axes.plot(at_ms, chosen.importance, "o", color=_CHOSEN, markersize=9, zorder=5,
                   label=f"chosen, {at_ms:.4g} ms ({speedup:.2f}x)")
     axes.set_xlabel("predicted latency (ms)")

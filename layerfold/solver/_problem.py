@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.solver._drop_options import DropOption, DropSums, drop_options
 from layerfold.solver._extension import ExtendedImportance, extended_importance
 from layerfold.solver._limits import Limits
 from layerfold.solver._options import ChainOptions, Plan, chain_options
 from layerfold.solver._stage1 import OptimalSums, optimal_sums
 from layerfold.solver._vector_costs import CostColumns, VectorSums, vector_sums
-from layerfold.tables import ImportanceTable, LatencyEntry, LatencyTable, check_coverage
+from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, check_coverage
 from layerfold.tables._latency import check_entries
 from layerfold.tables._provenance import check_same_source
 
@@ -41,9 +42,14 @@ def check_tables(latencies: Sequence[LatencyTable], importance: ImportanceTable)
 
 
 def build_options(
-    latencies: Sequence[LatencyTable], importances: dict[Key, float], limits: Limits, columns: CostColumns
+    latencies: Sequence[LatencyTable], importances: dict[Key, float], limits: Limits, columns: CostColumns,
+    drops: Sequence[tuple[ImportanceEntry, float]] = (),
 ) -> list[ChainOptions]:
     """Return the options of every chain.
+
+    Args:
+        importances: of stretches that keep every layer.
+        drops: rows in which layers are dropped, with their importance.
 
     Raises:
         MissingEntryError: no options lead from a chain's start to its end.
@@ -53,6 +59,8 @@ def build_options(
     allowed = [entry for entry in latency.entries if entry.breaks is None or len(entry.breaks) == 2]
     if limits.has_segment_rules:
         allowed = [entry for entry in allowed if limits.allows(entry, latency.source)]
+    sums = DropSums(allowed, [entry for entry, _ in drops], columns)
+    allowed = [entry for entry in allowed if not entry.drops]
     found = []
     for chain in latency.chains:
         extended = extended_importance(importances, chain)
@@ -60,8 +68,23 @@ def build_options(
             options = _single_cost_options(allowed, extended, chain, limits)
         else:
             options = _vector_options(allowed, extended, chain, limits, columns)
-        found.append(options)
+        found.append(_with_drops(options, drop_options(drops, chain, limits, sums)))
     return found
+
+
+def _with_drops(options: ChainOptions, drops: Sequence[DropOption]) -> ChainOptions:
+    """Return both kinds of options of one chain together."""
+    if not drops:
+        return options
+    count = len(options.importances)
+    return chain_options(
+        chain=options.chain,
+        from_state=np.append(options.from_state, [each.from_state for each in drops]),
+        to_state=np.append(options.to_state, [each.to_state for each in drops]),
+        costs=np.concatenate((options.costs, [each.costs for each in drops])),
+        importances=np.append(options.importances, [each.importance for each in drops]),
+        plan_of=lambda index: options.plan_of(index) if index < count else drops[index - count].plan,
+    )
 
 
 def _single_cost_options(

@@ -12,6 +12,7 @@ from typing import Any
 
 from layerfold.errors import OptionalDependencyError, SolutionError
 from layerfold.tables._csv import replace_text
+from layerfold.tables._kernel import SegmentKey, is_kernel_text
 
 SCHEMA = 1
 
@@ -22,27 +23,37 @@ class SolutionSegment:
 
     Attributes:
         start, end: positions; layers start+1..end become one conv.
-        plan: ``merge`` for several layers, ``keep`` for a single one.
+        plan: ``keep`` for a single layer, ``merge`` for several of which all stay, ``drop`` where some do not.
         latency_ms: the table's entry; None if unknown.
+        kernel: with ``drop``, the merged kernel by which latency tables know it, for example ``3x3``, or ``identity``
+            where nothing stays; else empty.
     """
 
     start: int
     end: int
     plan: str = "merge"
     latency_ms: float | None = None
+    kernel: str = ""
+
+    @property
+    def key(self) -> SegmentKey:
+        """What latency tables know it by."""
+        return (self.start, self.end, self.kernel) if self.kernel else (self.start, self.end)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """Which activations stay (A) and where merging stops (S).
+    """Which activations stay (A), where merging stops (S), and which layers stay.
 
-    By hand: ``Solution(act_pos=[1, 3], merge_pos=[1, 2, 3])``.
+    By hand: ``Solution(act_pos=[1, 3], merge_pos=[1, 2, 3])``, or with ``kept_layers=[1, 3]`` to drop layer 2.
 
     Attributes:
         act_pos: positions with an activation, rising. A solver's solution holds a chain's end too if the original
             keeps an activation there.
         merge_pos: positions where merging stops, rising; ``act_pos`` is a subset of it. A 0, which published files
             have for the network's input, is dropped from both.
+        kept_layers: the layers that stay, rising, of all chains; None for every one. Whether the others can go is
+            checked against the network, when a form is built.
         model: what the user called the model.
         network_hash: ``Network.hash`` of the network it was made for; empty if unknown.
         budget_ms: the end-to-end budget it was chosen for.
@@ -63,6 +74,7 @@ class Solution:
 
     act_pos: tuple[int, ...]
     merge_pos: tuple[int, ...]
+    kept_layers: tuple[int, ...] | None = None
     model: str = ""
     network_hash: str = ""
     budget_ms: float | None = None
@@ -79,11 +91,18 @@ class Solution:
     def __post_init__(self) -> None:
         object.__setattr__(self, "act_pos", _positions(self.act_pos, "act_pos"))
         object.__setattr__(self, "merge_pos", _positions(self.merge_pos, "merge_pos"))
+        if self.kept_layers is not None:
+            object.__setattr__(self, "kept_layers", _positions(self.kept_layers, "kept_layers"))
         alone = [position for position in self.act_pos if position not in set(self.merge_pos)]
         if alone:
             raise SolutionError(
                 f"act_pos={alone}: not in merge_pos; an activation can only stay where merging stops, add it there"
             )
+
+    @property
+    def plan(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """What decides the structure but for activations: merge positions and kept layers."""
+        return self.merge_pos, self.kept_layers
 
     @classmethod
     def read(cls, path: str | Path) -> Solution:
@@ -124,7 +143,10 @@ class Solution:
         torch = _torch(Path(path))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         partial = Path(path).with_name(Path(path).name + ".part")
-        torch.save({"act_pos": list(self.act_pos), "merge_pos": list(self.merge_pos)}, partial)
+        found = {"act_pos": list(self.act_pos), "merge_pos": list(self.merge_pos)}
+        if self.kept_layers is not None:
+            found["kept_layers"] = list(self.kept_layers)
+        torch.save(found, partial)
         partial.replace(path)
 
     def to_json(self) -> dict[str, Any]:
@@ -135,6 +157,7 @@ class Solution:
             "network_hash": self.network_hash,
             "act_pos": list(self.act_pos),
             "merge_pos": list(self.merge_pos),
+            "kept_layers": None if self.kept_layers is None else list(self.kept_layers),
             "budget_ms": self.budget_ms,
             "predicted_ms": self.predicted_ms,
             "measured_ms": self.measured_ms,
@@ -143,7 +166,8 @@ class Solution:
             "gap": self.gap,
             "costs": dict(self.costs),
             "segments": [
-                {"start": each.start, "end": each.end, "plan": each.plan, "latency_ms": each.latency_ms}
+                {"start": each.start, "end": each.end, "plan": each.plan, "latency_ms": each.latency_ms,
+                 **({"kernel": each.kernel} if each.kernel else {})}
                 for each in self.segments
             ],
             "tables": dict(self.table_hashes),
@@ -206,7 +230,7 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SolutionError(f"{path}: holds a {type(data).__name__}, expected a dict with act_pos and merge_pos")
     found = {}
-    for name in ("act_pos", "merge_pos"):
+    for name in ("act_pos", "merge_pos", "kept_layers"):
         if name in data:
             found[name] = data[name].tolist() if hasattr(data[name], "tolist") else data[name]
     return found
@@ -214,6 +238,7 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {name: data[name] for name in ("act_pos", "merge_pos")}
+    found["kept_layers"] = data.get("kept_layers")
     for name in ("model", "network_hash", "version", "status"):
         if name in data:
             if not isinstance(data[name], str):
@@ -237,9 +262,11 @@ def _segment(data: dict[str, Any]) -> SolutionSegment:
     start, end = data.get("start"), data.get("end")
     if not (type(start) is int and type(end) is int and 0 <= start < end):
         raise SolutionError(f"segments: start={start!r}, end={end!r}, expected positions with start < end")
-    latency = data.get("latency_ms")
+    latency, kernel = data.get("latency_ms"), data.get("kernel", "")
+    if kernel and not (isinstance(kernel, str) and is_kernel_text(kernel)):
+        raise SolutionError(f"segments: kernel={kernel!r}: expected a merged kernel such as '3x3' or 'identity'")
     return SolutionSegment(
-        start=start, end=end, plan=str(data.get("plan", "merge")),
+        start=start, end=end, plan=str(data.get("plan", "merge")), kernel=kernel or "",
         latency_ms=None if latency is None else _number(latency, "latency_ms"),
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
+from layerfold.solver._drop_options import split_importances
 from layerfold.solver._extension import Normalise, normalised_importances
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._labels import least_to_go
@@ -63,7 +64,8 @@ def solve_frontier(
     check_epsilon(epsilon, max_labels)
     caps = _caps(columns, budgets_ms)
     importances = normalised_importances(importance, alpha, normalise)
-    all_options = build_options(tables, importances, limits, columns)
+    whole, drops = split_importances(importances, importance.entries)
+    all_options = build_options(tables, whole, limits, columns, drops)
     to_go = [least_to_go(options) for options in all_options]
     least = np.array([each[1] for each in to_go])
     for options, least_costs in zip(all_options, least, strict=True):

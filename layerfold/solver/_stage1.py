@@ -80,12 +80,14 @@ def optimal_sums(entries: list[LatencyEntry], chain: tuple[int, int]) -> Optimal
 def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:
     """Return T_opt for the segments of ``latency``: each entry's best latency, merged whole or in parts.
 
+    Entries in which layers are dropped are left out: what they stand for depends on the importances.
+
     The spread of an entry is the sum of the spreads of its parts, as in the published files.
 
     Returns:
         a table of the same segments whose entries carry ``breaks``.
     """
-    entries = list(latency.entries)
+    entries = [entry for entry in latency.entries if not entry.drops]
     found: dict[tuple[int, int], LatencyEntry] = {}
     for chain in latency.chains:
         best = optimal_sums(entries, chain)

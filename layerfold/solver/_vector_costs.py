@@ -12,6 +12,7 @@ from layerfold.errors import TableError
 from layerfold.solver._limits import Limits
 from layerfold.solver._pareto import pareto_indices
 from layerfold.tables import LatencyEntry, LatencyTable
+from layerfold.tables._kernel import IDENTITY
 from layerfold.tables._signature import conv_sizes
 
 Floats = NDArray[np.float64]
@@ -47,7 +48,7 @@ class CostColumns:
 
     def of(self, entry: LatencyEntry) -> tuple[float, ...]:
         """Return the costs of one entry's segment on every device."""
-        alike = [table.entry(entry.start, entry.end) for table in self.tables]
+        alike = [table.at(entry.key) for table in self.tables]
         costs = [each.latency_ms for each in alike]
         if self.has_risk:
             costs += [each.spread_ms**2 for each in alike]
@@ -65,7 +66,9 @@ def cost_columns(tables: Sequence[LatencyTable], limits: Limits, *, has_risk: bo
 
 def _size(name: str, entry: LatencyEntry, source: str) -> float:
     if name == "merged":
-        return float(entry.end > entry.start + 1)
+        return float(entry.end > entry.start + 1 and entry.merged != IDENTITY)
+    if entry.merged == IDENTITY:
+        return 0.0
     value = entry.params if name == "params" else entry.macs
     if value is None and entry.signature:
         sizes = conv_sizes(entry.signature)

@@ -16,7 +16,7 @@ from layerfold.tables._provenance import Provenance, check_same_source
 
 Table = LatencyTable | ImportanceTable
 _AnyTable = TypeVar("_AnyTable", LatencyTable, ImportanceTable)
-Key = tuple[int, ...]
+Key = tuple[int | str, ...]
 
 
 def read_table(path: str | Path, *, partial: bool = False) -> Table:
@@ -29,7 +29,7 @@ def read_table(path: str | Path, *, partial: bool = False) -> Table:
     header, _, _ = read_rows(Path(path), ("st", "end"))
     if "time" in header:
         return LatencyTable.read(path, partial=partial)
-    if "st_act" in header:
+    if "st_act" in header or "conv_comb" in header:
         return ImportanceTable.read(path)
     raise TableError(f"{path}: row 1: neither 'time' (latency) nor 'st_act' (importance), expected one of them")
 
@@ -156,7 +156,7 @@ def _joined_provenance(tables: Sequence[Table]) -> Provenance:
             )
     if calibrated:
         changes.update(fixed_ms=calibrated[0].fixed_ms, scale=calibrated[0].scale)
-    have = {(entry.start, entry.end) for table in tables for entry in table.entries}
+    have = {segment for table in tables for segment in table.segments}
     left_out = {segment for table in tables for segment in table.provenance.left_out}
     return replace(first, **changes, left_out=tuple(sorted(left_out - have)))
 
@@ -226,7 +226,7 @@ def diff_tables(first: Table, second: Table) -> TableDifference:
 
 
 def _key(entry: LatencyEntry | ImportanceEntry) -> Key:
-    return entry.key if isinstance(entry, ImportanceEntry) else (entry.start, entry.end)
+    return entry.key
 
 
 def _value(entry: LatencyEntry | ImportanceEntry) -> float:
@@ -234,5 +234,6 @@ def _value(entry: LatencyEntry | ImportanceEntry) -> float:
 
 
 def _name(key: Key) -> str:
-    names = ("st", "end", "st_act", "end_act")
-    return ", ".join(f"{name}={value}" for name, value in zip(names, key, strict=False))
+    positions = [value for value in key if isinstance(value, int)]
+    parts = [f"{name}={value}" for name, value in zip(("st", "end", "st_act", "end_act"), positions, strict=False)]
+    return ", ".join(parts + [f"merged={value}" for value in key if isinstance(value, str)])

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from layerfold.errors import MissingEntryError, TableError
 from layerfold.tables._csv import LARGEST, Row, read_rows, write_rows
+from layerfold.tables._drop_columns import DROP_COLUMNS, drop_cells, with_drops
+from layerfold.tables._kernel import is_kernel_text
 from layerfold.tables._provenance import Provenance
 
 _MEASURED = ("train_loss", "train_acc", "val_loss", "val_acc")
-_KNOWN = ("id", "st", "end", "st_act", "end_act", *_MEASURED, "importance", "imp", "breaks")
-Key = tuple[int, int, int, int]
-"""(start, end, start_act, end_act)."""
+_KNOWN = ("", "id", "st", "end", "st_act", "end_act", *_MEASURED, "importance", "imp", "breaks", *DROP_COLUMNS)
+Key = tuple[int, int, int, int] | tuple[int, int, int, int, str]
+"""(start, end, start_act, end_act), and the merged kernel where layers are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,9 @@ class ImportanceEntry:
         train_loss, train_acc, val_loss, val_acc: differences to the unmodified network; None if not measured.
         extra: further columns of the estimator, name to number or text.
         breaks: in an extended table, the inner positions without activation, with start and end around them.
+        merged: the merged kernel (:mod:`layerfold.tables._kernel`); empty if unknown. Must be known where layers are
+            dropped: it leads to the latency.
+        kept: the layers that stay; None for every one.
     """
 
     start: int
@@ -46,8 +51,15 @@ class ImportanceEntry:
     val_acc: float | None = None
     extra: Mapping[str, float | str] = field(default_factory=dict)
     breaks: tuple[int, ...] | None = None
+    merged: str = ""
+    kept: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.kept is not None and not is_kernel_text(self.merged):
+            raise TableError(
+                f"importance entry ({self.start},{self.end}): merged={self.merged!r}, expected the kernel that layers "
+                f"{list(self.kept)} merge into, such as '3x3' or 'identity'"
+            )
         if not 0 <= self.start < self.end:
             raise TableError(f"importance entry st={self.start}, end={self.end}: expected 0 <= st < end")
         if self.start_act not in (0, 1) or self.end_act not in (0, 1):
@@ -63,7 +75,15 @@ class ImportanceEntry:
 
     @property
     def key(self) -> Key:
-        return self.start, self.end, self.start_act, self.end_act
+        states = self.start, self.end, self.start_act, self.end_act
+        return states if self.kept is None else (*states, self.merged)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The layers that do not stay, rising."""
+        if self.kept is None:
+            return ()
+        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.kept)
 
 
 class ImportanceTable:
@@ -103,13 +123,13 @@ class ImportanceTable:
 
     @cached_property
     def segments(self) -> frozenset[tuple[int, int]]:
-        """Every (start, end) with at least one entry."""
-        return frozenset((entry.start, entry.end) for entry in self.entries)
+        """Every (start, end) with at least one entry in which no layer is dropped."""
+        return frozenset((entry.start, entry.end) for entry in self.entries if entry.kept is None)
 
     @cached_property
     def hash(self) -> str:
         """Hash of the numbers, whatever the order of the rows."""
-        rows = sorted((*entry.key, entry.importance) for entry in self.entries)
+        rows = sorted((*entry.key[:4], entry.importance, *entry.key[4:]) for entry in self.entries)
         return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
     def entry(self, start: int, end: int, start_act: int = 1, end_act: int = 1) -> ImportanceEntry:
@@ -126,27 +146,35 @@ class ImportanceTable:
     def read(cls, path: str | Path) -> ImportanceTable:
         """Read an importance table, ours, a published one, or an extended one.
 
+        LayerMerge's tables have no activation states: there every position where merging stops has an activation.
+
         Raises:
             TableError: one line with file, row, column, what is wrong, what was expected.
         """
-        header, rows, provenance = read_rows(Path(path), ("st", "end", "st_act", "end_act"))
+        header, rows, provenance = read_rows(Path(path), ("st", "end"))
+        if "ker" in header and "conv_comb" not in header:
+            raise TableError(f"{path}: row 1: no column 'conv_comb', expected one beside ker, str and is_dw")
+        has_states = "conv_comb" not in header or "st_act" in header
+        for name in ("st_act", "end_act") if has_states else ():
+            if name not in header:
+                raise TableError(f"{path}: row 1: no column {name!r}, expected the columns st,end,st_act,end_act")
         column = next((name for name in ("importance", "imp", "val_acc") if name in header), None)
         if column is None:
             raise TableError(f"{path}: row 1: no column 'val_acc', 'importance' or 'imp', expected one of them")
         extra_names = [name for name in header if name not in _KNOWN]
         entries = []
         seen: dict[Key, int] = {}
-        for row in rows:
+        for row, merged, kept, _ in with_drops(rows, must_say=True):
             start, end = row.position("st"), row.position("end")
-            if start >= end:
-                raise row.error("end", f"a position after st={start}")
             importance = row.number_in(column, -LARGEST, "points between -1e9 and 1e9")
             measured = {name: row.optional_number(name) for name in _MEASURED}
             entry = ImportanceEntry(
                 start=start,
                 end=end,
-                start_act=row.state("st_act"),
-                end_act=row.state("end_act"),
+                start_act=row.state("st_act") if has_states else 1,
+                end_act=row.state("end_act") if has_states else 1,
+                merged=merged,
+                kept=kept,
                 importance=importance,
                 extra={name: _number_or_text(row, name) for name in extra_names},
                 breaks=row.breaks("breaks", start, end),
@@ -154,7 +182,8 @@ class ImportanceTable:
             )
             if entry.key in seen:
                 other = f"{entry.key} stands in row {seen[entry.key]} too"
-                raise row.error("st", f"each (st,end,st_act,end_act) once; {other}")
+                kernel = "" if entry.kept is None else " and kernel"
+                raise row.error("st", f"each (st,end,st_act,end_act){kernel} once; {other}")
             seen[entry.key] = row.number
             entries.append(entry)
         return cls(entries, provenance=provenance, source=str(path))
@@ -162,19 +191,26 @@ class ImportanceTable:
     def write(self, path: str | Path) -> None:
         """Write the CSV and its sidecar; extended tables get ``imp`` and ``breaks``."""
         keys = ("id", "st", "end", "st_act", "end_act")
+        has_drops = any(entry.kept is not None for entry in self.entries)
         rows: list[list[object]]
         if all(entry.breaks is not None for entry in self.entries):
             header: tuple[str, ...] = (*keys, "imp", "breaks")
             rows = [
-                [index, *entry.key, entry.importance, entry.breaks] for index, entry in enumerate(self.entries)
+                [index, *entry.key[:4], entry.importance, entry.breaks] for index, entry in enumerate(self.entries)
             ]
         else:
             extra_names = list(dict.fromkeys(name for entry in self.entries for name in entry.extra))
             own = ("importance",) if any(entry.importance != entry.val_acc for entry in self.entries) else ()
-            header = (*keys, *_MEASURED, *own, *extra_names)
+            # As LayerMerge's program reads it: it needs a column importance.
+            own = ("importance",) if has_drops else own
+            header = (*keys, *(DROP_COLUMNS if has_drops else ()), *_MEASURED, *own, *extra_names)
             rows = []
             for index, entry in enumerate(self.entries):
-                cells: list[object] = [index, *entry.key, *(getattr(entry, name) for name in _MEASURED)]
+                cells: list[object] = [index, *entry.key[:4]]
+                if has_drops:
+                    found = drop_cells(entry.start, entry.end, entry.merged, entry.kept)
+                    cells += [found[name] for name in DROP_COLUMNS]
+                cells += [getattr(entry, name) for name in _MEASURED]
                 cells += [entry.importance] if own else []
                 rows.append(cells + [entry.extra.get(name) for name in extra_names])
         write_rows(Path(path), header, rows, replace(self.provenance, kind=self.provenance.kind or "importance"))

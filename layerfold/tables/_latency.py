@@ -9,13 +9,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from layerfold.errors import MissingEntryError, TableError
 from layerfold.tables._csv import LARGEST, read_rows, write_rows
+from layerfold.tables._drop_columns import drop_cells, with_drops
+from layerfold.tables._kernel import IDENTITY, SegmentKey, is_kernel_text
 from layerfold.tables._provenance import Provenance
 
 _COLUMNS = ("id", "st", "end", "time", "stdev", "st_act", "end_act", "signature", "runs")
+_DROP_COLUMNS = (
+    "id", "st", "end", "ker", "str", "is_dw", "time", "stdev", "st_act", "end_act", "signature", "runs", "merged",
+    "conv_comb",
+)  # fmt: skip
 
 
 class HasMergePositions(Protocol):
@@ -25,19 +31,35 @@ class HasMergePositions(Protocol):
     def merge_pos(self) -> tuple[int, ...]: ...
 
 
+@runtime_checkable
+class DropsLayers(Protocol):
+    """What a solution that drops layers has besides."""
+
+    @property
+    def kept_layers(self) -> tuple[int, ...] | None: ...
+
+    @property
+    def segments(self) -> tuple[Any, ...]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatencyEntry:
-    """The latency of one segment, layers start+1..end merged into one conv.
+    """The latency of one segment, layers start+1..end merged into one conv; perhaps without some of them.
 
     Attributes:
         start, end: positions, 0 <= start < end.
-        latency_ms: median of one forward pass, above 0.
+        latency_ms: median of one forward pass, above 0; 0 only where nothing stays.
         spread_ms: standard deviation of that number, at least 0; 0 where unknown.
         start_act, end_act: whether the measured segment had an activation before and behind it; None if unknown.
         signature: what decides the latency (``Segment.signature``); empty if unknown.
         runs: number of timed forward passes; 0 if unknown.
         macs, params: multiply-adds of one image and parameters of the merged conv; None: read from the signature.
         breaks: in a table of optimal latencies, where merging stops from ``start`` to ``end``, both included.
+        merged: the merged kernel (:mod:`layerfold.tables._kernel`); empty if unknown. Must be known where layers are
+            dropped: it is what tells the options of one segment apart.
+        kept: layers that stayed where it was measured (others that merge into the same kernel take as long); None for
+            every one, or, with ``drops``, where the table does not say.
+        drops: whether layers are dropped; follows from ``kept`` where that is given.
     """
 
     start: int
@@ -51,11 +73,33 @@ class LatencyEntry:
     macs: int | None = None
     params: int | None = None
     breaks: tuple[int, ...] | None = None
+    merged: str = ""
+    kept: tuple[int, ...] | None = None
+    drops: bool = False
+
+    @property
+    def key(self) -> SegmentKey:
+        """(start, end), and the merged kernel where layers are dropped."""
+        return (self.start, self.end, self.merged) if self.drops else (self.start, self.end)
+
+    @property
+    def dropped(self) -> tuple[int, ...] | None:
+        """The layers that do not stay, rising; None where some are dropped and it is not known which."""
+        if self.kept is None:
+            return None if self.drops else ()
+        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.kept)
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
             raise TableError(f"latency entry st={self.start}, end={self.end}: expected 0 <= st < end")
-        if not (0.0 < self.latency_ms <= LARGEST):
+        if self.kept is not None:
+            object.__setattr__(self, "drops", True)
+        if self.drops and not is_kernel_text(self.merged):
+            raise TableError(
+                f"latency entry ({self.start},{self.end}): merged={self.merged!r}, expected the kernel that the layers "
+                "which stay merge into, such as '3x3' or 'identity'"
+            )
+        if not (0.0 < self.latency_ms <= LARGEST) and not (self.latency_ms == 0.0 and self.merged == IDENTITY):
             raise TableError(
                 f"latency entry ({self.start},{self.end}): latency_ms={self.latency_ms!r}, "
                 "expected milliseconds above 0 and at most 1e9"
@@ -90,10 +134,10 @@ class LatencyTable:
         self.source = source
         if not self.entries:
             raise TableError(f"{source}: no entries; expected one for each segment")
-        self._by_segment: dict[tuple[int, int], LatencyEntry] = {}
+        self._by_key: dict[SegmentKey, LatencyEntry] = {}
         for entry in self.entries:
-            if self._by_segment.setdefault((entry.start, entry.end), entry) is not entry:
-                raise TableError(f"{source}: segment ({entry.start},{entry.end}) given twice, expected once")
+            if self._by_key.setdefault(entry.key, entry) is not entry:
+                raise TableError(f"{source}: {_name(entry.key)} given twice, expected once")
         if not partial:
             self._check_chains()
 
@@ -112,27 +156,38 @@ class LatencyTable:
 
     @cached_property
     def segments(self) -> frozenset[tuple[int, int]]:
-        """Every (start, end) that has an entry."""
-        return frozenset(self._by_segment)
+        """Every (start, end) that has an entry in which no layer is dropped."""
+        return frozenset((entry.start, entry.end) for entry in self.entries if not entry.drops)
+
+    @cached_property
+    def keys(self) -> frozenset[SegmentKey]:
+        """Every :attr:`LatencyEntry.key`."""
+        return frozenset(self._by_key)
 
     @cached_property
     def hash(self) -> str:
         """Hash of the numbers, whatever the order of the rows."""
-        rows = sorted((entry.start, entry.end, entry.latency_ms, entry.spread_ms) for entry in self.entries)
+        rows = sorted(
+            (entry.start, entry.end, entry.latency_ms, entry.spread_ms, *entry.key[2:]) for entry in self.entries
+        )
         return hashlib.sha256(repr((rows, self.provenance.fixed_ms, self.provenance.scale)).encode()).hexdigest()[:16]
 
     def entry(self, start: int, end: int) -> LatencyEntry:
-        """Return the entry of layers start+1..end, or raise MissingEntryError."""
-        found = self._by_segment.get((start, end))
+        """Return the entry of layers start+1..end, none dropped, or raise MissingEntryError."""
+        return self.at((start, end))
+
+    def at(self, key: SegmentKey) -> LatencyEntry:
+        """Return the entry of a key, or raise MissingEntryError."""
+        found = self._by_key.get(key)
         if found is None:
             raise MissingEntryError(
-                f"{self.source}: no entry for segment ({start},{end}); it is no candidate of this table, "
+                f"{self.source}: no entry for {_name(key)}; it is no candidate of this table, "
                 "choose another or profile it"
             )
         return found
 
-    def __contains__(self, segment: object) -> bool:
-        return segment in self._by_segment
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_key
 
     def segments_of(self, merge_pos: Iterable[int]) -> list[tuple[int, int]]:
         """Return the segments between the positions of ``merge_pos``; every chain's end is implied."""
@@ -145,11 +200,44 @@ class LatencyTable:
 
     def predict_ms(self, solution: HasMergePositions) -> float:
         """Return the end-to-end latency of a solution: fixed + scale * sum of its segments' entries."""
-        return self.end_to_end_ms(self.sum_ms(self.segments_of(solution.merge_pos)))
+        return self.end_to_end_ms(self.sum_ms(self.keys_of(solution)))
 
-    def sum_ms(self, segments: Iterable[tuple[int, int]]) -> float:
-        """Return the exactly rounded sum of the entries of ``segments``."""
-        return math.fsum(self.entry(start, end).latency_ms for start, end in segments)
+    def keys_of(self, solution: HasMergePositions) -> list[SegmentKey]:
+        """Return the keys of a solution's segments.
+
+        What the layers that stay merge into is taken from the solution's own segments; where it has none, as one
+        written by hand, from the entry that was measured with these layers.
+
+        Raises:
+            MissingEntryError: no such entry is known.
+        """
+        segments = self.segments_of(solution.merge_pos)
+        if not isinstance(solution, DropsLayers) or solution.kept_layers is None:
+            return list(segments)
+        kept, kernels = set(solution.kept_layers), {(each.start, each.end): each.kernel for each in solution.segments}
+        found: list[SegmentKey] = []
+        for start, end in segments:
+            stay = tuple(index for index in range(start + 1, end + 1) if index in kept)
+            if len(stay) == end - start:
+                found.append((start, end))
+            elif kernels.get((start, end)):
+                found.append((start, end, kernels[start, end]))
+            else:
+                found.append(self._measured_with(start, end, stay))
+        return found
+
+    def _measured_with(self, start: int, end: int, kept: tuple[int, ...]) -> SegmentKey:
+        for entry in self.entries:
+            if (entry.start, entry.end, entry.kept) == (start, end, kept):
+                return entry.key
+        raise MissingEntryError(
+            f"{self.source}: no entry for segment ({start},{end}) with layers {list(kept)} alone; profile the network "
+            "with --drop-layers, or keep layers that were measured"
+        )
+
+    def sum_ms(self, keys: Iterable[SegmentKey]) -> float:
+        """Return the exactly rounded sum of the entries of these keys."""
+        return math.fsum(self.at(key).latency_ms for key in keys)
 
     def end_to_end_ms(self, sum_ms: float) -> float:
         """Turn a sum of entries into an end-to-end latency."""
@@ -172,11 +260,28 @@ class LatencyTable:
 
         The others need no importance: merging them in parts is at least as fast. Single layers are always in.
         """
+        return self._useful_and_best[0]
+
+    def useful_drops(self) -> tuple[SegmentKey, ...]:
+        """Return the keys of entries with dropped layers that are strictly faster than the stretch with all its layers.
+
+        The others need no importance: what keeps every layer, merged or in parts, is at least as fast.
+        """
+        best = self._useful_and_best[1]
+        return tuple(
+            entry.key for entry in self.entries
+            if entry.drops and entry.latency_ms < best.get((entry.start, entry.end), math.inf)
+        )
+
+    @cached_property
+    def _useful_and_best(self) -> tuple[tuple[tuple[int, int], ...], dict[tuple[int, int], float]]:
+        """Useful segments, and the least latency of each stretch with all its layers, merged or in parts."""
         best: dict[tuple[int, int], float] = {}
         useful = []
         by_end: dict[int, list[LatencyEntry]] = {}
         for entry in self.entries:
-            by_end.setdefault(entry.end, []).append(entry)
+            if not entry.drops:
+                by_end.setdefault(entry.end, []).append(entry)
         for chain_start, chain_end in self.chains:
             for start in range(chain_start, chain_end):
                 best[start, start] = 0.0
@@ -191,11 +296,14 @@ class LatencyTable:
                         best[start, end] = min(own, parts)
                     if own < parts or (own < math.inf and end == start + 1):
                         useful.append((start, end))
-        return tuple(sorted(useful))
+        return tuple(sorted(useful)), best
 
     @classmethod
     def read(cls, path: str | Path, *, partial: bool = False) -> LatencyTable:
-        """Read a latency table, ours or a published one (its first five columns), or one of optimal latencies.
+        """Read a latency table, ours or a published one (its first columns), or one of optimal latencies.
+
+        LayerMerge's tables have several rows a segment, told apart by ``ker``, ``str`` and ``is_dw``. Of these the
+        largest kernel is the one that keeps every layer.
 
         Args:
             path: the CSV file; provenance is read from ``<name>.csv.json`` if there is one.
@@ -206,20 +314,24 @@ class LatencyTable:
         """
         _, rows, provenance = read_rows(Path(path), ("st", "end", "time"))
         entries = []
-        seen: dict[tuple[int, int], int] = {}
-        for row in rows:
+        seen: dict[SegmentKey, int] = {}
+        for row, merged, kept, drops in with_drops(rows, must_say=False):
             start, end = row.position("st"), row.position("end")
-            if start >= end:
-                raise row.error("end", f"a position after st={start}")
-            if (start, end) in seen:
-                raise row.error("st", f"each segment once; ({start},{end}) stands in row {seen[start, end]} too")
-            seen[start, end] = row.number
+            key: SegmentKey = (start, end, merged) if drops else (start, end)
+            if key in seen:
+                name = f"({start},{end})" if len(key) == 2 else f"({start},{end}) merged into {merged}"
+                raise row.error("st", f"each segment once; {name} stands in row {seen[key]} too")
+            seen[key] = row.number
             has_spread = row.cells.get("stdev", "") != ""
+            above_0 = merged != IDENTITY
             entries.append(
                 LatencyEntry(
                     start=start,
                     end=end,
-                    latency_ms=row.number_in("time", 0.0, "milliseconds above 0 and at most 1e9", open_end=True),
+                    merged=merged,
+                    kept=kept,
+                    drops=drops,
+                    latency_ms=row.number_in("time", 0.0, "milliseconds above 0 and at most 1e9", open_end=above_0),
                     spread_ms=row.number_in("stdev", 0.0, "milliseconds from 0 to 1e9") if has_spread else 0.0,
                     start_act=row.optional_state("st_act"),
                     end_act=row.optional_state("end_act"),
@@ -234,7 +346,7 @@ class LatencyTable:
 
     def write(self, path: str | Path) -> None:
         """Write the CSV and its sidecar; tables of optimal latencies get the published columns and ``breaks``."""
-        header: tuple[str, ...] = _COLUMNS
+        header: tuple[str, ...] = _DROP_COLUMNS if any(entry.drops for entry in self.entries) else _COLUMNS
         if all(entry.breaks is not None for entry in self.entries):
             header = (*_COLUMNS[:5], "breaks")
         header += tuple(
@@ -246,6 +358,7 @@ class LatencyTable:
                 "id": index, "st": entry.start, "end": entry.end, "time": entry.latency_ms, "stdev": entry.spread_ms,
                 "st_act": entry.start_act, "end_act": entry.end_act, "signature": entry.signature,
                 "runs": entry.runs, "macs": entry.macs, "params": entry.params, "breaks": entry.breaks,
+                **drop_cells(entry.start, entry.end, entry.merged, entry.kept, is_known=not entry.drops),
             }
             rows.append([cells[name] for name in header])
         write_rows(Path(path), header, rows, replace(self.provenance, kind=self.provenance.kind or "latency"))
@@ -275,9 +388,13 @@ def check_entries(tables: Sequence[LatencyTable]) -> None:
     for other in tables[1:]:
         if first.chains != other.chains:
             raise TableError(f"{first.source} and {other.source}: chains differ ({first.chains} and {other.chains})")
-        for segment in sorted(first.segments ^ other.segments):
-            lacking = other if segment in first else first
+        for key in sorted(first.keys ^ other.keys):
+            lacking = other if key in first else first
             raise MissingEntryError(
-                f"{lacking.source}: no entry for segment ({segment[0]},{segment[1]}), which the other table has; "
+                f"{lacking.source}: no entry for {_name(key)}, which the other table has; "
                 "profile the same candidates on every device"
             )
+
+
+def _name(key: SegmentKey) -> str:
+    return f"segment ({key[0]},{key[1]})" + (f" merged into {key[2]}" if len(key) > 2 else "")

@@ -130,13 +130,13 @@ def test_one_reading_that_is_far_off_does_not_spoil_the_rest() -> None:
 def test_informative_plans_leave_less_doubt_than_the_first_ones() -> None:
     machine = Machine(4, 0.004)
     beliefs = Beliefs(facts(), CHAINS, scales=SCALES)
-    pool = [plan.merge_pos for plan in machine.plans(60)]
+    pool = [plan.plan for plan in machine.plans(60)]
     chosen = beliefs.most_informative(pool, 8)
     assert len(set(chosen)) == 8
 
     def doubt(indices: list[int]) -> float:
-        seen = beliefs.with_measured([machine.measure(pool[i]) for i in indices], refit=False)
-        return sum(seen.predict(stops).deviation ** 2 for stops in pool)
+        seen = beliefs.with_measured([machine.measure(pool[i].merge_pos) for i in indices], refit=False)
+        return sum(seen.predict(plan.merge_pos).deviation ** 2 for plan in pool)
 
     assert doubt(chosen) < doubt(list(range(8)))
 
@@ -166,6 +166,38 @@ def test_fitted_table_adds_up_to_the_beliefs_and_survives_its_file(tmp_path) -> 
     assert len(plans_of(again)) == len(beliefs.measured)
     stops = machine.plans(1)[0].merge_pos
     assert beliefs_of(again).predict(stops).ratio == pytest.approx(beliefs.predict(stops).ratio)
+
+
+def test_options_with_dropped_layers_are_segments_of_their_own(tmp_path) -> None:
+    entries = [
+        *isolated_table().entries,
+        LatencyEntry(start=0, end=2, latency_ms=0.45, merged="3x3", kept=(1,)),
+        LatencyEntry(start=2, end=3, latency_ms=0.0, merged="identity", kept=()),
+    ]
+    alone = LatencyTable(entries, provenance=isolated_table().provenance)
+    base = beliefs_of(alone)
+    stops = tuple(range(2, 11))
+    kept, dropped = base.predict(stops).ratio, base.predict(stops, [2]).ratio
+    assert kept != pytest.approx(dropped)
+    assert base.predict(stops, [2, 3]).ratio == pytest.approx(dropped - 0.5 / alone.original_ms)
+    with pytest.raises(MissingEntryError, match=r"\(3, 4\) without layers \[4\]"):
+        base.predict(stops, [4])
+    plan = MeasuredPlan(act_pos=(), merge_pos=stops, ratio=0.8, low=0.799, high=0.801, dropped=(2, 3))
+    table = fitted_table(alone, base.with_measured([plan] * 4))
+    learnt = beliefs_of(table)
+    assert abs(learnt.predict(stops, [2, 3]).ratio - 0.8) < abs(base.predict(stops, [2, 3]).ratio - 0.8)
+    table.write(tmp_path / "t.csv")
+    again = LatencyTable.read(tmp_path / "t.csv")
+    assert plans_of(again)[0].dropped == (2, 3)
+    assert beliefs_of(again).predict(stops, [2, 3]).ratio == pytest.approx(learnt.predict(stops, [2, 3]).ratio)
+    assert table.at((2, 3, "identity")).latency_ms >= 0.0
+
+
+def test_rows_that_do_not_say_which_layers_stay_are_passed_over() -> None:
+    entries = [*isolated_table().entries, LatencyEntry(start=0, end=2, latency_ms=0.6, merged="3x3", drops=True)]
+    alone = LatencyTable(entries, provenance=isolated_table().provenance)
+    assert len(beliefs_of(alone).segments) == len(facts())
+    assert fitted_table(alone, beliefs_of(alone)).at((0, 2, "3x3")).latency_ms == pytest.approx(0.6)
 
 
 def test_damaged_sidecar_is_one_line(tmp_path) -> None:

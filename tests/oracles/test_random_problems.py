@@ -8,6 +8,7 @@ from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.solver import solve_alternatives, solve_frontier
 from tests.oracles.brute_force import enumerate_solutions
 from tests.oracles.compare import compare
+from tests.oracles.drops import compare_drops
 from tests.oracles.instances import random_problem
 from tests.oracles.published import fill_table
 
@@ -81,3 +82,11 @@ def test_solver_is_at_least_as_good_as_the_published_algorithm_within_budget() -
             assert ours.importance >= theirs[0] - 1e-9
             assert ours.predicted_ms <= budget_ms
     assert over > 0, "truncation never overran: the comparison is not the published one"
+
+
+def test_solver_with_dropped_layers_matches_brute_force() -> None:
+    """`benchmarks/drops_oracle.py` runs more, and records them."""
+    found = [compare_drops(seed) for seed in range(2000)]
+    assert [line for lines, _, _ in found for line in lines] == []
+    assert sum(is_feasible for _, is_feasible, _ in found) > 1500, "the problems must have answers to compare"
+    assert sum(drops for *_, drops in found) > 700, "and answers that drop layers"

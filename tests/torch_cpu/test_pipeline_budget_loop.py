@@ -85,9 +85,8 @@ class Machine:
 
     def play(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def time_plan(timer: PlanTimer, plan: Plan) -> MeasuredPlan:
-            act_pos, merge_pos = plan
-            ratio, low, high = self.measure(merge_pos)
-            return MeasuredPlan(act_pos=act_pos, merge_pos=merge_pos, ratio=ratio, low=low, high=high)
+            ratio, low, high = self.measure(plan.merge_pos)
+            return MeasuredPlan(**plan._asdict(), ratio=ratio, low=low, high=high)
 
         def verify(model: Any, net: Any, solution: lf.Solution, backend: Any, **asked: Any) -> Verification:
             ratio, low, high = self.measure(solution.merge_pos)

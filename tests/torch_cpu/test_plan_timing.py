@@ -16,7 +16,7 @@ from layerfold.profiler.light_weights import LIGHT_BYTES, lightened, repeated_we
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.outside import outside_graph
 from layerfold.profiler.plan_timing import PlanTimer
-from layerfold.profiler.random_plans import covering_solutions, promising_segments
+from layerfold.profiler.random_plans import Plan, covering_solutions, promising_segments
 from layerfold.tables import LatencyEntry
 
 QUICK = MeasurePolicy(target=0.05, cap_s=0.1, warmup_cap_s=0.05)
@@ -36,7 +36,7 @@ def test_plans_are_timed_once_and_kept(traced, tmp_path) -> None:
     compiled = []
     plain = backend.compile
     backend.compile = lambda onnx_bytes: compiled.append(1) or plain(onnx_bytes)  # type: ignore[method-assign]
-    plans = [((2, 4), (2, 4)), ((1, 4), (1, 4)), ((2, 4), (2, 4))]
+    plans = [Plan((2, 4), (2, 4)), Plan((1, 4), (1, 4)), Plan((2, 4), (2, 4))]
     with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
         timer = PlanTimer(net, outside_graph(model, net), backend, cache, QUICK)
         first = timer.measure(plans)
@@ -98,9 +98,9 @@ def test_covering_plans_hold_every_promising_segment_and_no_other(traced) -> Non
     assert promising_segments(growth) == [(0, 2), (0, 3), (1, 3)]
     plans = covering_solutions(net, growth, 20, seed=1)
     merged = [
-        (s.start, s.end) for _, merge_pos in plans for s in net.segments_of(merge_pos) if s.num_layers > 1
+        (s.start, s.end) for plan in plans for s in net.segments_of(plan.merge_pos) if s.num_layers > 1
     ]
     assert set(merged) == {(0, 2), (0, 3), (1, 3)}
-    assert len({plan[1] for plan in plans}) == len(plans)
-    assert all(set(act_pos) <= set(merge_pos) for act_pos, merge_pos in plans)
+    assert len({plan.merge_pos for plan in plans}) == len(plans)
+    assert all(set(plan.act_pos) <= set(plan.merge_pos) for plan in plans)
     assert plans == covering_solutions(net, growth, 20, seed=1)

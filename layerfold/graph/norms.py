@@ -1,0 +1,28 @@
+"""How large the weights of each layer are: what decides which layers of a segment stay."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from layerfold.graph.network import Network
+from layerfold.graph.weights import weights_of
+
+
+def layer_norms(model: nn.Module, net: Network) -> dict[int, float]:
+    """Return, by layer, the L1 norm of its conv's weight, the sum of absolute values; other layers are left out.
+
+    Args:
+        model: the module that ``net`` was traced from; left untouched.
+        net: its description.
+
+    Source: Kim et al., *LayerMerge* (ICML 2024), section 3.
+    """
+    graph = net.graph.on(model)
+    modules = dict(graph.named_modules())
+    nodes = {node.name: node for node in graph.graph.nodes}
+    found = {}
+    for layer, names in zip(net.layers, net.graph.layers, strict=True):
+        module = modules.get(str(nodes[names.op].target)) if names.op is not None else None
+        if isinstance(module, nn.Conv2d):
+            found[layer.index] = float(weights_of(module)[0].detach().double().abs().sum())
+    return found

@@ -1,0 +1,221 @@
+"""The solver with dropped layers against enumeration: every choice of rows, layers and merge positions, by definition.
+
+A solution is a sequence of importance rows through each chain, each of which says which layers stay between its two
+positions, and merge positions S. Its importance is the sum over rows. S holds every position with an activation; a
+position between two rows that has none may be left out of S where both rows keep every layer. Each segment between two
+positions of S needs a latency entry that drops just what the rows drop there. Shares no code with ``layerfold.solver``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise, product
+from statistics import NormalDist
+
+from layerfold.errors import InfeasibleBudgetError, MissingEntryError
+from layerfold.solver import solve_frontier
+from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable
+from tests.oracles.instances import Problem, random_problem
+
+TOLERANCE = 1e-9
+Layers = tuple[int, ...]
+
+
+def random_drop_problem(seed: int, *, most_layers: int = 5) -> Problem:
+    """Return a problem of one to three chains in which layers of some segments may be dropped."""
+    rng = random.Random(f"drops {seed}")
+    problem = random_problem(seed, most_layers=most_layers)
+    first, importance = problem.latencies[0], list(problem.importance.entries)
+    options: list[tuple[int, int, str, Layers]] = []
+    for start, end in sorted(first.segments):
+        layers = range(start + 1, end + 1)
+        subsets = [kept for count in range(len(layers)) for kept in combinations(layers, count)]
+        for kept in rng.sample(subsets, min(len(subsets), rng.choice([0, 0, 1, 1, 2, 3]))):
+            name = f"{2 * len(options) + 3}x1" if kept else "identity"
+            options.append((start, end, name, kept))
+    tables = []
+    for table in problem.latencies:
+        entries = list(table.entries)
+        for start, end, name, kept in options:
+            whole = table.entry(start, end).latency_ms
+            is_free = not kept and rng.random() < 0.7
+            share = rng.choice([0.5, 1.0]) if rng.random() < 0.5 else rng.uniform(0.2, 1.1)
+            entries.append(
+                LatencyEntry(
+                    start=start, end=end, latency_ms=0.0 if is_free else whole * share, merged=name, kept=kept,
+                    spread_ms=0.0 if is_free else rng.uniform(0.0, 0.4), macs=rng.randint(0, 6),
+                    params=rng.randint(0, 6),
+                )
+            )  # fmt: skip
+        rng.shuffle(entries)
+        tables.append(LatencyTable(entries, provenance=table.provenance))
+    states = {}
+    for entry in importance:
+        states.setdefault((entry.start, entry.end), []).append(entry)
+    for start, end, name, kept in options:
+        for entry in states.get((start, end), ()):
+            if rng.random() < 0.85:
+                loss = float(rng.randint(0, 2)) if rng.random() < 0.5 else rng.uniform(-0.3, 2.0)
+                importance.append(replace(entry, importance=entry.importance - loss, merged=name, kept=kept))
+    rng.shuffle(importance)
+    return replace(
+        problem, latencies=tuple(tables),
+        importance=ImportanceTable(importance, provenance=problem.importance.provenance),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One solution by enumeration."""
+
+    act_pos: frozenset[int]
+    merge_pos: frozenset[int]
+    dropped: frozenset[int]
+    importance: float
+    latencies_ms: tuple[float, ...]
+
+
+def enumerate_drop_solutions(problem: Problem) -> list[Found]:
+    """Return every solution that keeps to the limits."""
+    table, limits = problem.latencies[0], problem.limits
+    singles = [e.importance for e in problem.importance.entries if e.end == e.start + 1 and e.kept is None]
+    shift = problem.alpha * sum(singles) / len(singles) if problem.alpha else 0.0
+    deviations = 0.0 if problem.risk is None else NormalDist().inv_cdf(1.0 - problem.risk)
+    by_start: dict[int, list[ImportanceEntry]] = {}
+    for entry in problem.importance.entries:
+        by_start.setdefault(entry.start, []).append(entry)
+    measured = {
+        device: {(e.start, e.end, _lost(e)): e for e in each.entries} for device, each in enumerate(problem.latencies)
+    }
+    parts = [list(_chain_solutions(problem, chain, by_start, measured[0])) for chain in table.chains]
+    found = []
+    for chosen in product(*parts):
+        keys = [key for part in chosen for key in part[2]]
+        entries = [measured[0][key] for key in keys]
+        sizes = [(limits.max_params, sum(_size(e, "params") for e in entries)),
+                 (limits.max_macs, sum(_size(e, "macs") for e in entries)),
+                 (limits.max_merged, sum(e.end - e.start > 1 and e.merged != "identity" for e in entries))]
+        if any(most is not None and size > most for most, size in sizes):
+            continue
+        latencies = []
+        for device, each in enumerate(problem.latencies):
+            alike = [measured[device][key] for key in keys]
+            sum_ms = math.fsum(e.latency_ms for e in alike)
+            sum_ms += deviations * math.sqrt(math.fsum(e.spread_ms**2 for e in alike))
+            latencies.append(each.provenance.fixed_ms + each.provenance.scale * sum_ms)
+        rows = [row for part in chosen for row in part[0]]
+        found.append(
+            Found(
+                act_pos=frozenset(row.end for row in rows if row.end_act), merge_pos=frozenset(key[1] for key in keys),
+                dropped=frozenset(index for row in rows for index in _lost(row)),
+                importance=math.fsum(row.importance - shift for row in rows), latencies_ms=tuple(latencies),
+            )
+        )
+    return found
+
+
+def compare_drops(seed: int, *, most_layers: int = 5) -> tuple[list[str], bool, bool]:
+    """Return what differs for ``random_drop_problem(seed)``, whether it is feasible, and whether its answer drops."""
+    problem = random_drop_problem(seed, most_layers=most_layers)
+    every = enumerate_drop_solutions(problem)
+    fits = [
+        each for each in every
+        if all(ms <= budget for ms, budget in zip(each.latencies_ms, problem.budgets_ms, strict=True))
+    ]
+    expected = max(fits, key=lambda each: (each.importance, -each.latencies_ms[0]), default=None)
+    try:
+        frontier = solve_frontier(
+            problem.latencies, problem.importance, problem.alpha, limits=problem.limits, risk=problem.risk
+        )
+        found = frontier.at(budget_ms=problem.budgets_ms)
+    except (InfeasibleBudgetError, MissingEntryError):
+        lines = [] if expected is None else [f"seed {seed}: no answer, enumeration {expected}"]
+        return lines, expected is not None, False
+    if expected is None:
+        return [f"seed {seed}: {found}, enumeration none"], False, False
+    lines = []
+    if abs((found.importance or 0.0) - expected.importance) > TOLERANCE:
+        lines.append(f"seed {seed}: importance {found.importance}, enumeration {expected.importance}")
+    layers = {index for start, end in problem.latencies[0].chains for index in range(start + 1, end + 1)}
+    dropped = frozenset() if found.kept_layers is None else layers - set(found.kept_layers)
+    same = [
+        each for each in every
+        if (each.act_pos, each.merge_pos, each.dropped)
+        == (frozenset(found.act_pos), frozenset(found.merge_pos), frozenset(dropped))
+    ]
+    if not any(abs(each.importance - (found.importance or 0.0)) <= TOLERANCE for each in same):
+        lines.append(f"seed {seed}: {found} is no solution of the enumeration")
+    elif any(ms > budget for ms, budget in zip(same[0].latencies_ms, problem.budgets_ms, strict=True)):
+        lines.append(f"seed {seed}: over budget, {same[0].latencies_ms} > {problem.budgets_ms}")
+    if abs(problem.latencies[0].predict_ms(found) - (found.predicted_ms or 0.0)) > TOLERANCE:
+        lines.append(f"seed {seed}: says {found.predicted_ms} ms, the table {problem.latencies[0].predict_ms(found)}")
+    lines += _frontier_differences(seed, every, frontier.latencies_ms.tolist(), frontier.importances.tolist())
+    return lines, True, bool(dropped)
+
+
+def _chain_solutions(
+    problem: Problem, chain: tuple[int, int], by_start: dict[int, list[ImportanceEntry]],
+    measured: dict[tuple[int, int, Layers], LatencyEntry],
+) -> Iterator[tuple[list[ImportanceEntry], None, list[tuple[int, int, Layers]]]]:
+    """Yield (rows, None, segments with what they drop) of one chain."""
+    limits = problem.limits
+
+    def sequences(position: int, state: int) -> Iterator[list[ImportanceEntry]]:
+        if position == chain[1]:
+            yield []
+        for row in by_start.get(position, ()):
+            if row.start_act == state and row.end <= chain[1]:
+                for rest in sequences(row.end, row.end_act):
+                    yield [row, *rest]
+
+    for rows in sequences(chain[0], 1):
+        acts = {row.end for row in rows if row.end_act}
+        if any(chain[0] < p <= chain[1] and p not in acts for p in limits.keep_activations):
+            continue
+        if acts & limits.drop_activations:
+            continue
+        lost = {index for row in rows for index in _lost(row)}
+        bare = {one.end for one, other in pairwise(rows) if not one.end_act and (_lost(one) or _lost(other))}
+        needed = acts | bare | {chain[1]}
+        free = [position for position in range(chain[0] + 1, chain[1]) if position not in needed]
+        for count in range(len(free) + 1):
+            for extra in combinations(free, count):
+                stops = [chain[0], *sorted(needed | set(extra))]
+                keys = [
+                    (start, end, tuple(i for i in range(start + 1, end + 1) if i in lost))
+                    for start, end in pairwise(stops)
+                ]
+                if all(key in measured and not _is_forbidden(key, limits.never_merge) for key in keys):
+                    yield rows, None, keys
+
+
+def _is_forbidden(key: tuple[int, int, Layers], never_merge: frozenset[int]) -> bool:
+    start, end, lost = key
+    return (end - start > 1 or bool(lost)) and any(start < layer <= end for layer in never_merge)
+
+
+def _lost(entry: ImportanceEntry | LatencyEntry) -> Layers:
+    if entry.kept is None:
+        return ()
+    return tuple(index for index in range(entry.start + 1, entry.end + 1) if index not in entry.kept)
+
+
+def _size(entry: LatencyEntry, name: str) -> int:
+    return 0 if entry.merged == "identity" else int(getattr(entry, name))
+
+
+def _frontier_differences(
+    seed: int, every: list[Found], latencies_ms: list[list[float]], importances: list[float]
+) -> list[str]:
+    expected = [(*each.latencies_ms, -each.importance) for each in every]
+    found = [(*ms, -importance) for ms, importance in zip(latencies_ms, importances, strict=True)]
+
+    def covered(point: tuple[float, ...], others: list[tuple[float, ...]]) -> bool:
+        return any(all(x <= y + TOLERANCE for x, y in zip(other, point, strict=True)) for other in others)
+
+    if all(covered(point, found) for point in expected) and all(covered(point, expected) for point in found):
+        return []
+    return [f"seed {seed}: a frontier of {len(found)} points is not that of the enumeration"]
