@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from budgets import made_up_importance
+from made_up_importance import made_up_importance
 from prediction import errors, with_intervals
 from record import write_record
 
