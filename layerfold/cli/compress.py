@@ -58,6 +58,9 @@ def add_parser(subparsers: Any) -> None:
                         help="training steps an entry, with --importance finetune (default: 300)")
     search.add_argument("--alpha", type=float, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
+    search.add_argument("--margin", default="2", metavar="PCT",
+                        help="percent of the budget left free while a faster plan exists, so that measuring again "
+                        "confirms it (default: 2)")
     train = parser.add_argument_group("finetuning")
     train.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the train split (default: 3)")
     train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
@@ -97,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         importance_method=arguments.importance,
         importance_score=arguments.score, importance_images=arguments.importance_images,
         importance_steps=arguments.importance_steps, alpha=arguments.alpha,
+        margin=parse_number(arguments.margin, "--margin", least=0.0, most=50.0, example="2") / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
         learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
         formats=tuple(arguments.formats.split(",")) if arguments.formats is not None else None, seed=arguments.seed,

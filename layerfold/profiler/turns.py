@@ -71,8 +71,8 @@ def time_in_turns(
 
     Args:
         runners: functions that do one forward pass.
-        policy: ``target`` of the intervals' half-widths; ``cap_s`` seconds a runner, up to three times that while
-            contention leaves too few rounds; ``block_ms`` of timed passes a turn.
+        policy: ``target`` of the intervals' half-widths; ``cap_s`` seconds a runner, of which rounds that are slowed
+            take nothing away, up to three times that in all; ``block_ms`` of timed passes a turn.
         seed: of the order in each round.
         are_latencies_wanted: go on until the latencies' intervals have reached the target too, not only the ratios'.
         between_rounds: called before each round, untimed: to look at the machine.
@@ -89,8 +89,9 @@ def time_in_turns(
     rounds: list[list[float]] = []
     quiet: list[list[float]] = []
     cap_s = policy.cap_s * len(runners)
-    began = time.perf_counter()
+    began, quiet_s = time.perf_counter(), 0.0
     while True:
+        round_began = time.perf_counter()
         between_rounds()
         last = order[-1]
         rng.shuffle(order)
@@ -102,9 +103,11 @@ def time_in_turns(
             values[index] = _block_ms(runners[index], refills[index], repeats[index])
             is_slowed |= sentinel.is_slowed()
         rounds.append(values)
+        now = time.perf_counter()
         if not is_slowed:
             quiet.append(values)
-        spent_s = time.perf_counter() - began
+            quiet_s += now - round_began
+        spent_s = now - began
         if len(quiet) < least and spent_s < _PATIENCE * cap_s:
             continue
         has_quiet = len(quiet) >= least
@@ -116,7 +119,7 @@ def time_in_turns(
         columns = tuple(zip(*kept, strict=True))
         if are_latencies_wanted:
             is_settled = is_settled and all(is_narrow(column, policy.target) for column in columns)
-        is_over = spent_s > cap_s and (len(kept) >= least or spent_s > _PATIENCE * cap_s)
+        is_over = (quiet_s > cap_s and len(kept) >= least) or spent_s > _PATIENCE * cap_s
         if is_settled or is_over:
             return Turns(ratios=tuple(intervals), values_ms=columns, contended=len(rounds) - len(kept),
                          runs=tuple(len(kept) * each for each in repeats), is_settled=is_settled,
