@@ -64,6 +64,7 @@ def time_in_turns(
     *,
     seed: int = 0,
     are_latencies_wanted: bool = False,
+    is_patient: bool = False,
     between_rounds: Callable[[], None] = lambda: None,
     sentinel: Sentinel = SENTINEL,
 ) -> Turns:
@@ -71,10 +72,11 @@ def time_in_turns(
 
     Args:
         runners: functions that do one forward pass.
-        policy: ``target`` of the intervals' half-widths; ``cap_s`` seconds a runner, of which rounds that are slowed
-            take nothing away, up to three times that in all; ``block_ms`` of timed passes a turn.
+        policy: ``target`` of the intervals' half-widths; ``cap_s`` seconds a runner, up to three times that while
+            contention leaves too few rounds; ``block_ms`` of timed passes a turn.
         seed: of the order in each round.
         are_latencies_wanted: go on until the latencies' intervals have reached the target too, not only the ratios'.
+        is_patient: whether rounds that are slowed take nothing of ``cap_s`` away.
         between_rounds: called before each round, untimed: to look at the machine.
         sentinel: says whether the processor is slowed.
     """
@@ -119,7 +121,8 @@ def time_in_turns(
         columns = tuple(zip(*kept, strict=True))
         if are_latencies_wanted:
             is_settled = is_settled and all(is_narrow(column, policy.target) for column in columns)
-        is_over = (quiet_s > cap_s and len(kept) >= least) or spent_s > _PATIENCE * cap_s
+        used_s = quiet_s if is_patient else spent_s
+        is_over = (used_s > cap_s and len(kept) >= least) or spent_s > _PATIENCE * cap_s
         if is_settled or is_over:
             return Turns(ratios=tuple(intervals), values_ms=columns, contended=len(rounds) - len(kept),
                          runs=tuple(len(kept) * each for each in repeats), is_settled=is_settled,

@@ -88,6 +88,7 @@ def benchmark_networks(
     threads: int = 1,
     target: float = 0.01,
     cap_s: float = 10.0,
+    is_patient: bool = False,
 ) -> BenchmarkReport:
     """Measure networks end to end, in turns, round by round (:mod:`layerfold.profiler.turns`).
 
@@ -99,6 +100,7 @@ def benchmark_networks(
         threads: worker threads, for backends on the CPU.
         target: half-width of the 95 % intervals, relative, at which to stop.
         cap_s: most seconds a network.
+        is_patient: take up to three times as long while a neighbour slows the processor.
 
     Raises:
         UsageError: no networks, a missing file, or a module without ``example_input``.
@@ -114,7 +116,7 @@ def benchmark_networks(
         policy = MeasurePolicy(target=target, cap_s=cap_s)
         watch = Watch()
         turns = time_in_turns([runner.run for runner in runners.values()], policy, are_latencies_wanted=True,
-                              between_rounds=watch.sample)
+                              is_patient=is_patient, between_rounds=watch.sample)
     finally:
         for runner in runners.values():
             runner.close()
