@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -113,3 +114,19 @@ def test_neighbour_who_does_not_leave_is_said(clock: Clock) -> None:
     found = time_in_turns(runners, MeasurePolicy(target=0.01, cap_s=0.5, block_ms=1.0), sentinel=sentinel)
     assert found.is_slowed
     assert found.ratios[0].median == pytest.approx(1.5 * 1.1 / 1.5, rel=1e-6)
+
+
+def test_patience_waits_for_quiet_rounds_beyond_its_time(clock: Clock) -> None:
+    neighbour, rng = Neighbour(clock), random.Random(0)
+    jittered = [neighbour.runner(0.002 * rng.uniform(1.0, 1.02), 1.5) for _ in range(50)]
+    runners = [lambda: rng.choice(jittered)(), neighbour.runner(0.003, 1.1)]
+    sentinel = Sentinel(lambda: 150.0 if neighbour.is_there else 100.0, lambda: clock.now)
+    policy, found = MeasurePolicy(target=1e-9, cap_s=4.0, block_ms=1.0), []
+    for is_patient in (False, True):
+        clock.now = 0.0
+        found.append((time_in_turns(runners, policy, is_patient=is_patient, sentinel=sentinel), clock.now))
+    (hasty, hasty_s), (patient, patient_s) = found
+    assert hasty_s < 9.0
+    assert 2.5 * hasty_s < patient_s < 25.0
+    assert patient.rounds > 2 * hasty.rounds
+    assert not hasty.is_slowed

@@ -17,6 +17,7 @@ from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.outside import outside_graph
 from layerfold.profiler.plan_timing import PlanTimer
 from layerfold.profiler.random_plans import Plan, covering_solutions, promising_segments
+from layerfold.profiler.sentinel import SENTINEL
 from layerfold.tables import LatencyEntry
 
 QUICK = MeasurePolicy(target=0.05, cap_s=0.1, warmup_cap_s=0.05)
@@ -104,3 +105,22 @@ def test_covering_plans_hold_every_promising_segment_and_no_other(traced) -> Non
     assert len({plan.merge_pos for plan in plans}) == len(plans)
     assert all(set(plan.act_pos) <= set(plan.merge_pos) for plan in plans)
     assert plans == covering_solutions(net, growth, 20, seed=1)
+
+
+def test_plan_timed_beside_a_neighbour_is_timed_again_and_less_trusted(traced, tmp_path, monkeypatch) -> None:
+    model, net = traced
+    outside, plan = outside_graph(model, net), Plan((2, 4), (2, 4))
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
+        timer = PlanTimer(net, outside, get_backend("onnxruntime"), cache, QUICK)
+        monkeypatch.setattr(SENTINEL, "is_slowed", lambda: True)
+        slowed = timer.measure([plan])[0]
+        assert slowed.is_slowed
+        assert slowed.deviation > 0.02 * slowed.ratio
+        monkeypatch.setattr(SENTINEL, "is_slowed", lambda: False)
+        # Both readings are there: what a resumed run finds is what this one found.
+        again = timer.measure([plan])[0]
+        assert (again.ratio, again.is_slowed) == (slowed.ratio, True)
+        cache_of_quiet = MeasurementCache(False, {})
+        quiet = PlanTimer(net, outside, get_backend("onnxruntime"), cache_of_quiet, QUICK).measure([plan])[0]
+        assert not quiet.is_slowed
+        assert timer.measure_now(plan).plan == plan
