@@ -10,6 +10,7 @@ from scipy import stats
 from layerfold.errors import UsageError
 from layerfold.profiler.compare import compare_runners
 from layerfold.profiler.measure import MeasurePolicy, measure_runners, median_interval
+from layerfold.profiler.sentinel import SENTINEL
 
 
 def busy(loops: int):
@@ -128,6 +129,19 @@ def test_policy_names_the_value_that_breaks_its_rule(field):
     (name, value), = field.items()
     with pytest.raises(UsageError, match=f"{name}={value}"):
         MeasurePolicy(**field)
+
+
+def test_blocks_timed_beside_a_neighbour_are_run_again_and_counted(monkeypatch):
+    slowed = itertools.cycle([True, False])
+    monkeypatch.setattr(SENTINEL, "is_slowed", lambda: next(slowed))
+    policy = MeasurePolicy(target=0.5, cap_s=1.0, block_ms=0.2, warmup_cap_s=0.05)
+    found = measure_runners([lambda: sum(range(2000))], policy)[0]
+    assert found.disturbed >= 2
+    assert found.median_all_ms is not None
+    monkeypatch.setattr(SENTINEL, "is_slowed", lambda: True)
+    stuck = measure_runners([lambda: sum(range(2000))], MeasurePolicy(target=0.5, cap_s=0.1, warmup_cap_s=0.05))[0]
+    assert stuck.blocks >= 3
+    assert stuck.disturbed > 0
 
 
 def test_comparing_nothing_is_an_error():

@@ -17,6 +17,7 @@ from layerfold.tables import (
     check_coverage,
     diff_tables,
     merge_tables,
+    read_table,
 )
 from layerfold.tables._kernel import kernel_columns, kernel_of_columns, kernel_text
 
@@ -61,6 +62,12 @@ def test_layer_merge_tables_are_read(layer_merge: tuple[Path, Path]) -> None:
     assert importance.by_key[0, 2, 1, 1, "3x3"].kept == (2,)
     assert importance.by_key[2, 4, 1, 1, "1x1"].dropped == (3,)
     check_coverage(latency, importance)
+
+
+def test_layer_merge_tables_are_told_apart_by_their_columns(layer_merge: tuple[Path, Path]) -> None:
+    latency, importance = (read_table(path) for path in layer_merge)
+    assert isinstance(latency, LatencyTable)
+    assert isinstance(importance, ImportanceTable)
 
 
 def test_layer_merge_tables_are_solved(layer_merge: tuple[Path, Path]) -> None:

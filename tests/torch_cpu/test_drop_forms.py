@@ -14,7 +14,7 @@ from torch import nn
 import layerfold as lf
 from layerfold.errors import SolutionError
 from layerfold.export import export_onnx
-from layerfold.merge import Recipe, load_form, save_form
+from layerfold.merge import Recipe, add_fading, load_form, save_form
 from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.outside import outside_graph
 from tests.torch_cpu.exactness import TOLERANCE, all_positions, randomise, relative_error
@@ -98,6 +98,44 @@ def test_branch_of_which_nothing_stays_leaves_the_identity_once(traced: Traced, 
     found = outputs(traced, solution_without(net, 2, 3, merge_pos=merge_pos))
     y = torch.relu(model.stem(x))
     assert relative_error(found, model.head(model.block3(model.block2(y)).mean((2, 3)))) <= TOLERANCE
+
+
+class Nested(nn.Module):
+    """Two blocks with shortcut convs, and a shortcut conv around both: layers 1-2 and 3-4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1, self.block2 = Block(4, 6), Block(6, 4)
+        self.around = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, block = self.block1(x), self.block2
+        inside = block.norm2(block.conv2(torch.relu(block.norm1(block.conv1(y)))))
+        return torch.relu(inside + block.way(y) + self.around(x))
+
+
+@torch.no_grad()
+def test_shortcuts_that_stay_keep_the_branch_around_them() -> None:
+    model = randomise(Nested())
+    x = torch.randn(2, 4, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = lf.trace_network(model, x)
+    assert sorted((each.src, each.dst, bool(each.shortcut)) for each in net.residuals) == [
+        (0, 2, True), (0, 4, True), (2, 4, True)]  # fmt: skip
+    solution = lf.Solution(act_pos=(2,), merge_pos=(2, 4), kept_layers=())
+    assert [(each.start, each.end) for each in net.segments_of((2, 4), (1, 2, 3, 4))] == [(0, 2), (2, 4)]
+    found = lf.build_train_form(model, net, solution)(x)
+    y = model.block2.way(torch.relu(model.block1.way(x)))
+    assert relative_error(found, torch.relu(y + model.around(x))) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_fading_takes_what_is_left_of_a_branch_that_is_gone(traced: Traced) -> None:
+    model, net, x = traced
+    solution = lf.Solution(act_pos=(1, 5, 7), merge_pos=(1, 2, 5, 6, 7), kept_layers=(1, 4, 5, 6, 7))
+    form = lf.build_train_form(model, net, solution).eval()
+    expected = lf.build_train_form(model, net, solution).eval()(x)
+    assert add_fading(form, model, net, solution) == 1  # of layer 6; a segment without some layers has none to fade
+    assert torch.equal(form(x), expected)
 
 
 @torch.no_grad()
