@@ -130,7 +130,8 @@ class ChangeProfiler:
         base: list[Runner] = []
 
         def measure(signatures: list[str]) -> None:
-            base.extend([] if base else [self._compile(chain, None)])
+            if not base:
+                base.append(self._compile(chain, None))
             measured = self._measure_chunk(chain, base[0], [groups[each][0] for each in signatures])
             for signature, measurement in zip(signatures, measured, strict=True):
                 self._cache.put(signature, measurement)

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from layerfold.graph.network import Network
 from layerfold.profiler.assemble import assemble_network
@@ -96,7 +97,7 @@ class PlanTimer:
         signature = f"whole network:{self._net.hash}"
 
         def measure(_: list[str]) -> None:
-            runner = self._compile(self.original)
+            runner = self._backend.compile(self._original_bytes)
             try:
                 self._cache.put(signature, measure_runners([runner.run], self._policy)[0])
             finally:
@@ -130,21 +131,17 @@ class PlanTimer:
 
     def measure_now(self, plan: Plan) -> MeasuredPlan:
         """Time a plan next to the original, whatever is known of it."""
-        return self._time_chunk(self._assemble(self.original), [plan], seed=0)[0]
+        return self._time_chunk([plan], seed=0)[0]
 
     def _fill(self, plans: Sequence[Plan], suffix: str, advance: Callable[[], None] = lambda: None) -> None:
         """Have a few plans at a time measured, by this process or by others that fill the same cache."""
         numbers = {self._signature(plan) + suffix: number for number, plan in enumerate(plans)}
-        base: list[bytes] = []
 
         def measure(keys: list[str]) -> None:
-            base.extend([] if base else [self._assemble(self.original)])
             first = numbers[keys[0]]
-            seed = -1 - first if suffix else first
-            for key, measured in zip(
-                keys, self._time_chunk(base[0], [plans[numbers[key]] for key in keys], seed=seed), strict=True
-            ):
-                self._cache.put(key, _stored(measured))
+            measured = self._time_chunk([plans[numbers[key]] for key in keys], seed=-1 - first if suffix else first)
+            for key, each in zip(keys, measured, strict=True):
+                self._cache.put(key, _stored(each))
 
         fill(self._cache, list(numbers), measure, _CHUNK, lambda key: advance())
 
@@ -156,7 +153,11 @@ class PlanTimer:
     def _is_unsure(self, measured: MeasuredPlan) -> bool:
         return measured.is_slowed or measured.deviation * 1.96 > _UNSURE * self._policy.target
 
-    def _time_chunk(self, base_bytes: bytes, plans: Sequence[Plan], *, seed: int) -> list[MeasuredPlan]:
+    @cached_property
+    def _original_bytes(self) -> bytes:
+        return self._assemble(self.original)
+
+    def _time_chunk(self, plans: Sequence[Plan], *, seed: int) -> list[MeasuredPlan]:
         runners: dict[int, Runner] = {}
         try:
             # The original is compiled anew each time, and not always first: where a session's memory lies changes its
@@ -164,7 +165,8 @@ class PlanTimer:
             order = list(range(len(plans) + 1))
             random.Random(seed).shuffle(order)
             for index in order:
-                runners[index] = self._backend.compile(base_bytes) if index == 0 else self._compile(plans[index - 1])
+                graph = self._original_bytes if index == 0 else self._assemble(plans[index - 1])
+                runners[index] = self._backend.compile(graph)
             turns = time_in_turns([runners[index].run for index in range(len(order))], self._policy, seed=seed)
         finally:
             for runner in runners.values():
@@ -177,9 +179,6 @@ class PlanTimer:
 
     def _assemble(self, plan: Plan) -> bytes:
         return assemble_network(self._net, self._outside, *plan, dtype=self._dtype)
-
-    def _compile(self, plan: Plan) -> Runner:
-        return self._backend.compile(self._assemble(plan))
 
     def _signature(self, plan: Plan) -> str:
         parts = plan if plan.dropped else plan[:2]  # as before layers could be dropped: caches stay good

@@ -59,9 +59,8 @@ class DropSums:
         self._kernels: dict[tuple[int, int, Layers], str] = {}
         said: list[LatencyEntry | ImportanceEntry] = [*entries, *importances]
         for each in said:
-            if each.kept is not None:
-                lost = tuple(index for index in range(each.start + 1, each.end + 1) if index not in each.kept)
-                self._kernels[each.start, each.end, lost] = each.merged
+            if each.dropped:
+                self._kernels[each.start, each.end, each.dropped] = each.merged
         self._starts: dict[int, set[int]] = {}
         for entry in entries:
             self._starts.setdefault(entry.end, set()).add(entry.start)
