@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from layerfold.report import words
-from layerfold.report.data import ReportData, ResultRow
+from layerfold.report.data import MergedSegment, ReportData, ResultRow
 from layerfold.report.page_style import STYLE
 
 
@@ -199,7 +199,7 @@ def _segments(run: ReportData) -> str:
     rows = [
         [
             f"{s.start + 1}" if s.end == s.start + 1 else f"{s.start + 1}–{s.end}",
-            f'<td class="left wide">{escape(_names_text(s.layers))}</td>',
+            f'<td class="left wide">{escape(_replaced_text(s))}</td>',
             f'<td class="left">{escape(s.conv)}</td>',
             *_saved_cells(s.before_ms, s.after_ms),
             words.count_text(s.before_macs),
@@ -223,6 +223,11 @@ def _saved_cells(before_ms: float | None, after_ms: float | None) -> list[str]:
     if before_ms is None or after_ms is None:
         return [words.NOTHING] * 3
     return [f"{value:.3f}".replace("-", "−") for value in (before_ms, after_ms, before_ms - after_ms)]
+
+
+def _replaced_text(segment: MergedSegment) -> str:
+    dropped = f"; dropped: {_names_text(segment.dropped)}" if segment.dropped else ""
+    return _names_text(segment.layers) + dropped
 
 
 def _names_text(names: Sequence[str]) -> str:

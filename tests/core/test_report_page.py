@@ -46,7 +46,7 @@ def _run(frontier_path: Path | None = None) -> ReportData:
         segments=(
             MergedSegment(start=2, end=5, layers=("a", "b", "c"), conv="5×5, 8→8", before_ms=0.5, after_ms=0.2,
                           before_macs=1000, after_macs=2000),
-            MergedSegment(start=5, end=7, layers=("d", "e"), conv="3×3, 8→8", before_ms=0.1, after_ms=0.15,
+            MergedSegment(start=5, end=7, layers=("d", "e"), dropped=("e",), conv="3×3, 8→8", before_ms=0.1, after_ms=0.15,
                           before_macs=1000, after_macs=2000),
         ),
         steps=(StepTime(name="trace", seconds=0.3), StepTime(name="profile", seconds=65, is_resumed=True)),
@@ -90,6 +90,7 @@ def test_page_sums_what_segments_saved(tmp_path: Path) -> None:
     page = write_report(_run(), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "−0.050" in page  # a segment that is slower merged is shown as such
     assert "0.250" in page
+    assert '<td class="left wide">d, e; dropped: e</td>' in page
 
 
 def test_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
