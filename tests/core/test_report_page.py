@@ -46,8 +46,8 @@ def _run(frontier_path: Path | None = None) -> ReportData:
         segments=(
             MergedSegment(start=2, end=5, layers=("a", "b", "c"), conv="5×5, 8→8", before_ms=0.5, after_ms=0.2,
                           before_macs=1000, after_macs=2000),
-            MergedSegment(start=5, end=7, layers=("d", "e"), dropped=("e",), conv="3×3, 8→8", before_ms=0.1, after_ms=0.15,
-                          before_macs=1000, after_macs=2000),
+            MergedSegment(start=5, end=7, layers=("d", "e"), dropped=("e",), conv="3×3, 8→8", before_ms=0.1,
+                          after_ms=0.15, before_macs=1000, after_macs=2000),
         ),
         steps=(StepTime(name="trace", seconds=0.3), StepTime(name="profile", seconds=65, is_resumed=True)),
         network_svg="<svg id='picture'></svg>",
