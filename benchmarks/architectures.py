@@ -29,7 +29,7 @@ from typing import Any
 
 from record import ROOT, write_record
 
-from tests.bank.solutions import MAX_GROWTH, MAX_KERNEL, MAX_PARAMS
+from tests.bank.solutions import BANK_LIMITS
 
 PAGE = ROOT / "docs" / "architectures.md"
 CHECKED = ("layerfold/graph", "layerfold/merge", "layerfold/export", "tests/bank")
@@ -65,7 +65,7 @@ def main() -> int:
             PAGE.write_text(page, encoding="utf-8")
             print(page)
         settings = {
-            "solutions": args.solutions, "max_kernel": MAX_KERNEL, "max_growth": MAX_GROWTH, "max_params": MAX_PARAMS,
+            "solutions": args.solutions, **asdict(BANK_LIMITS),
             "seed": 0, "jobs": args.jobs, "threads": 1,
             "onnx": "TorchScript exporter; the shipped one for an architecture's first solution; sizes in turn",
         }
@@ -165,7 +165,7 @@ def describe(net: Any) -> dict[str, Any]:
     """Return the counts of a traced network, and what of it cannot be merged."""
     from layerfold.graph.counts import mergeable_share
 
-    candidates = net.candidates(max_kernel=MAX_KERNEL, max_growth=MAX_GROWTH)
+    candidates = net.candidates(**BANK_LIMITS.shape)
     reasons = Counter(barrier.reason for barrier in net.barriers if barrier.after < len(net.layers))
     return {
         "layers": len(net.layers), "chains": len(net.chains), "residuals": len(net.residuals),
@@ -192,8 +192,9 @@ def page_of(results: dict[str, dict[str, Any]], solutions: int) -> str:
         "# Architectures", "",
         "Written by `python benchmarks/architectures.py`; the record is `benchmarks/results/architectures.json`.", "",
         f"{passed} of {len(results)} architectures pass every check. Each has random weights and random BatchNorm "
-        f"statistics, {solutions} random solutions (candidates with kernels up to {MAX_KERNEL}, at most {MAX_GROWTH:g} "
-        f"times the multiply-adds and {MAX_PARAMS / 1e6:.0f} million weights; random activations, at empty slots too) "
+        f"statistics, {solutions} random solutions (candidates with kernels up to {BANK_LIMITS.max_kernel}, at most "
+        f"{BANK_LIMITS.max_growth:g} times the multiply-adds and {BANK_LIMITS.max_params / 1e6:.0f} million weights; "
+        "random activations, at empty slots too) "
         "and two input sizes. Each solution is checked at each size for output shapes and for train form against "
         "deploy form in float64 (1e-9) and in float32 (1e-4), and at one of the sizes, in turn, for the float32 "
         "deploy form against ONNX Runtime (1e-4). Differences are relative to the largest value of the output tensor. "

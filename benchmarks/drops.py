@@ -19,6 +19,7 @@ import sys
 import time
 from typing import Any
 
+from frontiers import compare_frontiers
 from latency_networks import CASES, MAX_GROWTH, WORK, open_case
 from made_up_importance import made_up_importance
 from record import RESULTS, write_record
@@ -28,9 +29,7 @@ from layerfold.export import export_onnx
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.verify import example_input_of
-from layerfold.tables import Provenance
 
-_SPEEDUPS = (1.1, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
 
 
@@ -59,39 +58,8 @@ def run_network(name: str) -> dict[str, Any]:
             "dropped": 0 if kept is None else len(net.layers) - len(kept),
         }
         tables[way] = table
-    found["frontiers"] = compare_frontiers(net, tables["dropping too"])
+    found["frontiers"] = compare_frontiers(tables["dropping too"], made_up_importance(net, tables["dropping too"]))
     return found
-
-
-def compare_frontiers(net: lf.Network, table: lf.LatencyTable) -> dict[str, Any]:
-    """Solve with and without the options that drop layers, on the same numbers."""
-    plain = Provenance(kind="latency", chains=table.chains, fixed_ms=table.provenance.fixed_ms)
-    importance = made_up_importance(net, table)
-    ways = {
-        "merging": [entry for entry in table.entries if not entry.drops], "dropping too": list(table.entries),
-    }  # fmt: skip
-    fronts = {
-        way: lf.solve_frontier(lf.LatencyTable(entries, provenance=plain), importance) for way, entries in ways.items()
-    }
-    points = {
-        way: [(point.predicted_ms or 0.0, point.importance or 0.0) for point in front] for way, front in fronts.items()
-    }
-    budgets = [latency_ms for latency_ms, _ in points["merging"]]
-    worse = sum(best_at(points["dropping too"], each) < best_at(points["merging"], each) for each in budgets)
-    better = sum(best_at(points["dropping too"], each) > best_at(points["merging"], each) for each in budgets)
-    return {
-        "points": {way: len(each) for way, each in points.items()}, "budgets_compared": len(budgets),
-        "worse_with_drops": worse, "better_with_drops": better,
-        "importance_at_speedup": {
-            f"{speedup:g}": {way: best_at(each, table.original_ms / speedup) for way, each in points.items()}
-            for speedup in _SPEEDUPS
-        },
-    }  # fmt: skip
-
-
-def best_at(points: list[tuple[float, float]], budget_ms: float) -> float | None:
-    """Return the greatest importance within a budget, or None."""
-    return max((importance for latency_ms, importance in points if latency_ms <= budget_ms * (1 + 1e-12)), default=None)
 
 
 def kept(name: str) -> dict[str, Any]:

@@ -14,11 +14,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from record import peak_memory_mib, write_record
 
-from tests.bank.solutions import MAX_GROWTH, MAX_KERNEL, MAX_PARAMS
+from tests.bank.solutions import BANK_LIMITS
 
 MERGE_LIMITS_S = {"torchvision:mobilenet_v2": 1.0, "timm:mobilenetv2_100": 1.0, "torchvision:resnet152": 10.0}
 TRACE_LIMIT_S = 5.0
@@ -51,7 +52,7 @@ def main() -> int:
     if not args.only:
         settings = {
             "threads": 1, "clock": "processor time", "batch": 1, "sizes": {"default": USUAL_SIZE, **SIZES},
-            "max_kernel": MAX_KERNEL, "max_growth": MAX_GROWTH, "max_params": MAX_PARAMS,
+            **asdict(BANK_LIMITS),
             "limits_s": {"trace": TRACE_LIMIT_S, **MERGE_LIMITS_S},
         }
         write_record("merge_speed", results, settings, packages=("torch", "torchvision", "timm", "numpy"))
@@ -80,7 +81,7 @@ def time_tracing(name: str) -> dict[str, Any]:
         forward_s, _ = timed(lambda: model(image))
     try:
         trace_s, net = timed(lambda: lf.trace_network(model, image))
-        candidates_s, _ = timed(lambda: net.candidates(max_kernel=MAX_KERNEL, max_growth=MAX_GROWTH))
+        candidates_s, _ = timed(lambda: net.candidates(**BANK_LIMITS.shape))
     except lf.LayerfoldError as error:
         return {"trace_s": float("nan"), "error": str(error)}
     return {"trace_s": trace_s, "candidates_s": candidates_s, "forward_s": forward_s, "layers": len(net.layers)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -12,13 +14,37 @@ import layerfold as lf
 APPETITES = (0.2, 0.6, 0.95)
 """Chance that a step takes several layers: a solution that merges little, half, nearly all it can."""
 
-MAX_KERNEL, MAX_GROWTH = 15, 2.5
-"""Limits of the candidates that the bank draws from."""
-
 _DROP = 0.6
 
-MAX_PARAMS = 13_000_000
-"""Largest merged conv: 7x7 with 512 channels. Larger ones show nothing new, and take minutes each in float64."""
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The candidates that solutions are drawn from.
+
+    Attributes:
+        max_kernel, max_growth: as of :meth:`layerfold.Network.candidates`.
+        max_params: weights of the largest merged conv.
+    """
+
+    max_kernel: int
+    max_growth: float
+    max_params: int
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The limits that the network itself applies."""
+        return {"max_kernel": self.max_kernel, "max_growth": self.max_growth}
+
+    def of(self, options: Sequence[lf.Segment]) -> list[lf.Segment]:
+        """Return the options that are not too large; a layer as it is always stays."""
+        return [each for each in options if not each.is_changed or each.conv.num_params <= self.max_params]
+
+
+BANK_LIMITS = Limits(max_kernel=15, max_growth=2.5, max_params=13_000_000)
+"""A 7x7 conv with 512 channels: larger ones show nothing new, and take minutes each in float64."""
+
+QUICK_LIMITS = Limits(max_kernel=9, max_growth=2, max_params=3_000_000)
+"""What runs in every `make test`."""
 
 
 def random_solution(net: lf.Network, candidates: Sequence[lf.Segment], rng: random.Random) -> lf.Solution:
@@ -40,22 +66,22 @@ def random_solution(net: lf.Network, candidates: Sequence[lf.Segment], rng: rand
 
 
 def random_solutions(
-    net: lf.Network, count: int, *, max_kernel: int = MAX_KERNEL, max_growth: float = MAX_GROWTH, seed: int = 0
+    net: lf.Network, count: int, *, limits: Limits = BANK_LIMITS, seed: int = 0
 ) -> list[lf.Solution]:
-    """Return ``count`` solutions over the candidates within those limits, and of at most ``MAX_PARAMS``."""
-    rng, candidates = random.Random(seed), net.candidates(max_kernel=max_kernel, max_growth=max_growth)
-    candidates = [each for each in candidates if each.num_layers == 1 or each.conv.num_params <= MAX_PARAMS]
+    """Return ``count`` solutions over the candidates within those limits."""
+    rng, candidates = random.Random(seed), limits.of(net.candidates(**limits.shape))
     return [random_solution(net, candidates, rng) for _ in range(count)]
 
 
-def random_drop_solutions(model: nn.Module, net: lf.Network, count: int, *, seed: int = 0) -> list[lf.Solution]:
+def random_drop_solutions(
+    model: nn.Module, net: lf.Network, count: int, *, limits: Limits = BANK_LIMITS, seed: int = 0
+) -> list[lf.Solution]:
     """Return ``count`` solutions in which layers are dropped wherever the network lets them go.
 
     As :func:`random_solutions`, but six steps in ten are options with dropped layers, where there are any.
     """
     rng, norms = random.Random(seed), lf.layer_norms(model, net)
-    options = net.candidates(max_kernel=MAX_KERNEL, max_growth=MAX_GROWTH, layer_norms=norms)
-    options = [each for each in options if not each.is_changed or each.conv.num_params <= MAX_PARAMS]
+    options = limits.of(net.candidates(**limits.shape, layer_norms=norms))
     return [_random_drop_solution(net, options, rng) for _ in range(count)]
 
 

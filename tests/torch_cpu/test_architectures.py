@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.bank.architectures import BANK, FEATURES, QUICK, find
 from tests.bank.checks import check_architecture, prepare, relative_difference
-from tests.bank.solutions import random_drop_solutions, random_solutions
+from tests.bank.solutions import QUICK_LIMITS, random_drop_solutions, random_solutions
 
 
 def test_the_third_has_every_feature() -> None:
@@ -55,31 +55,20 @@ def test_what_an_architecture_is_listed_for_is_in_its_modules(name: str) -> None
 
 @pytest.mark.parametrize("name", QUICK)
 def test_random_solutions_are_exact(name: str) -> None:
-    """Twenty solutions at one size; ONNX Runtime runs the first two."""
+    """Twenty solutions and two that drop layers, at one size; ONNX Runtime runs the first two, and one that drops."""
     torch.set_num_threads(1)
     architecture = find(name)
     size = architecture.sizes[0]
     prepared = prepare(architecture, sizes=(size,))
-    solutions = random_solutions(prepared.nets[size], 20, max_kernel=9, max_growth=2)
-    found = check_architecture(prepared, solutions, onnx=["fast", "fast", *[None] * 18])
+    net = prepared.nets[size]
+    solutions = random_solutions(net, 20, limits=QUICK_LIMITS)
+    dropping = random_drop_solutions(prepared.model, net, 2, limits=QUICK_LIMITS)
+    exporters = ["fast", "fast", *[None] * 18, "fast", None]
+    found = check_architecture(prepared, [*solutions, *dropping], onnx=exporters)
     assert found.failures == []
-    assert found.num_checks == 3 * 20 + 2
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_random_solutions_with_dropped_layers_are_exact(name: str) -> None:
-    """Four solutions at one size; ONNX Runtime runs the first."""
-    torch.set_num_threads(1)
-    architecture = find(name)
-    size = architecture.sizes[0]
-    prepared = prepare(architecture, sizes=(size,))
-    solutions = random_drop_solutions(prepared.model, prepared.nets[size], 4)
-    found = check_architecture(prepared, solutions, onnx=["fast", *[None] * 3])
-    assert found.failures == []
-    assert found.num_checks == 3 * 4 + 1
+    assert found.num_checks == 3 * 22 + 3
     if name not in ("torchvision:squeezenet1_1", "torchvision:densenet121"):  # nearly nothing keeps its shape there
-        layers = len(prepared.nets[size].layers)
-        assert sum(layers - len(each.kept_layers or ()) for each in solutions) >= 4
+        assert sum(len(net.layers) - len(each.kept_layers or ()) for each in dropping) >= 2
 
 
 @pytest.mark.slow
