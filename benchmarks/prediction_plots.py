@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latency_networks import WORK
+from pages import fill_in, table_of
 from record import RESULTS, ROOT
 
 import layerfold as lf
@@ -95,47 +96,34 @@ def fastest_stops(table: lf.LatencyTable) -> list[int]:
 def prediction_rows(results: dict[str, Any]) -> list[str]:
     """Return the table of docs/prediction.md, one line a network."""
 
-    def cells(each: dict[str, Any]) -> str:
-        return f"{each['median_pct']:.1f} / {each['max_pct']:.1f} % | {each['rank']:.3f}"
+    def cells(each: dict[str, Any]) -> tuple[str, str]:
+        return f"{each['median_pct']:.1f} / {each['max_pct']:.1f} %", f"{each['rank']:.3f}"
 
     head = ["network", "whole networks timed", "segments alone: median / max", "rank", "fitted: median / max", "rank",
             "inside the 95 % interval", "the machine twice: median / max", "rank"]
-    rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    rows = []
     for name, found in results.items():
         fitted = found["ways"]["fitted"]
-        rows.append(
-            f"| {name}, {found['original_ms']:.3g} ms | {found['plans_fitted']} in {found['plans_s']:.0f} s | "
-            f"{cells(found['ways']['segments alone'])} | {cells(fitted)} | {fitted['inside_95_pct']:.0f} % | "
-            f"{cells(found['repeat'])} |"
-        )
-    return rows
+        rows.append([
+            f"{name}, {found['original_ms']:.3g} ms", f"{found['plans_fitted']} in {found['plans_s']:.0f} s",
+            *cells(found["ways"]["segments alone"]), *cells(fitted), f"{fitted['inside_95_pct']:.0f} %",
+            *cells(found["repeat"]),
+        ])  # fmt: skip
+    return table_of(head, rows)
 
 
 def budget_rows(results: dict[str, Any]) -> list[str]:
     """Return the table of budgets, one line a network."""
     head = ["network", "asked", "measured", "at least", "budget used", "plans timed, verified"]
-    rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    rows = []
     for name, speedups in results.items():
         for speedup, found in speedups.items():
-            if found["status"] != "met":
-                rows.append(f"| {name} | {speedup}x | out of reach | | | |")
-                continue
-            rows.append(
-                f"| {name} | {speedup}x | {1 / found['ratio']:.3f}x | {1 / found['ratio_high']:.3f}x | "
-                f"{100 * found['used']:.0f} % | {found['trials']}, {found['verifications']} |"
-            )
-    return rows
-
-
-def fill_in(text: str, marker: str, rows: list[str]) -> str:
-    """Return a page with the table behind ``<!-- marker -->`` replaced."""
-    before, comment, after = text.partition(f"<!-- {marker} -->\n")
-    if not comment:
-        sys.exit(f"error: docs/prediction.md has no line <!-- {marker} -->")
-    lines = after.lstrip("\n").split("\n")
-    while lines and lines[0].startswith("|"):
-        lines.pop(0)
-    return before + comment + "\n" + "\n".join(rows) + "\n" + "\n".join(lines if lines[0] == "" else ["", *lines])
+            cells = ["out of reach", "", "", ""]
+            if found["status"] == "met":
+                cells = [f"{1 / found['ratio']:.3f}x", f"{1 / found['ratio_high']:.3f}x",
+                         f"{100 * found['used']:.0f} %", f"{found['trials']}, {found['verifications']}"]
+            rows.append([name, f"{speedup}x", *cells])
+    return table_of(head, rows)
 
 
 def main() -> int:
@@ -151,11 +139,10 @@ def main() -> int:
     if any("between its neighbours" in found["ways"] for found in results.values()):
         draw_cost(results, IMAGES / "prediction-cost.png")
     page = ROOT / "docs" / "prediction.md"
-    text = fill_in(page.read_text(), "results", prediction_rows(results))
+    fill_in(page, "results", prediction_rows(results))
     budgets = RESULTS / "budgets.json"
     if budgets.exists():
-        text = fill_in(text, "budgets", budget_rows(json.loads(budgets.read_text())["results"]))
-    page.write_text(text)
+        fill_in(page, "budgets", budget_rows(json.loads(budgets.read_text())["results"]))
     return 0
 
 

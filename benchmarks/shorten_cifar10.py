@@ -14,6 +14,7 @@ Resumable: work is kept under ``--work``, and ``--only`` does some of the steps,
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -25,7 +26,9 @@ from typing import Any
 
 import torch
 from compress_records import _finetune_published, _train
+from frontiers import compare_frontiers
 from record import RESULTS, ROOT, shared_path, write_record
+from torch import nn
 
 import layerfold as lf
 from layerfold.merge import Recipe, load_form, save_form
@@ -78,6 +81,11 @@ class Run:
     @cached_property
     def loaded(self) -> lf.LoadedModel:
         return lf.load_model(f"{_HERE / 'cifar_resnet.py'}:{self.name}", weights=self.baseline)
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The baseline as it is trained with: channels last is a quarter faster on a CPU, and changes no weight."""
+        return copy.deepcopy(self.loaded.module).to(memory_format=torch.channels_last)
 
     @cached_property
     def net(self) -> lf.Network:
@@ -141,7 +149,7 @@ def search(run: Run, budget_ms: float, seed: int) -> lf.Solution:
     """Return what gates learn, one for each activation."""
     arguments, checkpoint = run.arguments, run.trained / f"search-{budget_ms:g}-{seed}.checkpoint"
     solution = lf.search_activations(
-        run.loaded.module, run.net, run.data, budget_ms=budget_ms, latency=run.latency,
+        run.teacher, run.net, run.data, budget_ms=budget_ms, latency=run.latency,
         training=run.training(seed, arguments.search_epochs), device=arguments.train_device,
         checkpoint_path=checkpoint, model_name=run.name,
     ).solution
@@ -195,17 +203,17 @@ def finetune(run: Run, solved: dict[str, Any], way: str, speedup: float, seed: i
     if path.exists():
         return
     solution = lf.Solution.from_json(solved["solution"])
-    student = lf.build_train_form(run.loaded.module, run.net, solution)
+    student = lf.build_train_form(run.teacher, run.net, solution).to(memory_format=torch.channels_last)
     checkpoint = run.file(way, speedup, seed, ".checkpoint")
     options = run.training(seed, run.arguments.epochs)
     report = lf.finetune_network(
-        student, run.data, teacher=run.loaded.module, epochs=options.epochs, steps=options.steps,
+        student, run.data, teacher=run.teacher, epochs=options.epochs, steps=options.steps,
         learning_rate=options.learning_rate, seed=seed, checkpoint_path=checkpoint,
         device=run.arguments.train_device, description=f"{run.name}, {way}, {speedup:g}x",
     )
-    scores = lf.evaluate_network(student, run.data.split("test"), teacher=run.loaded.module)
+    scores = lf.evaluate_network(student, run.data.split("test"), teacher=run.teacher)
     recipe = Recipe(model=run.loaded.source, input_shape=run.loaded.input_shape, solution=solution)
-    save_form(student, path, kind="train", recipe=recipe, facts={
+    save_form(student.to(memory_format=torch.contiguous_format), path, kind="train", recipe=recipe, facts={
         "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct, "finetune": report.as_dict(),
     })  # fmt: skip
     checkpoint.unlink(missing_ok=True)
@@ -245,12 +253,16 @@ def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
             row |= {name: solved[key][name] for name in ("least_ms", "budget_ms", "reachable_speedup")}
         rows.append(row)
     return {"original_accuracy_pct": original_pct, "original_predicted_ms": run.latency.original_ms,
+            "frontiers": compare_frontiers(run.latency, run.importance),
             "rows": rows, "original": measured.get("original"), "provenance": comparison.get("provenance")}
 
 
 def print_rows(name: str, found: dict[str, Any]) -> None:
     """Print the table of one network."""
     print(f"\n{name}: original {found['original_accuracy_pct']:.2f} %")
+    frontiers = found["frontiers"]
+    print(f"frontiers by measured importances, at {frontiers['budgets_compared']} budgets: better with drops at "
+          f"{frontiers['better_with_drops']}, worse at {frontiers['worse_with_drops']}")
     print(f"{'way':<22}{'asked':>7}{'predicted':>11}{'measured':>10}{'accuracy':>11}{'convs':>7}{'acts':>6}")
     for row in found["rows"]:
         asked = f"{row['speedup_asked']:g}x"

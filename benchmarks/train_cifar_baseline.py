@@ -64,8 +64,8 @@ def train_baseline(arguments: argparse.Namespace) -> Path:
     print(f"before: {before.accuracy_pct:.2f} % of {before.num_images} test images", file=sys.stderr)
     began = time.monotonic()
     report = finetune_network(
-        loaded.module, data, epochs=arguments.epochs, steps=arguments.steps, batch_size=arguments.batch_size,
-        optimizer=arguments.optimizer, learning_rate=arguments.learning_rate,
+        loaded.module.to(memory_format=torch.channels_last), data, epochs=arguments.epochs, steps=arguments.steps,
+        batch_size=arguments.batch_size, optimizer=arguments.optimizer, learning_rate=arguments.learning_rate,
         label_smoothing=arguments.label_smoothing, mixed_precision=arguments.mixed_precision, seed=arguments.seed,
         device=arguments.device, checkpoint_path=arguments.output / f"{arguments.model}.training.pt",
         description=f"Training {arguments.model}",
