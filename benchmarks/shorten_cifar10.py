@@ -38,7 +38,9 @@ from layerfold.search import GRANULARITIES, BestMerging, activations_left, list_
 STEPS = ("baseline", "latency", "importance", "solve", "finetune", "compare")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
 _HERE = Path(__file__).resolve().parent
-_MAX_GROWTH = 4.0
+_MAX_KERNEL, _MAX_GROWTH = 7, 4.0
+"""Limits of the options: images are of 32x32 pixels, and most layers see 8x8 or 4x4."""
+
 _IMPORTANCE_IMAGES = 1000
 
 
@@ -107,11 +109,10 @@ class Run:
     def latency(self) -> lf.LatencyTable:
         path = self.folder / "latency-with-drops.csv"
         if not path.exists():
+            norms = lf.layer_norms(self.loaded.module, self.net)
             lf.profile_network(
-                self.untrained.module, self.net, self.backend, candidates=self.net.candidates(
-                    max_growth=_MAX_GROWTH, layer_norms=lf.layer_norms(self.loaded.module, self.net)
-                ),
-                cache=self.folder / "cache.sqlite", model_name=self.name,
+                self.untrained.module, self.net, self.backend, cache=self.folder / "cache.sqlite", model_name=self.name,
+                candidates=self.net.candidates(max_kernel=_MAX_KERNEL, max_growth=_MAX_GROWTH, layer_norms=norms),
             ).write(path)
         return lf.LatencyTable.read(path)
 
@@ -282,7 +283,7 @@ def main() -> int:
                         help=", ".join(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, default=2, metavar="N", help="of finetuning")
-    parser.add_argument("--search-epochs", type=int, default=2, metavar="N", help="of the search, before finetuning")
+    parser.add_argument("--search-epochs", type=int, default=1, metavar="N", help="of the search, before finetuning")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each training, in place of epochs")
     parser.add_argument("--backend", default="onnxruntime", metavar="NAME")
     parser.add_argument("--device", metavar="NAME", help="of the backend")
@@ -310,7 +311,8 @@ def main() -> int:
         if earlier.exists():
             results = {**json.loads(earlier.read_text())["results"], **results}
         settings = {key: value for key, value in vars(arguments).items() if key not in ("work", "only")}
-        settings |= {"max_growth": _MAX_GROWTH, "importance_images": _IMPORTANCE_IMAGES, "threads": 1, "batch": 1}
+        settings |= {"max_kernel": _MAX_KERNEL, "max_growth": _MAX_GROWTH, "importance_images": _IMPORTANCE_IMAGES,
+                     "threads": 1, "batch": 1}
         write_record("shorten_cifar10", results, settings, packages=_PACKAGES)
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _beside_other_tests() -> Iterator[None]:
+    """Let no measurement wait for the other test workers to leave: they are there all the time.
+
+    The sentinel has tests of its own, and commands that run as processes of their own have theirs.
+    """
+    from layerfold.profiler.sentinel import SENTINEL
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SENTINEL, "is_slowed", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

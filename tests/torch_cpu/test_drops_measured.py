@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import layerfold as lf
+from layerfold.cli import main
 from layerfold.data import ImageData
 from layerfold.graph.dropping import dropped_layers
 from layerfold.importance import list_requests
@@ -16,6 +18,19 @@ from layerfold.importance.journal import Journal
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.fitted import beliefs_of, plans_of, predicted_interval_ms
+
+_FILE = """
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+
+def net(num_classes=10):
+    torch.manual_seed(0)
+    model = ResNet(BasicBlock, [2, 1, 1, 1], num_classes=num_classes)
+    model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    return model
+"""
 
 Prepared = tuple[torch.nn.Module, lf.Network, lf.LatencyTable]
 
@@ -26,10 +41,17 @@ def data() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def prepared() -> Prepared:
-    """Return a ResNet-18 for small images, and its table with options that drop layers."""
-    torch.manual_seed(0)
-    model = lf.load_model("timm:resnet18.tv_in1k", num_classes=10, in_channels=1).module.eval()
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the name of a ResNet-12 for small images, in a user's own file."""
+    path = tmp_path_factory.mktemp("own") / "own.py"
+    path.write_text(_FILE)
+    return f"{path}:net"
+
+
+@pytest.fixture(scope="module")
+def prepared(source: str) -> Prepared:
+    """Return the ResNet, and its table with options that drop layers."""
+    model = lf.load_model(source, num_classes=10).module.eval()
     net = lf.trace_network(model, torch.zeros(1, 1, 32, 32))
     options = net.candidates(max_kernel=5, layer_norms=lf.layer_norms(model, net))
     table = lf.profile_network(model, net, get_backend("onnxruntime"), cache=False, candidates=options, num_plans=8,
@@ -119,18 +141,13 @@ def test_budget_beyond_merging_is_kept_by_dropping(prepared: Prepared) -> None:
     assert merged(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
 
 
-def test_commands_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from layerfold.cli import main
-
-    model = ["timm:resnet18", "--input", "1x32x32", "--num-classes", "10"]
-    latency, importance, solution = (str(tmp_path / name) for name in ("l.csv", "i.csv", "s.json"))
-    common = ["--max-kernel", "5"]
-    torch.manual_seed(0)
-    weights = tmp_path / "w.safetensors"
-    from safetensors.torch import save_file
-
-    save_file(lf.load_model("timm:resnet18", num_classes=10, in_channels=1).module.state_dict(), str(weights))
-    model += ["--weights", str(weights)]
+def test_commands_one_after_the_other(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latency, importance, solution, weights = (
+        str(tmp_path / name) for name in ("l.csv", "i.csv", "s.json", "w.safetensors")
+    )
+    save_file(lf.load_model(source).module.state_dict(), weights)
+    model = [source, "--input", "1x32x32", "--weights", weights]
+    common = ["--max-kernel", "3"]
     assert main(["inspect", *model, *common, "--drop-layers", "--brief"]) == 0
     assert "further options without some of" in capsys.readouterr().out
     assert main(["profile", *model, *common, "--drop-layers", "--cap-s", "0.02", "--cache", str(tmp_path / "c"),
