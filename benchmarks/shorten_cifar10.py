@@ -41,7 +41,7 @@ _HERE = Path(__file__).resolve().parent
 _MAX_KERNEL, _MAX_GROWTH = 7, 4.0
 """Limits of the options: images are of 32x32 pixels, and most layers see 8x8 or 4x4."""
 
-_IMPORTANCE_IMAGES = 1000
+_IMPORTANCE_IMAGES = 500
 
 
 def _finetune_published_56(work: Path) -> Path:
