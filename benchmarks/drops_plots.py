@@ -74,7 +74,8 @@ def draw_accuracies(results: dict[str, Any]) -> None:
         axes.set_xlabel("measured speed-up")
     every[0].set_ylabel("test accuracy after finetuning (%)")
     handles, labels = every[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8.5, loc="outside lower center", ncols=4)
+    figure.legend(handles, labels, frameon=False, fontsize=8.5, loc="outside lower center",
+                  ncols=2 * len(every))
     figure.savefig(IMAGES / "shorten-cifar10.png", dpi=100)
 
 
