@@ -2,8 +2,8 @@
 
     python benchmarks/search_gates.py [--steps 24] [--kills 20] [--seed 0]
 
-ResNet-20 with its published weights on CIFAR-10. First searches to numbers of gates, for slots and for blocks, from
-none to all, and to latency budgets over the range that the table can reach, and one that it cannot. Then one search is
+ResNet-20 with its published weights on CIFAR-10. It searches to numbers of gates, for slots and for blocks, from
+none to all, and to latency budgets over the range that the table can reach, and one that it cannot. And one search is
 killed with SIGKILL at random moments, each life a process of its own, and restarted until it has ended; its solution,
 scores and weights are compared with those of a search left alone. What latencies the table holds does not matter here,
 so it is made in seconds. Ends 1 unless every number is exact, every budget kept, and the two searches are bit-equal.
@@ -147,9 +147,11 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a forked child cannot use the threads of its parent
     case = Case(arguments.steps, arguments.seed)
+    # First: a process that has run autograd cannot be forked into others that run it.
+    resumed = killed(case, arguments.kills, arguments.seed)
+    print(resumed, file=sys.stderr, flush=True)
     exact = numbers(case)
     within, unreachable = budgets(case)
-    resumed = killed(case, arguments.kills, arguments.seed)
     write_record("search_gates", {"numbers": exact, "budgets": within, "unreachable": unreachable, "killed": resumed},
                  vars(arguments), packages=("torch", "torchvision", "onnxruntime", "numpy"))
     is_same = all(value for key, value in resumed.items() if key.startswith("same"))
