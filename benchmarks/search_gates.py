@@ -6,7 +6,8 @@ ResNet-20 with its published weights on CIFAR-10. It searches to numbers of gate
 none to all, and to latency budgets over the range that the table can reach, and one that it cannot. And one search is
 killed with SIGKILL at random moments, each life a process of its own, and restarted until it has ended; its solution,
 scores and weights are compared with those of a search left alone. What latencies the table holds does not matter here,
-so it is made in seconds. Ends 1 unless every number is exact, every budget kept, and the two searches are bit-equal.
+so it is made in seconds. Ends 1 unless every number is exact, every budget kept, and the two searches are bit-equal,
+the last life having gone on from where a killed one was.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def killed(case: Case, kills: int, seed: int) -> dict[str, Any]:
 
         def run(way: str) -> None:
             found = case.search(folder / f"{way}.checkpoint", **target)
-            (folder / f"{way}.json").write_text(json.dumps(outcome_of(found)))
+            resumed = {"resumed_from_step": found.training.resumed_from_step}
+            (folder / f"{way}.json").write_text(json.dumps({"outcome": outcome_of(found), **resumed}))
 
         began = time.monotonic()
         life(lambda: run("whole"), None)
@@ -126,7 +128,8 @@ def killed(case: Case, kills: int, seed: int) -> dict[str, Any]:
         life(lambda: run("killed"), None)
         whole, again = (json.loads((folder / f"{way}.json").read_text()) for way in ("whole", "killed"))
     return {"kills": len(lives), "kills_before_the_end": in_time, "undisturbed_s": round(whole_s, 1),
-            **{f"same_{part}": whole[part] == again[part] for part in whole}}
+            "resumed_from_step": again["resumed_from_step"],
+            **{f"same_{part}": value == again["outcome"][part] for part, value in whole["outcome"].items()}}
 
 
 def outcome_of(found: lf.SearchResult) -> dict[str, Any]:
@@ -155,8 +158,9 @@ def main() -> int:
     write_record("search_gates", {"numbers": exact, "budgets": within, "unreachable": unreachable, "killed": resumed},
                  vars(arguments), packages=("torch", "torchvision", "onnxruntime", "numpy"))
     is_same = all(value for key, value in resumed.items() if key.startswith("same"))
+    has_gone_on = resumed["kills"] == arguments.kills and resumed["resumed_from_step"] > 0
     return int(not (all(row["is_exact"] for row in exact) and all(row["is_within"] for row in within)
-                    and all(unreachable.values()) and is_same))
+                    and all(unreachable.values()) and is_same and has_gone_on))
 
 
 if __name__ == "__main__":
