@@ -45,7 +45,7 @@ def _cifar_data() -> str:
     return f"parquet:{os.path.relpath(shared_path() / 'data/cifar10', ROOT)}"
 
 
-def _train(model: str, *more: str) -> Callable[[Path], Path]:
+def train(model: str, *more: str) -> Callable[[Path], Path]:
     def make(work: Path) -> Path:
         script = str(_HERE / "train_cifar_baseline.py")
         _run([sys.executable, script, model, "--data", _cifar_data(), *more, "-o", str(work)])
@@ -54,9 +54,9 @@ def _train(model: str, *more: str) -> Callable[[Path], Path]:
     return make
 
 
-def _finetune_published(work: Path) -> Path:
+def finetune_published(work: Path) -> Path:
     published = shared_path() / "checkpoints/resnet20-12fca82f.th"
-    return _train(
+    return train(
         "resnet20", "--weights", str(published), "--epochs", "2", "--optimizer", "sgd", "--learning-rate", "0.01"
     )(work)
 
@@ -74,12 +74,12 @@ def cases() -> dict[str, Case]:
     images = shared_path() / "data/imagenet_sample"
     return {
         "mobilenetv2_050_cifar": Case(
-            baseline=_train("mobilenetv2_050_cifar", "--epochs", "4", "--learning-rate", "0.005"),
+            baseline=train("mobilenetv2_050_cifar", "--epochs", "4", "--learning-rate", "0.005"),
             model=f"{factory}:mobilenetv2_050_cifar",
             arguments=("--data", _cifar_data(), "--speedup", "1.3", "--epochs", "2", "--importance-images", "1000"),
         ),
         "resnet20": Case(
-            baseline=_finetune_published,
+            baseline=finetune_published,
             model=f"{factory}:resnet20",
             arguments=("--data", _cifar_data(), "--fastest", "--epochs", "1", "--importance-images", "1000",
                        "--learning-rate", "0.02"),

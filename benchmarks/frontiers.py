@@ -20,14 +20,11 @@ def compare_frontiers(table: lf.LatencyTable, importance: lf.ImportanceTable) ->
         Counts; the greatest importance at each of :data:`SPEEDUPS` (None: out of reach); and for a picture, the points
         of either frontier as (speed-up, importance), at most 200 of them.
     """
-    plain = Provenance(kind="latency", chains=table.chains, fixed_ms=table.provenance.fixed_ms,
-                       scale=table.provenance.scale)
-    ways = {"merging": [entry for entry in table.entries if not entry.drops], "dropping too": list(table.entries)}
+    ways = {"merging": without_drops(table), "dropping too": table}
     points = {
-        way: [(point.predicted_ms or 0.0, point.importance or 0.0)
-              for point in lf.solve_frontier(lf.LatencyTable(entries, provenance=plain), importance)]
-        for way, entries in ways.items()
-    }  # fmt: skip
+        way: [(point.predicted_ms or 0.0, point.importance or 0.0) for point in lf.solve_frontier(each, importance)]
+        for way, each in ways.items()
+    }
     without, with_drops = points["merging"], points["dropping too"]
     pairs = [(best_at(with_drops, budget_ms), importance) for budget_ms, importance in without]
     return {
@@ -44,6 +41,13 @@ def compare_frontiers(table: lf.LatencyTable, importance: lf.ImportanceTable) ->
             for way, each in points.items()
         },
     }  # fmt: skip
+
+
+def without_drops(table: lf.LatencyTable) -> lf.LatencyTable:
+    """Return the table of the options that keep every layer; only what predictions need is left of its provenance."""
+    plain = Provenance(kind="latency", chains=table.chains, fixed_ms=table.provenance.fixed_ms,
+                       scale=table.provenance.scale)
+    return lf.LatencyTable([entry for entry in table.entries if not entry.drops], provenance=plain)
 
 
 def best_at(points: Points, budget_ms: float) -> float | None:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compress_records import _finetune_published, _train
-from frontiers import compare_frontiers
+from compress_records import finetune_published, train
+from frontiers import compare_frontiers, without_drops
 from record import RESULTS, ROOT, shared_path, write_record
 from torch import nn
 
@@ -44,19 +44,19 @@ _MAX_KERNEL, _MAX_GROWTH = 7, 4.0
 _IMPORTANCE_IMAGES = 500
 
 
-def _finetune_published_56(work: Path) -> Path:
+def finetune_published_56(work: Path) -> Path:
     published = shared_path() / "checkpoints/resnet56-4bfd9763.th"
-    return _train(
+    return train(
         "resnet56", "--weights", str(published), "--epochs", "2", "--optimizer", "sgd", "--learning-rate", "0.01"
     )(work)
 
 
 NETWORKS: dict[str, tuple[Callable[[Path], Path], float | None]] = {
     "mobilenetv2_050_cifar": (
-        _train("mobilenetv2_050_cifar", "--epochs", "4", "--learning-rate", "0.005"), None,
+        train("mobilenetv2_050_cifar", "--epochs", "4", "--learning-rate", "0.005"), None,
     ),
-    "resnet20": (_finetune_published, 0.02),
-    "resnet56": (_finetune_published_56, 0.02),
+    "resnet20": (finetune_published, 0.02),
+    "resnet56": (finetune_published_56, 0.02),
 }  # fmt: skip
 """By factory of ``cifar_resnet.py``: what makes the baseline, and the learning rate (None: the optimizer's own)."""
 
@@ -136,9 +136,7 @@ class Run:
 
 def merging_only(run: Run, budget_ms: float, seed: int) -> lf.Solution:
     """Return the exact solver's choice by measured importances, of plans that keep every layer."""
-    whole = [entry for entry in run.importance.entries if entry.kept is None]
-    importance = lf.ImportanceTable(whole, provenance=run.importance.provenance)
-    return lf.solve_frontier(run.latency, importance).at(budget_ms=budget_ms)
+    return lf.solve_frontier(without_drops(run.latency), run.importance).at(budget_ms=budget_ms)
 
 
 def merging_and_dropping(run: Run, budget_ms: float, seed: int) -> lf.Solution:
@@ -275,6 +273,13 @@ def print_rows(name: str, found: dict[str, Any]) -> None:
               f"{row['num_convs']:>7}{row['num_activations']:>6}")
 
 
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what decides a network's rows: the record's networks need not have been run with the same."""
+    chosen = {key: value for key, value in vars(arguments).items() if key not in ("work", "only", "networks")}
+    limits = {"max_kernel": _MAX_KERNEL, "max_growth": _MAX_GROWTH}
+    return {**chosen, **limits, "importance_images": _IMPORTANCE_IMAGES}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
@@ -304,16 +309,13 @@ def main() -> int:
                 if solved["status"] == "solved" and "finetune" in arguments.only:
                     finetune(run, solved, *key)
         if "compare" in arguments.only:
-            results[name] = compare(run, every)
+            results[name] = {"settings": settings_of(arguments), **compare(run, every)}
             print_rows(name, results[name])
     if results:
         earlier = RESULTS / "shorten_cifar10.json"
         if earlier.exists():
             results = {**json.loads(earlier.read_text())["results"], **results}
-        settings = {key: value for key, value in vars(arguments).items() if key not in ("work", "only")}
-        settings |= {"max_kernel": _MAX_KERNEL, "max_growth": _MAX_GROWTH, "importance_images": _IMPORTANCE_IMAGES,
-                     "threads": 1, "batch": 1}
-        write_record("shorten_cifar10", results, settings, packages=_PACKAGES)
+        write_record("shorten_cifar10", results, {"threads": 1, "batch": 1}, packages=_PACKAGES)
     return 0
 
 
