@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from layerfold.graph.functional import make_out_of_place
 from layerfold.graph.specs import ActivationSpec
 from layerfold.graph.vocabulary import make_activation
 
@@ -47,8 +48,7 @@ def make_fading(spec: ActivationSpec | None, module: nn.Module | None) -> Fading
         activation = make_activation(spec)
     if activation is None:
         return None
-    if getattr(activation, "inplace", False) is True:
-        activation.inplace = False
+    make_out_of_place(activation)
     return FadingActivation(activation)
 
 

@@ -42,10 +42,15 @@ def make_functional(graph: fx.Graph, root: nn.Module) -> None:
         for reader in list(changed.users):
             if order[reader] > order[node]:
                 reader.replace_input_with(changed, node)
-        _make_out_of_place(node)
+        _name_counterpart(node)
     for module in modules.values():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False
+        make_out_of_place(module)
+
+
+def make_out_of_place(module: Any) -> None:
+    """Let a module return a new tensor from now on, if it has the flag ``inplace`` and that is set."""
+    if getattr(module, "inplace", False) is True:
+        module.inplace = False
 
 
 def _erase_identities(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
@@ -70,7 +75,7 @@ def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return False
 
 
-def _make_out_of_place(node: fx.Node) -> None:
+def _name_counterpart(node: fx.Node) -> None:
     if node.op == "call_method" and hasattr(torch.Tensor, str(node.target)[:-1]):
         node.target = str(node.target)[:-1]
     elif node.op == "call_function":

@@ -11,6 +11,7 @@ from torch import fx, nn
 from layerfold.errors import SolutionError
 from layerfold.graph.activations import activation_at, is_repeated
 from layerfold.graph.dropping import SegmentSteps, Step, dropped_layers, segment_steps
+from layerfold.graph.functional import make_out_of_place
 from layerfold.graph.network import Chain, Network, Segment
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.traced import TracedGraph
@@ -90,7 +91,11 @@ class _Editor:
             if is_repeated(segment, spec, activations[segment.start]):
                 features[segment.end] = value
             else:
-                features[segment.end] = self._activate(chain, segment.end, value)
+                activated = self._activate(chain, segment.end, value)
+                if activated is not value and value is features[segment.start] and activated.op == "call_module":
+                    # Nothing was computed in front of it: others read its input too, so it must not change it.
+                    make_out_of_place(self.module.get_submodule(str(activated.target)))
+                features[segment.end] = activated
             activations[segment.end] = spec
         for reader in readers:
             reader.replace_input_with(last, features[chain.end])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from layerfold.graph.functional import make_out_of_place
 from layerfold.graph.network import Network
 from layerfold.graph.traced import TracedGraph
 from layerfold.search._gates import Gate
@@ -53,10 +53,8 @@ class GatedNetwork:
     def __init__(self, model: nn.Module, net: Network, gates: Sequence[Gate]) -> None:
         traced: TracedGraph = net.graph
         self.module: fx.GraphModule = traced.on(model)
-        parts: list[Any] = list(self.module.modules())
-        for part in parts:
-            if getattr(part, "inplace", False) is True:
-                part.inplace = False  # a gate needs what the activation was computed from
+        for part in list(self.module.modules()):
+            make_out_of_place(part)  # a gate needs what the activation was computed from
         nodes = {node.name: node for node in self.module.graph.nodes}
         self._gates: list[LearnableGate] = []
         for gate in gates:

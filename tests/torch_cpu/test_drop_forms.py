@@ -72,6 +72,43 @@ def solution_without(net: lf.Network, *dropped: int, merge_pos: tuple[int, ...] 
     )
 
 
+
+class Joined(nn.Module):
+    """Three convs, activated in place; the first one's result is read by the second and by the head."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 6, 3, 1, 1)
+        self.act0, self.act1, self.act2 = (copy.deepcopy(activation) for _ in range(3))
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.act0(self.stem(x))
+        last = self.act2(self.conv2(self.act1(self.conv1(first))))
+        return self.head(torch.cat([first, last], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("activation", "again"),
+    [(nn.ReLU(inplace=True), torch.relu), (nn.LeakyReLU(0.5, inplace=True), lambda x: torch.where(x > 0, x, 0.5 * x)),
+     (nn.Hardswish(inplace=True), nn.functional.hardswish)],
+)  # fmt: skip
+def test_activation_behind_a_dropped_layer_does_not_change_what_others_read(activation, again) -> None:
+    model = randomise(Joined(activation))
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = lf.trace_network(model, x)
+    solution = solution_without(net, 2)
+    student = lf.build_train_form(model, net, solution)
+    first = again(model.stem(x))
+    last = again(model.conv2(again(first)))
+    expected = model.head(torch.cat([first, last], 1).mean((2, 3)))
+    student(x).sum().backward()
+    with torch.no_grad():
+        assert relative_error(student(x), expected) <= TOLERANCE
+        assert relative_error(lf.merge_network(student)(x), expected) <= TOLERANCE
+    assert all(part.inplace for part in (model.act0, model.act1, model.act2))
+
+
 @torch.no_grad()
 def outputs(traced: Traced, solution: lf.Solution) -> torch.Tensor:
     """Return the train form's output, once it is known that the deploy form's is the same."""
