@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from layerfold.search import GRANULARITIES, BestMerging, activations_left, list_
 
 _FACTORY = Path(__file__).resolve().with_name("cifar_resnet.py")
 _SHARES = (0.0, 0.25, 0.5, 0.8, 1.0)
+_STEPS_A_LIFE = 4
 _REACH = (0.1, 0.4, 0.7, 1.0)
 """Budgets, as a share of the way from the original's latency to the least."""
 
@@ -57,9 +59,12 @@ class Case:
         )
         self.training = lf.FinetuneOptions(steps=steps, batch_size=32, learning_rate=0.02, seed=seed)
 
-    def search(self, checkpoint: Path | None = None, **target: Any) -> lf.SearchResult:
+    def search(
+        self, checkpoint: Path | None = None, steps: int | None = None, **target: Any
+    ) -> lf.SearchResult:
+        training = replace(self.training, steps=steps or self.training.steps)
         return lf.search_activations(
-            self.model, self.net, self.data, latency=self.table, training=self.training, checkpoint_path=checkpoint,
+            self.model, self.net, self.data, latency=self.table, training=training, checkpoint_path=checkpoint,
             checkpoint_every_s=0.0, progress=False, **target,
         )
 
@@ -107,29 +112,40 @@ def budgets(case: Case) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def killed(case: Case, kills: int, seed: int) -> dict[str, Any]:
-    """Kill and restart one search; compare what it ends with."""
+    """Kill and restart one search; compare what it ends with.
+
+    A kill comes within half a second after a life has kept its first step, so that each goes on from the one before.
+    """
     target = {"budget_ms": (case.table.original_ms + least_of(case)) / 2}
-    rng, lives = random.Random(seed), []
+    rng, lives, steps = random.Random(seed), [], _STEPS_A_LIFE * kills
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def run(way: str) -> None:
-            found = case.search(folder / f"{way}.checkpoint", **target)
+            found = case.search(folder / f"{way}.checkpoint", steps, **target)
             resumed = {"resumed_from_step": found.training.resumed_from_step}
             (folder / f"{way}.json").write_text(json.dumps({"outcome": outcome_of(found), **resumed}))
 
         began = time.monotonic()
         life(lambda: run("whole"), None)
         whole_s = time.monotonic() - began
+        checkpoint = folder / "killed.checkpoint"
         while len(lives) < kills and not (folder / "killed.json").exists():
-            ended = life(lambda: run("killed"), rng.uniform(0.05, 2.0) * whole_s / max(kills, 1) + 0.3)
+            before = changed_at(checkpoint)
+            ended = life(lambda: run("killed"), rng.uniform(0.0, 0.5),
+                         until=lambda: changed_at(checkpoint) != before)  # noqa: B023 - called within this round
             lives += [ended] if ended == -signal.SIGKILL else []
         in_time = not (folder / "killed.json").exists()
         life(lambda: run("killed"), None)
         whole, again = (json.loads((folder / f"{way}.json").read_text()) for way in ("whole", "killed"))
-    return {"kills": len(lives), "kills_before_the_end": in_time, "undisturbed_s": round(whole_s, 1),
+    return {"kills": len(lives), "kills_before_the_end": in_time, "steps": steps, "undisturbed_s": round(whole_s, 1),
             "resumed_from_step": again["resumed_from_step"],
             **{f"same_{part}": value == again["outcome"][part] for part, value in whole["outcome"].items()}}
+
+
+def changed_at(path: Path) -> int:
+    """Return when a file was last written, 0 where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def outcome_of(found: lf.SearchResult) -> dict[str, Any]:
@@ -158,7 +174,7 @@ def main() -> int:
     write_record("search_gates", {"numbers": exact, "budgets": within, "unreachable": unreachable, "killed": resumed},
                  vars(arguments), packages=("torch", "torchvision", "onnxruntime", "numpy"))
     is_same = all(value for key, value in resumed.items() if key.startswith("same"))
-    has_gone_on = resumed["kills"] == arguments.kills and resumed["resumed_from_step"] > 0
+    has_gone_on = resumed["kills"] == arguments.kills and resumed["resumed_from_step"] >= arguments.kills
     return int(not (all(row["is_exact"] for row in exact) and all(row["is_within"] for row in within)
                     and all(unreachable.values()) and is_same and has_gone_on))
 
