@@ -8,9 +8,11 @@ import pytest
 from scipy import stats
 
 from layerfold.errors import UsageError
+from layerfold.profiler import compare, measure, timer
 from layerfold.profiler.compare import compare_runners
 from layerfold.profiler.measure import MeasurePolicy, measure_runners, median_interval
 from layerfold.profiler.sentinel import SENTINEL
+from tests.core.clock import Clock
 
 
 def busy(loops: int):
@@ -21,6 +23,16 @@ def busy(loops: int):
         return total
 
     return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    for module in (compare, measure, timer):
+        monkeypatch.setattr(module, "time", found)
+    monkeypatch.setattr(measure, "least_block_ms", lambda: 0.1)
+    monkeypatch.setattr(measure, "involuntary_switches", lambda: 0)
+    return found
 
 
 @pytest.mark.parametrize("count", [6, 7, 9, 10, 15, 20, 33, 64, 150, 200])
@@ -43,9 +55,10 @@ def test_rank_interval_of_few_values_is_their_range():
     assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
 
 
-def test_measurement_orders_runners_by_their_work():
-    light, heavy = measure_runners([busy(2_000), busy(20_000)], MeasurePolicy(target=0.2, cap_s=0.3))
-    assert 4 < heavy.median_ms / light.median_ms < 25
+def test_measurement_gives_each_runner_its_time(clock):
+    light, heavy = measure_runners([clock.runner(0.001), clock.runner(0.01)], MeasurePolicy(target=0.2, cap_s=0.3))
+    assert 1.0 <= light.median_ms <= 1.4
+    assert 10.0 <= heavy.median_ms <= 14.0
     assert light.low_ms <= light.median_ms <= light.high_ms
     assert light.blocks >= 10
 
@@ -103,25 +116,23 @@ def test_finished_measurements_are_handed_over_at_once():
     assert finished == {index: each.median_ms for index, each in enumerate(found)}
 
 
-def test_equal_runners_compare_as_equal_and_double_work_as_double():
-    found = compare_runners(
-        {"one": busy(20_000), "same": busy(20_000), "double": busy(40_000)}, MeasurePolicy(target=0.05, cap_s=1)
-    )
+def test_equal_runners_compare_as_equal_and_double_work_as_double(clock):
+    runners = {"one": clock.runner(0.001), "same": clock.runner(0.001), "double": clock.runner(0.002)}
+    found = compare_runners(runners, MeasurePolicy(target=0.05, cap_s=1))
     assert found.ratios["one"].median == 1.0
     assert found.conditions.seconds > 0
-    assert found.ratios["same"].median == pytest.approx(1.0, abs=0.15)
-    assert found.ratios["double"].median == pytest.approx(2.0, rel=0.15)
+    assert found.ratios["same"].median == pytest.approx(1.0, abs=0.01)
+    assert found.ratios["double"].median == pytest.approx(2.0, rel=0.01)
     assert found.ratios["double"].low <= found.ratios["double"].median <= found.ratios["double"].high
 
 
-def test_drift_does_not_become_a_difference():
-    passes = itertools.count()
-
+def test_drift_does_not_become_a_difference(clock):
     def drifting() -> None:
-        busy(10_000 + 40 * next(passes))()
+        clock.now += 0.001 + 2e-6 * next(passes)
 
+    passes = itertools.count()
     found = compare_runners({"a": drifting, "b": drifting}, MeasurePolicy(target=0.02, cap_s=1))
-    assert found.ratios["b"].median == pytest.approx(1.0, abs=0.1)
+    assert found.ratios["b"].median == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize("field", [{"target": 0}, {"target": 1.5}, {"cap_s": 0}, {"min_blocks": 3}])

@@ -11,6 +11,7 @@ from layerfold.profiler import turns
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.sentinel import Sentinel
 from layerfold.profiler.turns import quick_rounds, time_in_turns
+from tests.core.clock import Clock
 
 
 def test_rounds_during_which_everything_was_slow_are_set_aside() -> None:
@@ -28,25 +29,6 @@ def test_choice_of_rounds_favours_no_runner() -> None:
     values = [(10.0, 1.0 + 0.1 * (index % 5)) for index in range(50)]
     kept = quick_rounds(values)
     assert len(kept) == 50
-
-
-class Clock:
-    """A machine whose time passes only while a runner works, slowed for two fifths of each tenth of a second."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def perf_counter_ns(self) -> int:
-        return int(self.now * 1e9)
-
-    def runner(self, seconds: float) -> Callable[[], None]:
-        def run() -> None:
-            self.now += seconds * (1.4 if self.now % 0.1 > 0.06 else 1.0)
-
-        return run
 
 
 @pytest.fixture
