@@ -155,7 +155,7 @@ def test_stale_installation_says_so() -> None:
         from layerfold.cli import main
         raise SystemExit(main(["bench", "x.onnx"]))
     """)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "install it again, for example with: pip install -e ." in done.stderr
 
@@ -209,7 +209,7 @@ def test_missing_package_is_one_line_and_exit_4_for_each_of_ours(capsys: pytest.
                                   ("torch_tensorrt", "torch_tensorrt", "pip install 'layerfold[torch-tensorrt]'")):
         code = (f"import sys\nsys.modules[{module!r}] = None\nfrom layerfold.cli import main\n"
                 f"sys.exit(main(['bench', 'x.onnx', '--backend', {name!r}]))")
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (4, 1), done.stderr
         assert install in done.stderr
 

@@ -19,7 +19,7 @@ _HEAVY = ("torch", "torchvision", "timm", "accelerate", "onnxruntime", "openvino
 def _heavy_after(code: str) -> list[str]:
     """Run ``code`` in a fresh Python and return which heavy modules it loaded."""
     report = f"import sys; print(); print(*[name for name in {_HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split()
 

@@ -170,7 +170,7 @@ def test_process_survives_ctrl_c_after_several_networks(name, onnx_bytes, tmp_pa
     backend_of(name)  # skips where it is not installed
     (tmp_path / "net.onnx").write_bytes(onnx_bytes)
     done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", _SEVERAL, name, str(tmp_path / "net.onnx")],
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
