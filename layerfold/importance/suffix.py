@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from layerfold.graph import Network
 
@@ -22,10 +22,13 @@ class FeatureBank:
     Args:
         original: the traced original, in eval mode, with shapes recorded.
         batches: images [N, C, H, W].
+
+    Attributes:
+        images: the batches.
     """
 
     def __init__(self, original: fx.GraphModule, batches: Sequence[Tensor]) -> None:
-        self._original, self._batches = original, list(batches)
+        self._original, self.images = original, list(batches)
         self._names: tuple[str, ...] = ()
         self._values: list[tuple[Tensor, ...]] = []
         self._shapes: dict[str, tuple[int, ...]] = {
@@ -34,7 +37,7 @@ class FeatureBank:
 
     def inputs(self) -> list[tuple[Tensor, ...]]:
         """Return the batches themselves."""
-        return [(batch,) for batch in self._batches]
+        return [(batch,) for batch in self.images]
 
     def values(self, names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
         """Return, for each batch, the values of the named nodes."""
@@ -42,7 +45,7 @@ class FeatureBank:
             self._values = []  # freed before the next ones are computed
             taps = _tap(self._original, names)
             with torch.no_grad():
-                self._values = [taps(batch) for batch in self._batches]
+                self._values = [taps(batch) for batch in self.images]
             self._names = names
         return self._values
 
@@ -51,7 +54,7 @@ class FeatureBank:
         if not all(self._shapes.get(name) for name in names):
             return False
         floats: int = sum(math.prod(self._shapes[name][1:]) for name in names)
-        images = sum(len(batch) for batch in self._batches)
+        images = sum(len(batch) for batch in self.images)
         return 4 * floats * images <= _MOST_BYTES
 
 
@@ -107,17 +110,33 @@ def split_suffix(changed: fx.GraphModule, shared: set[str]) -> fx.GraphModule:
     return changed
 
 
-def _tap(original: fx.GraphModule, names: tuple[str, ...]) -> nn.Module:
+def cut_behind(network: fx.GraphModule, name: str) -> fx.GraphModule:
+    """Return a module that computes one node of a network; it shares the network's parts and takes its inputs."""
+    graph, by_name = _copied(network)
+    graph.output(by_name[name])
+    return _finished(network, graph)
+
+
+def _tap(original: fx.GraphModule, names: tuple[str, ...]) -> fx.GraphModule:
     """Return a module that computes the named nodes of the original, as a tuple."""
+    graph, by_name = _copied(original)
+    graph.output(tuple(by_name[name] for name in names))
+    return _finished(original, graph)
+
+
+def _copied(network: fx.GraphModule) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """Return a copy of a graph without its output, and the copy's nodes by the names that they have in the network."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in original.graph.nodes:
+    for node in network.graph.nodes:
         if node.op != "output":
             copies[node] = graph.node_copy(node, lambda before: copies[before])
-    by_name = {node.name: twin for node, twin in copies.items()}
-    graph.output(tuple(by_name[name] for name in names))
+    return graph, {node.name: twin for node, twin in copies.items()}
+
+
+def _finished(network: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     _erase_unread(graph, {node for node in graph.nodes if node.op == "placeholder"})
-    return fx.GraphModule(original, graph)
+    return fx.GraphModule(network, graph)
 
 
 def _erase_unread(graph: fx.Graph, kept: set[fx.Node]) -> None:

@@ -14,7 +14,7 @@ import layerfold as lf
 from layerfold.data import ImageData
 from layerfold.finetune import finetune_network
 from layerfold.importance import Request, list_requests
-from layerfold.importance.estimate import _Scorer
+from layerfold.importance.estimators import Recalibrate
 from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
 
 Trained = tuple[nn.Module, lf.Network, ImageData]
@@ -97,18 +97,18 @@ def test_interrupted_estimate_goes_on_and_gives_the_same_table(trained: Trained,
 
 def _count_measured(work: Callable[[], object]) -> int:
     count = 0
-    original = _Scorer.measure
+    original = Recalibrate.scores_of
 
-    def counting(self: _Scorer, request: Request) -> dict[str, float]:
+    def counting(self: Recalibrate, request: Request) -> dict[str, float]:
         nonlocal count
         count += 1
         return original(self, request)
 
-    _Scorer.measure = counting  # type: ignore[method-assign]
+    Recalibrate.scores_of = counting  # type: ignore[method-assign]
     try:
         work()
     finally:
-        _Scorer.measure = original  # type: ignore[method-assign]
+        Recalibrate.scores_of = original  # type: ignore[method-assign]
     return count
 
 

@@ -1,0 +1,16 @@
+"""Ways to estimate an importance, one file each."""
+
+from __future__ import annotations
+
+from layerfold.importance.estimators.distill import Distill
+from layerfold.importance.estimators.finetune import Finetune
+from layerfold.importance.estimators.protocol import Estimator, Training
+from layerfold.importance.estimators.recalibrate import Recalibrate
+from layerfold.importance.estimators.taylor import Taylor
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "recalibrate": Recalibrate, "distill": Distill, "finetune": Finetune, "taylor": Taylor
+}  # fmt: skip
+"""By the name that ``method`` and ``--method`` know them by."""
+
+__all__ = ["ESTIMATORS", "Distill", "Estimator", "Finetune", "Recalibrate", "Taylor", "Training"]

@@ -1,0 +1,35 @@
+"""The paper's way: the whole changed network is trained on the training images, then scored (Kim et al. 2023, 4)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from layerfold.finetune import finetune_network
+from layerfold.importance.estimators.protocol import Training
+from layerfold.importance.requests import Request
+from layerfold.importance.scores import Scores
+from layerfold.importance.subject import Subject
+
+_STEPS = 300
+
+
+class Finetune:
+    """See :class:`Estimator`. Cosine rate with a warm-up, momentum, cross-entropy."""
+
+    fills_slots: ClassVar = True
+    is_recalibrated: ClassVar = False
+    known_scores: ClassVar = ("val_acc", "val_loss", "agreement", "kl")
+
+    def __init__(self, subject: Subject, training: Training) -> None:
+        self._subject, self._training = subject, training
+
+    @staticmethod
+    def options(training: Training) -> dict[str, Any]:
+        return {"steps": training.steps or _STEPS, "batch_size": training.batch_size,
+                "learning_rate": training.learning_rate}
+
+    def scores_of(self, request: Request) -> Scores:
+        changed = self._subject.changed_form(request)
+        finetune_network(changed, self._subject.data, **self.options(self._training), seed=self._training.seed,
+                         score_holdout=False, progress=False)
+        return self._subject.score(changed)

@@ -1,0 +1,50 @@
+"""What an estimator is: it scores the network that an entry of the table stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from layerfold.importance.requests import Request
+from layerfold.importance.scores import Scores
+from layerfold.importance.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How an entry is trained, by estimators that train.
+
+    Attributes:
+        steps: optimizer steps an entry; None for the estimator's own default.
+        batch_size: images a step.
+        learning_rate: the highest one; None for the estimator's own default.
+        seed: of the order of images.
+    """
+
+    steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float | None = None
+    seed: int = 0
+
+
+class Estimator(Protocol):
+    """One way to estimate what the score loses by a change.
+
+    Attributes:
+        fills_slots: whether empty slots are worth trying with an activation, if nobody says.
+        is_recalibrated: whether changed networks get new BatchNorm statistics, and so must the original.
+        known_scores: the scores it can tell (names as in ``Scores``).
+    """
+
+    fills_slots: ClassVar[bool]
+    is_recalibrated: ClassVar[bool]
+    known_scores: ClassVar[tuple[str, ...]]
+
+    def __init__(self, subject: Subject, training: Training) -> None: ...
+
+    @staticmethod
+    def options(training: Training) -> dict[str, Any]:
+        """Return what of ``training`` its answers depend on, with defaults put in: for journals and sidecars."""
+
+    def scores_of(self, request: Request) -> Scores:
+        """Return the scores of the changed network."""

@@ -1,0 +1,29 @@
+"""No training: BatchNorm statistics of the changed network are measured anew, and it is scored."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from layerfold.importance.estimators.protocol import Training
+from layerfold.importance.requests import Request
+from layerfold.importance.scores import Scores
+from layerfold.importance.subject import Subject
+
+
+class Recalibrate:
+    """See :class:`Estimator`."""
+
+    fills_slots: ClassVar = False
+    is_recalibrated: ClassVar = True
+    known_scores: ClassVar = ("val_acc", "val_loss", "agreement", "kl")
+
+    def __init__(self, subject: Subject, training: Training) -> None:
+        self._subject = subject
+
+    @staticmethod
+    def options(training: Training) -> dict[str, Any]:
+        return {}
+
+    def scores_of(self, request: Request) -> Scores:
+        subject = self._subject
+        return subject.score_recalibrated(subject.behind_the_change(subject.changed_form(request)))

@@ -1,0 +1,98 @@
+"""For triage: how the loss would change, to second order, from one backward pass over the original.
+
+Replacing an activation's output a by its input x changes an image's loss by t = <dL/da, x - a> to first order, and
+leaving out a layer by <dL/dout, in - out>. A segment's terms add up to s, and the mean loss changes by about
+mean(s) + mean(s^2) / 2: the Hessian is taken to be the outer product of the gradients (empirical Fisher; Molchanov et
+al., Importance Estimation for Neural Network Pruning, CVPR 2019, section 3, for single neurons). Padding moved to the
+front is ignored.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from layerfold.errors import UsageError
+from layerfold.graph.functional import make_out_of_place
+from layerfold.importance.estimators.protocol import Training
+from layerfold.importance.requests import Request
+from layerfold.importance.scores import Scores
+from layerfold.importance.subject import Subject
+
+
+class Taylor:
+    """See :class:`Estimator`. The loss is the cross-entropy with the labels of the calibration images."""
+
+    fills_slots: ClassVar = False
+    is_recalibrated: ClassVar = False
+    known_scores: ClassVar = ("val_loss",)
+
+    def __init__(self, subject: Subject, training: Training) -> None:
+        self._subject = subject
+        self._terms = _terms(subject)
+
+    @staticmethod
+    def options(training: Training) -> dict[str, Any]:
+        return {}
+
+    def scores_of(self, request: Request) -> Scores:
+        net = self._subject.net
+        before, after = set(net.original_act_pos), set(request.act_pos(net))
+        if after - before:
+            raise UsageError("fill_slots=True: taylor knows activations that the original has; leave fill_slots out")
+        gone = [self._terms["activation", position] for position in sorted(before - after)]
+        gone += [self._terms["layer", index] for index in request.dropped]
+        change = torch.stack(gone).sum(0) if gone else torch.zeros(1)
+        return {"val_loss": self._subject.original["val_loss"] + float(change.mean() + change.square().mean() / 2)}
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps the values of some nodes, with a place for their gradients."""
+
+    def __init__(self, form: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(form)
+        self._names = names
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        if n.name in self._names:
+            if found.requires_grad:
+                found.retain_grad()
+            self.values[n.name] = found
+        return found
+
+
+def _terms(subject: Subject) -> dict[tuple[str, int], Tensor]:
+    """Return <gradient, new - old> of each image, by what would go: ("activation", position) or ("layer", index)."""
+    form = _out_of_place(subject.original_form)
+    nodes = {node.name: node for node in form.graph.nodes}
+    changes: dict[tuple[str, int], tuple[str, str]] = {}  # what goes -> (name of what it reads, name of what it gives)
+    for index, (layer, names) in enumerate(zip(subject.net.layers, subject.net.graph.layers, strict=True), start=1):
+        if layer.input_shape == layer.output_shape:  # no other can be left out
+            changes["layer", index] = (nodes[names.op].all_input_nodes[0].name, names.norm or names.op)
+        if names.activation is not None:
+            changes["activation", index] = (nodes[names.activation].all_input_nodes[0].name, names.activation)
+    found: dict[tuple[str, int], list[Tensor]] = {key: [] for key in changes}
+    for (images,), labels in zip(subject.calibration.inputs(), subject.calibration_labels, strict=True):
+        recorder = _Recorder(form, {name for change in changes.values() for name in change})
+        # The images ask for a gradient, so that every value has one even where all weights are frozen.
+        logits = recorder.run(images.clone().requires_grad_())
+        F.cross_entropy(logits, labels, reduction="sum").backward()
+        for key, (read, given) in changes.items():
+            old, gradient = recorder.values[given], recorder.values[given].grad
+            assert gradient is not None
+            found[key].append((gradient * (recorder.values[read] - old).detach()).flatten(1).sum(1))
+    return {key: torch.cat(values) for key, values in found.items()}
+
+
+def _out_of_place(form: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy whose activations leave their inputs alone: they are read afterwards."""
+    found = copy.deepcopy(form)
+    for module in found.modules():
+        make_out_of_place(module)
+    return found

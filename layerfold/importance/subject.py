@@ -1,0 +1,120 @@
+"""The original network on the images it is judged by, and the changed networks that entries stand for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from layerfold.data import ImageData
+from layerfold.finetune import averaging_batch_norm, check_labels, recalibrate_batch_norm
+from layerfold.graph import Network
+from layerfold.importance.requests import Request
+from layerfold.importance.scores import Scores, score_logits
+from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
+from layerfold.merge import build_train_form
+from layerfold.solver import Solution
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """What of a changed network lies behind the change, with the feature maps that reach it.
+
+    Attributes:
+        network: takes each tuple of the two lists; shares its parts with the changed network.
+        calibration, holdout: one tuple of feature maps a batch.
+    """
+
+    network: fx.GraphModule
+    calibration: list[tuple[Tensor, ...]]
+    holdout: list[tuple[Tensor, ...]]
+
+
+class Subject:
+    """The original network with its images; every estimator asks it for changed networks and for scores.
+
+    Args:
+        model: the trained model; left untouched.
+        net: its description.
+        data: calibration images come from its train split (where it has none, from its holdout), scores from its
+            holdout.
+        calibration_images, holdout_images: how many; None for all.
+        seed: of the images drawn.
+        is_recalibrated: whether the original's BatchNorm statistics are measured anew before it is scored, so that
+            changed networks with new statistics differ from it by the change alone.
+
+    Attributes:
+        original_form: the original as a train form, in eval mode.
+        original: its scores.
+        calibration: feature maps on the calibration images.
+    """
+
+    def __init__(
+        self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int,
+        holdout_images: int | None, seed: int, is_recalibrated: bool,
+    ) -> None:  # fmt: skip
+        self.net, self.data = net, data
+        # Channels last is several times faster in depthwise convs on a CPU.
+        self._model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+        holdout = [(_channels_last(x), y) for x, y in data.loader("holdout", 256, limit=holdout_images, seed=seed)]
+        source = "holdout" if data.train is None else "train"
+        drawn = [(_channels_last(x), y) for x, y in data.loader(source, 128, limit=calibration_images, seed=seed)]
+        self._expected = logits_of(self._model, [(x,) for x, _ in holdout])
+        if is_recalibrated:
+            recalibrate_batch_norm(self._model, [x for x, _ in drawn])
+        self.original_form = self._form(net.original_act_pos, range(1, len(net.layers) + 1))
+        record_shapes(net, self.original_form)
+        self.calibration = FeatureBank(self.original_form, [x for x, _ in drawn])
+        self.calibration_labels = [y for _, y in drawn]
+        self._holdout = FeatureBank(self.original_form, [x for x, _ in holdout])
+        self._labels = torch.cat([y for _, y in holdout])
+        check_labels(self._labels, int(self.original_form(holdout[0][0][:1]).shape[1]))
+        self.original = self.score(self.original_form)
+
+    def changed_form(self, request: Request) -> fx.GraphModule:
+        """Return the network that an entry stands for, in eval mode, with weights of its own."""
+        return self._form(request.act_pos(self.net), request.merge_pos(self.net), request.dropped)
+
+    def behind_the_change(self, changed: fx.GraphModule) -> Suffix:
+        """Cut off, in place, what a changed network shares with the original, where its feature maps fit in memory."""
+        shared = shared_names(changed, self.original_form)
+        names = crossing_names(changed, shared)
+        if self.calibration.is_affordable(names) and self._holdout.is_affordable(names):
+            return Suffix(split_suffix(changed, shared), self.calibration.values(names), self._holdout.values(names))
+        return Suffix(changed, self.calibration.inputs(), self._holdout.inputs())
+
+    def score(self, network: nn.Module) -> Scores:
+        """Score a network on the holdout's images."""
+        return self._scores(logits_of(network, self._holdout.inputs()))
+
+    def score_recalibrated(self, suffix: Suffix) -> Scores:
+        """Measure BatchNorm statistics anew, in place, and score."""
+        with averaging_batch_norm(suffix.network):
+            for values in suffix.calibration:
+                suffix.network(*values)
+        return self._scores(logits_of(suffix.network, suffix.holdout))
+
+    def _scores(self, logits: Tensor) -> Scores:
+        return score_logits(logits, self._expected, self._labels)
+
+    def _form(
+        self, act_pos: Iterable[int], merge_pos: Iterable[int], dropped: Sequence[int] = ()
+    ) -> fx.GraphModule:
+        stops = tuple(merge_pos)
+        kept = [layer.index for layer in self.net.layers if layer.index not in dropped] if dropped else None
+        solution = Solution(act_pos=tuple(p for p in act_pos if p in set(stops)), merge_pos=stops,
+                            kept_layers=None if kept is None else tuple(kept))
+        return build_train_form(self._model, self.net, solution).eval()
+
+
+def logits_of(network: nn.Module, batches: list[tuple[Tensor, ...]]) -> Tensor:
+    """Return a network's answers [images, classes] to batches of inputs, without gradients."""
+    with torch.no_grad():
+        return torch.cat([network(*values) for values in batches])
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
