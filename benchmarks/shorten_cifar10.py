@@ -269,7 +269,7 @@ def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
     for key in every:
         way, speedup, seed = key
         row = {"way": way, "speedup_asked": speedup, "seed": seed, "status": solved[key]["status"],
-               "solve_seconds": solved[key]["seconds"], "rounds": solved[key].get("rounds", [])}
+               "solve_seconds": solved[key]["seconds"], **({"rounds": solved[key]["rounds"]} if key in forms else {})}
         if key in forms:
             row |= {"finetune_seconds": forms[key].facts["finetune"]["seconds"],
                     "agreement_pct": forms[key].facts["agreement_pct"], "solution": solved[key]["solution"],
