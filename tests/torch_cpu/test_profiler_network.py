@@ -11,8 +11,10 @@ from torch import nn
 from layerfold.errors import UsageError
 from layerfold.graph import trace_network
 from layerfold.profiler import benchmark_networks, in_network, profile_network, verify_solution
+from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.backends.onnxruntime import OnnxRuntimeBackend
 from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.outside import outside_graph
 from layerfold.profiler.verify import judge
 from layerfold.profiler.whole import BenchmarkReport, NetworkLatency
 from layerfold.solver import Solution
@@ -87,6 +89,12 @@ def test_entries_add_up_to_the_original_as_it_was_measured(model, net):
     singles_ms = [table.entry(m, m + 1).latency_ms for m in range(len(net.layers))]
     assert sum(singles_ms) + table.provenance.fixed_ms == pytest.approx(measured.median_ms)
     assert table.original_ms == pytest.approx(measured.median_ms)
+
+
+def test_graph_that_is_timed_takes_as_long_as_the_network(model, net):
+    timed = assemble_network(net, outside_graph(model, net), net.original_act_pos, range(1, len(net.layers) + 1))
+    report = benchmark_networks({"original": model, "timed": timed}, torch.randn(1, 3, 32, 32), cap_s=0.5)
+    assert report["timed"].ratio == pytest.approx(1.0, rel=0.5)
 
 
 def test_a_chain_alone_is_the_context_where_the_rest_is_huge(monkeypatch, tmp_path):
