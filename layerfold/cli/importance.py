@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import (
@@ -17,6 +16,7 @@ from layerfold.cli._networks import (
     trace_of,
 )
 from layerfold.cli._options import above, add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._quantities import parse_ms
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
 
@@ -42,18 +42,32 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--latency", metavar="CSV",
                        help="latency table: its segments are taken, but for those that it says are not worth merging")
     group.add_argument("--method", default="recalibrate", metavar="NAME",
-                       help="recalibrate (BatchNorm statistics only, no training) or finetune (default: %(default)s)")
+                       help="recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
+                       "finetune (the whole network is), taylor (one backward pass over the original) or adaptive (each "
+                       "entry cheaply, then those that plans stand on dearly; needs --latency) (default: %(default)s)")
     group.add_argument("--score", default="accuracy", metavar="NAME",
-                       help="accuracy, agreement (with the original, needs no labels) or loss (default: %(default)s)")
+                       help="accuracy, loss, agreement or kl (divergence), both with the original and without need of labels "
+                       "(default: %(default)s)")
     group.add_argument("--fill-slots", action=argparse.BooleanOptionalAction, default=None,
                        help="also try an activation where the original has none (default: only with finetune)")
     group.add_argument("--calibration-images", type=whole(2), default=256, metavar="N",
                        help="images for BatchNorm statistics (default: %(default)s)")
     group.add_argument("--holdout-images", type=whole(1), metavar="N",
                        help="images scored (default: the whole holdout)")
-    group.add_argument("--steps", type=whole(1), default=300, metavar="N",
-                       help="training steps an entry, with finetune (default: %(default)s)")
-    group.add_argument("--learning-rate", type=above(0), metavar="X", help="with finetune (default: the optimizer's)")
+    group.add_argument("--steps", type=whole(1), metavar="N",
+                       help="training steps an entry (default: 300 with finetune, 40 with distill)")
+    group.add_argument("--learning-rate", type=above(0), metavar="X",
+                       help="with finetune and distill (default: the method's)")
+    adaptive = parser.add_argument_group("with --method adaptive")
+    adaptive.add_argument("--start-with", metavar="NAME", default="distill",
+                          help="the cheap method (default: %(default)s)")
+    adaptive.add_argument("--refine-with", metavar="NAME", default="finetune",
+                          help="the dear method (default: %(default)s)")
+    adaptive.add_argument("--refine-most", type=whole(1), metavar="N",
+                          help="most entries to estimate dearly (default: one in five, at least 16)")
+    adaptive.add_argument("--around", metavar="BUDGET", action="append", default=[],
+                          help="refine for this budget, such as 1.2ms; may be given several times (default: the whole "
+                          "frontier)")
     group.add_argument("--seed", type=whole(0), default=0, metavar="N",
                        help="of the images drawn and of training (default: %(default)s)")
     add_output_arguments(parser, "CSV", "the importance table; how it was made goes to CSV.json")
@@ -63,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Estimate, write the table, print a summary."""
-    from layerfold.importance import estimate_importance
+    from layerfold.importance import Refinement, estimate_importance, remove_journal
     from layerfold.tables import LatencyTable
 
     check_output(args.output, suffix=".csv", overwrite=args.overwrite)
@@ -73,17 +87,19 @@ def run(args: argparse.Namespace) -> int:
     net = trace_of(args, loaded)
     if latency is not None:
         check_table(net, latency, args.latency)
-    journal = Path(f"{args.output}.journal")
+    journal = f"{args.output}.journal"
     table = estimate_importance(
         loaded.module, net, open_data_of(args, loaded), args.method, latency=latency,
         candidates=candidates_of(args, net, loaded) if latency is None else None, score=args.score,
         fill_slots=args.fill_slots,
         calibration_images=args.calibration_images, holdout_images=args.holdout_images, steps=args.steps,
         batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed, journal_path=journal,
+        refinement=Refinement(start_with=args.start_with, refine_with=args.refine_with, most=args.refine_most,
+                              budgets_ms=tuple(parse_ms(text, "--around") for text in args.around)),
         model_name=loaded.source, progress=not args.quiet,
     )  # fmt: skip
     table.write(args.output)
-    journal.unlink(missing_ok=True)
+    remove_journal(journal)
     print(f"wrote {args.output}", file=sys.stderr)
     found = _summary(args, table)
     print(json.dumps(found, indent=1) if args.json else _as_text(found))
@@ -96,7 +112,8 @@ def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]
     return {
         "table": args.output, "model": table.provenance.model, "method": args.method, "score": args.score,
         "entries": len(table.entries), "left_out": len(table.provenance.left_out),
-        "original": dict(table.provenance.options["original"]),
+        "original": dict(table.provenance.options["original"]), "seconds": table.provenance.options["seconds"],
+        "spent": table.provenance.options.get("spent"),
         "best_merges": [
             {"start": e.start, "end": e.end, "start_act": e.start_act, "end_act": e.end_act,
              "dropped": list(e.dropped), "importance": e.importance}
@@ -106,16 +123,29 @@ def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]
 
 
 def _as_text(found: dict[str, Any]) -> str:
-    original = found["original"]
-    head = facts([
+    # Not every method knows every score of the original.
+    texts = {"val_acc": "{:.2f} % correct", "val_loss": "loss {:.4g}"}
+    original = ", ".join(text.format(found["original"][name]) for name, text in texts.items()
+                         if name in found["original"])
+    known = [
         ("model", found["model"]),
         ("method", f"{found['method']}, score {found['score']}"),
-        ("original", f"{original['val_acc']:.2f} % correct, loss {original['val_loss']:.4g} on the holdout"),
+        ("original", f"{original} on the holdout"),
         ("entries", f"{found['entries']}; {found['left_out']} segments left out, not faster merged"),
-    ])
+        ("spent", _spent_text(found)),
+    ]
     rows = [(_layers(each), f"{each['importance']:+.4g}") for each in found["best_merges"]]
-    return head + ("\n\ncheapest to merge\n" + columns(("layers", "importance"), rows, right="importance", indent="  ")
-                   if rows else "")
+    return facts(known) + ("\n\ncheapest to merge\n" + columns(("layers", "importance"), rows, right="importance",
+                                                                indent="  ") if rows else "")
+
+
+def _spent_text(found: dict[str, Any]) -> str:
+    text, spent = f"{found['seconds']:.1f} s on estimates", found["spent"]
+    if spent is not None:
+        text += f"; {spent['refined']} of {spent['entries']} entries refined in {spent['rounds']} rounds, "
+        text += ("and the plans stand on these alone" if spent["is_settled"]
+                 else "then the limit came (--refine-most); some plans stand on cheap estimates")
+    return text
 
 
 def _layers(found: dict[str, Any]) -> str:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from layerfold.importance.estimate import METHODS, SCORES, estimate_importance, weights_hash
+from layerfold.importance.adaptive import Refinement
+from layerfold.importance.estimate import METHODS, estimate_importance, weights_hash
+from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
+from layerfold.importance.scores import SCORES
 
-__all__ = ["METHODS", "SCORES", "Request", "estimate_importance", "list_requests", "weights_hash"]
+__all__ = [
+    "METHODS", "SCORES", "Refinement", "Request", "estimate_importance", "list_requests", "remove_journal",
+    "weights_hash",
+]

@@ -1,25 +1,106 @@
 """Spend training where the solver's choice depends on it.
 
-Every entry is estimated cheaply; the frontier is solved; the entries that its plans use are estimated dearly; cheap
-values of the others are put on the dear scale; and again, until the plans use nothing that is known cheaply only.
+Every entry is estimated cheaply; the frontier is solved; the entries behind its plans are estimated dearly; the cheap
+values of the others are put on the dear scale; and again, until the plans stand on dear estimates alone. While it
+looks for plans, an entry that is known cheaply counts as better than its value by the typical error of cheap values: a
+good entry that looks a little bad is tried too, and not passed over for ever.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from layerfold.errors import UsageError, nearest_names
+from layerfold.graph import Network
+from layerfold.importance.estimators import ESTIMATORS
+from layerfold.importance.filling import Filling
 from layerfold.importance.requests import Request
-from layerfold.solver import Frontier, Solution, solve_frontier
-from layerfold.tables import ImportanceTable, LatencyTable
+from layerfold.progress import progress_bar
+from layerfold.solver import Frontier, Solution, entries_behind, solve_frontier
+from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable, Provenance
 
+Values = dict[Request, float]
+_NUM_PLANS = 12
 _TIE_BREAK = 1e-3
 """Slope of the cheap values where the fit is flat, so that entries keep their cheap order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """How training is spent where it counts.
+
+    Attributes:
+        start_with: method of the cheap estimates.
+        refine_with: method of the dear ones.
+        most: most entries to refine; None for one in five, at least 16.
+        budgets_ms: latencies end to end whose plans are looked at; none for plans all over the frontier.
+    """
+
+    start_with: str = "distill"
+    refine_with: str = "finetune"
+    most: int | None = None
+    budgets_ms: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("start_with", "refine_with"):
+            value = getattr(self, name)
+            if value not in ESTIMATORS:
+                raise UsageError(f"{name}={value!r}: must be one of {', '.join(ESTIMATORS)}"
+                                 f"{nearest_names(value, list(ESTIMATORS))}")
+        if self.most is not None and self.most < 1:
+            raise UsageError(f"most={self.most}: must be at least 1")
+
+
+def estimate_adaptively(
+    net: Network, latency: LatencyTable, requests: Sequence[Request], asked: Sequence[Request], cheap: Filling,
+    dear: Filling, how: Refinement, provenance: Provenance, *, progress: bool,
+) -> ImportanceTable:
+    """Fill a table cheaply, then dearly where its plans depend on it.
+
+    Args:
+        net: the network.
+        latency: what the plans are solved with.
+        requests: every row of the table.
+        asked: those of them that change something.
+        cheap, dear: the two ways to estimate.
+        how: limits.
+        provenance: of the table; what was spent is added to its options.
+        progress: show bars on stderr.
+    """
+    most = how.most if how.most is not None else max(16, len(asked) // 5)
+
+    def fill(filling: Filling, what: str, wanted: Sequence[Request]) -> Values:
+        unknown = filling.unknown(wanted)
+        with progress_bar(what, len(wanted), enabled=progress, done=len(wanted) - len(unknown)) as bar:
+            filling.fill(unknown, bar.advance)
+        return {each: filling.importance(each) for each in wanted}
+
+    def table_of(values: Mapping[Request, float]) -> ImportanceTable:
+        rows = [_row(each, values.get(each, 0.0)) for each in requests]
+        return ImportanceTable(rows, provenance=provenance)
+
+    coarse = fill(cheap, f"importance: {how.start_with}", asked)
+    values, refined, spent = refine(
+        asked, coarse, lambda wanted: fill(dear, f"importance: {how.refine_with}", wanted), table_of, latency,
+        frozenset(chain.end for chain in net.chains if net.has_activation(chain.end)),
+        most=most, budgets_ms=how.budgets_ms,
+    )  # fmt: skip
+    rows = [
+        replace(entry, extra={**entry.extra, "refined": float(each in refined), how.start_with: coarse.get(each, 0.0)})
+        for each in requests
+        for entry in [dear.entry(each) if each in refined else _row(each, values.get(each, 0.0))]
+    ]
+    options = {
+        **provenance.options, **dear.options, "start_with": how.start_with, "refine_with": how.refine_with,
+        "budgets_ms": list(how.budgets_ms), "original": dear.subject.original, "spent": asdict(spent),
+        "cheap_seconds": round(cheap.seconds, 3), "seconds": round(cheap.seconds + dear.seconds, 3),
+    }  # fmt: skip
+    return ImportanceTable(rows, provenance=replace(provenance, options=options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +126,12 @@ def refine(
     dear: Callable[[Sequence[Request]], Mapping[Request, float]],
     table_of: Callable[[Mapping[Request, float]], ImportanceTable],
     latency: LatencyTable,
+    end_acts: frozenset[int],
     *,
-    num_plans: int = 8,
-    most: int | None = None,
-) -> tuple[dict[Request, float], Spent]:
-    """Refine what the plans of the frontier use.
+    most: int,
+    budgets_ms: Sequence[float] = (),
+) -> tuple[Values, frozenset[Request], Spent]:
+    """Refine what the plans of the frontier stand on.
 
     Args:
         requests: entries that change something.
@@ -57,65 +139,73 @@ def refine(
         dear: estimates entries; asked for each of them once.
         table_of: makes the table to solve with.
         latency: of the same segments.
-        num_plans: plans of the frontier that are looked at, evenly over its latencies.
-        most: most entries to refine; None for no limit.
+        end_acts: chain ends with an activation.
+        most: most entries to refine.
+        budgets_ms: whose plans are looked at; none for plans all over the frontier.
 
     Returns:
-        Importances, refined or brought to their scale, and what it took.
+        Importances, refined or brought to their scale; which are refined; and what it took.
     """
-    known: dict[Request, float] = {}
+    known: Values = {}
     rounds, is_settled = 0, False
-    while True:
-        values = on_one_scale(requests, cheap, known)
-        plans = spread(solve_frontier(latency, table_of(values)), num_plans)
+    while not is_settled and (rounds == 0 or len(known) < most):
         rounds += 1
-        used = {key for plan in plans for key in _changes(plan)}
-        missing = [each for each in requests if each not in known and _key(each) in used]
+        values, doubt = on_one_scale(requests, cheap, known)
+        hopeful = {each: value if each in known else value + doubt for each, value in values.items()}
+        behind = [
+            request for plan in _plans(solve_frontier(latency, table_of(hopeful)), budgets_ms)
+            for request in _behind(plan, table_of(hopeful), latency.chains, end_acts, requests)
+        ]
+        missing = list(dict.fromkeys(each for each in behind if each not in known))
         is_settled = not missing
-        room = math.inf if most is None else most - len(known)
-        if is_settled or room <= 0:
-            break
-        # Those on which most depends first, should the limit come before the end.
-        missing.sort(key=lambda each: values[each])
-        known.update(dear(missing[: int(min(room, len(missing)))]))
-    return values, Spent(rounds=rounds, refined=len(known), entries=len(requests), is_settled=is_settled)
+        # First what most plans stand on, should the limit come before the end.
+        missing.sort(key=lambda each: -behind.count(each))
+        known.update(dear(missing[: most - len(known)]))
+    values, _ = on_one_scale(requests, cheap, known)
+    spent = Spent(rounds=rounds, refined=len(known), entries=len(requests), is_settled=is_settled)
+    return values, frozenset(known), spent
 
 
 def on_one_scale(
     requests: Sequence[Request], cheap: Mapping[Request, float], known: Mapping[Request, float]
-) -> dict[Request, float]:
-    """Return refined values as they are, and cheap ones through a rising fit of the pairs that are known."""
+) -> tuple[Values, float]:
+    """Return refined values as they are and cheap ones through a rising fit of the known pairs, and the fit's error.
+
+    Returns:
+        The values, and the standard deviation of the refined values about the fit (0 below 3 pairs).
+    """
     if not known:
-        return {each: cheap[each] for each in requests}
-    pairs = sorted((cheap[each], value) for each, value in known.items())
-    xs, ys = np.array(pairs).T
-    fitted = isotonic_regression(ys).x
-    return {
-        each: known[each] if each in known
-        else float(np.interp(cheap[each], xs, fitted)) + _TIE_BREAK * (cheap[each] - float(np.clip(cheap[each], xs[0], xs[-1])))
-        for each in requests
-    }  # fmt: skip
+        return {each: cheap[each] for each in requests}, 0.0
+    xs, ys = np.array(sorted((cheap[each], value) for each, value in known.items())).T
+    fitted: NDArray[np.float64] = isotonic_regression(ys).x
+    doubt = float(np.std(ys - fitted)) if len(ys) >= 3 else 0.0
+
+    def brought(value: float) -> float:
+        # Beyond the known pairs the cheap scale goes on as it is: a segment that looks far worse than all is far worse.
+        beyond = value - float(np.clip(value, xs[0], xs[-1]))
+        return float(np.interp(value, xs, fitted)) + (beyond if beyond < 0 else _TIE_BREAK * beyond)
+
+    return {each: known.get(each, brought(cheap[each])) for each in requests}, doubt
 
 
-def spread(frontier: Frontier, count: int) -> list[Solution]:
-    """Return ``count`` of a frontier's points, evenly over its latencies, both ends among them."""
+def _plans(frontier: Frontier, budgets_ms: Sequence[float]) -> list[Solution]:
+    """Return the best plan within each budget (the fastest, if none is), or plans evenly over the latencies."""
     latencies = np.asarray(frontier.latencies_ms)[:, 0]
-    wanted = np.linspace(latencies[0], latencies[-1], max(count, 1))
-    return [frontier[index] for index in sorted({int(np.abs(latencies - each).argmin()) for each in wanted})]
+    wanted = budgets_ms or np.linspace(latencies[0], latencies[-1], _NUM_PLANS)
+    within = {max(int(np.searchsorted(latencies, each, side="right")) - 1, 0) for each in wanted}
+    return [frontier[index] for index in sorted(within)]
 
 
-def _key(request: Request) -> tuple[int, int, tuple[int, ...]]:
-    return request.start, request.end, request.dropped
+def _behind(
+    plan: Solution, table: ImportanceTable, chains: tuple[tuple[int, int], ...], end_acts: frozenset[int],
+    requests: Sequence[Request],
+) -> list[Request]:
+    by_key = {request.key: request for request in requests}
+    return [by_key[row.key] for row in entries_behind(plan, table, chains, end_acts) if row.key in by_key]
 
 
-def _changes(plan: Solution) -> set[tuple[int, int, tuple[int, ...]]]:
-    """Return (start, end, dropped layers) of a plan's segments and of its stretches between activations."""
-    kept = None if plan.kept_layers is None else set(plan.kept_layers)
-
-    def dropped(start: int, end: int) -> tuple[int, ...]:
-        return () if kept is None else tuple(each for each in range(start + 1, end + 1) if each not in kept)
-
-    stops = sorted({0, *plan.merge_pos})
-    acts = sorted({0, *plan.act_pos, *plan.merge_pos[-1:]})
-    spans = [*itertools.pairwise(stops), *itertools.pairwise(acts)]
-    return {(start, end, dropped(start, end)) for start, end in spans}
+def _row(request: Request, importance: float) -> ImportanceEntry:
+    return ImportanceEntry(
+        start=request.start, end=request.end, start_act=request.start_act, end_act=request.end_act,
+        importance=importance, merged=request.merged, kept=request.kept,
+    )  # fmt: skip

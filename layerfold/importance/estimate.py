@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from torch import nn
 from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
 from layerfold.graph import Network, Segment
+from layerfold.importance.adaptive import Refinement, estimate_adaptively
 from layerfold.importance.estimators import ESTIMATORS, Training
-from layerfold.importance.journal import Journal
-from layerfold.importance.requests import Request, list_requests
-from layerfold.importance.scores import SCORES, Scores, change_of, column_of, importance_of
+from layerfold.importance.filling import Filling
+from layerfold.importance.journal import cheap_journal
+from layerfold.importance.requests import list_requests
+from layerfold.importance.scores import SCORES
 from layerfold.importance.subject import Subject
 from layerfold.progress import progress_bar
-from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable, Provenance
+from layerfold.tables import ImportanceTable, LatencyTable, Provenance
 from layerfold.tables._kernel import SegmentKey
 
-METHODS = tuple(ESTIMATORS)
+ADAPTIVE = "adaptive"
+METHODS = (*ESTIMATORS, ADAPTIVE)
 
 
 def estimate_importance(
@@ -41,6 +45,7 @@ def estimate_importance(
     steps: int | None = None,
     batch_size: int = 128,
     learning_rate: float | None = None,
+    refinement: Refinement | None = None,
     seed: int = 0,
     journal_path: str | Path | None = None,
     model_name: str | None = None,
@@ -56,7 +61,8 @@ def estimate_importance(
       nothing;
     - ``distill`` first trains the segment alone, for a few steps, to give the original's feature map at its end;
     - ``finetune`` trains the changed network (Kim et al. 2023, section 4): the dearest, by which the others are judged;
-    - ``taylor`` tells from one backward pass over the original how the loss would change: no entry costs anything.
+    - ``taylor`` tells from one backward pass over the original how the loss would change: no entry costs anything;
+    - ``adaptive`` estimates every entry cheaply, and those dearly that the solver's plans stand on (``refinement``).
 
     Args:
         model: the trained model that ``net`` was traced from; left untouched.
@@ -65,7 +71,7 @@ def estimate_importance(
         method: one of ``METHODS``.
         latency: if given, segments whose merging is not faster than the best of their parts are left out, and
             listed in the sidecar. Options with dropped layers that are not faster than the fastest way to keep all
-            layers are left out too.
+            layers are left out too. ``adaptive`` needs it.
         candidates: segments; None for those of ``latency``, or ``net.candidates()``.
         score: ``accuracy`` (points), ``agreement`` with the original's answers (points, needs no labels), ``loss`` (the
             holdout's cross-entropy, nats, negated) or ``kl`` (divergence from the original's answers, nats, negated,
@@ -73,50 +79,44 @@ def estimate_importance(
         fill_slots: whether empty slots are also tried with an activation; None for yes with ``finetune`` and no with
             the others, since a fresh nonlinearity only ever loses before training.
         calibration_images, holdout_images: how many images are used; None for all. ``distill`` trains on the former.
-        steps, batch_size, learning_rate: of ``finetune`` (300 steps) and ``distill`` (40).
+        steps, batch_size, learning_rate: of ``finetune`` (300 steps) and ``distill`` (40); with ``adaptive`` of its
+            dear method.
+        refinement: how ``adaptive`` goes about it.
         seed: of the images drawn and of training.
-        journal_path: file that keeps finished entries, for resuming.
+        journal_path: file that keeps finished entries, for resuming; ``remove_journal`` takes it away.
         model_name: what the user calls the model.
         progress: show a bar on stderr.
 
+    Returns:
+        The table. Its sidecar's options say how many seconds the estimates took, and with ``adaptive`` which entries
+        were refined (column ``refined``) and whether the plans stand on such entries alone.
+
     Raises:
-        UsageError: an unknown method or score, or a score that the method cannot tell.
+        UsageError: an unknown method or score, a score that the method cannot tell, ``adaptive`` without ``latency``.
         DataError: no images, or labels outside the model's classes.
     """
     for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
         if value not in choices:
             raise UsageError(f"{name}={value!r}: must be one of {', '.join(choices)}{nearest_names(value, choices)}")
-    segments = list(candidates) if candidates is not None else _candidates(net, latency)
-    left_out: tuple[tuple[int, int], ...] = ()
-    if latency is not None:
-        useful: set[SegmentKey] = {*latency.useful_segments(), *latency.useful_drops()}
-        left_out = tuple(sorted((s.start, s.end) for s in segments if not s.dropped and s.key not in useful))
-        segments = [segment for segment in segments if segment.key in useful]
-    kind = ESTIMATORS[method]
-    training = Training(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-    if column_of(score) not in kind.known_scores:
-        known = ", ".join(each for each in SCORES if column_of(each) in kind.known_scores)
-        raise UsageError(f"score={score!r}: method={method!r} cannot tell it; use score={known}, or another method")
-    fills = kind.fills_slots if fill_slots is None else fill_slots
+    segments, left_out = _worth_estimating(net, latency, candidates)
+    fills = fill_slots if fill_slots is not None else method != ADAPTIVE and ESTIMATORS[method].fills_slots
     requests = list_requests(net, segments, fill_slots=fills)
-    options: dict[str, Any] = {
-        "method": method, "score": score, "fill_slots": fills, "calibration_images": calibration_images,
-        "holdout_images": holdout_images, "seed": seed, **kind.options(training),
+    asked = [request for request in requests if not request.changes_nothing(net)]
+    common: dict[str, Any] = {
+        "score": score, "fill_slots": fills, "calibration_images": calibration_images,
+        "holdout_images": holdout_images, "seed": seed,
     }  # fmt: skip
     weights = weights_hash(model)
-    settings = {"network": net.hash, "weights": weights, "data": data.fingerprint, **options}
-    journal = Journal(Path(journal_path) if journal_path is not None else None, settings)
-    subject = Subject(model, net, data, calibration_images=calibration_images, holdout_images=holdout_images, seed=seed,
-                      is_recalibrated=kind.is_recalibrated)
-    estimator = kind(subject, training)
-    todo = [r for r in requests if journal.get(r) is None and not r.changes_nothing(net)]
-    known = sum(journal.get(r) is not None for r in requests)
-    with progress_bar(f"importance: {method}", len(todo) + known, enabled=progress, done=known) as bar:
-        for request in todo:
-            journal.add(request, estimator.scores_of(request))
-            bar.advance()
-    original = subject.original
-    entries = [_entry(request, journal.get(request) or original, original, score) for request in requests]
+    settings = {"network": net.hash, "weights": weights, "data": data.fingerprint, **common}
+    journal = Path(journal_path) if journal_path is not None else None
+
+    def make_subject(is_recalibrated: bool) -> Subject:
+        return Subject(model, net, data, calibration_images=calibration_images, holdout_images=holdout_images,
+                       seed=seed, is_recalibrated=is_recalibrated)
+
+    def filling_of(method: str, training: Training, journal: Path | None) -> Filling:
+        return Filling(method, score, training, make_subject, journal, settings)
+
     provenance = Provenance(
         kind="importance",
         model=model_name or net.name,
@@ -124,12 +124,40 @@ def estimate_importance(
         network_hash=net.hash,
         input_shape=(1, *net.input_shapes[0][1:]),
         chains=tuple((chain.start, chain.end) for chain in net.chains),
-        options={**options, "data": data.name, "data_fingerprint": data.fingerprint, "original": original},
+        options={"method": method, **common, "data": data.name, "data_fingerprint": data.fingerprint},
         versions={"torch": torch.__version__},
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         left_out=left_out,
     )
-    return ImportanceTable(entries, provenance=provenance)
+    training = Training(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    if method == ADAPTIVE:
+        if latency is None:
+            raise UsageError("method='adaptive': needs a latency table, for the solver whose plans it refines; pass "
+                             "latency (--latency), or use another method")
+        chosen = refinement or Refinement()
+        cheap = filling_of(chosen.start_with, Training(batch_size=batch_size, seed=seed), cheap_journal(journal))
+        dear = filling_of(chosen.refine_with, training, journal)
+        return estimate_adaptively(net, latency, requests, asked, cheap, dear, chosen, provenance, progress=progress)
+    filling = filling_of(method, training, journal)
+    unknown = filling.unknown(asked)
+    with progress_bar(f"importance: {method}", len(asked), enabled=progress, done=len(asked) - len(unknown)) as bar:
+        filling.fill(unknown, bar.advance)
+    entries = [filling.entry(request) for request in requests]
+    options = {**provenance.options, **filling.options, "original": filling.subject.original,
+               "seconds": round(filling.seconds, 3)}
+    return ImportanceTable(entries, provenance=replace(provenance, options=options))
+
+
+def _worth_estimating(
+    net: Network, latency: LatencyTable | None, candidates: Sequence[Segment] | None
+) -> tuple[list[Segment], tuple[tuple[int, int], ...]]:
+    """Return the segments to estimate, and those that are left out since merging them is no gain."""
+    segments = list(candidates) if candidates is not None else _candidates(net, latency)
+    if latency is None:
+        return segments, ()
+    useful: set[SegmentKey] = {*latency.useful_segments(), *latency.useful_drops()}
+    left_out = sorted((s.start, s.end) for s in segments if not s.dropped and s.key not in useful)
+    return [segment for segment in segments if segment.key in useful], tuple(left_out)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -147,19 +175,3 @@ def _candidates(net: Network, latency: LatencyTable | None) -> list[Segment]:
     return [
         net.segment(entry.start, entry.end, entry.dropped) for entry in latency.entries if entry.dropped is not None
     ]
-
-
-def _entry(request: Request, scores: Scores, original: Scores, score: str) -> ImportanceEntry:
-    change = change_of(scores, original)
-    return ImportanceEntry(
-        start=request.start,
-        end=request.end,
-        start_act=request.start_act,
-        end_act=request.end_act,
-        importance=importance_of(change, score),
-        val_loss=change.get("val_loss"),
-        val_acc=change.get("val_acc"),
-        extra={name: change[name] for name in ("agreement", "kl") if name in change},
-        merged=request.merged,
-        kept=request.kept,
-    )

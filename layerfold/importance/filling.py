@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from layerfold.errors import UsageError
 from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
-from layerfold.importance.journal import Journal
+from layerfold.importance.journal import Estimate, Journal
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import SCORES, Scores, change_of, column_of
+from layerfold.importance.scores import SCORES, Scores, change_of, column_of, importance_of
 from layerfold.importance.subject import Subject
+from layerfold.tables import ImportanceEntry
+
+_EXTRA = ("agreement", "kl")
 
 
 class Filling:
@@ -28,6 +31,9 @@ class Filling:
         journal_path: file that keeps finished entries, or None.
         settings: what the answers depend on besides the method.
 
+    Attributes:
+        options: what of the training the answers depend on.
+
     Raises:
         UsageError: a score that the method cannot tell.
     """
@@ -36,43 +42,60 @@ class Filling:
         self, method: str, score: str, training: Training, make_subject: Callable[[bool], Subject],
         journal_path: Path | None, settings: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.kind = ESTIMATORS[method]
-        if column_of(score) not in self.kind.known_scores:
-            known = ", ".join(each for each in SCORES if column_of(each) in self.kind.known_scores)
+        self._kind, self._score = ESTIMATORS[method], score
+        if column_of(score) not in self._kind.known_scores:
+            known = ", ".join(each for each in SCORES if column_of(each) in self._kind.known_scores)
             raise UsageError(f"score={score!r}: method={method!r} cannot tell it; use score={known}, or another method")
         self._training, self._make_subject = training, make_subject
-        self.options = self.kind.options(training)
+        self.options = self._kind.options(training)
         self._journal = Journal(journal_path, {**settings, "method": method, **self.options})
-        self.seconds = 0.0
 
     @cached_property
     def subject(self) -> Subject:
         """The network that is asked."""
-        return self._make_subject(self.kind.is_recalibrated)
+        return self._make_subject(self._kind.is_recalibrated)
 
     @cached_property
     def _estimator(self) -> Estimator:
-        return self.kind(self.subject, self._training)
+        return self._kind(self.subject, self._training)
 
-    def known(self, requests: Iterable[Request]) -> int:
-        """Return how many of these were estimated before."""
-        return sum(self._journal.get(request) is not None for request in requests)
+    @property
+    def seconds(self) -> float:
+        """What the estimates took, those of earlier runs included."""
+        return self._journal.seconds
 
-    def fill(self, requests: Iterable[Request], advance: Callable[[], None]) -> None:
+    def unknown(self, requests: Iterable[Request]) -> list[Request]:
+        """Return which of these were not estimated yet."""
+        return [request for request in requests if self._journal.get(request) is None]
+
+    def fill(self, requests: Sequence[Request], advance: Callable[[], None]) -> None:
         """Estimate what is not known yet.
 
         Args:
-            requests: entries; what changes nothing is left out.
-            advance: called after each estimate that was made now.
+            requests: entries that change something.
+            advance: called after each estimate that is made.
         """
-        for request in requests:
-            if self._journal.get(request) is None and not request.changes_nothing(self.subject.net):
-                began = time.monotonic()
-                self._journal.add(request, self._estimator.scores_of(request))
-                self.seconds += time.monotonic() - began
-                advance()
+        for request in self.unknown(requests):
+            began = time.monotonic()
+            scores = self._estimator.scores_of(request)
+            self._journal.add(request, Estimate(scores, time.monotonic() - began))
+            advance()
 
-    def change(self, request: Request) -> Scores:
-        """Return what each score changes by; the entry must be filled, or change nothing."""
+    def importance(self, request: Request) -> float:
+        """Return the importance of an entry by the score; 0 where the entry was not estimated."""
+        return importance_of(self._change(request), self._score)
+
+    def entry(self, request: Request) -> ImportanceEntry:
+        """Return a row of the table: what was estimated, or no change."""
+        change = self._change(request)
+        return ImportanceEntry(
+            start=request.start, end=request.end, start_act=request.start_act, end_act=request.end_act,
+            importance=importance_of(change, self._score), val_loss=change.get("val_loss"),
+            val_acc=change.get("val_acc"), extra={name: change[name] for name in _EXTRA if name in change},
+            merged=request.merged, kept=request.kept,
+        )  # fmt: skip
+
+    def _change(self, request: Request) -> Scores:
         original = self.subject.original
-        return change_of(self._journal.get(request) or original, original)
+        estimate = self._journal.get(request)
+        return change_of(original if estimate is None else estimate.scores, original)

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from layerfold.importance.requests import Request
+from layerfold.importance.scores import Scores
+
+_SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A finished estimate.
+
+    Attributes:
+        scores: of the changed network.
+        seconds: that it took.
+    """
+
+    scores: Scores
+    seconds: float
 
 
 class Journal:
@@ -21,41 +38,55 @@ class Journal:
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self._path = path
-        self._done: dict[Request, dict[str, float]] = {}
+        self._done: dict[Request, Estimate] = {}
         if path is None:
             return
-        header = json.dumps(settings, sort_keys=True)
+        header = json.dumps({"schema": _SCHEMA, **settings}, sort_keys=True)
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if lines and lines[0] != header:
             path.replace(path.with_name(f"{path.name}.old"))
             lines = []
         for line in lines[1:]:
             try:
-                start, end, start_act, end_act, scores, *drop = json.loads(line)
-                dropped, merged = drop or ((), "")
+                found = json.loads(line)
             except ValueError:
                 break
-            request = Request(start=start, end=end, start_act=start_act, end_act=end_act, dropped=tuple(dropped),
-                              merged=merged)
-            self._done[request] = scores
+            dropped = tuple(found["entry"].pop("dropped"))
+            self._done[Request(**found["entry"], dropped=dropped)] = Estimate(found["scores"], found["seconds"])
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             file.write(header + "\n")
-            for request, scores in self._done.items():
-                file.write(self._line(request, scores))
+            for request, estimate in self._done.items():
+                file.write(_line(request, estimate))
 
-    def get(self, request: Request) -> dict[str, float] | None:
-        """Return the scores of a finished estimate, or None."""
+    def get(self, request: Request) -> Estimate | None:
+        """Return a finished estimate, or None."""
         return self._done.get(request)
 
-    def add(self, request: Request, scores: dict[str, float]) -> None:
+    def add(self, request: Request, estimate: Estimate) -> None:
         """Keep a finished estimate; it is on disk when this returns."""
-        self._done[request] = scores
+        self._done[request] = estimate
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(self._line(request, scores))
+                file.write(_line(request, estimate))
 
-    @staticmethod
-    def _line(request: Request, scores: dict[str, float]) -> str:
-        drop = [request.dropped, request.merged] if request.dropped else []
-        return json.dumps([request.start, request.end, request.start_act, request.end_act, scores, *drop]) + "\n"
+    @property
+    def seconds(self) -> float:
+        """What all the estimates took."""
+        return sum(estimate.seconds for estimate in self._done.values())
+
+
+def _line(request: Request, estimate: Estimate) -> str:
+    return json.dumps({"entry": asdict(request), "scores": estimate.scores, "seconds": estimate.seconds}) + "\n"
+
+
+def cheap_journal(path: Path | None) -> Path | None:
+    """Return where the cheap estimates of an adaptive run are kept, beside the dear ones."""
+    return None if path is None else path.with_name(f"{path.name}.cheap")
+
+
+def remove_journal(path: str | Path) -> None:
+    """Remove what ``estimate_importance`` kept for resuming: its table is written."""
+    path = Path(path)
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}.cheap").unlink(missing_ok=True)

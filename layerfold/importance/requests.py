@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from layerfold.graph import Network, Segment
+from layerfold.tables._importance import Key
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -32,6 +33,12 @@ class Request:
         if not self.dropped:
             return None
         return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.dropped)
+
+    @property
+    def key(self) -> Key:
+        """What importance tables know the entry by."""
+        states = self.start, self.end, self.start_act, self.end_act
+        return (*states, self.merged) if self.dropped else states
 
     def changes_nothing(self, net: Network) -> bool:
         """Say whether the entry describes the original network: its importance is 0 without measuring."""

@@ -4,7 +4,7 @@ from layerfold.solver._alternatives import solve_alternatives
 from layerfold.solver._explain import Explanation, explain_point
 from layerfold.solver._extension import extend_importance
 from layerfold.solver._frontier import Frontier
-from layerfold.solver._importance_of import importance_of
+from layerfold.solver._importance_of import entries_behind, importance_of
 from layerfold.solver._limits import Limits
 from layerfold.solver._options import Option, Plan
 from layerfold.solver._solution import Solution, SolutionSegment
@@ -13,5 +13,5 @@ from layerfold.solver._stage1 import compute_optimal_latency
 
 __all__ = [
     "Explanation", "Frontier", "Limits", "Option", "Plan", "Solution", "SolutionSegment", "compute_optimal_latency",
-    "explain_point", "extend_importance", "importance_of", "solve_alternatives", "solve_frontier",
+    "entries_behind", "explain_point", "extend_importance", "importance_of", "solve_alternatives", "solve_frontier",
 ]

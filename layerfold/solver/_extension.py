@@ -34,6 +34,10 @@ class ExtendedImportance:
     values: Floats
     last: NDArray[np.int32]
 
+    def between(self, start: int, end: int, start_act: int, end_act: int) -> float:
+        """Return I_ext(start, end, start_act, end_act); minus infinity where there is none."""
+        return float(self.values[start_act, end_act, start - self.start, end - self.start])
+
     def breaks(self, start: int, end: int, start_act: int, end_act: int) -> tuple[int, ...]:
         """Return start, the inner positions without activation over which the importance was extended, and end."""
         row, position, state = start - self.start, end - self.start, end_act

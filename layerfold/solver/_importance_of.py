@@ -1,9 +1,10 @@
-"""The importance of a given solution: what a solver would sum for it."""
+"""The importance of a given solution: what a solver would sum for it, and from which entries."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from layerfold.errors import MissingEntryError
@@ -11,6 +12,7 @@ from layerfold.solver._drop_options import split_importances
 from layerfold.solver._extension import ExtendedImportance, extended_importance, normalised_importances
 from layerfold.solver._solution import Solution
 from layerfold.tables import ImportanceEntry, ImportanceTable
+from layerfold.tables._importance import Key
 
 
 def importance_of(
@@ -31,28 +33,50 @@ def importance_of(
     """
     if solution.importance is not None and solution.table_hashes.get("importance") == importance.hash:
         return solution.importance
+    return math.fsum(way.importance for way in _ways(solution, importance, chains, end_acts))
+
+
+def entries_behind(
+    solution: Solution, importance: ImportanceTable, chains: tuple[tuple[int, int], ...], end_acts: frozenset[int]
+) -> tuple[ImportanceEntry, ...]:
+    """Return the entries whose importances a solution's is the sum of, by position; see :func:`importance_of`."""
+    return tuple(importance.by_key[key] for way in _ways(solution, importance, chains, end_acts) for key in way.keys)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The best sum over rows that lead through a stretch, and those rows."""
+
+    importance: float
+    keys: tuple[Key, ...]
+
+    def through(self, importance: float, *keys: Key) -> _Way:
+        return _Way(self.importance + importance, (*self.keys, *keys))
+
+
+def _ways(
+    solution: Solution, importance: ImportanceTable, chains: tuple[tuple[int, int], ...], end_acts: frozenset[int]
+) -> Iterator[_Way]:
+    """Yield the way through each stretch between two activations (or a chain's ends)."""
     whole, drops = split_importances(normalised_importances(importance, 0.0, "single"), importance.entries)
-    sums = []
     for start, end in chains:
         extended = extended_importance(whole, (start, end))
         stops = [start, *(position for position in solution.act_pos if start < position < end), end]
         for first, last in pairwise(stops):
-            state = int(last < end or end in end_acts)
-            value = _through(solution, extended, drops, (first, last), state)
-            if not math.isfinite(value):
+            found = _through(solution, extended, drops, (first, last), int(last < end or end in end_acts))
+            if found is None:
                 raise MissingEntryError(
                     f"{importance.source}: nothing leads from position {first} to {last} without an activation "
                     "between; estimate the importance of those segments"
                 )
-            sums.append(value)
-    return math.fsum(sums)
+            yield found
 
 
 def _through(
     solution: Solution, extended: ExtendedImportance, drops: Sequence[tuple[ImportanceEntry, float]],
     stretch: tuple[int, int], end_act: int,
-) -> float:
-    """Return the greatest sum of rows that lead through a stretch between activations; minus infinity where none does.
+) -> _Way | None:
+    """Return the best way through a stretch between activations; None where there is none.
 
     Rows in which layers are dropped count where they drop just what the solution drops between their ends, which are
     positions where merging stops.
@@ -61,19 +85,30 @@ def _through(
     kept = None if solution.kept_layers is None else set(solution.kept_layers)
     gone = set() if kept is None else {index for index in range(first + 1, last + 1) if index not in kept}
     stops = [first, *(stop for stop in solution.merge_pos if gone and first < stop < last), last]
-    best = {first: 0.0}
+    best = {first: _Way(0.0, ())}
     for here in stops[1:]:
         state = end_act if here == last else 0
         ways = [
-            best[before] + float(extended.values[int(before == first), state, before - extended.start,
-                                                 here - extended.start])
-            for before in stops if before < here and gone.isdisjoint(range(before + 1, here + 1))
+            best[before].through(value, *_rows_of(extended, before, here, int(before == first), state))
+            for before in stops if before in best and before < here
+            and gone.isdisjoint(range(before + 1, here + 1))
+            and (value := extended.between(before, here, int(before == first), state)) > -math.inf
         ]  # fmt: skip
         ways += [
-            best[entry.start] + value for entry, value in drops
+            best[entry.start].through(value, entry.key) for entry, value in drops
             if (entry.end, entry.end_act) == (here, state) and entry.start in best
             and entry.start_act == int(entry.start == first)
             and set(entry.dropped) == gone.intersection(range(entry.start + 1, here + 1))
         ]  # fmt: skip
-        best[here] = max(ways, default=-math.inf)
-    return best[last]
+        if ways:
+            best[here] = max(ways, key=lambda way: way.importance)
+    return best.get(last)
+
+
+def _rows_of(extended: ExtendedImportance, start: int, end: int, start_act: int, end_act: int) -> list[Key]:
+    """Return the rows that an extended importance is the sum of."""
+    breaks = extended.breaks(start, end, start_act, end_act)
+    return [
+        (here, there, start_act if here == start else 0, end_act if there == end else 0)
+        for here, there in pairwise(breaks)
+    ]

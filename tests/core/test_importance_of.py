@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from layerfold.errors import LayerfoldError, MissingEntryError
-from layerfold.solver import Solution, importance_of, solve_frontier
+from layerfold.solver import Solution, entries_behind, importance_of, solve_frontier
 from layerfold.tables import ImportanceEntry, ImportanceTable
 from tests.oracles.drops import random_drop_problem
 from tests.oracles.instances import random_problem
@@ -22,6 +22,10 @@ def test_sum_is_the_solvers_without_knowing_it(seed: int) -> None:
         ends = frozenset(solution.act_pos) & {end for _, end in chains}
         unknown = replace(solution, importance=None, table_hashes={})
         assert importance_of(unknown, problem.importance, chains, ends) == pytest.approx(solution.importance)
+        rows = entries_behind(solution, problem.importance, chains, ends)
+        assert sum(row.importance for row in rows) == pytest.approx(solution.importance)
+        assert [(row.start, row.end) for row in rows] == sorted((row.start, row.end) for row in rows)
+        assert {row.end for row in rows} >= set(solution.act_pos)
         marked = replace(solution, importance=123.0)
         assert importance_of(marked, problem.importance, chains, ends) == 123.0
 
@@ -41,6 +45,8 @@ def test_sum_is_the_solvers_where_layers_are_dropped() -> None:
             found = importance_of(unknown, problem.importance, chains, ends)
             # The rows that the solver took lead through it; between the same stops others may be worth more.
             assert found >= (solution.importance or 0.0) - 1e-9, f"seed {seed}"
+            rows = entries_behind(unknown, problem.importance, chains, ends)
+            assert sum(row.importance for row in rows) == pytest.approx(found), f"seed {seed}"
             dropping += solution.kept_layers is not None
     assert dropping > 100
 

@@ -26,9 +26,9 @@ _LEARNING_RATE = 2e-3
 class Distill:
     """See :class:`Estimator`. Adam with a cosine rate; the loss is the squared error over the target's variance."""
 
-    fills_slots: ClassVar = False
-    is_recalibrated: ClassVar = True
-    known_scores: ClassVar = ("val_acc", "val_loss", "agreement", "kl")
+    fills_slots: ClassVar[bool] = False
+    is_recalibrated: ClassVar[bool] = True
+    known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:
         self._subject, self._training = subject, training

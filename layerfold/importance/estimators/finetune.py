@@ -16,9 +16,9 @@ _STEPS = 300
 class Finetune:
     """See :class:`Estimator`. Cosine rate with a warm-up, momentum, cross-entropy."""
 
-    fills_slots: ClassVar = True
-    is_recalibrated: ClassVar = False
-    known_scores: ClassVar = ("val_acc", "val_loss", "agreement", "kl")
+    fills_slots: ClassVar[bool] = True
+    is_recalibrated: ClassVar[bool] = False
+    known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:
         self._subject, self._training = subject, training

@@ -13,9 +13,9 @@ from layerfold.importance.subject import Subject
 class Recalibrate:
     """See :class:`Estimator`."""
 
-    fills_slots: ClassVar = False
-    is_recalibrated: ClassVar = True
-    known_scores: ClassVar = ("val_acc", "val_loss", "agreement", "kl")
+    fills_slots: ClassVar[bool] = False
+    is_recalibrated: ClassVar[bool] = True
+    known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:
         self._subject = subject

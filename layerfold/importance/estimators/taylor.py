@@ -27,9 +27,9 @@ from layerfold.importance.subject import Subject
 class Taylor:
     """See :class:`Estimator`. The loss is the cross-entropy with the labels of the calibration images."""
 
-    fills_slots: ClassVar = False
-    is_recalibrated: ClassVar = False
-    known_scores: ClassVar = ("val_loss",)
+    fills_slots: ClassVar[bool] = False
+    is_recalibrated: ClassVar[bool] = False
+    known_scores: ClassVar[tuple[str, ...]] = ("val_loss",)
 
     def __init__(self, subject: Subject, training: Training) -> None:
         self._subject = subject
@@ -82,7 +82,7 @@ def _terms(subject: Subject) -> dict[tuple[str, int], Tensor]:
         recorder = _Recorder(form, {name for change in changes.values() for name in change})
         # The images ask for a gradient, so that every value has one even where all weights are frozen.
         logits = recorder.run(images.clone().requires_grad_())
-        F.cross_entropy(logits, labels, reduction="sum").backward()
+        F.cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
         for key, (read, given) in changes.items():
             old, gradient = recorder.values[given], recorder.values[given].grad
             assert gradient is not None
