@@ -10,7 +10,7 @@ from torch import nn
 import layerfold as lf
 from layerfold.data import ImageData
 from layerfold.finetune import finetune_network
-from layerfold.importance import METHODS, SCORES, Request
+from layerfold.importance import SCORES, Request
 from layerfold.importance.estimators import ESTIMATORS, Distill, Taylor, Training
 from layerfold.importance.scores import column_of
 from layerfold.importance.subject import Subject
@@ -20,10 +20,10 @@ Trained = tuple[nn.Module, lf.Network, ImageData]
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    """Return MobileNetV2-0.35 after 60 steps on MNIST at 32x32: good enough that a change shows."""
+    """Return MobileNetV2-0.35 after 30 steps on MNIST at 32x32: good enough that a change shows."""
     data = lf.open_data("mnist5k", input_shape=(1, 32, 32), mean=(0.5,), std=(0.5,))
     model = lf.load_model("timm:mobilenetv2_035", num_classes=10, in_channels=1).module
-    finetune_network(model, data, steps=60, optimizer="adamw", score_holdout=False, progress=False)
+    finetune_network(model, data, steps=30, batch_size=64, optimizer="adamw", score_holdout=False, progress=False)
     return model, lf.trace_network(model, torch.zeros(1, 1, 32, 32)), data
 
 
@@ -33,7 +33,7 @@ def subject_of(trained: Trained, *, is_recalibrated: bool = True) -> Subject:
                    is_recalibrated=is_recalibrated)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ESTIMATORS)
 def test_every_method_fills_the_table_by_every_score_it_knows(trained: Trained, method: str) -> None:
     model, net, data = trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -44,7 +44,7 @@ def test_every_method_fills_the_table_by_every_score_it_knows(trained: Trained, 
                                        holdout_images=64, calibration_images=64, fill_slots=False, progress=False)
         assert [(entry.start, entry.end) for entry in table.entries] == [(0, 1), (0, 2), (6, 9)]
         assert table.entries[0].importance == 0.0
-        assert all(entry.importance != 0.0 for entry in table.entries[1:]) or score == "accuracy"
+        assert all(entry.importance != 0.0 for entry in table.entries[1:]) or score not in ("loss", "kl")
         assert table.provenance.options["method"] == method
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -104,9 +104,9 @@ def test_taylors_first_order_term_is_the_derivative(trained: Trained, position: 
         form.set_submodule(name, activation)
         return float(found)
 
-    step = 1e-5
+    step = 1e-7  # no image's value crosses the activation's kink on so short a way
     slope = (loss(step) - loss(-step)) / (2 * step)
-    assert term == pytest.approx(slope, rel=1e-2, abs=1e-4)
+    assert term == pytest.approx(slope, rel=2e-3, abs=1e-4)
 
 
 class _Fading(nn.Module):
