@@ -13,14 +13,11 @@ depths, half of them with dropped layers. Resumable: work is kept under ``--work
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from record import ROOT, write_record
+from record import ROOT
 from scipy.stats import spearmanr
 from shorten_cifar10 import NETWORKS, Run
 

@@ -50,12 +50,14 @@ def add_parser(subparsers: Any) -> None:
                         help="largest growth in multiply-adds by a merge (default: 4)")
     add_drop_argument(search)
     search.add_argument("--importance", default="recalibrate", metavar="METHOD",
-                        help="recalibrate (no training) or finetune (the paper's) (default: %(default)s)")
+                        help="recalibrate (no training), distill (segments alone are trained), finetune (the paper's), "
+                        "taylor, or adaptive (distill, then finetune near the budget) (default: %(default)s)")
     search.add_argument("--score", default="accuracy", metavar="NAME",
-                        help="accuracy, agreement (with the original; needs no labels) or loss (default: %(default)s)")
+                        help="accuracy, loss, agreement or kl, both with the original and without need of labels "
+                        "(default: %(default)s)")
     search.add_argument("--importance-images", type=int, metavar="N", help="holdout images a score (default: all)")
-    search.add_argument("--importance-steps", type=int, default=300, metavar="N",
-                        help="training steps an entry, with --importance finetune (default: 300)")
+    search.add_argument("--importance-steps", type=int, metavar="N",
+                        help="training steps an entry (default: 300 with finetune, 40 with distill)")
     search.add_argument("--alpha", type=float, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
     search.add_argument("--margin", default="2", metavar="PCT",

@@ -42,12 +42,13 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--latency", metavar="CSV",
                        help="latency table: its segments are taken, but for those that it says are not worth merging")
     group.add_argument("--method", default="recalibrate", metavar="NAME",
-                       help="recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
-                       "finetune (the whole network is), taylor (one backward pass over the original) or adaptive (each "
-                       "entry cheaply, then those that plans stand on dearly; needs --latency) (default: %(default)s)")
-    group.add_argument("--score", default="accuracy", metavar="NAME",
-                       help="accuracy, loss, agreement or kl (divergence), both with the original and without need of labels "
+                       help="recalibrate (BatchNorm statistics only, no training), distill (the segment alone is "
+                       "trained), finetune (the whole network is), taylor (one backward pass over the original) or "
+                       "adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
                        "(default: %(default)s)")
+    group.add_argument("--score", default="accuracy", metavar="NAME",
+                       help="accuracy, loss, agreement or kl (divergence), both with the original and without need of "
+                       "labels (default: %(default)s)")
     group.add_argument("--fill-slots", action=argparse.BooleanOptionalAction, default=None,
                        help="also try an activation where the original has none (default: only with finetune)")
     group.add_argument("--calibration-images", type=whole(2), default=256, metavar="N",

@@ -19,7 +19,7 @@ from layerfold.export import export_network, export_onnx
 from layerfold.export.network import FORMATS
 from layerfold.finetune import Scores, evaluate_network, finetune_network
 from layerfold.graph import Network, layer_norms, trace_network
-from layerfold.importance import estimate_importance, weights_hash
+from layerfold.importance import Refinement, estimate_importance, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
@@ -37,6 +37,7 @@ from layerfold.tables import ImportanceTable, LatencyTable
 
 _MOST_BENCH_TRIES = 3
 _MOST_DIFFERENCE = 1e-3
+_SHARES_OF_BUDGET = (0.9, 0.95, 1.0, 1.05, 1.1)
 """Of merged network and train form in float32, relative to the largest output."""
 
 
@@ -239,10 +240,16 @@ class _Run:
             self.model, self.net, self.data, self.options.importance_method, latency=self.latency,
             score=self.options.importance_score, holdout_images=self.options.importance_images,
             steps=self.options.importance_steps, batch_size=self.options.batch_size, seed=self.options.seed,
-            journal_path=journal, model_name=self.name, progress=self.progress,
+            refinement=Refinement(budgets_ms=self._near_the_budget()), journal_path=journal, model_name=self.name,
+            progress=self.progress,
         )  # fmt: skip
         table.write(self.folder.file("importance.csv"))
         return {"entries": len(table.entries), "left_out": len(table.provenance.left_out)}
+
+    def _near_the_budget(self) -> tuple[float, ...]:
+        """Return latencies whose plans the budget loop may come to: predictions are some per cent off."""
+        budget_ms = self.options.budget.in_ms(self.latency.original_ms)
+        return tuple(share * budget_ms for share in _SHARES_OF_BUDGET)
 
     def _solve_and_verify(self) -> dict[str, Any]:
         found = meet_budget(

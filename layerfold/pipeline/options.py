@@ -25,7 +25,7 @@ class CompressOptions:
         max_kernel, max_growth: limits on candidates: the merged kernel's side, and merged multiply-adds to replaced.
         drop_layers: whether options without some of a segment's layers are measured and solved for too.
         importance_method, importance_score, importance_images, importance_steps: see ``estimate_importance``;
-            images are those of the holdout, None for all.
+            images are those of the holdout, None for all. ``adaptive`` refines what plans near the budget stand on.
         alpha: see ``solve_frontier``.
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.
@@ -48,7 +48,7 @@ class CompressOptions:
     importance_method: str = "recalibrate"
     importance_score: str = "accuracy"
     importance_images: int | None = None
-    importance_steps: int = 300
+    importance_steps: int | None = None
     alpha: float = 0.0
     margin: float = 0.02
     finetune_epochs: int = 3
