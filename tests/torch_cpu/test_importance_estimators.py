@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import layerfold as lf
 from layerfold.data import ImageData
-from layerfold.finetune import finetune_network
-from layerfold.importance import SCORES, Request
+from layerfold.importance import SCORES, Refinement, Request, remove_journal
 from layerfold.importance.estimators import ESTIMATORS, Distill, Taylor, Training
 from layerfold.importance.scores import column_of
 from layerfold.importance.subject import Subject
+from layerfold.tables import LatencyEntry, Provenance
 
 Trained = tuple[nn.Module, lf.Network, ImageData]
 
 
 @pytest.fixture(scope="module")
-def trained() -> Trained:
-    """Return MobileNetV2-0.35 after 30 steps on MNIST at 32x32: good enough that a change shows."""
-    data = lf.open_data("mnist5k", input_shape=(1, 32, 32), mean=(0.5,), std=(0.5,))
-    model = lf.load_model("timm:mobilenetv2_035", num_classes=10, in_channels=1).module
-    finetune_network(model, data, steps=30, batch_size=64, optimizer="adamw", score_holdout=False, progress=False)
-    return model, lf.trace_network(model, torch.zeros(1, 1, 32, 32)), data
+def trained(shared_path: Path) -> Trained:
+    """Return the published ResNet-20 with some images of CIFAR-10's test split: trained, so that a change shows."""
+    factory = Path(__file__).parents[2] / "benchmarks/cifar_resnet.py"
+    loaded = lf.load_model(f"{factory}:resnet20", weights=shared_path / "checkpoints/resnet20-12fca82f.th")
+    table = pyarrow.parquet.read_table(shared_path / "data/cifar10/test.parquet").slice(0, 500)
+    pixels = [np.asarray(Image.open(io.BytesIO(each))) for each in table["image"].to_pylist()]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+    images = (images - torch.tensor(loaded.mean).view(3, 1, 1)) / torch.tensor(loaded.std).view(3, 1, 1)
+    labels = torch.tensor(table["label"].to_pylist())
+    train, holdout, test = (
+        TensorDataset(images[first:last], labels[first:last]) for first, last in ((0, 256), (256, 450), (450, 500))
+    )
+    data = ImageData(name="cifar10", num_classes=10, input_shape=(3, 32, 32), train=train, holdout=holdout, test=test)
+    return loaded.module, lf.trace_network(loaded.module, torch.zeros(1, 3, 32, 32)), data
 
 
-def subject_of(trained: Trained, *, is_recalibrated: bool = True) -> Subject:
+def subject_of(trained: Trained, *, images: int = 96, is_recalibrated: bool = True) -> Subject:
     model, net, data = trained
-    return Subject(model, net, data, calibration_images=128, holdout_images=128, seed=0,
+    return Subject(model, net, data, calibration_images=images, holdout_images=images, seed=0,
                    is_recalibrated=is_recalibrated)
 
 
@@ -37,16 +53,57 @@ def subject_of(trained: Trained, *, is_recalibrated: bool = True) -> Subject:
 def test_every_method_fills_the_table_by_every_score_it_knows(trained: Trained, method: str) -> None:
     model, net, data = trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    segments = [net.segment(0, 1), net.segment(0, 2), net.segment(6, 9)]
+    segments = [net.segment(0, 1), net.segment(13, 15), net.segment(15, 19)]
     known = [score for score in SCORES if column_of(score) in ESTIMATORS[method].known_scores]
     for score in known[:2]:
         table = lf.estimate_importance(model, net, data, method, candidates=segments, score=score, steps=2,
-                                       holdout_images=64, calibration_images=64, fill_slots=False, progress=False)
-        assert [(entry.start, entry.end) for entry in table.entries] == [(0, 1), (0, 2), (6, 9)]
+                                       batch_size=16, holdout_images=64, calibration_images=64, fill_slots=False,
+                                       progress=False)
+        assert [(entry.start, entry.end) for entry in table.entries] == [(0, 1), (13, 15), (15, 19)]
         assert table.entries[0].importance == 0.0
         assert all(entry.importance != 0.0 for entry in table.entries[1:]) or score not in ("loss", "kl")
         assert table.provenance.options["method"] == method
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_adaptive_refines_what_plans_stand_on(trained: Trained, tmp_path: Path) -> None:
+    model, net, data = trained
+    how: dict[str, Any] = {"score": "loss", "holdout_images": 64, "calibration_images": 64, "progress": False}
+    latency = made_up_latency(net, first=7)
+    journal = tmp_path / "journal"
+    refinement = Refinement(start_with="taylor", refine_with="recalibrate", most=4)
+    runs = [
+        lf.estimate_importance(model, net, data, "adaptive", latency=latency, refinement=refinement,
+                               journal_path=journal, **how)
+        for _ in range(2)
+    ]
+    plain = lf.estimate_importance(model, net, data, "recalibrate", latency=latency, **how)
+    refined = [entry for entry in runs[0].entries if entry.extra["refined"]]
+    assert 0 < len(refined) <= 4
+    assert all(entry.importance == plain.by_key[entry.key].importance for entry in refined)
+    assert runs[0].by_key.keys() == plain.by_key.keys()
+    assert runs[0].provenance.options["spent"]["refined"] == len(refined)
+    # The second run found everything in the journal.
+    assert runs[1].provenance.options["seconds"] == runs[0].provenance.options["seconds"]
+    assert [entry.importance for entry in runs[1].entries] == [entry.importance for entry in runs[0].entries]
+    lf.solve_frontier(latency, runs[0])
+    remove_journal(journal)
+    assert not list(tmp_path.iterdir())
+
+
+def test_adaptive_without_latencies_says_what_is_missing(trained: Trained) -> None:
+    model, net, data = trained
+    with pytest.raises(lf.UsageError, match=r"method='adaptive': needs a latency table.*--latency"):
+        lf.estimate_importance(model, net, data, "adaptive", progress=False)
+
+
+def made_up_latency(net: lf.Network, *, first: int) -> lf.LatencyTable:
+    """Return latencies by which merging pays, from position ``first`` on."""
+    segments = [each for each in net.candidates() if each.num_layers == 1 or each.start >= first]
+    return lf.LatencyTable(
+        [LatencyEntry(start=each.start, end=each.end, latency_ms=1.0 + 0.1 * each.num_layers) for each in segments],
+        provenance=Provenance(kind="latency", chains=tuple((chain.start, chain.end) for chain in net.chains)),
+    )
 
 
 def test_score_that_a_method_cannot_tell_names_those_it_can(trained: Trained) -> None:
@@ -57,13 +114,12 @@ def test_score_that_a_method_cannot_tell_names_those_it_can(trained: Trained) ->
 
 def test_distilled_segment_comes_nearer_to_the_original(trained: Trained) -> None:
     subject = subject_of(trained)
-    request = Request(start=6, end=9, start_act=1, end_act=int(trained[1].has_activation(9)))
+    request = Request(start=13, end=17, start_act=1, end_act=1)
     untrained, little, much = (
         ESTIMATORS[method](subject, Training(steps=steps)).scores_of(request)["kl"]
-        for method, steps in (("recalibrate", 1), ("distill", 5), ("distill", 80))
+        for method, steps in (("recalibrate", 1), ("distill", 3), ("distill", 20))
     )  # fmt: skip
-    assert much < little
-    assert much < 0.7 * untrained
+    assert much < little < untrained
 
 
 def test_segment_of_which_nothing_is_left_is_not_trained(trained: Trained) -> None:
@@ -77,16 +133,16 @@ def test_segment_of_which_nothing_is_left_is_not_trained(trained: Trained) -> No
 
 
 def test_same_seed_distills_the_same(trained: Trained) -> None:
-    request = Request(start=0, end=2, start_act=1, end_act=1)
+    request = Request(start=15, end=17, start_act=1, end_act=1)
     one, two = (Distill(subject_of(trained), Training(steps=4, seed=3)).scores_of(request) for _ in range(2))
     assert one == two
 
 
-@pytest.mark.parametrize("position", [1, 2, 7, 20])
+@pytest.mark.parametrize("position", [7, 18])
 def test_taylors_first_order_term_is_the_derivative(trained: Trained, position: int) -> None:
     """Fading an activation a little changes the loss by that part of the term."""
     net = trained[1]
-    subject = subject_of(trained, is_recalibrated=False)
+    subject = subject_of(trained, images=24, is_recalibrated=False)
     assert net.has_activation(position)
     term = float(Taylor(subject, Training())._terms["activation", position].mean())
     form = subject.original_form.double()
@@ -106,7 +162,7 @@ def test_taylors_first_order_term_is_the_derivative(trained: Trained, position: 
 
     step = 1e-7  # no image's value crosses the activation's kink on so short a way
     slope = (loss(step) - loss(-step)) / (2 * step)
-    assert term == pytest.approx(slope, rel=2e-3, abs=1e-4)
+    assert term == pytest.approx(slope, rel=5e-3, abs=1e-4)
 
 
 class _Fading(nn.Module):
