@@ -75,8 +75,9 @@ def estimate_adaptively(
     most = how.most if how.most is not None else max(16, len(asked) // 5)
 
     def fill(filling: Filling, what: str, wanted: Sequence[Request]) -> Values:
-        unknown = filling.unknown(wanted)
-        with progress_bar(what, len(wanted), enabled=progress, done=len(wanted) - len(unknown)) as bar:
+        needed = filling.needed(wanted)
+        unknown = filling.unknown(needed)
+        with progress_bar(what, len(needed), enabled=progress, done=len(needed) - len(unknown)) as bar:
             filling.fill(unknown, bar.advance)
         return {each: filling.importance(each) for each in wanted}
 
@@ -97,7 +98,7 @@ def estimate_adaptively(
     ]
     options = {
         **provenance.options, **dear.options, "start_with": how.start_with, "refine_with": how.refine_with,
-        "budgets_ms": list(how.budgets_ms), "original": dear.subject.original, "spent": asdict(spent),
+        "budgets_ms": list(how.budgets_ms), "original": dear.original, "spent": asdict(spent),
         "cheap_seconds": round(cheap.seconds, 3), "seconds": round(cheap.seconds + dear.seconds, 3),
     }  # fmt: skip
     return ImportanceTable(rows, provenance=replace(provenance, options=options))

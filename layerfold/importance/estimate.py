@@ -60,7 +60,8 @@ def estimate_importance(
     - ``recalibrate`` measures BatchNorm statistics anew on training images, those of the original too, and trains
       nothing;
     - ``distill`` first trains the segment alone, for a few steps, to give the original's feature map at its end;
-    - ``finetune`` trains the changed network (Kim et al. 2023, section 4): the dearest, by which the others are judged;
+    - ``finetune`` trains the changed network, and the original alike (Kim et al. 2023, section 4): the dearest, by
+      which the others are judged;
     - ``taylor`` tells from one backward pass over the original how the loss would change: no entry costs anything;
     - ``adaptive`` estimates every entry cheaply, and those dearly that the solver's plans stand on (``refinement``).
 
@@ -139,11 +140,12 @@ def estimate_importance(
         dear = filling_of(chosen.refine_with, training, journal)
         return estimate_adaptively(net, latency, requests, asked, cheap, dear, chosen, provenance, progress=progress)
     filling = filling_of(method, training, journal)
-    unknown = filling.unknown(asked)
-    with progress_bar(f"importance: {method}", len(asked), enabled=progress, done=len(asked) - len(unknown)) as bar:
+    needed = filling.needed(asked)
+    unknown = filling.unknown(needed)
+    with progress_bar(f"importance: {method}", len(needed), enabled=progress, done=len(needed) - len(unknown)) as bar:
         filling.fill(unknown, bar.advance)
     entries = [filling.entry(request) for request in requests]
-    options = {**provenance.options, **filling.options, "original": filling.subject.original,
+    options = {**provenance.options, **filling.options, "original": filling.original,
                "seconds": round(filling.seconds, 3)}
     return ImportanceTable(entries, provenance=replace(provenance, options=options))
 

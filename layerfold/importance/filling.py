@@ -11,7 +11,7 @@ from typing import Any
 from layerfold.errors import UsageError
 from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
 from layerfold.importance.journal import Estimate, Journal
-from layerfold.importance.requests import Request
+from layerfold.importance.requests import NOTHING, Request
 from layerfold.importance.scores import SCORES, Scores, change_of, column_of, importance_of
 from layerfold.importance.subject import Subject
 from layerfold.tables import ImportanceEntry
@@ -64,6 +64,20 @@ class Filling:
         """What the estimates took, those of earlier runs included."""
         return self._journal.seconds
 
+    @property
+    def original(self) -> Scores:
+        """What changes are relative to: the original's scores, after the same training if changed networks get one.
+
+        Otherwise every merge would seem to gain what any further training gains. (Appendix B of the paper takes that
+        off as the mean importance of single layers, which it trains too.)
+        """
+        found = self._journal.get(NOTHING)
+        return self.subject.original if found is None else found.scores
+
+    def needed(self, requests: Iterable[Request]) -> list[Request]:
+        """Return what must be estimated so that these entries are known."""
+        return [*([NOTHING] if self._kind.trains_original else []), *requests]
+
     def unknown(self, requests: Iterable[Request]) -> list[Request]:
         """Return which of these were not estimated yet."""
         return [request for request in requests if self._journal.get(request) is None]
@@ -96,6 +110,6 @@ class Filling:
         )  # fmt: skip
 
     def _change(self, request: Request) -> Scores:
-        original = self.subject.original
+        original = self.original
         estimate = self._journal.get(request)
         return change_of(original if estimate is None else estimate.scores, original)

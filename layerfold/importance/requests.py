@@ -62,6 +62,10 @@ class Request:
         return tuple(p for p in range(1, len(net.layers) + 1) if not self.start < p < self.end)
 
 
+NOTHING = Request(start=0, end=0, start_act=1, end_act=1)
+"""No segment: the network that it stands for is the original."""
+
+
 def list_requests(net: Network, segments: Iterable[Segment], *, fill_slots: bool) -> list[Request]:
     """Return the entries for these segments, by start.
 

@@ -106,6 +106,18 @@ def made_up_latency(net: lf.Network, *, first: int) -> lf.LatencyTable:
     )
 
 
+def test_finetuning_compares_with_the_original_trained_alike(trained: Trained) -> None:
+    model, net, data = trained
+    how: dict[str, Any] = {"steps": 2, "batch_size": 16, "score": "loss", "holdout_images": 64,
+                           "calibration_images": 32, "fill_slots": False, "progress": False}
+    table = lf.estimate_importance(model, net, data, "finetune", candidates=[net.segment(15, 17)], **how)
+    original = lf.build_train_form(model, net, lf.Solution(act_pos=net.original_act_pos, merge_pos=range(1, 20)))
+    lf.finetune_network(original, data, steps=2, batch_size=16, score_holdout=False, progress=False)
+    before, after = (lf.evaluate_network(each, data.loader("holdout", 64, limit=64)).loss for each in (model, original))
+    assert table.provenance.options["original"]["val_loss"] == pytest.approx(after, abs=1e-4)
+    assert abs(after - before) > 1e-3
+
+
 def test_score_that_a_method_cannot_tell_names_those_it_can(trained: Trained) -> None:
     model, net, data = trained
     with pytest.raises(lf.UsageError, match="score='accuracy': method='taylor' cannot tell it; use score=loss"):

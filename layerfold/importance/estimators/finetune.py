@@ -18,6 +18,7 @@ class Finetune:
 
     fills_slots: ClassVar[bool] = True
     is_recalibrated: ClassVar[bool] = False
+    trains_original: ClassVar[bool] = True
     known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:

@@ -33,11 +33,14 @@ class Estimator(Protocol):
     Attributes:
         fills_slots: whether empty slots are worth trying with an activation, if nobody says.
         is_recalibrated: whether changed networks get new BatchNorm statistics, and so must the original.
+        trains_original: whether changed networks are trained so that the original would gain by it too: then it is
+            trained alike before they are compared with it.
         known_scores: the scores it can tell (names as in ``Scores``).
     """
 
     fills_slots: ClassVar[bool]
     is_recalibrated: ClassVar[bool]
+    trains_original: ClassVar[bool]
     known_scores: ClassVar[tuple[str, ...]]
 
     def __init__(self, subject: Subject, training: Training) -> None: ...
