@@ -1,0 +1,289 @@
+"""Accuracy at equal measured speed-up on CIFAR-10: layerfold against four rivals.
+
+    python benchmarks/accuracy_cifar10.py                          # both networks, three speed-ups, 3 epochs; hours
+    python benchmarks/accuracy_cifar10.py resnet20 --only choose   # what each way chooses, measured
+    python benchmarks/accuracy_cifar10.py resnet20 resnet56 --epochs 30 --seeds 0 1 2 --backend torch --device cuda \\
+        --train-device cuda
+
+Ways: ``layerfold`` (merging and dropping, the exact solver), ``paper`` (Kim et al. 2023: merging only, every importance
+by finetuning, time discretised), ``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by
+Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with
+the original, and it chooses again with less until it is within the budget; then every network is finetuned alike, from
+the same baseline with the same teacher. Resumable: work is kept under ``--work``, and ``--only`` does some of the
+steps, so that those that measure latency (``choose``, ``compare``) can have a core to themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import RESULTS, ROOT, write_record
+from rivals import DSP, DSP_MEAN, DSP_STD, EXAMPLE, dsp_onnx, load_dsp, paper, prune, share_for, uniform
+from safetensors.torch import load_file, save_file
+from shorten_cifar10 import NETWORKS, Run
+from torch import nn
+
+import layerfold as lf
+from layerfold.importance import Refinement, remove_journal
+
+STEPS = ("tables", "choose", "finetune", "compare")
+WAYS = ("layerfold", "paper", "uniform", "pruning", "global pruning")
+_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "torch-pruning")
+_PAPER_STEPS = 50
+"""Of finetuning an entry: the paper's is an epoch of ImageNet on two GPUs."""
+
+_HOLDOUT_IMAGES = 1000
+_MOST_ROUNDS, _MARGIN = 4, 0.01
+"""How often a way chooses at most, and how much smaller than needed its next budget is."""
+
+
+class Contest:
+    """One network, and what every way makes of it."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        self.name, self.arguments = name, arguments
+        self.run = Run(name, arguments)
+        length = f"{arguments.epochs}-epochs" if arguments.steps is None else f"{arguments.steps}-steps"
+        self.folder: Path = self.run.folder / "accuracy"
+        self.trained = self.folder / f"{length}-{arguments.importance}"
+        self.trained.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def original(self) -> nn.Module:
+        return self.run.loaded.module
+
+    @cached_property
+    def merging_latency(self) -> lf.LatencyTable:
+        """The paper's table: every layer stays, and nothing is merged past the layer behind a stride."""
+        allowed = {(each.start, each.end) for each in self.run.net.candidates(stop_at_strides=True)}
+        table = self.run.latency
+        kept = [each for each in table.entries if not each.drops and (each.start, each.end) in allowed]
+        return lf.LatencyTable(kept, provenance=table.provenance)
+
+    @cached_property
+    def paper_importance(self) -> lf.ImportanceTable:
+        return self._importance("paper", "finetune", self.merging_latency, score="accuracy", steps=_PAPER_STEPS,
+                                learning_rate=NETWORKS[self.name][1])
+
+    @cached_property
+    def importance(self) -> lf.ImportanceTable:
+        method = self.arguments.importance
+        budgets = tuple(self.run.latency.original_ms / each for each in self.arguments.speedups)
+        adaptive = {"refinement": Refinement(budgets_ms=budgets)} if method == "adaptive" else {}
+        return self._importance(method, method, self.run.latency, score="loss", **adaptive)
+
+    def _importance(self, name: str, method: str, latency: lf.LatencyTable, **how: Any) -> lf.ImportanceTable:
+        path = self.folder / f"importance-{name}.csv"
+        if not path.exists():
+            journal = path.with_suffix(".journal")
+            lf.estimate_importance(
+                self.original, self.run.net, self.run.data, method, latency=latency, holdout_images=_HOLDOUT_IMAGES,
+                journal_path=journal, model_name=self.name, **how,
+            ).write(path)
+            remove_journal(journal)
+        return lf.ImportanceTable.read(path)
+
+    def file(self, way: str, speedup: float, seed: int, suffix: str) -> Path:
+        return self.trained / f"{way.replace(' ', '-')}-{speedup:g}-{seed}{suffix}"
+
+    def speedup_of(self, network: nn.Module) -> float:
+        """Measure a network in turns with the original."""
+        found = lf.benchmark_networks({"original": self.original, "other": network.eval()}, EXAMPLE, self.run.backend,
+                                      target=0.005)
+        return 1 / found["other"].ratio
+
+    def choice(self, way: str, speedup: float) -> dict[str, Any]:
+        """Return what a way chooses for a measured speed-up: a solution, a share of filters, or how far it reaches."""
+        path = self.trained / f"{way.replace(' ', '-')}-{speedup:g}.json"
+        if not path.exists():
+            found = self._share(way, speedup) if "pruning" in way else self._solution(way, speedup)
+            print(f"{self.name}, {way}, {speedup:g}x: {found}"[:300], file=sys.stderr, flush=True)
+            path.write_text(json.dumps(found))
+        answer: dict[str, Any] = json.loads(path.read_text())
+        return answer
+
+    def _share(self, way: str, speedup: float) -> dict[str, Any]:
+        share, reached = share_for(self.original, speedup, self.speedup_of, is_global=way == "global pruning")
+        if share is None:
+            return {"reached": False, "most": reached}
+        return {"reached": True, "share": share, "speedup": reached}
+
+    def _solution(self, way: str, speedup: float) -> dict[str, Any]:
+        latency, rounds = self.run.latency, []
+        budget_ms = latency.original_ms / speedup
+        while True:
+            try:
+                solution = self._solve(way, budget_ms)
+            except lf.InfeasibleBudgetError as error:
+                return {"reached": False, "most": latency.original_ms / error.least_ms, "rounds": rounds}
+            found = lf.verify_solution(self.original, self.run.net, solution, self.run.backend, speedup=speedup)
+            rounds.append({"budget_ms": budget_ms, "speedup": 1 / found.ratio})
+            if found.is_within_budget or len(rounds) == _MOST_ROUNDS:
+                return {"reached": True, "solution": solution.to_json(), "speedup": 1 / found.ratio, "rounds": rounds}
+            budget_ms *= (1 - _MARGIN) / (found.ratio_high * speedup)
+
+    def _solve(self, way: str, budget_ms: float) -> lf.Solution:
+        if way == "layerfold":
+            return lf.solve_frontier(self.run.latency, self.importance).at(budget_ms=budget_ms)
+        if way == "paper":
+            # Where no plan that keeps every layer is fast enough, no importance would help.
+            least_ms = lf.solve_frontier(self.merging_latency, _flat(self.merging_latency)).least_ms
+            if least_ms > budget_ms:
+                raise lf.InfeasibleBudgetError(f"budget {budget_ms:.6g} ms", budget_ms=budget_ms, least_ms=least_ms)
+            return paper(self.merging_latency, self.paper_importance, budget_ms)
+        return uniform(self.run.net, self.run.latency, budget_ms)
+
+    def student(self, way: str, choice: dict[str, Any]) -> nn.Module:
+        """Return the network that a choice stands for, before training."""
+        if "pruning" in way:
+            return prune(self.original, choice["share"], is_global=way == "global pruning")
+        return lf.build_train_form(self.original, self.run.net, lf.Solution.from_json(choice["solution"]))
+
+    def finetune(self, way: str, speedup: float, seed: int) -> None:
+        """Finetune what a way chose, and score it on the test images."""
+        choice, path = self.choice(way, speedup), self.file(way, speedup, seed, ".safetensors")
+        if not choice["reached"] or path.exists():
+            return
+        student = self.student(way, choice).to(memory_format=torch.channels_last)
+        options, checkpoint = self.arguments, self.file(way, speedup, seed, ".checkpoint")
+        lf.finetune_network(
+            student, self.run.data, teacher=self.run.teacher, epochs=options.epochs, steps=options.steps,
+            learning_rate=NETWORKS[self.name][1], seed=seed, checkpoint_path=checkpoint, device=options.train_device,
+            description=f"{self.name}, {way}, {speedup:g}x",
+        )  # fmt: skip
+        accuracy_pct = lf.evaluate_network(student, self.run.data.split("test")).accuracy_pct
+        weights = {key: value.contiguous() for key, value in student.state_dict().items()}
+        save_file(weights, path, metadata={"accuracy_pct": repr(accuracy_pct)})
+        checkpoint.unlink(missing_ok=True)
+
+    def trained_network(self, way: str, speedup: float, seed: int) -> tuple[nn.Module, float]:
+        """Return a finished network as it is deployed, and its accuracy."""
+        from safetensors import safe_open
+
+        path = self.file(way, speedup, seed, ".safetensors")
+        student = self.student(way, self.choice(way, speedup))
+        student.load_state_dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            accuracy_pct = float(file.metadata()["accuracy_pct"])
+        return (student if "pruning" in way else lf.merge_network(student)).eval(), accuracy_pct
+
+    def compare(self) -> dict[str, Any]:
+        """Measure every finished network, and the published checkpoints, in turns with the original."""
+        every = [(way, x, seed) for x in self.arguments.speedups for way in self.arguments.ways
+                 for seed in self.arguments.seeds]
+        rows = [{"way": way, "speedup_asked": x, "seed": seed, **self.choice(way, x)} for way, x, seed in every]
+        networks: dict[str, Any] = {"original": self.original}
+        for row, key in zip(rows, every, strict=True):
+            if row["reached"]:
+                networks[_name(*key)], row["accuracy_pct"] = self.trained_network(*key)
+        networks |= {each: dsp_onnx(each) for each in DSP.get(self.name, ())}
+        report = lf.benchmark_networks(networks, EXAMPLE, self.run.backend, is_patient=True)
+        for row, key in zip(rows, every, strict=True):
+            if row["reached"]:
+                row |= _measured(report[_name(*key)])
+        test = self.run.data.split("test")
+        published = [
+            {"way": "dsp", "checkpoint": each, **_measured(report[each]), "accuracy_pct": self._dsp_accuracy(each)}
+            for each in DSP.get(self.name, ())
+        ]
+        return {"settings": {key: value for key, value in vars(self.arguments).items() if key not in _NO_SETTINGS},
+                "original_accuracy_pct": lf.evaluate_network(self.original, test).accuracy_pct,
+                "original_ms": report["original"].median_ms, "rows": rows, "published": published,
+                "provenance": report.provenance}
+
+    def _dsp_accuracy(self, name: str) -> float:
+        of = self.run.untrained
+        data = lf.open_data(f"parquet:{_cifar()}", input_shape=of.input_shape, mean=DSP_MEAN, std=DSP_STD,
+                            crop_pct=1.0, num_classes=of.num_classes)
+        return lf.evaluate_network(load_dsp(name), data.split("test")).accuracy_pct
+
+
+_NO_SETTINGS = ("work", "only", "networks", "search_epochs")
+
+
+def _cifar() -> Path:
+    from record import shared_path
+
+    return shared_path() / "data/cifar10"
+
+
+def _name(way: str, speedup: float, seed: int) -> str:
+    return f"{way}, {speedup:g}x, seed {seed}"
+
+
+def _measured(found: Any) -> dict[str, float]:
+    return {"latency_ms": found.median_ms, "measured_speedup": 1 / found.ratio, "ratio_low": found.ratio_low,
+            "ratio_high": found.ratio_high}
+
+
+def _flat(latency: lf.LatencyTable) -> lf.ImportanceTable:
+    """Return importances that are all alike: with them only latency counts."""
+    from layerfold.tables import ImportanceEntry
+
+    return lf.ImportanceTable(
+        [ImportanceEntry(start=each.start, end=each.end, start_act=1, end_act=1, importance=0.0)
+         for each in latency.entries], provenance=lf.Provenance(kind="importance", chains=latency.chains),
+    )  # fmt: skip
+
+
+def print_rows(name: str, found: dict[str, Any]) -> None:
+    """Print the table of one network."""
+    print(f"\n{name}: original {found['original_accuracy_pct']:.2f} %, {found['original_ms']:.4g} ms")
+    print(f"{'way':<18}{'asked':>7}{'measured':>10}{'accuracy':>11}")
+    for row in found["rows"]:
+        asked = f"{row['speedup_asked']:g}x"
+        if row["reached"]:
+            print(f"{row['way']:<18}{asked:>7}{row['measured_speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} %")
+        else:
+            print(f"{row['way']:<18}{asked:>7}   not reached; the most is {row['most']:.3f}x")
+    for row in found["published"]:
+        print(f"{row['checkpoint']:<18}{'':>7}{row['measured_speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} % (published)")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
+    parser.add_argument("--speedups", nargs="+", type=float, default=[1.2, 1.4, 1.7], metavar="X")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("--importance", default="recalibrate", metavar="METHOD", help="of layerfold's own table")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of finetuning")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of each training, in place of epochs")
+    parser.add_argument("--backend", default="onnxruntime", metavar="NAME")
+    parser.add_argument("--device", metavar="NAME", help="of the backend")
+    parser.add_argument("--train-device", default="cpu", metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
+    parser.set_defaults(search_epochs=1)  # names a folder of shorten_cifar10.py, whose baselines and tables are used
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for name in arguments.networks or ["mobilenetv2_050_cifar", "resnet20"]:
+        contest = Contest(name, arguments)
+        if "tables" in arguments.only:
+            _ = contest.run.latency, contest.importance
+        for speedup in arguments.speedups:
+            for way in arguments.ways:
+                if "choose" in arguments.only:
+                    contest.choice(way, speedup)
+                for seed in arguments.seeds:
+                    if "finetune" in arguments.only:
+                        contest.finetune(way, speedup, seed)
+        if "compare" in arguments.only:
+            results[name] = contest.compare()
+            print_rows(name, results[name])
+    if results:
+        earlier = RESULTS / "accuracy_cifar10.json"
+        if earlier.exists():
+            results = {**json.loads(earlier.read_text())["results"], **results}
+        write_record("accuracy_cifar10", results, {"threads": 1, "batch": 1}, packages=_PACKAGES)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
