@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,19 @@ def _policy_transform(
         img_size=input_shape[1:], auto_augment=policy, color_jitter=0.0, mean=mean, separate=True,
         interpolation=interpolation if interpolation in _AFFINE_INTERPOLATIONS else "random",
     )
+    for step in transform.transforms:
+        for operation in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
     made: Callable[[Any], Any] = transform
     return made
+
+
+def _posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
+    """Do as timm's operation does, but keep a bit: at its strongest timm asks for none, which Pillow 13 refuses."""
+    from PIL import ImageOps
+
+    return ImageOps.posterize(image, min(max(bits_to_keep, 1), 8))
 
 
 @contextmanager

@@ -148,7 +148,8 @@ def _columns(what: str, features: Any) -> tuple[str, str]:
         return isinstance(feature, datasets.ClassLabel) or "int" in str(getattr(feature, "dtype", ""))
 
     images = [name for name, feature in features.items()
-              if isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")]
+              if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+              or getattr(feature, "dtype", "") in ("binary", "large_binary")]
     return (choose_column(what, "images", images, IMAGE_COLUMNS),
             choose_column(what, "integer labels", [n for n, f in features.items() if is_integer(f)], LABEL_COLUMNS))
 

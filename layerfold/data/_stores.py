@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -33,6 +34,10 @@ class PixelStore(Protocol):
 
     def write(self, places: Places, pixels: Pixels, sizes: Sizes) -> None:
         """Keep images; raises OSError where that fails."""
+
+
+class _DamagedError(Exception):
+    """A cache file that is not what was written."""
 
 
 class MemoryStore:
@@ -94,14 +99,13 @@ class MappedStore:
             return
         except FileNotFoundError:
             is_damaged = False
-        except (ValueError, SyntaxError, EOFError, TypeError) as error:
+        except _DamagedError as error:
             is_damaged = True
-            reason = " ".join(str(error).split())[:80]
-            print(f"layerfold: the image cache {self._path} is damaged ({reason}); begun anew", file=sys.stderr)
+            print(f"layerfold: the image cache {self._path} is damaged ({error}); begun anew", file=sys.stderr)
         self._make(is_damaged)
         try:
             self._map = self._mapped()
-        except (ValueError, SyntaxError, EOFError, TypeError) as error:
+        except _DamagedError as error:
             raise OSError(f"{self._path} changed while it was opened ({error})") from error
 
     def stored(self, places: Places) -> Mask:
@@ -136,11 +140,23 @@ class MappedStore:
         return np.asarray(self._map)
 
     def _mapped(self) -> np.memmap[Any, Any]:
-        # What np.load does with mmap_mode="r"; unlike it, this takes nothing but .npy files, and never a pickle.
-        found = np.lib.format.open_memmap(self._path, mode="r")
-        if found.dtype != self._type or found.shape != (self._count,):
-            raise ValueError(f"it holds {found.shape} records of another kind")
-        return found
+        # What np.load does with mmap_mode="r". But the header is known to the byte, so none has to be understood.
+        header, size = self._header(), self._path.stat().st_size
+        expected = len(header) + self._count * self._type.itemsize
+        if size != expected:
+            raise _DamagedError(f"it has {size} bytes, not {expected}")
+        with self._path.open("rb") as stream:
+            if stream.read(len(header)) != header:
+                raise _DamagedError("its header is another")
+        return np.memmap(self._path, self._type, mode="r", offset=len(header), shape=(self._count,))
+
+    def _header(self) -> bytes:
+        description = np.lib.format.dtype_to_descr(self._type)
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_2_0(
+            stream, {"descr": description, "fortran_order": False, "shape": (self._count,)}
+        )
+        return stream.getvalue()
 
     def _make(self, is_damaged: bool) -> None:
         """Write the header of an empty file under another name, then give it its own in one step."""
@@ -150,11 +166,10 @@ class MappedStore:
         if needed > MOST_OF_FREE_SPACE * free:
             raise OSError(f"it may grow to {needed / 2**20:,.0f} MiB, more than half of the {free / 2**20:,.0f} MiB "
                           f"free in {folder}")
-        header = {"descr": np.lib.format.dtype_to_descr(self._type), "fortran_order": False, "shape": (self._count,)}
         handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{self._path.stem}-", suffix=".partial")
         try:
             with os.fdopen(handle, "wb") as stream:
-                np.lib.format.write_array_header_2_0(stream, header)
+                stream.write(self._header())
                 stream.truncate(stream.tell() + needed)
             if is_damaged:
                 os.replace(partial, self._path)
