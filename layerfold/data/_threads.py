@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import threading
@@ -18,8 +19,8 @@ _AHEAD = 2
 
 
 def num_workers() -> int:
-    """Return how many threads or processes prepare images."""
-    return min(os.cpu_count() or 1, 8)
+    """Return how many threads or processes prepare images: 1 in a worker process, which has others beside it."""
+    return 1 if multiprocessing.current_process().daemon else min(os.cpu_count() or 1, 8)
 
 
 def for_each(function: Callable[[T], object], items: Sequence[T]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import resource
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from layerfold.cli._sources import add_data_arguments, open_data_of
 from layerfold.data import ImageData, open_data
 from layerfold.data import _stores as stores
 from layerfold.data._stored import FolderImages
@@ -220,6 +223,17 @@ def test_image_written_anew_with_the_same_size_is_seen(folder: Path, tmp_path: P
     after = pixels_of(opened(images, tmp_path / "cache"))
     assert not torch.equal(before, after)
     assert torch.equal(after, pixels_of(opened(images, "off")))
+
+
+@pytest.mark.parametrize("is_off", [True, False])
+def test_command_line_names_the_folder(folder: Path, tmp_path: Path, is_off: bool) -> None:
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    cache = "off" if is_off else str(tmp_path)
+    loaded = SimpleNamespace(mean=None, std=None, interpolation=None, crop_pct=None, num_classes=2, input_shape=_SHAPE)
+    arguments = parser.parse_args(["--data", f"folder:{folder}", "--image-cache", cache])
+    open_data_of(arguments, loaded).preload()  # type: ignore[arg-type]
+    assert bool(list(tmp_path.iterdir())) != is_off
 
 
 def test_cache_must_be_a_folder_or_off(folder: Path, tmp_path: Path) -> None:
