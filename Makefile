@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml
 	  echo "error: $(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo "Installing into $(VENV); the first time this downloads PyTorch and takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[demo,dev,openvino,tensorrt]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[demo,dev,openvino,readers,tensorrt]'
 	@touch $@
 
 clean:

@@ -64,7 +64,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     group = parser.add_argument_group("data", "how images are prepared is the model's own unless given")
     group.add_argument(
         "--data", required=required, metavar="DATA",
-        help="folder:PATH, parquet:PATH, mnist5k or path/to/file.py:factory",
+        help="folder:PATH, parquet:PATH, mnist5k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER or path/to/file.py:factory",
     )  # fmt: skip
     group.add_argument("--mean", metavar="M,M,M", help="mean of each channel, images in 0..1")
     group.add_argument("--std", metavar="S,S,S", help="standard deviation of each channel, images in 0..1")
@@ -77,6 +77,13 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         help="images drawn from train for choices on the way: a count, or a share below 1 (default: 0.1, at most 2000)",
     )  # fmt: skip
     group.add_argument("--data-seed", type=int, default=0, metavar="N", help="seed of that draw (default: 0)")
+    group.add_argument(
+        "--image-cache", metavar="DIR|off",
+        help="where decoded images are kept for the next run (default: images/ in the cache folder of the user)",
+    )  # fmt: skip
+    group.add_argument(
+        "--download", action="store_true", help="let torch/ and hfds/ fetch data that is not on this machine"
+    )
     group.add_argument(
         "--batch-size", type=int, default=128, metavar="N", help="images a step in training (default: 128)"
     )
@@ -113,4 +120,6 @@ def open_data_of(arguments: argparse.Namespace, loaded: LoadedModel) -> ImageDat
         num_classes=loaded.num_classes,
         holdout=arguments.holdout,
         seed=arguments.data_seed,
+        cache=arguments.image_cache,
+        download=arguments.download,
     )

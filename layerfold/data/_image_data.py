@@ -77,15 +77,18 @@ class ImageData:
         return found
 
     def loader(
-        self, split: str, batch_size: int, *, shuffle: bool = False, augment: bool = False,
-        limit: int | None = None, seed: int = 0, drop_last: bool = False,
+        self, split: str, batch_size: int, *, shuffle: bool = False, augment: bool | str = False,
+        random_erasing: float = 0.0, limit: int | None = None, seed: int = 0, drop_last: bool = False,
     ) -> BatchLoader:
         """Return batches of ``split``; see ``BatchLoader`` for the arguments."""
-        return BatchLoader(self.split(split), batch_size, shuffle=shuffle, augment=augment, limit=limit,
-                           seed=seed, drop_last=drop_last)
+        return BatchLoader(self.split(split), batch_size, shuffle=shuffle, augment=augment,
+                           random_erasing=random_erasing, limit=limit, seed=seed, drop_last=drop_last)
 
     def preload(self, *splits: str) -> None:
-        """Decode the images of these splits now (all, if none is named), so that a broken one shows at once."""
+        """Decode the images of these splits now (all, if none is named), so that a broken one shows at once.
+
+        Images of a split too large to be held are decoded when they are needed all the same.
+        """
         for name in splits or _SPLIT_NAMES:
             if getattr(self, name) is not None or name != "train":
                 self.split(name).preload()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layerfold.data._policies import parse_augmentation
 from layerfold.data._splits import Split
 from layerfold.errors import UsageError
 
@@ -21,22 +22,32 @@ class BatchLoader:
         split: where the images come from.
         batch_size: images a batch; the last one may be smaller.
         shuffle: whether rows come in an order drawn from the seed and the epoch.
-        augment: whether images are cropped and mirrored at random.
+        augment: False or ``"none"``; True or ``"crop"``: cropped and mirrored at random; or the name of one of timm's
+            policies, applied after that, for example ``"rand-m9-mstd0.5-inc1"``, ``"augmix-m3-w3"``, ``"3a"``.
+        random_erasing: probability that an image, once normalised, loses a rectangle to noise.
         limit: use only this many images, drawn from the seed, the same in every epoch.
         seed: of order, limit and augmentation.
         drop_last: leave out a last batch that is not full (unless it is the only one).
+
+    Batches are made ahead of the caller, by a thread or, with a policy or erasing, by worker processes. The same
+    arguments and epoch give the same batches bit for bit, from wherever in the epoch it goes on.
+
+    Raises:
+        UsageError: an argument outside its range, an unknown policy.
     """
 
     def __init__(
-        self, split: Split, batch_size: int, *, shuffle: bool = False, augment: bool = False,
-        limit: int | None = None, seed: int = 0, drop_last: bool = False,
+        self, split: Split, batch_size: int, *, shuffle: bool = False, augment: bool | str = False,
+        random_erasing: float = 0.0, limit: int | None = None, seed: int = 0, drop_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size}: must be at least 1")
         if limit is not None and limit < 1:
             raise UsageError(f"limit={limit}: must be at least 1")
         self._split, self._batch_size, self._seed = split, batch_size, seed
-        self._shuffle, self._augment, self._drop_last = shuffle, augment, drop_last
+        self._shuffle, self._drop_last = shuffle, drop_last
+        self._augmentation = parse_augmentation(augment, random_erasing)
+        split.check(self._augmentation)
         self._rows = _limited_rows(len(split), limit, seed)
         self._epoch = 0
 
@@ -63,13 +74,10 @@ class BatchLoader:
         rows = self._rows
         if self._shuffle:
             rows = np.random.default_rng((self._seed, epoch, 0)).permutation(rows)
-        seeds = None
-        if self._augment:
-            drawn = np.random.default_rng((self._seed, epoch, 1)).integers(0, 2**62, size=len(self))
-            seeds = [int(value) for value in drawn[batch:]]
+        seeds = np.random.default_rng((self._seed, epoch, 1)).integers(0, 2**62, size=len(self)).tolist()
         size = self._batch_size
         chosen = [rows[index * size : (index + 1) * size].tolist() for index in range(batch, len(self))]
-        return self._split.batches(chosen, seeds)
+        return self._split.batches(chosen, seeds[batch:], self._augmentation)
 
 
 def _limited_rows(available: int, limit: int | None, seed: int) -> NDArray[np.int64]:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from layerfold.data._decoded import StoredImages
+from layerfold.data._image_cache import ImageCache
 from layerfold.data._image_data import ImageData
 from layerfold.data._preprocessing import Preprocessing, default_normalisation
-from layerfold.data._splits import ArraySplit, EncodedImages, FileSplit, Split
+from layerfold.data._readers import read_hub, read_torchvision
+from layerfold.data._shards import read_shards
+from layerfold.data._splits import ImageSplit, Split
 from layerfold.data._splitting import Rows, holdout_size, stratified_parts
 from layerfold.data._stored import StoredData, read_folder, read_mnist5k, read_parquet
 from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.factories import call_factory, is_factory_source
 
 MOST_ARRAY_BYTES = 2**30
-_SOURCES = ("folder", "parquet", "mnist5k")
+_PREFIXES = ("folder:", "parquet:", "torch/", "hfds/", "wds/")
+_FORMS = ("folder:PATH, parquet:PATH, mnist5k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
+          "or path/to/file.py:factory")
 _PROBED = 16
 
 
@@ -35,6 +42,8 @@ def open_data(
     holdout: float | None = None,
     seed: int = 0,
     max_array_bytes: int = MOST_ARRAY_BYTES,
+    cache: str | Path | None = None,
+    download: bool = False,
 ) -> ImageData:
     """Open images for one model.
 
@@ -44,9 +53,10 @@ def open_data(
     many as the holdout. ``mnist5k`` is 4,000 / 500 / 500.
 
     Args:
-        source: ``folder:PATH``, ``parquet:PATH``, ``mnist5k``, or ``path/to/file.py:factory`` that returns an
-            ``ImageData`` or a (train, test) pair of Datasets; the factory may have parameters ``input_shape``,
-            ``mean``, ``std``, ``num_classes``, ``seed``.
+        source: ``folder:PATH``, ``parquet:PATH``, ``mnist5k``, one that timm reads (``torch/NAME:FOLDER``,
+            ``hfds/NAME``, ``wds/FOLDER``), or ``path/to/file.py:factory`` that returns an ``ImageData`` or a
+            (train, test) pair of Datasets; the factory may have parameters ``input_shape``, ``mean``, ``std``,
+            ``num_classes``, ``seed``.
         input_shape: (channels, height, width) that the model takes; 1 or 3 channels.
         mean, std: normalisation per channel, images in 0..1; ImageNet's by default.
         interpolation, crop_pct: as in timm; bicubic and 0.875 by default. Images that all have the input size
@@ -54,7 +64,11 @@ def open_data(
         num_classes: outputs of the model; labels must be below it. By default what the labels show.
         holdout: share of train (below 1) or number of images; by default 10 %, at most 2,000.
         seed: of the splits.
-        max_array_bytes: a split whose decoded pixels need more is read image by image.
+        max_array_bytes: a split whose decoded pixels need more is too large to be held in memory: without a cache it
+            is decoded image by image, and its training images are cut at random, not shifted.
+        cache: the folder where decoded images are kept for later epochs and runs; ``"off"`` for none. By default
+            ``images`` in the folder ``LAYERFOLD_CACHE``, else in the user's folder for caches.
+        download: whether torchvision or ``datasets`` may fetch what is not there.
 
     Raises:
         UsageError: an unknown or missing source, an option outside its range.
@@ -71,38 +85,48 @@ def open_data(
     )
     if is_factory_source(source):
         return _from_factory(source, preprocessing, num_classes, holdout, seed)
-    kind, _, path = source.partition(":")
-    if kind not in _SOURCES or (kind == "mnist5k") == bool(path):
-        raise UsageError(f"--data {source!r}: give folder:PATH, parquet:PATH, mnist5k or path/to/file.py:factory"
-                         f"{nearest_names(kind, _SOURCES)}")
-    if kind == "mnist5k":
-        stored = read_mnist5k()
+    stored = _read_source(source, download)
+    if source == "mnist5k":
         # Digits are centred in their frame: cropping would only enlarge them.
         preprocessing = replace(preprocessing, crop_pct=1.0)
-    else:
-        stored = read_folder(Path(path)) if kind == "folder" else read_parquet(Path(path))
-    return _split_stored(source, stored, preprocessing, num_classes, holdout, seed, max_array_bytes)
+    image_cache = ImageCache(cache, max_array_bytes)
+    return _split_stored(source, stored, preprocessing, num_classes, holdout, seed, image_cache)
+
+
+def _read_source(source: str, download: bool) -> StoredData:
+    if source == "mnist5k":
+        return read_mnist5k()
+    prefix = next((prefix for prefix in _PREFIXES if source.startswith(prefix) and source != prefix), None)
+    if prefix is None:
+        kind = re.split("[:/]", source, maxsplit=1)[0]
+        raise UsageError(f"--data {source!r}: give {_FORMS}"
+                         f"{nearest_names(kind, ['mnist5k', *(prefix[:-1] for prefix in _PREFIXES)])}")
+    rest = source.removeprefix(prefix)
+    match prefix:
+        case "torch/":
+            return read_torchvision(rest, download)
+        case "hfds/":
+            return read_hub(rest, download)
+        case "wds/":
+            return read_shards(Path(rest))
+        case "folder:":
+            return read_folder(Path(rest))
+        case _:
+            return read_parquet(Path(rest))
 
 
 def _split_stored(
     source: str, stored: StoredData, preprocessing: Preprocessing, num_classes: int | None,
-    holdout: float | None, seed: int, max_array_bytes: int,
+    holdout: float | None, seed: int, cache: ImageCache,
 ) -> ImageData:
     classes = _check_labels(source, stored, num_classes)
     is_mnist = source == "mnist5k"
     preprocessing = replace(preprocessing, is_resized=not _have_input_size(stored, preprocessing))
     rows, how = _choose_rows(stored, holdout, seed)
-    side = min(preprocessing.input_shape[1:])
     splits: dict[str, Split] = {}
     for name, (pool, chosen) in rows.items():
-        images = stored.pools[pool]
-        _check_split(f"{source}, {name}", images.labels[chosen])
-        if len(chosen) * int(np.prod(preprocessing.input_shape)) <= max_array_bytes:
-            # 4 pixels of 32, the usual shift for small images; half of it for digits, and digits are not mirrored.
-            padding = max(1, side // (16 if is_mnist else 8))
-            splits[name] = ArraySplit(images, chosen, preprocessing, crop_padding=padding, flip=not is_mnist)
-        else:
-            splits[name] = FileSplit(images, chosen, preprocessing)
+        _check_split(f"{source}, {name}", stored.pools[pool].labels[chosen])
+        splits[name] = _make_split(stored, pool, chosen, preprocessing, cache, is_mnist=is_mnist)
     prepared = asdict(preprocessing)
     prepared.pop("input_shape")
     details = {"source": source, "splits": how, "seed": seed, "preprocessing": prepared}
@@ -113,6 +137,26 @@ def _split_stored(
         name=_name_of(source), num_classes=classes, input_shape=preprocessing.input_shape, train=splits.get("train"),
         holdout=splits["holdout"], test=splits["test"], details=details, fingerprint=digest.hexdigest()[:16],
     )
+
+
+def _make_split(
+    stored: StoredData, pool: str, rows: Rows, preprocessing: Preprocessing, cache: ImageCache, *, is_mnist: bool
+) -> ImageSplit:
+    images = stored.pools[pool]
+    channels, height, width = preprocessing.input_shape
+    identity = {"content": [stored.content_hash, stored.state_hash, pool], "resized": preprocessing.is_resized,
+                "interpolation": preprocessing.interpolation}
+    fitted = cache.decoded(images, rows, (height, width, channels), preprocessing.fit,
+                           {**identity, "crop_pct": preprocessing.crop_pct})
+    is_held = cache.fits_memory(len(rows), (height, width, channels))
+    whole = None
+    if not is_held:
+        whole = cache.decoded(images, rows, (*preprocessing.whole_size, channels), preprocessing.squash,
+                              {**identity, "crop_pct": None})
+    # 4 pixels of 32, the usual shift for small images; half of it for digits, and digits are not mirrored.
+    padding = max(1, min(height, width) // (16 if is_mnist else 8))
+    return ImageSplit(images.labels[rows], preprocessing, fitted, whole, crop_padding=padding, flip=not is_mnist,
+                      is_held=is_held)
 
 
 def _choose_rows(
@@ -180,13 +224,9 @@ def _have_input_size(stored: StoredData, preprocessing: Preprocessing) -> bool:
     return True
 
 
-def _has_size(images: EncodedImages, row: int, size: tuple[int, int]) -> bool:
-    import io
-
-    from PIL import Image
-
+def _has_size(images: StoredImages, row: int, size: tuple[int, int]) -> bool:
     try:
-        with Image.open(io.BytesIO(images.read(row))) as image:
+        with images.open(row) as image:
             return bool(image.size == size)
     except Exception:
         return True
@@ -231,5 +271,7 @@ def _split_datasets(
 
 
 def _name_of(source: str) -> str:
-    kind, _, path = source.partition(":")
-    return Path(path).resolve().name if kind in ("folder", "parquet") else source.rpartition("/")[2]
+    prefix = next((prefix for prefix in _PREFIXES if source.startswith(prefix)), "")
+    if prefix == "torch/":
+        return source.removeprefix(prefix).partition(":")[0]
+    return Path(source.removeprefix(prefix)).resolve().name if prefix else source.rpartition("/")[2]

@@ -1,38 +1,24 @@
-"""One split of a data set: decoded once where it fits into memory, else image by image."""
+"""One split of a data set, and its batches."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from layerfold.data._augmentation import crop_and_flip
+from layerfold.data._augmentation import crop_and_flip, resized_crops
+from layerfold.data._decoded import DecodedImages
+from layerfold.data._policies import Augmentation, apply_policy, erase_randomly
 from layerfold.data._preprocessing import Preprocessing
-from layerfold.errors import DataError
-
-Batch = tuple[Tensor, Tensor]
-_DECODED_TOGETHER = 64
-
-
-class EncodedImages(Protocol):
-    """Images as they are stored, row by row."""
-
-    labels: NDArray[np.int64]
-
-    def read(self, row: int) -> bytes:
-        """Return the encoded image."""
-
-    def locate(self, row: int) -> str:
-        """Say where the row comes from, for an error: file and row."""
+from layerfold.data._threads import prepared_ahead
+from layerfold.data._workers import Batch, worker_batches
+from layerfold.errors import DataError, UsageError
 
 
 class Split(Dataset[tuple[Tensor, int]]):
@@ -49,96 +35,102 @@ class Split(Dataset[tuple[Tensor, int]]):
         """Class of each image, or None where only reading them all would tell."""
         return None
 
-    def batches(self, chosen: Sequence[Sequence[int]], seeds: Sequence[int] | None) -> Iterator[Batch]:
+    def batches(
+        self, chosen: Sequence[Sequence[int]], seeds: Sequence[int], augmentation: Augmentation
+    ) -> Iterator[Batch]:
         """Yield (images, labels) for each list of rows.
 
         Args:
             chosen: rows of each batch.
-            seeds: of each batch's augmentation; None for none.
+            seeds: of each batch's augmentation: the same seed gives the same batch.
+            augmentation: what happens to the images.
         """
         raise NotImplementedError
+
+    def check(self, augmentation: Augmentation) -> None:
+        """Refuse augmentation that these images cannot have.
+
+        Raises:
+            UsageError: they cannot.
+        """
 
     def preload(self) -> None:
         """Decode now what would be decoded at first use."""
 
 
-class ArraySplit(Split):
-    """A split whose pixels are held as one uint8 array [images, height, width, channels], filled at first use."""
+class ImageSplit(Split):
+    """A split of encoded images.
+
+    Args:
+        labels: class of each image.
+        preprocessing: how they become inputs.
+        fitted: the images as the model sees them.
+        whole: the images as they are cut for training; None to shift those of ``fitted`` by ``crop_padding`` pixels.
+        crop_padding: pixels.
+        flip: whether images may be mirrored.
+        is_held: whether all of ``fitted`` is kept in memory or on disk, so that it may be decoded beforehand.
+    """
 
     def __init__(
-        self, images: EncodedImages, rows: NDArray[np.int64], preprocessing: Preprocessing,
-        *, crop_padding: int, flip: bool,
+        self, labels: NDArray[np.int64], preprocessing: Preprocessing, fitted: DecodedImages,
+        whole: DecodedImages | None, *, crop_padding: int, flip: bool, is_held: bool,
     ) -> None:
-        self._source, self._rows, self._preprocessing = images, rows, preprocessing
-        self._crop_padding, self._flip = crop_padding, flip
-        self._labels = torch.from_numpy(images.labels[rows])
-        self._pixels: NDArray[np.uint8] | None = None
-        self._decoding = threading.Lock()
+        self._labels, self._preprocessing, self._fitted, self._whole = labels, preprocessing, fitted, whole
+        self._crop_padding, self._flip, self._is_held = crop_padding, flip, is_held
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self._preprocessing.normalise(self.pixels[index][None])[0]
-        return image.contiguous(), int(self._labels[index])
+        # A range has the bounds and negative numbers of a sequence.
+        place = range(len(self))[index]
+        images, labels = self._batch([place], 0, Augmentation())
+        return images[0].contiguous(), int(labels[0])
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        return self._source.labels[self._rows]
-
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """uint8 [images, height, width, channels]."""
-        with self._decoding:
-            if self._pixels is None:
-                self._pixels = decode_rows(self._source, self._rows, self._preprocessing)
-        return self._pixels
+        return self._labels
 
     def preload(self) -> None:
-        _ = self.pixels
+        if self._is_held:
+            self._fitted.fill()
 
-    def batches(self, chosen: Sequence[Sequence[int]], seeds: Sequence[int] | None) -> Iterator[Batch]:
-        pixels = self.pixels
-        for number, rows in enumerate(chosen):
-            images = pixels[rows]
-            if seeds is not None:
-                generator = np.random.default_rng(seeds[number])
-                images = crop_and_flip(images, self._crop_padding, self._flip, generator)
-            yield self._preprocessing.normalise(images), self._labels[rows]
+    def batches(
+        self, chosen: Sequence[Sequence[int]], seeds: Sequence[int], augmentation: Augmentation
+    ) -> Iterator[Batch]:
+        makes = [partial(self._batch, rows, seed, augmentation) for rows, seed in zip(chosen, seeds, strict=True)]
+        if not augmentation.draws_globally:
+            return prepared_ahead(makes)
+        # What worker processes decode into their own memory is lost with them.
+        self.preload()
+        return worker_batches(makes)
 
+    def _batch(self, rows: Sequence[int], seed: int, augmentation: Augmentation) -> Batch:
+        places = np.asarray(rows, dtype=np.int64)
+        images = self._pixels(places, seed, augmentation)
+        if augmentation.policy is not None:
+            images = apply_policy(images, augmentation.policy, self._preprocessing, _derived(seed, 1))
+        normalised = self._preprocessing.normalise(images)
+        if augmentation.random_erasing:
+            erase_randomly(normalised, augmentation.random_erasing, _derived(seed, 2))
+        return normalised, torch.from_numpy(self._labels[places])
 
-class FileSplit(Split):
-    """A split too large to hold decoded: every image is read when it is needed, by worker processes."""
-
-    def __init__(self, images: EncodedImages, rows: NDArray[np.int64], preprocessing: Preprocessing) -> None:
-        self._source, self._rows, self._preprocessing = images, rows, preprocessing
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._item(index, augment=False)
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return self._source.labels[self._rows]
-
-    def batches(self, chosen: Sequence[Sequence[int]], seeds: Sequence[int] | None) -> Iterator[Batch]:
-        dataset = _ItemsBy(len(self), partial(self._item, augment=seeds is not None))
-        yield from worker_batches(dataset, chosen, seeds[0] if seeds else 0)
-
-    def _item(self, index: int, augment: bool) -> tuple[Tensor, int]:
-        row = int(self._rows[index])
-        label = int(self._source.labels[row])
-        if not augment:
-            pixels = _decode(self._source, row, self._preprocessing)
-            return self._preprocessing.normalise(pixels[None])[0], label
-        image = _guarded(self._source, row, self._preprocessing.open_image)
-        return self._preprocessing.training_transform(image), label
+    def _pixels(self, places: NDArray[np.int64], seed: int, augmentation: Augmentation) -> NDArray[np.uint8]:
+        if not augmentation.is_cropped:
+            return self._fitted.read(places)[0]
+        generator = np.random.default_rng(seed)
+        if self._whole is None:
+            return crop_and_flip(self._fitted.read(places)[0], self._crop_padding, self._flip, generator)
+        whole, sizes = self._whole.read(places)
+        return resized_crops(whole, sizes, self._preprocessing.input_shape[1:], self._flip,
+                             self._preprocessing.pillow_interpolation, generator)
 
 
 class DatasetSplit(Split):
-    """A torch Dataset of the user's own, already normalised, and augmented by itself if at all."""
+    """A torch Dataset of the user's own, already normalised, and augmented by itself if at all.
+
+    Its items are read when the caller needs them, in the caller's thread: they may draw from the global generators.
+    """
 
     def __init__(self, dataset: Any, num_classes: int, input_shape: tuple[int, int, int], name: str) -> None:
         self._dataset, self._num_classes, self._input_shape, self._name = dataset, num_classes, input_shape, name
@@ -156,96 +148,22 @@ class DatasetSplit(Split):
             raise DataError(f"{self._name}, item {index}: label {label} is outside 0..{self._num_classes - 1}")
         return image.float(), label
 
-    def batches(self, chosen: Sequence[Sequence[int]], seeds: Sequence[int] | None) -> Iterator[Batch]:
-        yield from worker_batches(self, chosen, seeds[0] if seeds else 0, workers=0)
+    def check(self, augmentation: Augmentation) -> None:
+        if augmentation.policy is not None:
+            raise UsageError(f"augment={augmentation.policy!r}: {self._name} is a Dataset of your own, "
+                             "whose images are normalised already; apply the policy inside it")
+
+    def batches(
+        self, chosen: Sequence[Sequence[int]], seeds: Sequence[int], augmentation: Augmentation
+    ) -> Iterator[Batch]:
+        for rows, seed in zip(chosen, seeds, strict=True):
+            images, labels = zip(*(self[int(row)] for row in rows), strict=True)
+            batch = torch.stack(images)
+            if augmentation.random_erasing:
+                erase_randomly(batch, augmentation.random_erasing, _derived(seed, 2))
+            yield batch, torch.tensor(labels)
 
 
-class _ItemsBy(Dataset[tuple[Tensor, int]]):
-    """A Dataset whose items come from a function."""
-
-    def __init__(self, length: int, item: Any) -> None:
-        self._length, self._item = length, item
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        found: tuple[Tensor, int] = self._item(index)
-        return found
-
-
-def worker_batches(
-    dataset: Dataset[tuple[Tensor, int]], chosen: Sequence[Sequence[int]], seed: int, workers: int | None = None
-) -> Iterator[Batch]:
-    """Yield the batches of ``chosen`` through a torch DataLoader."""
-    loader = DataLoader(
-        _ErrorsAsItems(dataset),
-        batch_sampler=[list(map(int, rows)) for rows in chosen],
-        num_workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
-        collate_fn=_collate,
-        # Its own generator: a DataLoader would otherwise draw from torch's global one, and change the caller's numbers.
-        generator=torch.Generator().manual_seed(seed),
-    )
-    batches, failed = iter(loader), None
-    for batch in batches:
-        if isinstance(batch, DataError):
-            failed = batch
-            break
-        yield batch
-    # Not in a traceback's hands: the workers of an iterator that waits for the garbage collector end 10 s late.
-    del batches
-    if failed is not None:
-        raise failed
-
-
-class _ErrorsAsItems(Dataset[Any]):
-    """A Dataset that returns a ``DataError`` as the item, so that it leaves a worker process without a traceback."""
-
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]]) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
-        try:
-            return self._dataset[index]
-        except DataError as error:
-            return DataError(str(error))
-
-
-def _collate(items: list[tuple[Tensor, int] | DataError]) -> Batch | DataError:
-    images, labels = [], []
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-        images.append(item[0])
-        labels.append(item[1])
-    return torch.stack(images), torch.tensor(labels)
-
-
-def decode_rows(
-    source: EncodedImages, rows: NDArray[np.int64], preprocessing: Preprocessing
-) -> NDArray[np.uint8]:
-    """Decode rows into one uint8 array [rows, height, width, channels], on all cores (Pillow frees the lock)."""
-    channels, height, width = preprocessing.input_shape
-    pixels = np.empty((len(rows), height, width, channels), dtype=np.uint8)
-
-    def fill(first: int) -> None:
-        for place in range(first, min(first + _DECODED_TOGETHER, len(rows))):
-            pixels[place] = _decode(source, int(rows[place]), preprocessing)
-
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
-        # `list` hands on the first error; the others are cancelled with the pool.
-        list(pool.map(fill, range(0, len(rows), _DECODED_TOGETHER)))
-    return pixels
-
-
-def _decode(source: EncodedImages, row: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = _guarded(source, row, preprocessing.pixels)
-    return pixels
-
-
-def _guarded(source: EncodedImages, row: int, decode: Any) -> Any:
-    try:
-        return decode(source.read(row))
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
-        text = " ".join(str(error).split())[:120]
-        raise DataError(f"{source.locate(row)}: not a readable image ({text}); repair or remove it") from error
+def _derived(seed: int, use: int) -> int:
+    """Return a seed for another use of randomness within the same batch."""
+    return int(np.random.default_rng((seed, use)).integers(0, 2**62))

@@ -1,4 +1,4 @@
-"""Where encoded images come from: folders, Parquet files, an array."""
+"""Where images come from: folders, Parquet files, an array. No torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.data._decoded import StoredImages
 from layerfold.errors import DataError, OptionalDependencyError, UsageError
 
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-_IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "pixels")
-_LABEL_COLUMNS = ("label", "labels", "target", "class", "fine_label", "cls", "y")
-POOLS = ("train", "val", "test")
-_POOL_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "pixels")
+LABEL_COLUMNS = ("label", "labels", "target", "class", "fine_label", "cls", "y")
+# Our name of each part of a source, and what its owner may call it.
+POOL_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 class FolderImages:
@@ -27,8 +28,10 @@ class FolderImages:
     def __init__(self, paths: Sequence[Path], labels: NDArray[np.int64]) -> None:
         self._paths, self.labels = paths, labels
 
-    def read(self, row: int) -> bytes:
-        return self._paths[row].read_bytes()
+    def open(self, row: int) -> Any:
+        from PIL import Image
+
+        return Image.open(self._paths[row])
 
     def locate(self, row: int) -> str:
         return str(self._paths[row])
@@ -40,12 +43,14 @@ class ParquetImages:
     def __init__(self, path: Path, column: Any, labels: NDArray[np.int64]) -> None:
         self._path, self._column, self.labels = path, column, labels
 
-    def read(self, row: int) -> bytes:
+    def open(self, row: int) -> Any:
+        from PIL import Image
+
         value = self._column[row].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if encoded is None:
             raise ValueError("no bytes in this row")
-        return bytes(encoded)
+        return Image.open(io.BytesIO(encoded))
 
     def locate(self, row: int) -> str:
         return f"{self._path}, row {row}"
@@ -57,12 +62,10 @@ class DigitImages:
     def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         self._pixels, self.labels = pixels, labels
 
-    def read(self, row: int) -> bytes:
+    def open(self, row: int) -> Any:
         from PIL import Image
 
-        stream = io.BytesIO()
-        Image.fromarray(self._pixels[row]).save(stream, format="bmp")
-        return stream.getvalue()
+        return Image.fromarray(self._pixels[row])
 
     def locate(self, row: int) -> str:
         return f"mnist5k, row {row}"
@@ -75,25 +78,28 @@ class StoredData:
     Attributes:
         pools: images by what their owner calls them: ``train``, ``val``, ``test``.
         num_classes: of the source itself (class folders), or None where only labels are known.
-        content_hash: SHA-256 over the content, or over names and sizes for folders.
+        content_hash: SHA-256 over the content, or over names and sizes for folders: the same for a copy elsewhere.
+        state_hash: SHA-256 that also changes where a file was written anew with the same size; only where
+            ``content_hash`` would not.
     """
 
-    pools: dict[str, FolderImages | ParquetImages | DigitImages]
+    pools: dict[str, StoredImages]
     num_classes: int | None
     content_hash: str
+    state_hash: str = ""
 
 
 def read_folder(root: Path) -> StoredData:
     """Find images under ``train/CLASS/``, ``val/CLASS/`` and ``test/CLASS/``, as torchvision's ImageFolder does."""
     if not root.is_dir():
         raise UsageError(f"--data folder:{root}: no such folder")
-    folders = {pool: root / name for pool in POOLS for name in _POOL_NAMES[pool] if (root / name).is_dir()}
+    folders = {pool: root / name for pool, names in POOL_NAMES.items() for name in names if (root / name).is_dir()}
     if not folders:
         raise UsageError(f"--data folder:{root}: has no train/, val/ or test/ inside; give the folder above them")
     first = folders.get("train") or next(iter(folders.values()))
     classes = sorted(entry.name for entry in first.iterdir() if entry.is_dir())
-    digest = hashlib.sha256()
-    pools: dict[str, FolderImages | ParquetImages | DigitImages] = {}
+    digest, state = hashlib.sha256(), hashlib.sha256()
+    pools: dict[str, StoredImages] = {}
     for pool, folder in folders.items():
         paths: list[Path] = []
         labels: list[int] = []
@@ -106,10 +112,17 @@ def read_folder(root: Path) -> StoredData:
             labels += [classes.index(class_folder.name)] * len(files)
             for file in files:
                 digest.update(f"{file.relative_to(root)} {file.stat().st_size}\n".encode())
+                state.update(state_of(file))
         if not paths:
             raise DataError(f"{folder}: holds no images; expected {folder}/CLASS/NAME.jpg (or png, bmp, webp, ...)")
         pools[pool] = FolderImages(paths, np.asarray(labels, dtype=np.int64))
-    return StoredData(pools=pools, num_classes=len(classes), content_hash=digest.hexdigest())
+    return StoredData(pools=pools, num_classes=len(classes), content_hash=digest.hexdigest(),
+                      state_hash=state.hexdigest())
+
+
+def state_of(file: Path) -> bytes:
+    """Return when a file was last written, for a hash."""
+    return f"{file.stat().st_mtime_ns}\n".encode()
 
 
 def read_parquet(root: Path) -> StoredData:
@@ -122,12 +135,12 @@ def read_parquet(root: Path) -> StoredData:
         ) from error
     if not root.is_dir():
         raise UsageError(f"--data parquet:{root}: no such folder; give the folder that holds train.parquet")
-    files = {pool: root / f"{name}.parquet" for pool in POOLS for name in _POOL_NAMES[pool]
+    files = {pool: root / f"{name}.parquet" for pool, names in POOL_NAMES.items() for name in names
              if (root / f"{name}.parquet").is_file()}
     if not files:
         raise UsageError(f"--data parquet:{root}: has no train.parquet, val.parquet or test.parquet inside")
     digest = hashlib.sha256()
-    pools: dict[str, FolderImages | ParquetImages | DigitImages] = {}
+    pools: dict[str, StoredImages] = {}
     for pool, path in files.items():
         pools[pool] = _read_parquet_file(path)
         with path.open("rb") as stream:
@@ -149,9 +162,9 @@ def _read_parquet_file(path: Path) -> ParquetImages:
             return any(field.name == "bytes" for field in kind)
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    images = _choose_column(path, "image bytes", [f.name for f in schema if holds_images(f.type)], _IMAGE_COLUMNS)
-    labels = _choose_column(path, "integer labels", [f.name for f in schema if pa.types.is_integer(f.type)],
-                            _LABEL_COLUMNS)
+    images = choose_column(path, "image bytes", [f.name for f in schema if holds_images(f.type)], IMAGE_COLUMNS)
+    labels = choose_column(path, "integer labels", [f.name for f in schema if pa.types.is_integer(f.type)],
+                            LABEL_COLUMNS)
     table = pq.read_table(path, columns=[images, labels], memory_map=True)
     column = table.column(labels)
     if column.null_count:
@@ -160,15 +173,15 @@ def _read_parquet_file(path: Path) -> ParquetImages:
     return ParquetImages(path, table.column(images), column.to_numpy().astype(np.int64))
 
 
-def _choose_column(path: Path, what: str, fitting: list[str], usual: tuple[str, ...]) -> str:
+def choose_column(where: Path | str, what: str, fitting: list[str], usual: tuple[str, ...]) -> str:
     for name in usual:
         if name in fitting:
             return name
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise DataError(f"{path}: no column with {what}; expected one, named for example {usual[0]!r}")
-    raise DataError(f"{path}: columns {', '.join(fitting)} may all be {what}; name the right one {usual[0]!r}")
+        raise DataError(f"{where}: no column with {what}; expected one, named for example {usual[0]!r}")
+    raise DataError(f"{where}: columns {', '.join(fitting)} may all be {what}; name the right one {usual[0]!r}")
 
 
 def read_mnist5k() -> StoredData:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
 import time
 from pathlib import Path
 
+from layerfold.cache_folder import default_cache_folder
 from layerfold.errors import UsageError
 from layerfold.profiler.claims import CREATE_CLAIM
 
@@ -34,17 +34,8 @@ CREATE TABLE IF NOT EXISTS failure (
 
 
 def default_cache_path() -> Path:
-    """Return the cache file: in the folder ``LAYERFOLD_CACHE``, else in the platform's folder for caches."""
-    folder = os.environ.get("LAYERFOLD_CACHE")
-    if folder:
-        return Path(folder) / FILE_NAME
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "layerfold" / FILE_NAME
+    """Return the cache file in the user's folder for caches."""
+    return default_cache_folder() / FILE_NAME
 
 
 def open_cache_file(path: Path) -> sqlite3.Connection:

@@ -39,5 +39,6 @@ def test_arguments_left_out_are_none_so_that_the_model_decides() -> None:
     add_data_arguments(parser)
     parsed = parser.parse_args(["timm:mobilenetv2_100", "--data", "mnist5k"])
     assert (parsed.model, parsed.data) == ("timm:mobilenetv2_100", "mnist5k")
-    left_out = ("weights", "num_classes", "input", "mean", "std", "interpolation", "crop_pct", "holdout")
+    left_out = ("weights", "num_classes", "input", "mean", "std", "interpolation", "crop_pct", "holdout", "image_cache")
     assert [getattr(parsed, name) for name in left_out] == [None] * len(left_out)
+    assert parsed.download is False

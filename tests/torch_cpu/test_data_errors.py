@@ -35,9 +35,9 @@ def refusal(source: str, **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["parket:x", "parquet", "parquet:", "mnist5k:x", "mnist", ""])
+@pytest.mark.parametrize("source", ["parket:x", "parquet", "parquet:", "mnist5k:x", "mnist", "", "wds/", "hfds:x"])
 def test_unknown_source_lists_the_forms(source: str) -> None:
-    assert "give folder:PATH, parquet:PATH, mnist5k or path/to/file.py:factory" in refusal(source)
+    assert "give folder:PATH, parquet:PATH, mnist5k, torch/NAME:FOLDER" in refusal(source)
 
 
 def test_misspelt_source_names_the_nearest() -> None:

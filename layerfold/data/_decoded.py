@@ -1,0 +1,104 @@
+"""Images of one split, decoded when they are first asked for. No torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.data._stores import Pixels, PixelStore, Places, Sizes
+from layerfold.data._threads import for_each
+from layerfold.errors import DataError
+
+_DECODED_TOGETHER = 512
+
+
+class StoredImages(Protocol):
+    """Images as a source has them, row by row."""
+
+    labels: NDArray[np.int64]
+
+    def open(self, row: int) -> Any:
+        """Return a Pillow image, which need not be decoded yet."""
+
+    def locate(self, row: int) -> str:
+        """Say where the row comes from, for an error: file and row."""
+
+
+class DecodedImages:
+    """The images at some rows of a source, all of one size.
+
+    Args:
+        source: the images.
+        rows: their rows in the source.
+        shape: (height, width, channels) once decoded.
+        decode: makes such an array (uint8) of a Pillow image.
+        store: keeps what is decoded; None to decode each time.
+        spare: makes the store that takes over where ``store`` cannot be written.
+    """
+
+    def __init__(
+        self, source: StoredImages, rows: Places, shape: tuple[int, int, int], decode: Callable[[Any], Pixels],
+        store: PixelStore | None, spare: Callable[[], PixelStore | None],
+    ) -> None:
+        self._source, self._rows, self._shape, self._decode = source, rows, shape, decode
+        self._store, self._spare = store, spare
+
+    def read(self, places: Places) -> tuple[Pixels, Sizes]:
+        """Return uint8 [places, height, width, channels], and the (height, width) that each was decoded from.
+
+        Raises:
+            DataError: a broken image; names its file and row.
+        """
+        is_stored = self._stored(places)
+        if self._store is not None and is_stored.all():
+            return self._store.read(places)
+        pixels = np.empty((len(places), *self._shape), np.uint8)
+        sizes = np.empty((len(places), 2), np.uint32)
+        if self._store is not None and is_stored.any():
+            pixels[is_stored], sizes[is_stored] = self._store.read(places[is_stored])
+        absent = np.flatnonzero(~is_stored)
+
+        def decode(index: int) -> None:
+            pixels[index], sizes[index] = self._decoded(int(self._rows[places[index]]))
+
+        for_each(decode, absent.tolist())
+        if self._store is not None:
+            try:
+                self._store.write(places[absent], pixels[absent], sizes[absent])
+            except OSError as error:
+                self._give_up(error)
+        return pixels, sizes
+
+    def fill(self) -> None:
+        """Decode every image that is not stored yet."""
+        for first in range(0, len(self._rows), _DECODED_TOGETHER):
+            places = np.arange(first, min(first + _DECODED_TOGETHER, len(self._rows)))
+            self.read(places[~self._stored(places)])
+
+    def _stored(self, places: Places) -> NDArray[np.bool_]:
+        if self._store is not None:
+            try:
+                return self._store.stored(places)
+            except OSError as error:
+                self._give_up(error)
+                return self._stored(places)
+        return np.zeros(len(places), np.bool_)
+
+    def _give_up(self, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        print(f"layerfold: images are not cached on disk: {reason}; free some space there, or name another folder "
+              "with --image-cache", file=sys.stderr)
+        self._store = self._spare()
+
+    def _decoded(self, row: int) -> tuple[Pixels, tuple[int, int]]:
+        try:
+            with self._source.open(row) as image:
+                return self._decode(image), (image.height, image.width)
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
+            text = " ".join(str(error).split())[:120]
+            raise DataError(f"{self._source.locate(row)}: not a readable image ({text}); "
+                            "repair or remove it") from error

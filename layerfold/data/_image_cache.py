@@ -1,0 +1,73 @@
+"""Which images are kept decoded, and where. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layerfold.cache_folder import default_cache_folder
+from layerfold.data._decoded import DecodedImages, StoredImages
+from layerfold.data._stores import MappedStore, MemoryStore, Pixels, PixelStore, Places
+from layerfold.errors import UsageError
+
+# Files of another version of this layout, or of another decoder, have other names.
+_LAYOUT = 1
+
+
+class ImageCache:
+    """Gives each split its store: the memory-mapped file of its source, else memory, else none.
+
+    Args:
+        folder: of the files; None for the user's folder for caches, ``"off"`` for no files.
+        most_memory_bytes: a split whose pixels need more is never held in memory.
+
+    Raises:
+        UsageError: ``folder`` is no folder.
+    """
+
+    def __init__(self, folder: str | Path | None, most_memory_bytes: int) -> None:
+        if folder is not None and (not str(folder) or (str(folder) != "off" and Path(folder).is_file())):
+            raise UsageError(f"cache={str(folder)!r}: give a folder (it is made where there is none), or off")
+        self._most_memory_bytes = most_memory_bytes
+        self._folder: Path | None = default_cache_folder() / "images" if folder is None else Path(folder)
+        if str(folder) == "off":
+            self._folder = None
+
+    def fits_memory(self, count: int, shape: tuple[int, ...]) -> bool:
+        """Say whether that many images of this shape may be held in memory."""
+        return count * int(np.prod(shape)) <= self._most_memory_bytes
+
+    def decoded(
+        self, source: StoredImages, rows: Places, shape: tuple[int, int, int], decode: Callable[[Any], Pixels],
+        identity: dict[str, Any],
+    ) -> DecodedImages:
+        """Return the images at ``rows`` of ``source``.
+
+        Args:
+            source: the images.
+            rows: of the split.
+            shape: (height, width, channels) once decoded.
+            decode: makes such an array of a Pillow image.
+            identity: plain values that decide the pixels of ``source``'s rows, beside the shape.
+        """
+        def spare() -> PixelStore | None:
+            return MemoryStore(len(rows), shape) if self.fits_memory(len(rows), shape) else None
+
+        if self._folder is None:
+            return DecodedImages(source, rows, shape, decode, spare(), spare)
+        path = self._folder / f"{_key(shape, identity)}.npy"
+        # One file for all rows of the source: another split of the same images finds them there.
+        store = MappedStore(path, len(source.labels), shape, rows)
+        return DecodedImages(source, rows, shape, decode, store, spare)
+
+
+def _key(shape: tuple[int, int, int], identity: dict[str, Any]) -> str:
+    import PIL
+
+    text = json.dumps([_LAYOUT, PIL.__version__, shape, identity], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
