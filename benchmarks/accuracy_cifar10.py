@@ -243,7 +243,7 @@ def print_rows(name: str, found: dict[str, Any]) -> None:
         else:
             print(f"{row['way']:<18}{asked:>7}   not reached; the most is {row['most']:.3f}x")
     for row in found["published"]:
-        print(f"{row['checkpoint']:<18}{'':>7}{row['measured_speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} % (published)")
+        print(f"{row['checkpoint']:<25}{row['measured_speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} % (published)")
 
 
 def main() -> int:

@@ -7,5 +7,6 @@ from layerfold.data._loader import BatchLoader
 from layerfold.data._open import open_data
 from layerfold.data._preprocessing import Preprocessing
 from layerfold.data._splits import Split
+from layerfold.data._stored import UNLABELLED
 
-__all__ = ["BatchLoader", "ImageData", "Preprocessing", "Split", "open_data"]
+__all__ = ["UNLABELLED", "BatchLoader", "ImageData", "Preprocessing", "Split", "open_data"]

@@ -33,6 +33,7 @@ class ImageData:
         holdout: for choices made on the way (importance, the best epoch); never trained on, never reported.
         test: for the reported accuracy only.
         details: how the splits were made and the images prepared.
+        is_labelled: whether images have labels; otherwise the label of each is ``UNLABELLED``.
         fingerprint: SHA-256 over content, splits and preprocessing; computed from a few items where not given.
     """
 
@@ -43,6 +44,7 @@ class ImageData:
     holdout: Dataset[Any]
     test: Dataset[Any]
     details: dict[str, Any] = field(default_factory=dict)
+    is_labelled: bool = True
     fingerprint: str = ""
 
     def __post_init__(self) -> None:

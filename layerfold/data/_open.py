@@ -19,13 +19,13 @@ from layerfold.data._readers import read_hub, read_torchvision
 from layerfold.data._shards import read_shards
 from layerfold.data._splits import ImageSplit, Split
 from layerfold.data._splitting import Rows, holdout_size, stratified_parts
-from layerfold.data._stored import StoredData, read_folder, read_mnist5k, read_parquet
+from layerfold.data._stored import StoredData, read_folder, read_images, read_mnist5k, read_parquet
 from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.factories import call_factory, is_factory_source
 
 MOST_ARRAY_BYTES = 2**30
-_PREFIXES = ("folder:", "parquet:", "torch/", "hfds/", "wds/")
-_FORMS = ("folder:PATH, parquet:PATH, mnist5k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
+_PREFIXES = ("folder:", "images:", "parquet:", "torch/", "hfds/", "wds/")
+_FORMS = ("folder:PATH, images:PATH, parquet:PATH, mnist5k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
           "or path/to/file.py:factory")
 _PROBED = 16
 
@@ -50,11 +50,11 @@ def open_data(
     The test split is the source's ``test``, else its ``val``. The holdout is drawn from train, every class in
     proportion; where train, val and test are all there, val is the holdout. A source without train (only val or
     only test) is divided into holdout and test halves. A source with nothing but train gives test images too, as
-    many as the holdout. ``mnist5k`` is 4,000 / 500 / 500.
+    many as the holdout. ``mnist5k`` is 4,000 / 500 / 500. ``images:`` is every image below a folder, without labels.
 
     Args:
-        source: ``folder:PATH``, ``parquet:PATH``, ``mnist5k``, one that timm reads (``torch/NAME:FOLDER``,
-            ``hfds/NAME``, ``wds/FOLDER``), or ``path/to/file.py:factory`` that returns an ``ImageData`` or a
+        source: ``folder:PATH``, ``images:PATH``, ``parquet:PATH``, ``mnist5k``, one that timm reads
+            (``torch/NAME:FOLDER``, ``hfds/NAME``, ``wds/FOLDER``), or ``path/to/file.py:factory`` that returns an ``ImageData`` or a
             (train, test) pair of Datasets; the factory may have parameters ``input_shape``, ``mean``, ``std``,
             ``num_classes``, ``seed``.
         input_shape: (channels, height, width) that the model takes; 1 or 3 channels.
@@ -111,6 +111,8 @@ def _read_source(source: str, download: bool) -> StoredData:
             return read_shards(Path(rest))
         case "folder:":
             return read_folder(Path(rest))
+        case "images:":
+            return read_images(Path(rest))
         case _:
             return read_parquet(Path(rest))
 
@@ -119,13 +121,14 @@ def _split_stored(
     source: str, stored: StoredData, preprocessing: Preprocessing, num_classes: int | None,
     holdout: float | None, seed: int, cache: ImageCache,
 ) -> ImageData:
-    classes = _check_labels(source, stored, num_classes)
+    classes = _check_labels(source, stored, num_classes) if stored.is_labelled else _given_classes(source, num_classes)
     is_mnist = source == "mnist5k"
     preprocessing = replace(preprocessing, is_resized=not _have_input_size(stored, preprocessing))
     rows, how = _choose_rows(stored, holdout, seed)
     splits: dict[str, Split] = {}
     for name, (pool, chosen) in rows.items():
-        _check_split(f"{source}, {name}", stored.pools[pool].labels[chosen])
+        if stored.is_labelled:
+            _check_split(f"{source}, {name}", stored.pools[pool].labels[chosen])
         splits[name] = _make_split(stored, pool, chosen, preprocessing, cache, is_mnist=is_mnist)
     prepared = asdict(preprocessing)
     prepared.pop("input_shape")
@@ -136,6 +139,7 @@ def _split_stored(
     return ImageData(
         name=_name_of(source), num_classes=classes, input_shape=preprocessing.input_shape, train=splits.get("train"),
         holdout=splits["holdout"], test=splits["test"], details=details, fingerprint=digest.hexdigest()[:16],
+        is_labelled=stored.is_labelled,
     )
 
 
@@ -188,6 +192,13 @@ def _choose_rows(
     first, rest = stratified_parts(labels, [size], seed)
     return ({"train": ("train", rest), "holdout": ("train", first), "test": (test, everything[test])},
             f"holdout drawn from train by seed {seed}; {test} as test")
+
+
+def _given_classes(source: str, num_classes: int | None) -> int:
+    if num_classes is None:
+        raise UsageError(f"--data {source}: has no labels that would tell the number of classes; pass num_classes, the "
+                         "model's outputs")
+    return num_classes
 
 
 def _check_labels(source: str, stored: StoredData, num_classes: int | None) -> int:

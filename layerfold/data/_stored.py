@@ -18,6 +18,10 @@ from layerfold.errors import DataError, OptionalDependencyError, UsageError
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "pixels")
 LABEL_COLUMNS = ("label", "labels", "target", "class", "fine_label", "cls", "y")
+UNLABELLED = -1
+"""The label of an image that has none."""
+
+_LEAST_UNLABELLED = 10
 # Our name of each part of a source, and what its owner may call it.
 POOL_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -81,12 +85,14 @@ class StoredData:
         content_hash: SHA-256 over the content, or over names and sizes for folders: the same for a copy elsewhere.
         state_hash: SHA-256 that also changes where a file was written anew with the same size; only where
             ``content_hash`` would not.
+        is_labelled: whether images have labels; otherwise each has ``UNLABELLED``.
     """
 
     pools: dict[str, StoredImages]
     num_classes: int | None
     content_hash: str
     state_hash: str = ""
+    is_labelled: bool = True
 
 
 def read_folder(root: Path) -> StoredData:
@@ -118,6 +124,23 @@ def read_folder(root: Path) -> StoredData:
         pools[pool] = FolderImages(paths, np.asarray(labels, dtype=np.int64))
     return StoredData(pools=pools, num_classes=len(classes), content_hash=digest.hexdigest(),
                       state_hash=state.hexdigest())
+
+
+def read_images(root: Path) -> StoredData:
+    """Find every image below a folder; none has a label."""
+    if not root.is_dir():
+        raise UsageError(f"--data images:{root}: no such folder")
+    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES and f.is_file())
+    if len(files) < _LEAST_UNLABELLED:
+        raise DataError(f"--data images:{root}: holds {len(files)} images; at least {_LEAST_UNLABELLED} are needed, to "
+                        "be divided into train, holdout and test")
+    digest, state = hashlib.sha256(), hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root)} {file.stat().st_size}\n".encode())
+        state.update(state_of(file))
+    images = FolderImages(files, np.full(len(files), UNLABELLED, dtype=np.int64))
+    return StoredData(pools={"train": images}, num_classes=None, content_hash=digest.hexdigest(),
+                      state_hash=state.hexdigest(), is_labelled=False)
 
 
 def state_of(file: Path) -> bytes:

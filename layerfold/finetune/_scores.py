@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from layerfold.data import BatchLoader, Split
+from layerfold.data import UNLABELLED, BatchLoader, Split
 from layerfold.errors import DataError, UsageError
 from layerfold.finetune._modes import channels_last, device_of, modes_kept
 
@@ -106,6 +106,9 @@ def check_labels(labels: Tensor, num_classes: int, first: int = 0) -> None:
     outside = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(outside):
         row = int(outside[0])
+        if labels[row] == UNLABELLED:
+            raise DataError(f"image {first + row}: has no label; training and accuracy need labelled images (only "
+                            "importances can do without, with the scores agreement and kl)")
         raise DataError(f"image {first + row}: label {int(labels[row])} is outside 0..{num_classes - 1}, "
                         "the model's classes; give a model with more outputs (num_classes)")
 

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.errors import UsageError, nearest_names
+from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.graph import Network, Segment
 from layerfold.importance.adaptive import Refinement, estimate_adaptively
 from layerfold.importance.estimators import ESTIMATORS, Training
 from layerfold.importance.filling import Filling
 from layerfold.importance.journal import cheap_journal
 from layerfold.importance.requests import list_requests
-from layerfold.importance.scores import SCORES
+from layerfold.importance.scores import NEED_LABELS, SCORES
 from layerfold.importance.subject import Subject
 from layerfold.progress import progress_bar
 from layerfold.tables import ImportanceTable, LatencyTable, Provenance
@@ -99,6 +99,11 @@ def estimate_importance(
     for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
         if value not in choices:
             raise UsageError(f"{name}={value!r}: must be one of {', '.join(choices)}{nearest_names(value, choices)}")
+    chosen = refinement or Refinement()
+    used = (chosen.start_with, chosen.refine_with) if method == ADAPTIVE else (method,)
+    if not data.is_labelled and (score in NEED_LABELS or "finetune" in used):
+        raise DataError(f"score={score!r}, method={' and '.join(used)}: {data.name} has no labels; use score='kl' or "
+                        "'agreement', with method='distill' or 'recalibrate'")
     segments, left_out = _worth_estimating(net, latency, candidates)
     fills = fill_slots if fill_slots is not None else method != ADAPTIVE and ESTIMATORS[method].fills_slots
     requests = list_requests(net, segments, fill_slots=fills)
@@ -135,7 +140,6 @@ def estimate_importance(
         if latency is None:
             raise UsageError("method='adaptive': needs a latency table, for the solver whose plans it refines; pass "
                              "latency (--latency), or use another method")
-        chosen = refinement or Refinement()
         cheap = filling_of(chosen.start_with, Training(batch_size=batch_size, seed=seed), cheap_journal(journal))
         dear = filling_of(chosen.refine_with, training, journal)
         return estimate_adaptively(net, latency, requests, asked, cheap, dear, chosen, provenance, progress=progress)

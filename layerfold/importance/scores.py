@@ -14,15 +14,16 @@ _COLUMNS = {
     "accuracy": ("val_acc", 1.0), "agreement": ("agreement", 1.0), "loss": ("val_loss", -1.0), "kl": ("kl", -1.0)
 }  # fmt: skip
 SCORES = tuple(_COLUMNS)
+NEED_LABELS = ("accuracy", "loss")
 
 
-def score_logits(logits: Tensor, expected: Tensor, labels: Tensor) -> Scores:
+def score_logits(logits: Tensor, expected: Tensor, labels: Tensor | None) -> Scores:
     """Score a network's answers.
 
     Args:
         logits: [images, classes].
         expected: the original's logits.
-        labels: [images].
+        labels: [images]; None where there are none: then accuracy and cross-entropy are unknown.
 
     Returns:
         Accuracy and agreement with the original's answers in percent, the cross-entropy, and the mean divergence
@@ -30,9 +31,12 @@ def score_logits(logits: Tensor, expected: Tensor, labels: Tensor) -> Scores:
     """
     answers = logits.argmax(1)
     divergence = F.kl_div(logits.log_softmax(1), expected.log_softmax(1), reduction="batchmean", log_target=True)
-    return {
+    by_label = {} if labels is None else {
         "val_acc": 100.0 * float((answers == labels).double().mean()),
         "val_loss": float(F.cross_entropy(logits, labels)),
+    }  # fmt: skip
+    return {
+        **by_label,
         "agreement": 100.0 * float((answers == expected.argmax(1)).double().mean()),
         "kl": float(divergence),
     }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
+from layerfold.errors import DataError
 from layerfold.finetune import averaging_batch_norm, check_labels, recalibrate_batch_norm
 from layerfold.graph import Network
 from layerfold.importance.requests import Request
@@ -70,8 +71,13 @@ class Subject:
         self.calibration = FeatureBank(self.original_form, [x for x, _ in drawn])
         self.calibration_labels = [y for _, y in drawn]
         self._holdout = FeatureBank(self.original_form, [x for x, _ in holdout])
-        self._labels = torch.cat([y for _, y in holdout])
-        check_labels(self._labels, int(self.original_form(holdout[0][0][:1]).shape[1]))
+        self._labels = torch.cat([y for _, y in holdout]) if data.is_labelled else None
+        if self._labels is not None:
+            check_labels(self._labels, int(self.original_form(holdout[0][0][:1]).shape[1]))
+            if len(self._labels) > 1 and bool((self._labels == self._labels[0]).all()):
+                raise DataError(f"{data.name}: all {len(self._labels)} images of the holdout have label "
+                                f"{int(self._labels[0])}; a score needs two classes or more: give another holdout, or "
+                                "score more images")
         self.original = self.score(self.original_form)
 
     def changed_form(self, request: Request) -> fx.GraphModule:

@@ -118,6 +118,32 @@ def test_finetuning_compares_with_the_original_trained_alike(trained: Trained) -
     assert abs(after - before) > 1e-3
 
 
+def test_images_without_labels_fill_a_table(trained: Trained, shared_path: Path, tmp_path: Path) -> None:
+    model, net, _ = trained
+    table = pyarrow.parquet.read_table(shared_path / "data/cifar10/test.parquet").slice(0, 60)
+    for number, image in enumerate(table["image"].to_pylist()):
+        (tmp_path / f"camera-{number % 3}").mkdir(exist_ok=True)
+        (tmp_path / f"camera-{number % 3}/{number}.jpg").write_bytes(image)
+    data = lf.open_data(f"images:{tmp_path}", input_shape=(3, 32, 32), num_classes=10, holdout=20, cache="off")
+    assert not data.is_labelled
+    found = lf.estimate_importance(model, net, data, score="kl", candidates=[net.segment(15, 17)], progress=False)
+    assert found.entries[0].importance < 0
+    assert found.entries[0].val_acc is None
+    for how in ({}, {"score": "loss"}, {"score": "kl", "method": "finetune"}):
+        with pytest.raises(lf.DataError, match="has no labels; use score='kl'"):
+            lf.estimate_importance(model, net, data, progress=False, **how)
+    with pytest.raises(lf.DataError, match="image 0: has no label"):
+        lf.finetune_network(model, data, steps=1, batch_size=4, progress=False)
+
+
+def test_holdout_of_one_class_is_refused(trained: Trained) -> None:
+    model, net, _ = trained
+    images = TensorDataset(torch.randn(8, 3, 32, 32), torch.full((8,), 3))
+    data = ImageData(name="cats", num_classes=10, input_shape=(3, 32, 32), train=images, holdout=images, test=images)
+    with pytest.raises(lf.DataError, match="cats: all 8 images of the holdout have label 3"):
+        lf.estimate_importance(model, net, data, progress=False)
+
+
 def test_score_that_a_method_cannot_tell_names_those_it_can(trained: Trained) -> None:
     model, net, data = trained
     with pytest.raises(lf.UsageError, match="score='accuracy': method='taylor' cannot tell it; use score=loss"):
