@@ -54,9 +54,9 @@ def open_data(
 
     Args:
         source: ``folder:PATH``, ``images:PATH``, ``parquet:PATH``, ``mnist5k``, one that timm reads
-            (``torch/NAME:FOLDER``, ``hfds/NAME``, ``wds/FOLDER``), or ``path/to/file.py:factory`` that returns an ``ImageData`` or a
-            (train, test) pair of Datasets; the factory may have parameters ``input_shape``, ``mean``, ``std``,
-            ``num_classes``, ``seed``.
+            (``torch/NAME:FOLDER``, ``hfds/NAME``, ``wds/FOLDER``), or ``path/to/file.py:factory`` that returns an
+            ``ImageData`` or a (train, test) pair of Datasets; the factory may have parameters ``input_shape``,
+            ``mean``, ``std``, ``num_classes``, ``seed``.
         input_shape: (channels, height, width) that the model takes; 1 or 3 channels.
         mean, std: normalisation per channel, images in 0..1; ImageNet's by default.
         interpolation, crop_pct: as in timm; bicubic and 0.875 by default. Images that all have the input size
