@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from layerfold.data._image_data import ImageData
-from layerfold.data._loader import BatchLoader
+from layerfold.data._loader import BatchLoader, Share
 from layerfold.data._open import open_data
 from layerfold.data._preprocessing import Preprocessing
 from layerfold.data._splits import Split
 
-__all__ = ["BatchLoader", "ImageData", "Preprocessing", "Split", "open_data"]
+__all__ = ["BatchLoader", "ImageData", "Preprocessing", "Share", "Split", "open_data"]

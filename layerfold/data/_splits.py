@@ -36,7 +36,13 @@ class EncodedImages(Protocol):
 
 
 class Split(Dataset[tuple[Tensor, int]]):
-    """Images and labels; item i is (float [channels, height, width], normalised; int label)."""
+    """Images and labels; item i is (float [channels, height, width], normalised; int label).
+
+    Attributes:
+        is_augmented_by_batch: whether an image's augmentation depends on the batch that it is in.
+    """
+
+    is_augmented_by_batch = False
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -64,6 +70,8 @@ class Split(Dataset[tuple[Tensor, int]]):
 
 class ArraySplit(Split):
     """A split whose pixels are held as one uint8 array [images, height, width, channels], filled at first use."""
+
+    is_augmented_by_batch = True
 
     def __init__(
         self, images: EncodedImages, rows: NDArray[np.int64], preprocessing: Preprocessing,
