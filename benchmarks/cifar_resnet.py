@@ -68,7 +68,7 @@ class CifarResNet(nn.Module):
         self.layer1 = _stage(16, 16, 1, blocks_per_stage)
         self.layer2 = _stage(16, 32, 2, blocks_per_stage)
         self.layer3 = _stage(32, 64, 2, blocks_per_stage)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(64, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -89,6 +89,13 @@ def _stage(in_channels: int, channels: int, stride: int, blocks: int) -> nn.Sequ
 def resnet20(num_classes: int = 10) -> CifarResNet:
     """Return ResNet-20 (0.27 M parameters)."""
     return CifarResNet(3, num_classes)
+
+
+def resnet20_dropout(num_classes: int = 10) -> CifarResNet:
+    """Return ResNet-20 with dropout in front of the classifier: one whose training is random."""
+    model = resnet20(num_classes)
+    model.pool = nn.Sequential(model.pool, nn.Dropout(0.2))
+    return model
 
 
 def resnet56(num_classes: int = 10) -> CifarResNet:

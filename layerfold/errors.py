@@ -31,9 +31,14 @@ from collections.abc import Iterable
 
 
 class LayerfoldError(Exception):
-    """Root of the tree; ``exit_code`` is what the command line exits with."""
+    """Root of the tree; ``exit_code`` is what the command line exits with.
+
+    Attributes:
+        is_said: another of several processes has said what there is to say.
+    """
 
     exit_code = 1
+    is_said = False
 
 
 class UsageError(LayerfoldError):

@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("layerfold: interrupted; run the same command again to go on")
         return INTERRUPTED
     except LayerfoldError as error:
-        _say(f"layerfold: error: {' '.join(str(error).split())}")
+        if not error.is_said:
+            _say(f"layerfold: error: {' '.join(str(error).split())}")
         return error.exit_code
     except OSError as error:
         _say(f"layerfold: error: {error}")

@@ -3,54 +3,96 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import above, at_least, whole
 
 if TYPE_CHECKING:
     from layerfold.finetune import FinetuneOptions, FinetuneReport
 
+_PRESETS = ("mobilenetv2-1.0", "mobilenetv2-1.4", "vgg19")
+
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> None:
-    """Add how to train, and what the teacher's part is; read them with ``training_of``."""
+    """Add how to train, and what the teacher's part is; read them with ``training_of``.
+
+    An option that is not given is None: it is left to the preset, or to the default that the help names.
+    """
+    # Added with the images, which other commands only score; here a preset may say it too.
+    parser.set_defaults(default_epochs=epochs, batch_size=None)
     group = parser.add_argument_group("training")
+    group.add_argument("--preset", choices=_PRESETS,
+                       help="settings of Kim et al. 2023 for a network on ImageNet; what is given beside it counts")
     length = group.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=whole(1), default=epochs, metavar="N",
-                        help="passes over the train split (default: %(default)s)")
+    length.add_argument("--epochs", type=whole(1), metavar="N", help=f"passes over the train split (default: {epochs})")
     length.add_argument("--steps", type=whole(1), metavar="N", help="steps in all, instead of epochs")
-    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
+    group.add_argument("--optimizer", metavar="NAME",
+                       help="sgd, adamw or another of timm's, such as lamb or lion (default: sgd)")
     group.add_argument("--learning-rate", type=above(0), metavar="X",
                        help="the highest (default: 0.05 for sgd and 0.001 for adamw, at batch size 128)")
     group.add_argument("--weight-decay", type=at_least(0), metavar="X",
-                       help="(default: 0.0001 for sgd, 0.02 for adamw)")
-    group.add_argument("--warmup", type=at_least(0, 1), default=0.1, metavar="X",
-                       help="share of the steps in which the learning rate rises (default: %(default)s)")
-    group.add_argument("--label-smoothing", type=at_least(0, 1), default=0.0, metavar="X",
-                       help="(default: %(default)s)")
-    group.add_argument("--no-augment", action="store_true", help="no random crops and mirroring")
-    group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="(default: %(default)s)")
+                       help="(default: 0.0001 for sgd, 0.02 for adamw, 0 for others)")
+    group.add_argument("--grad-clip", type=at_least(0), metavar="X",
+                       help="longest gradient; 0 for no limit (default: 5)")
+    group.add_argument("--warmup", type=at_least(0, 1), metavar="X",
+                       help="share of the steps in which the learning rate rises (default: 0.1)")
+    group.add_argument("--schedule", choices=("cosine", "step", "multistep", "poly", "constant"),
+                       help="what the learning rate does then (default: cosine)")
+    group.add_argument("--decay-rate", type=above(0, 1), metavar="X",
+                       help="what step and multistep multiply it by (default: 0.1)")
+    group.add_argument("--decay-every", type=at_least(0, 1), metavar="X",
+                       help="share of the steps after which step does so (default: 0.3)")
+    group.add_argument("--milestones", type=_numbers, metavar="X,X",
+                       help="shares of the steps after which multistep does so (default: 0.5,0.75)")
+    group.add_argument("--decay-power", type=above(0), metavar="X", help="of poly (default: 1)")
+    group.add_argument("--ema", type=above(0, 1), metavar="X",
+                       help="keep and score a moving average of the weights with this decay, such as 0.9998")
+    group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="(default: no)")
     group.add_argument("--train-device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    group.add_argument("--seed", type=whole(0), default=0, metavar="N",
-                       help="of the order of images and augmentation (default: %(default)s)")
+    group.add_argument("--seed", type=whole(0), metavar="N",
+                       help="of the order of images, augmentation, mixing and dropout (default: 0)")
+    images = parser.add_argument_group("images in training")
+    augment = images.add_mutually_exclusive_group()
+    augment.add_argument("--augment", metavar="NAME",
+                         help="a policy, such as rand-m9-mstd0.5 (default: random crops and mirroring)")
+    augment.add_argument("--no-augment", action="store_true", help="no random crops and mirroring")
+    images.add_argument("--random-erasing", type=at_least(0, 1), metavar="X",
+                        help="share of the images of which a patch is erased (default: 0)")
+    images.add_argument("--mixup", type=at_least(0), metavar="X", help="alpha, such as 0.2; 0 for none (default: 0)")
+    images.add_argument("--cutmix", type=at_least(0), metavar="X", help="alpha, such as 1; 0 for none (default: 0)")
+    images.add_argument("--label-smoothing", type=at_least(0, 1), metavar="X", help="(default: 0)")
     teacher = parser.add_argument_group("teacher")
     teacher.add_argument("--no-teacher", action="store_true", help="learn from the labels only")
-    teacher.add_argument("--distillation-weight", type=at_least(0, 1), default=0.5, metavar="X",
-                         help="the teacher's share of the loss (default: %(default)s)")
-    teacher.add_argument("--temperature", type=above(0), default=2.0, metavar="X",
-                         help="softens both answers (default: %(default)s)")
+    teacher.add_argument("--distillation-weight", type=at_least(0, 1), metavar="X",
+                         help="the teacher's share of the loss (default: 0.5)")
+    teacher.add_argument("--temperature", type=above(0), metavar="X", help="softens both answers (default: 2)")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: numbers with commas are expected, such as 0.5,0.75") from None
 
 
 def training_of(arguments: argparse.Namespace) -> FinetuneOptions:
-    """Return how to train; ``--keep`` where the command has it."""
-    from layerfold.finetune import FinetuneOptions
+    """Return how to train: what was given, over the preset, over the defaults."""
+    from layerfold.finetune import FinetuneOptions, preset
 
-    return FinetuneOptions(
-        epochs=arguments.epochs, steps=arguments.steps, batch_size=arguments.batch_size,
-        optimizer=arguments.optimizer, learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay,
-        warmup=arguments.warmup, label_smoothing=arguments.label_smoothing,
-        distillation_weight=arguments.distillation_weight, temperature=arguments.temperature,
-        augment=not arguments.no_augment, mixed_precision=arguments.mixed_precision, seed=arguments.seed,
-    )  # fmt: skip
+    base = FinetuneOptions(epochs=arguments.default_epochs) if arguments.preset is None else preset(arguments.preset)
+    given: dict[str, Any] = {}
+    for field in fields(FinetuneOptions):
+        value = getattr(arguments, field.name, None)
+        if value is not None:
+            given[field.name] = value
+    if arguments.no_augment:
+        given["augment"] = False
+    if arguments.ema is not None:
+        given["ema_decay"] = arguments.ema
+    if arguments.grad_clip is not None:
+        given["grad_clip_norm"] = arguments.grad_clip or None
+    return replace(base, **given)
 
 
 def history_text(report: FinetuneReport) -> str:

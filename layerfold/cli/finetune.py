@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from layerfold.cli._options import add_command, add_output_arguments, add_result
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import facts
 from layerfold.cli._training import add_training_arguments, history_text, training_of
+from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
     from layerfold.finetune import FinetuneReport
@@ -24,7 +25,9 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers, "finetune", "train the network of a solution, with the original as teacher",
         "Bring a network into the train form of a solution and finetune it, with the original as teacher. The state is "
-        "kept in OUTPUT.checkpoint until the end: a run that is stopped goes on where it was.",
+        "kept in OUTPUT.checkpoint until the end: a run that is stopped goes on where it was. Each epoch is written to "
+        "OUTPUT.log.csv, and all of them drawn in OUTPUT.png. `accelerate launch -m layerfold finetune ...` trains in "
+        "several processes, with the same batches and the same loss.",
         "  layerfold finetune timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
         "      --solution solution.json --epochs 20 -o finetuned.safetensors",
     )  # fmt: skip
@@ -33,40 +36,72 @@ def add_parser(subparsers: Any) -> None:
     add_data_arguments(parser)
     parser.add_argument("--solution", required=True, metavar="JSON", help="a solution of `layerfold solve`")
     add_training_arguments(parser, epochs=10)
-    parser.add_argument("--keep", choices=("last", "best"), default="last",
-                        help="weights of the last epoch, or of the best on the holdout (default: %(default)s)")
+    parser.add_argument("--feature-weight", type=at_least(0), metavar="X",
+                        help="how much the distance from the teacher's feature maps at the ends of merged segments "
+                        "counts beside the loss (default: 0)")
+    parser.add_argument("--keep", choices=("last", "best"),
+                        help="weights of the last epoch, or of the best on the holdout (default: last)")
+    parser.add_argument("--save-both", action="store_true",
+                        help="write the other of the two as well, to NAME.best.safetensors or NAME.last.safetensors")
     parser.add_argument("--fade", type=at_least(0, 1), default=0.0, metavar="X",
                         help="share of the steps over which the activations that go fade to nothing (default: at once)")
     parser.add_argument("--teacher-weights", metavar="FILE",
                         help="the original's weights, where --weights are others, such as those that `layerfold "
                         "search` ended with (default: those of --weights)")
     parser.add_argument("--no-test", action="store_true", help="do not score the test split in the end")
+    parser.add_argument("--tensorboard", metavar="DIR", help="write each epoch for TensorBoard too")
+    parser.add_argument("--checkpoint-every", type=at_least(0), default=60.0, metavar="S",
+                        help="seconds between two checkpoints within an epoch (default: 60)")
     add_output_arguments(parser, "FILE", "the finetuned train form (.safetensors); how to build it goes to FILE.json")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, score, write the train form."""
-    from layerfold.finetune import evaluate_network, finetune_network
-    from layerfold.merge import add_fading, build_train_form, save_form
+    """Train, score, write the train form; of several processes the first one writes."""
+    from layerfold.finetune import ending_together
+
+    with ending_together():
+        return _finetune(args)
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    from layerfold.finetune import evaluate_network, finetune_network, is_main_process
+    from layerfold.merge import add_fading, build_train_form, save_form, segment_ends
+    from layerfold.report.training import training_png
     from layerfold.solver import Solution
 
-    check_output(args.output, suffix=".safetensors", overwrite=args.overwrite)
+    options = training_of(args)
+    output = Path(args.output)
+    checkpoint, log, plot = (Path(f"{output}.{name}") for name in ("checkpoint", "log.csv", "png"))
+    other = output.with_suffix(f".{'last' if options.keep == 'best' else 'best'}.safetensors")
+    check_output(output, suffix=".safetensors", overwrite=args.overwrite)
+    for path in (log, plot):  # the first part of a run that is resumed has left them
+        check_output(path, overwrite=args.overwrite or checkpoint.exists())
+    if args.save_both:
+        check_output(other, flag="--save-both", overwrite=args.overwrite)
     solution = Solution.read(args.solution)
     loaded = load_model_of(args)
-    note_random_weights(args)
+    if is_main_process():
+        note_random_weights(args)
     original = loaded if args.teacher_weights is None else load_model_of(args, weights=args.teacher_weights)
     net = trace_of(args, loaded)
     student = build_train_form(loaded.module, net, solution)
     fade = args.fade if args.fade and add_fading(student, loaded.module, net, solution) else 0.0
+    teacher, features = None if args.no_teacher else original.module, []
+    if options.feature_weight and teacher is not None:
+        teacher, features = net.graph.on(teacher), segment_ends(student, net, solution)
+        if not features:
+            raise UsageError(f"--feature-weight {options.feature_weight:g}: the solution merges nothing, so that there "
+                             "is no end of a segment to compare; leave it out")
     data = open_data_of(args, loaded)
-    checkpoint = Path(f"{args.output}.checkpoint")
-    options = replace(training_of(args), keep=args.keep)
     report = finetune_network(
-        student, data, teacher=None if args.no_teacher else original.module, **asdict(options), fade=fade,
-        checkpoint_path=checkpoint, device=args.train_device, progress=not args.quiet,
-    )
+        student, data, teacher=teacher, features=features, **asdict(options), fade=fade, keep_other=args.save_both,
+        checkpoint_path=checkpoint, checkpoint_every_s=args.checkpoint_every, log_path=log,
+        tensorboard_path=args.tensorboard, device=args.train_device, progress=not args.quiet,
+    )  # fmt: skip
+    if not is_main_process():
+        return 0
     test: dict[str, Any] = {}
     if not args.no_test:
         scores = evaluate_network(student, data.split("test"), teacher=original.module)
@@ -75,11 +110,19 @@ def run(args: argparse.Namespace) -> int:
             "num_images": scores.num_images, "original_accuracy_pct": before.accuracy_pct,
             "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct,
         }  # fmt: skip
+    recipe = recipe_of(args, loaded, solution)
     facts_kept = {"finetune": report.as_dict(), "data": data.describe(), "test": test,
                   "original_weights_sha256": original.weights_sha256, "fade": fade}
-    save_form(student, args.output, kind="train", recipe=recipe_of(args, loaded, solution), facts=facts_kept)
+    save_form(student, output, kind="train", recipe=recipe, facts=facts_kept)
+    training_png(report.history, plot, kept_epoch=report.kept_epoch, title=f"{loaded.source}, {output.name}")
+    written = [output, log, plot]
+    if report.other_weights is not None:
+        student.load_state_dict(report.other_weights)
+        save_form(student, other, kind="train", recipe=recipe, facts={**facts_kept, "test": {}})
+        written.append(other)
     checkpoint.unlink(missing_ok=True)
-    print(f"wrote {args.output}", file=sys.stderr)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
     if args.json:
         print(json.dumps({"output": args.output, "finetune": report.as_dict(), "test": test}, indent=1))
     else:

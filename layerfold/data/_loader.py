@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,27 @@ from torch import Tensor
 from layerfold.data._policies import parse_augmentation
 from layerfold.data._splits import Split
 from layerfold.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of each batch that one of several processes takes.
+
+    With a row it takes the one as far from the batch's other end: what mixes the two needs no other process.
+
+    Args:
+        index: of the process, 0..number-1.
+        number: of processes.
+    """
+
+    index: int
+    number: int
+
+    def rows(self, batch_size: int) -> list[int]:
+        """Return places in a batch, 0..batch_size-1."""
+        front = range(self.index, batch_size // 2, self.number)
+        middle = [batch_size // 2] if batch_size % 2 and self.index == 0 else []
+        return [*front, *middle, *(batch_size - 1 - place for place in reversed(front))]
 
 
 class BatchLoader:
@@ -67,8 +89,11 @@ class BatchLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.starting_at(0)
 
-    def starting_at(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the epoch from that batch on (counted from 0): how an interrupted epoch goes on."""
+    def starting_at(self, batch: int, share: Share | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the epoch from that batch on (counted from 0): how an interrupted epoch goes on.
+
+        With a ``share`` each batch holds only its rows, as they would be in the whole batch.
+        """
         epoch = self._epoch
         self._epoch += 1
         rows = self._rows
@@ -77,7 +102,15 @@ class BatchLoader:
         seeds = np.random.default_rng((self._seed, epoch, 1)).integers(0, 2**62, size=len(self)).tolist()
         size = self._batch_size
         chosen = [rows[index * size : (index + 1) * size].tolist() for index in range(batch, len(self))]
-        return self._split.batches(chosen, seeds[batch:], self._augmentation)
+        seeds = seeds[batch:]
+        if share is None:
+            return self._split.batches(chosen, seeds, self._augmentation)
+        places = [share.rows(len(each)) for each in chosen]
+        if self._split.is_augmented_by_batch(self._augmentation):
+            whole = self._split.batches(chosen, seeds, self._augmentation)
+            return ((images[own], labels[own]) for (images, labels), own in zip(whole, places, strict=True))
+        shared = [[each[place] for place in own] for each, own in zip(chosen, places, strict=True)]
+        return self._split.batches(shared, seeds, self._augmentation)
 
 
 def _limited_rows(available: int, limit: int | None, seed: int) -> NDArray[np.int64]:

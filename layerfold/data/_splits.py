@@ -54,6 +54,10 @@ class Split(Dataset[tuple[Tensor, int]]):
             UsageError: they cannot.
         """
 
+    def is_augmented_by_batch(self, augmentation: Augmentation) -> bool:
+        """Say whether what happens to an image depends on the batch that it is in."""
+        return not augmentation.is_nothing
+
     def preload(self) -> None:
         """Decode now what would be decoded at first use."""
 
@@ -147,6 +151,9 @@ class DatasetSplit(Split):
         if not 0 <= label < self._num_classes:
             raise DataError(f"{self._name}, item {index}: label {label} is outside 0..{self._num_classes - 1}")
         return image.float(), label
+
+    def is_augmented_by_batch(self, augmentation: Augmentation) -> bool:
+        return bool(augmentation.random_erasing)
 
     def check(self, augmentation: Augmentation) -> None:
         if augmentation.policy is not None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from layerfold.finetune._batch_norm import averaging_batch_norm, recalibrate_batch_norm
 from layerfold.finetune._options import FinetuneOptions
+from layerfold.finetune._presets import PRESETS, preset
+from layerfold.finetune._processes import ending_together, is_main_process
 from layerfold.finetune._report import EpochRow, FinetuneReport
 from layerfold.finetune._scores import Scores, check_labels, evaluate_network, predict_logits
 from layerfold.finetune._train import finetune_network, train_network
 
 __all__ = [
+    "PRESETS",
     "EpochRow",
     "FinetuneOptions",
     "FinetuneReport",
     "Scores",
     "averaging_batch_norm",
     "check_labels",
+    "ending_together",
     "evaluate_network",
     "finetune_network",
+    "is_main_process",
     "predict_logits",
+    "preset",
     "recalibrate_batch_norm",
     "train_network",
 ]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerfold.errors import UsageError
-from layerfold.finetune._modes import channels_last, device_of, modes_kept
+from layerfold.finetune._layout import channels_last
+from layerfold.finetune._modes import device_of, modes_kept
 
 _Saved = tuple[_BatchNorm, float | None, dict[str, Tensor]]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layerfold.errors import UsageError
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(kw_only=True)
@@ -29,9 +29,9 @@ class TrainingState:
     best_weights: dict[str, Tensor] | None = None
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of every weight and buffer, on the CPU."""
-    return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
+def copied_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a copy of weights and buffers, on the CPU."""
+    return {key: value.detach().to("cpu", copy=True) for key, value in weights.items()}
 
 
 def network_hash(model: nn.Module) -> str:
@@ -43,14 +43,12 @@ def network_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_checkpoint(
-    path: Path, config: dict[str, Any], state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Write the state; a run killed meanwhile leaves the file before it untouched."""
-    content = {
-        "schema": _SCHEMA, "config": config, "state": dict(vars(state)), "model": weights_of(model),
-        "optimizer": optimizer.state_dict(), "torch_rng": torch.get_rng_state(),
-    }
+def write_checkpoint(path: Path, config: dict[str, Any], state: TrainingState, **parts: Any) -> None:
+    """Write the state, and the parts that change with it; a run killed meanwhile leaves the file before it untouched.
+
+    No generator's state is among them: what is random in a step comes from the seed and the step's number.
+    """
+    content = {"schema": _SCHEMA, "config": config, "state": dict(vars(state)), **parts}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
@@ -70,7 +68,8 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
         raise UsageError(f"checkpoint_path={path}: is no training checkpoint; delete it, or name another") from error
     if schema != _SCHEMA:
-        raise UsageError(f"checkpoint_path={path}: has schema {schema}, this version reads {_SCHEMA}; delete it")
+        raise UsageError(f"checkpoint_path={path}: is of another version of layerfold (schema {schema}, this one reads "
+                         f"{_SCHEMA}); end the run with that version, or delete the file to begin anew")
     for key in sorted(config.keys() | stored.keys()):
         if config.get(key) != stored.get(key):
             raise UsageError(f"checkpoint_path={path}: was made with {key}={stored.get(key)!r}, now "

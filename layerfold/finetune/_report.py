@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class FinetuneReport:
         resumed_from_step: the step an earlier, interrupted run had reached; 0 for a fresh run.
         seconds: training time, that of earlier runs included.
         options: every option, for the record.
+        other_weights: where both were asked for, those of the last epoch if the best are kept, else of the best.
     """
 
     history: tuple[EpochRow, ...]
@@ -49,10 +52,13 @@ class FinetuneReport:
     resumed_from_step: int
     seconds: float
     options: dict[str, Any]
+    other_weights: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return asdict(self)
+        """Return plain values, for JSON; without weights."""
+        found = asdict(replace(self, other_weights=None))
+        del found["other_weights"]
+        return found
 
 
 def best_epoch(history: list[EpochRow]) -> int | None:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from layerfold.data import UNLABELLED, BatchLoader, Split
+from layerfold.data import UNLABELLED, Augmentation, BatchLoader, Split
 from layerfold.errors import DataError, UsageError
-from layerfold.finetune._modes import channels_last, device_of, modes_kept
+from layerfold.finetune._layout import channels_last
+from layerfold.finetune._modes import device_of, modes_kept
+from layerfold.finetune._processes import sum_over_processes
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -99,6 +101,28 @@ def predict_logits(model: nn.Module, images: Batches | Dataset[Any], *, batch_si
         model.eval()
         found = [_logits(model, channels_last(batch.to(device))).cpu() for batch, _ in _batches(images, batch_size)]
     return torch.cat(found)
+
+
+def evaluate_together(model: nn.Module, split: Split, accelerator: Any, *, batch_size: int = 256) -> Scores:
+    """Score a network on a split, the batches shared out among all processes; each returns the same scores."""
+    index, number = accelerator.process_index, accelerator.num_processes
+    if number == 1:
+        return evaluate_network(model, split, batch_size=batch_size)
+    rows = list(range(len(split)))
+    own = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)][index::number]
+    sums = [0.0, 0.0, 0.0]
+    if own:
+        found = evaluate_network(model, split.batches(own, [0] * len(own), Augmentation()))
+        sums = [found.accuracy_pct * found.num_images, found.loss * found.num_images, found.num_images]
+    accuracy, loss, total = sum_over_processes(sums, accelerator)
+    return Scores(accuracy_pct=accuracy / total, loss=loss / total, num_images=round(total))
+
+
+def count_outputs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Return the number of logits that a network gives."""
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        return _logits(model, channels_last(torch.zeros(1, *input_shape, device=device_of(model)))).shape[1]
 
 
 def check_labels(labels: Tensor, num_classes: int, first: int = 0) -> None:

@@ -11,6 +11,7 @@ from layerfold.graph.fading import FadingActivation, make_fading
 from layerfold.graph.network import Network
 from layerfold.graph.traced import TracedGraph
 from layerfold.merge.segment import LinearLayer, TrainSegment
+from layerfold.merge.segment_ends import last_node
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
@@ -58,7 +59,7 @@ def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: S
                     found += 1
     for segment in net.segments_of(solution.merge_pos, dropped_layers(net, solution.kept_layers)):
         fading = None if segment.end in chain_ends else fading_at(segment.end)
-        value = _last_node(nodes, traced, segment.start, segment.end)
+        value = last_node(nodes, traced, segment.start, segment.end)
         if fading is not None and value is not None:
             name = f"fading_{segment.end}"
             form.add_submodule(name, fading.train(before))
@@ -76,10 +77,3 @@ def _has_every_layer(segment: TrainSegment, net: Network) -> bool:
     """Say whether a segment consists of the network's layers start+1..end, each in its place."""
     specs = [cast(LinearLayer, layer).spec for layer in segment.layers]
     return specs == [layer.conv for layer in net.layers[segment.start : segment.end]]
-
-
-def _last_node(nodes: dict[str, fx.Node], traced: TracedGraph, start: int, end: int) -> fx.Node | None:
-    """Return the node behind which a segment's activation stood: its last addition, else the segment or layer."""
-    names = traced.layers[end - 1]
-    ways = (*reversed(names.adds), f"segment_{start}_{end}", names.norm, names.op)
-    return next((nodes[name] for name in ways if name in nodes), None)

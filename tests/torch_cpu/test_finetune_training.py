@@ -14,7 +14,7 @@ from torch import nn
 from layerfold.data import ImageData, open_data
 from layerfold.errors import DataError, DeviceUnavailableError, FinetuneError, UsageError
 from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network
-from layerfold.finetune._train import distillation_loss
+from layerfold.finetune._objective import distillation_loss
 
 
 @pytest.fixture(autouse=True)

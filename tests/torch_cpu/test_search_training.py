@@ -141,7 +141,7 @@ steps = 0
 def count(module, inputs):
     global steps
     steps += module.training
-    if steps == stop_at:
+    if module.training and steps == stop_at:
         os.kill(os.getpid(), signal.SIGKILL)
 
 torch.nn.modules.module.register_module_forward_pre_hook(

@@ -1,0 +1,52 @@
+"""timm's optimizers by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from layerfold.errors import OptionalDependencyError, nearest_names
+
+if TYPE_CHECKING:
+    from layerfold.finetune._options import FinetuneOptions
+
+LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}
+"""At 128 images a step; of the optimizers for which one is known to suit."""
+
+WEIGHT_DECAYS = {"sgd": 1e-4, "adamw": 0.02}
+
+
+def unknown_optimizer(name: str) -> str:
+    """Return why there is no such optimizer, or ``""`` if timm has it."""
+    if name in LEARNING_RATES:
+        return ""
+    from timm.optim._optim_factory import list_optimizers
+
+    known = [str(each) for each in list_optimizers()]
+    # timm wraps any of them in Lookahead.
+    if name.removeprefix("lookahead_") in known:
+        return ""
+    return f"timm has no such optimizer{nearest_names(name, known)}"
+
+
+def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
+    """Return timm's optimizer of that name; weight decay is on weights of convs and linear layers only.
+
+    Raises:
+        OptionalDependencyError: it is in a package that is not installed.
+    """
+    from timm.optim._optim_factory import create_optimizer_v2
+
+    try:
+        made: torch.optim.Optimizer = create_optimizer_v2(
+            model, options.optimizer, lr=options.highest_learning_rate, momentum=0.9,
+            weight_decay=options.actual_weight_decay,
+        )
+    except (ImportError, AssertionError, NameError) as error:  # timm asserts that apex and bitsandbytes are there
+        raise OptionalDependencyError(
+            f"optimizer={options.optimizer!r}: needs a package that is not installed ({error or 'see timm'}); install "
+            "it, or take another optimizer"
+        ) from error
+    return made

@@ -1,0 +1,265 @@
+"""One training run: what it needs, where it stands, and the loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerfold.data import BatchLoader, ImageData, Share
+from layerfold.errors import FinetuneError, UsageError
+from layerfold.finetune._averaging import AveragedWeights
+from layerfold.finetune._checkpoint import (
+    TrainingState,
+    copied_weights,
+    network_hash,
+    read_checkpoint,
+    write_checkpoint,
+)
+from layerfold.finetune._layout import channels_last
+from layerfold.finetune._log import EpochLog
+from layerfold.finetune._mixing import BatchMixer
+from layerfold.finetune._objective import Objective, logits_of
+from layerfold.finetune._optimizers import make_optimizer
+from layerfold.finetune._options import FinetuneOptions
+from layerfold.finetune._processes import sum_over_processes
+from layerfold.finetune._report import EpochRow, FinetuneReport, best_epoch
+from layerfold.finetune._scores import Scores, check_labels, count_outputs, evaluate_together
+from layerfold.finetune._shared_norm import SharedBatchNorm
+from layerfold.progress import Progress
+
+
+class Run:
+    """A training run, begun or resumed.
+
+    Args:
+        model: on the accelerator's device.
+        data: its train split is learned.
+        options: how to train.
+        teacher: on the accelerator's device, in eval mode, or None.
+        features: pairs of nodes whose values are compared.
+        loader: batches of the train split.
+        accelerator: Accelerate's.
+        path: of the checkpoint, or None.
+        log: where epochs are written down.
+        before_step: called before each step.
+        settings: what decides the outcome beside the options.
+        score_holdout: whether each epoch is scored.
+        keep_other: whether both the best and the last weights are wanted.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: ImageData, options: FinetuneOptions, *, teacher: nn.Module | None,
+        features: Sequence[tuple[str, str]], loader: BatchLoader, accelerator: Any, path: Path | None, log: EpochLog,
+        before_step: Callable[[int, int], None] | None, settings: dict[str, Any], score_holdout: bool,
+        keep_other: bool,
+    ) -> None:
+        self._model, self._data, self._options, self._loader = model, data, options, loader
+        self._accelerator, self._path, self._log = accelerator, path, log
+        self._before_step, self._score_holdout = before_step, score_holdout
+        self._tracks_best = keep_other or options.keep == "best"
+        self.total_steps = options.steps or options.epochs * len(loader)
+        self._objective = Objective(options, model, teacher, features)
+        num_outputs = count_outputs(model, data.input_shape)
+        if self._objective.is_teaching:
+            assert teacher is not None
+            _check_teacher(count_outputs(teacher, data.input_shape), num_outputs)
+        self._mixer = BatchMixer(options, num_outputs) if options.is_mixed else None
+        self._prepared, self._optimizer = accelerator.prepare(self._objective.student, make_optimizer(model, options))
+        self._average = AveragedWeights(model, options.ema_decay) if options.ema_decay is not None else None
+        self._config: dict[str, Any] = {}
+        if path is not None:
+            self._config = {**settings, **asdict(options), "model": network_hash(model), "data": data.fingerprint,
+                            "teacher": network_hash(teacher) if teacher is not None else None,
+                            "keep_other": keep_other}
+        self.state = TrainingState()
+        if path is not None and path.exists():
+            self._resume(path)
+        self._check_same_checkpoint()
+        self.resumed_from_step = self.state.step
+        self._good_weights, self._good_step = copied_weights(self._kept), self.state.step
+        self._other_weights: dict[str, Tensor] | None = None
+
+    @property
+    def _kept(self) -> dict[str, Tensor]:
+        """The weights that are scored and kept."""
+        return self._model.state_dict() if self._average is None else self._average.state
+
+    def train(self, bar: Progress, checkpoint_every_s: float) -> None:
+        """Run from where the state stands to the end; the model then holds the weights to keep."""
+        state = self.state
+        saved_at = time.monotonic()
+        while state.step < self.total_steps:
+            self._loader.set_epoch(state.epoch)
+            began = time.monotonic() - state.epoch_seconds
+            self._model.train()
+            rate = 0.0
+            for images, labels in self._batches():
+                rate = self._options.learning_rate_at(state.step, self.total_steps)
+                if self._before_step is not None:
+                    self._before_step(state.step, self.total_steps)
+                is_due = self._path is not None and time.monotonic() - saved_at > checkpoint_every_s
+                loss, is_due = self._step(images, labels, rate, is_due)
+                state.loss_sum += loss
+                state.step += 1
+                state.batch += 1
+                if self._average is not None:
+                    self._average.update(state.step)
+                bar.advance()
+                if state.step == self.total_steps:
+                    break
+                if is_due:
+                    state.epoch_seconds = time.monotonic() - began
+                    self._save()
+                    saved_at = time.monotonic()
+            self._end_epoch(began, rate)
+            self._save()
+            saved_at = time.monotonic()
+        self._finish()
+
+    def _batches(self) -> Any:
+        accelerator = self._accelerator
+        if accelerator.num_processes == 1:
+            return self._loader.starting_at(self.state.batch)
+        return self._loader.starting_at(self.state.batch, Share(accelerator.process_index, accelerator.num_processes))
+
+    def _step(self, images: Tensor, labels: Tensor, rate: float, is_due: bool) -> tuple[float, bool]:
+        """Take one step; return the loss over all processes, and whether a checkpoint is due in the main one."""
+        options, accelerator, step = self._options, self._accelerator, self.state.step
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        device = accelerator.device
+        images, targets = channels_last(images.to(device)), labels.to(device)
+        # Dropout draws from torch's generator: each step and process begins with a seed of its own.
+        torch.manual_seed(_seed_of(options.seed, step, accelerator.process_index))
+        if self._mixer is not None:
+            check_labels(targets, self._mixer.num_classes)
+            images, targets = self._mixer.mix(images, targets, step)
+        if accelerator.num_processes == 1:
+            outputs = self._prepared(images)
+        else:
+            with SharedBatchNorm():
+                outputs = self._prepared(images)
+        if self._mixer is None and step == self.resumed_from_step:
+            check_labels(targets, logits_of(outputs).shape[1])
+        loss = self._objective(outputs, images, targets, accelerator)
+        if accelerator.num_processes > 1:
+            # Gradients are averaged over the processes: the mean over all images, however many each has.
+            loss = loss * (len(labels) * accelerator.num_processes / self._rows_a_step)
+        value, due = sum_over_processes(
+            [float(loss.detach()) / accelerator.num_processes, is_due and accelerator.is_main_process], accelerator
+        )
+        if not math.isfinite(value):
+            self._model.load_state_dict(self._good_weights)
+            raise FinetuneError(
+                f"finetuning: the loss is {value} at step {step + 1} of {self.total_steps}; the model holds "
+                f"the weights of step {self._good_step} again; lower learning_rate={options.highest_learning_rate:g}"
+            )
+        self._optimizer.zero_grad()
+        accelerator.backward(loss)
+        if options.grad_clip_norm is not None:
+            accelerator.clip_grad_norm_(self._model.parameters(), options.grad_clip_norm)
+        self._optimizer.step()
+        return value, bool(due)
+
+    @property
+    def _rows_a_step(self) -> int:
+        # Only a split that is smaller than a batch has another last batch: the loader drops it.
+        return min(self._options.batch_size, self._loader.num_images)
+
+    def _end_epoch(self, began: float, rate: float) -> None:
+        state = self.state
+        scores = self._scores() if self._score_holdout else None
+        row = EpochRow(
+            epoch=state.epoch + 1, steps=state.step, train_loss=state.loss_sum / max(state.batch, 1),
+            holdout_accuracy_pct=scores.accuracy_pct if scores else None,
+            holdout_loss=scores.loss if scores else None,
+            learning_rate=rate, seconds=time.monotonic() - began,
+        )
+        state.history.append(asdict(row))
+        if self._tracks_best and best_epoch(self._rows()) == row.epoch:
+            state.best_weights = copied_weights(self._kept)
+        state.epoch, state.batch, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
+        self._log.write(self._rows())
+
+    def _scores(self) -> Scores:
+        holdout = self._data.split("holdout")
+        if self._average is None:
+            return evaluate_together(self._model, holdout, self._accelerator)
+        with self._average.applied():
+            return evaluate_together(self._model, holdout, self._accelerator)
+
+    def _finish(self) -> None:
+        last, best = self._kept, self.state.best_weights
+        is_best_kept = self._options.keep == "best" and best is not None
+        if self._tracks_best:
+            self._other_weights = copied_weights(last) if is_best_kept else best
+        if is_best_kept or self._average is not None:
+            self._model.load_state_dict(best if is_best_kept and best is not None else last)
+
+    def _save(self) -> None:
+        self._good_weights, self._good_step = copied_weights(self._kept), self.state.step
+        if self._path is not None and self._accelerator.is_main_process:
+            scaler = self._accelerator.scaler
+            write_checkpoint(
+                self._path, self._config, self.state, model=copied_weights(self._model.state_dict()),
+                optimizer=self._optimizer.state_dict(), average=self._average and copied_weights(self._average.state),
+                scaler=scaler and scaler.state_dict(),
+            )
+
+    def _resume(self, path: Path) -> None:
+        content = read_checkpoint(path, self._config)
+        self._model.load_state_dict(content["model"])
+        self._optimizer.load_state_dict(content["optimizer"])
+        if self._average is not None:
+            self._average.load(content["average"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(content["scaler"])
+        self.state = TrainingState(**content["state"])
+
+    def _check_same_checkpoint(self) -> None:
+        number = self._accelerator.num_processes
+        (total,) = sum_over_processes([self.state.step], self._accelerator)
+        # Every process sees the sum, but only where it is not its own step times all does one know that they differ.
+        (num_other,) = sum_over_processes([total != number * self.state.step], self._accelerator)
+        if num_other:
+            raise UsageError(f"checkpoint_path={self._path}: not every process finds the same file there; put it on a "
+                             "disk that all machines see, or delete it to begin anew")
+
+    def release(self) -> None:
+        """Take Accelerate's wrappers off; the model is then in eval mode, without gradients."""
+        self._accelerator.unwrap_model(self._prepared, keep_fp32_wrapper=False)
+        self._model.eval()
+        for parameter in self._model.parameters():
+            parameter.grad = None
+
+    def report(self) -> FinetuneReport:
+        """Return the history."""
+        rows = self._rows()
+        best = best_epoch(rows)
+        kept = best if self._options.keep == "best" and best is not None else rows[-1].epoch
+        return FinetuneReport(
+            history=tuple(rows), best_epoch=best, kept_epoch=kept, steps=self.state.step,
+            resumed_from_step=self.resumed_from_step, seconds=sum(row.seconds for row in rows),
+            options=asdict(self._options), other_weights=self._other_weights,
+        )
+
+    def _rows(self) -> list[EpochRow]:
+        return [EpochRow(**row) for row in self.state.history]
+
+
+def _check_teacher(num_outputs: int, expected: int) -> None:
+    if num_outputs != expected:
+        raise UsageError(f"teacher: has {num_outputs} outputs, the model {expected}; distillation compares them one by "
+                         "one; give a teacher with as many, or none")
+
+
+def _seed_of(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, process, 4)).generate_state(1, np.uint64)[0])
