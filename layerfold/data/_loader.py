@@ -81,7 +81,8 @@ class BatchLoader:
     def starting_at(self, batch: int, share: Share | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the epoch from that batch on (counted from 0): how an interrupted epoch goes on.
 
-        With a ``share`` each batch holds only its rows, as they would be in the whole batch.
+        With a ``share`` each batch holds only its rows, as they would be in the whole batch; one without any is left
+        out.
         """
         epoch = self._epoch
         self._epoch += 1
@@ -96,6 +97,7 @@ class BatchLoader:
         chosen = [rows[index * size : (index + 1) * size].tolist() for index in range(batch, len(self))]
         if share is None:
             return self._split.batches(chosen, seeds)
+        chosen = [each for each in chosen if share.rows(len(each))]
         places = [share.rows(len(each)) for each in chosen]
         if seeds is not None and self._split.is_augmented_by_batch:
             whole = self._split.batches(chosen, seeds)

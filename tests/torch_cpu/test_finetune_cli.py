@@ -14,7 +14,7 @@ import torch
 
 import layerfold as lf
 from layerfold.cli import build_parser, main
-from layerfold.cli._training import training_of
+from layerfold.cli import finetune as finetune_command
 from layerfold.merge import load_form
 
 _PAGE = (Path(__file__).resolve().parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ _NEEDED = ["finetune", "timm:resnet18", "--data", "mnist5k", "--solution", "s.js
 
 
 def options_of(*arguments: str) -> lf.FinetuneOptions:
-    return training_of(build_parser().parse_args([*_NEEDED, *arguments]))
+    return finetune_command.options_of(build_parser().parse_args([*_NEEDED, *arguments]))
 
 
 def test_nothing_given_is_the_default() -> None:
