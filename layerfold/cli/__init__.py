@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILURE
     except KeyboardInterrupt:
-        _say("layerfold: interrupted; run the same command again to go on")
+        if os.environ.get("RANK", "0") == "0":  # each of several processes is interrupted
+            _say("layerfold: interrupted; run the same command again to go on")
         return INTERRUPTED
     except LayerfoldError as error:
         if not error.is_said:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layerfold.finetune import FinetuneOptions, FinetuneReport
 
 _PRESETS = ("mobilenetv2-1.0", "mobilenetv2-1.4", "vgg19")
+_OF_FINETUNE_ALONE = {"keep", "feature_weight"}  # `layerfold search --keep` counts gates
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> None:
@@ -81,11 +82,9 @@ def training_of(arguments: argparse.Namespace) -> FinetuneOptions:
     from layerfold.finetune import FinetuneOptions, preset
 
     base = FinetuneOptions(epochs=arguments.default_epochs) if arguments.preset is None else preset(arguments.preset)
-    given: dict[str, Any] = {}
-    for field in fields(FinetuneOptions):
-        value = getattr(arguments, field.name, None)
-        if value is not None:
-            given[field.name] = value
+    named = {field.name for field in fields(FinetuneOptions)} - _OF_FINETUNE_ALONE
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in named if hasattr(arguments, name)}
+    given = {name: value for name, value in given.items() if value is not None}
     if arguments.no_augment:
         given["augment"] = False
     if arguments.ema is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from layerfold.cli._training import add_training_arguments, history_text, traini
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
-    from layerfold.finetune import FinetuneReport
+    from layerfold.finetune import FinetuneOptions, FinetuneReport
 
 
 def add_parser(subparsers: Any) -> None:
@@ -65,13 +65,19 @@ def run(args: argparse.Namespace) -> int:
         return _finetune(args)
 
 
+def options_of(args: argparse.Namespace) -> FinetuneOptions:
+    """Return how to train, by everything that was given."""
+    given = {"keep": args.keep, "feature_weight": args.feature_weight}
+    return replace(training_of(args), **{name: value for name, value in given.items() if value is not None})
+
+
 def _finetune(args: argparse.Namespace) -> int:
     from layerfold.finetune import evaluate_network, finetune_network, is_main_process
     from layerfold.merge import add_fading, build_train_form, save_form, segment_ends
     from layerfold.report.training import training_png
     from layerfold.solver import Solution
 
-    options = training_of(args)
+    options = options_of(args)
     output = Path(args.output)
     checkpoint, log, plot = (Path(f"{output}.{name}") for name in ("checkpoint", "log.csv", "png"))
     other = output.with_suffix(f".{'last' if options.keep == 'best' else 'best'}.safetensors")

@@ -92,7 +92,8 @@ class BatchLoader:
     def starting_at(self, batch: int, share: Share | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the epoch from that batch on (counted from 0): how an interrupted epoch goes on.
 
-        With a ``share`` each batch holds only its rows, as they would be in the whole batch.
+        With a ``share`` each batch holds only its rows, as they would be in the whole batch; one without any is left
+        out.
         """
         epoch = self._epoch
         self._epoch += 1
@@ -105,6 +106,9 @@ class BatchLoader:
         seeds = seeds[batch:]
         if share is None:
             return self._split.batches(chosen, seeds, self._augmentation)
+        # A batch of fewer images than processes leaves some without any.
+        kept = [index for index, each in enumerate(chosen) if share.rows(len(each))]
+        chosen, seeds = [chosen[index] for index in kept], [seeds[index] for index in kept]
         places = [share.rows(len(each)) for each in chosen]
         if self._split.is_augmented_by_batch(self._augmentation):
             whole = self._split.batches(chosen, seeds, self._augmentation)

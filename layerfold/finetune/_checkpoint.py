@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from layerfold.errors import UsageError
 
 _SCHEMA = 2
+_MEANINGS = {
+    "model": " (another network, solution or weights)", "teacher": " (another network or weights)",
+    "data": " (other images or preprocessing)",
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -72,7 +76,7 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
                          f"{_SCHEMA}); end the run with that version, or delete the file to begin anew")
     for key in sorted(config.keys() | stored.keys()):
         if config.get(key) != stored.get(key):
-            raise UsageError(f"checkpoint_path={path}: was made with {key}={stored.get(key)!r}, now "
-                             f"{config.get(key)!r}; use the same, or delete the file to begin anew")
+            raise UsageError(f"checkpoint_path={path}: was made with {key}={stored.get(key)!r}, now {config.get(key)!r}"
+                             f"{_MEANINGS.get(key, '')}; use the same, or delete the file to begin anew")
     found: dict[str, Any] = content
     return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from layerfold.data import UNLABELLED, Augmentation, BatchLoader, Split
+from layerfold.data import UNLABELLED, BatchLoader, Share, Split
 from layerfold.errors import DataError, UsageError
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._modes import device_of, modes_kept
@@ -104,15 +104,13 @@ def predict_logits(model: nn.Module, images: Batches | Dataset[Any], *, batch_si
 
 
 def evaluate_together(model: nn.Module, split: Split, accelerator: Any, *, batch_size: int = 256) -> Scores:
-    """Score a network on a split, the batches shared out among all processes; each returns the same scores."""
-    index, number = accelerator.process_index, accelerator.num_processes
-    if number == 1:
+    """Score a network on a split, the images shared out among all processes; each returns the same scores."""
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    if share.number == 1:
         return evaluate_network(model, split, batch_size=batch_size)
-    rows = list(range(len(split)))
-    own = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)][index::number]
     sums = [0.0, 0.0, 0.0]
-    if own:
-        found = evaluate_network(model, split.batches(own, [0] * len(own), Augmentation()))
+    if share.rows(min(batch_size, len(split))):
+        found = evaluate_network(model, BatchLoader(split, batch_size).starting_at(0, share))
         sums = [found.accuracy_pct * found.num_images, found.loss * found.num_images, found.num_images]
     accuracy, loss, total = sum_over_processes(sums, accelerator)
     return Scores(accuracy_pct=accuracy / total, loss=loss / total, num_images=round(total))
