@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -24,12 +23,13 @@ class Prepared:
     """An architecture with random weights.
 
     Attributes:
-        images: [1, 3, size, size] by size; nets: the network traced at that size.
+        images: [1, 3, size, size] by size; shapes: of the outputs for them; nets: the network traced at that size.
         is_size_bound: its padding depends on the size, so forms hold for the size they were traced at only.
     """
 
     model: nn.Module
     images: dict[int, torch.Tensor]
+    shapes: dict[int, list[tuple[int, ...]]]
     nets: dict[int, lf.Network]
     is_size_bound: bool
 
@@ -50,11 +50,10 @@ class Differences:
     num_checks: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def record_shapes(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], where: str) -> None:
+    def record_shapes(self, found: list[tuple[int, ...]], expected: list[tuple[int, ...]], where: str) -> None:
         self.num_checks += 1
-        shapes = [[tuple(each.shape) for each in tensors] for tensors in (found, expected)]
-        if shapes[0] != shapes[1]:
-            self.failures.append(f"{where}: outputs of shapes {shapes[0]}, the original's are {shapes[1]}")
+        if found != expected:
+            self.failures.append(f"{where}: outputs of shapes {found}, the original's are {expected}")
 
     def record(self, kind: str, difference: float, tolerance: float, where: str) -> None:
         self.num_checks += 1
@@ -82,15 +81,22 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
+def shapes_of(tensors: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(each.shape) for each in tensors]
+
+
 def prepare(architecture: Architecture, *, sizes: Sequence[int] = (), seed: int = 0) -> Prepared:
     """Return the architecture with random weights, traced at each size: both of its own if none are given."""
     torch.manual_seed(seed)
     model = architecture.make()
     images = {size: torch.randn(1, 3, size, size) for size in sizes or architecture.sizes}
     randomise(model, next(iter(images.values())))
+    with torch.no_grad():
+        shapes = {size: shapes_of(tensors_of(model(each))) for size, each in images.items()}
     return Prepared(
         model=model,
         images=images,
+        shapes=shapes,
         nets={size: lf.trace_network(model, each) for size, each in images.items()},
         is_size_bound="same_padding" in architecture.features,
     )
@@ -110,7 +116,7 @@ def relative_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.
 
     NaN where a tensor is not finite, infinity where shapes differ.
     """
-    if [tuple(each.shape) for each in found] != [tuple(each.shape) for each in expected]:
+    if shapes_of(found) != shapes_of(expected):
         return float("inf")
     worst = 0.0
     for ours, theirs in zip(found, expected, strict=True):
@@ -157,25 +163,28 @@ def check_solution(
     Args:
         onnx: ``fast`` for the TorchScript exporter, ``shipped`` for the one that writes users' files, None for neither.
     """
-    forms: list[nn.Module] = []
-    onnx_size = list(prepared.images)[number % len(prepared.images)]
-    for size, images in prepared.images.items():
-        if not forms or prepared.is_size_bound:
-            student = lf.build_train_form(prepared.model, prepared.nets[size], solution)
-            randomise_norms(student, images)
-            student = student.double()
-            merged = lf.merge_network(student)
-            # The weights came from float32 and are merged in float64 always: this is what merging in float32 gives.
-            forms = [student, merged, copy.deepcopy(student).float(), copy.deepcopy(merged).float()]
-        at = f"solution {number}, size {size}"
-        outputs, deployed = (tensors_of(form(images.double())) for form in forms[:2])
-        found.record_shapes(outputs, tensors_of(prepared.model(images)), at)
-        found.record("float64", relative_difference(deployed, outputs), FLOAT64_TOLERANCE, at)
-        outputs, deployed = (tensors_of(form(images)) for form in forms[2:])
-        found.record("float32", relative_difference(deployed, outputs), FLOAT32_TOLERANCE, at)
-        if onnx is not None and size == onnx_size:
-            ran = run_onnx(forms[3], images, fast=onnx == "fast")
-            found.record("onnx", relative_difference(ran, deployed), ONNX_TOLERANCE, at)
+    sizes = list(prepared.images)
+    onnx_size = sizes[number % len(sizes)]
+    for together in [[size] for size in sizes] if prepared.is_size_bound else [sizes]:
+        first = together[0]
+        student = lf.build_train_form(prepared.model, prepared.nets[first], solution)
+        randomise_norms(student, prepared.images[first])
+        student = student.double()
+        merged = lf.merge_network(student)
+        for size in together:
+            at, images = f"solution {number}, size {size}", prepared.images[size].double()
+            outputs, deployed = tensors_of(student(images)), tensors_of(merged(images))
+            found.record_shapes(shapes_of(outputs), prepared.shapes[size], at)
+            found.record("float64", relative_difference(deployed, outputs), FLOAT64_TOLERANCE, at)
+        # The weights came from float32 and are merged in float64 always: this is what merging in float32 gives.
+        student, merged = student.float(), merged.float()
+        for size in together:
+            at, images = f"solution {number}, size {size}", prepared.images[size]
+            outputs, deployed = tensors_of(student(images)), tensors_of(merged(images))
+            found.record("float32", relative_difference(deployed, outputs), FLOAT32_TOLERANCE, at)
+            if onnx is not None and size == onnx_size:
+                ran = run_onnx(merged, images, fast=onnx == "fast")
+                found.record("onnx", relative_difference(ran, deployed), ONNX_TOLERANCE, at)
 
 
 def run_onnx(merged: nn.Module, images: torch.Tensor, *, fast: bool) -> list[torch.Tensor]:

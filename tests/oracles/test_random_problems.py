@@ -86,7 +86,7 @@ def test_solver_is_at_least_as_good_as_the_published_algorithm_within_budget() -
 
 def test_solver_with_dropped_layers_matches_brute_force() -> None:
     """`benchmarks/drops_oracle.py` runs more, and records them."""
-    found = [compare_drops(seed) for seed in range(2000)]
+    found = [compare_drops(seed) for seed in range(800)]
     assert [line for lines, _, _ in found for line in lines] == []
-    assert sum(is_feasible for _, is_feasible, _ in found) > 1500, "the problems must have answers to compare"
-    assert sum(drops for *_, drops in found) > 700, "and answers that drop layers"
+    assert sum(is_feasible for _, is_feasible, _ in found) > 600, "the problems must have answers to compare"
+    assert sum(drops for *_, drops in found) > 280, "and answers that drop layers"

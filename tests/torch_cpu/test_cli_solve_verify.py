@@ -1,4 +1,4 @@
-"""``layerfold solve --verify``: real networks are built and measured; what cannot be met ends 3."""
+"""``layerfold solve --verify`` and ``verify``: real networks are built and measured; what is not met ends 3."""
 
 from __future__ import annotations
 
@@ -54,6 +54,15 @@ def test_speedup_out_of_reach_ends_3_and_names_what_can_be_met(
     assert solve(folder, "--speedup", "1000", "-o", str(folder / "none.json")) == 3
     assert "error: budget 1000x" in capsys.readouterr().err
     assert not (folder / "none.json").exists()
+
+
+def test_solution_over_the_budget_ends_3_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "given.json").write_text('{"act_pos": [3, 4], "merge_pos": [3, 4]}')
+    assert main(["verify", f"{folder / 'model.py'}:make", "--input", "3x32x32", "--solution",
+                 str(folder / "given.json"), "--cap-s", "0.1", "--quiet", "--budget", "1us"]) == 3
+    captured = capsys.readouterr()
+    assert "NOT met" in captured.out
+    assert "layerfold: over budget: " in captured.err
 
 
 @pytest.mark.parametrize(("more", "message"), [

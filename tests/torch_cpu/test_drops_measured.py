@@ -29,6 +29,7 @@ def net(num_classes=10):
     torch.manual_seed(0)
     model = ResNet(BasicBlock, [2, 1, 1, 1], num_classes=num_classes)
     model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    model.layer4, model.fc = nn.Identity(), nn.Linear(256, num_classes)
     return model
 """
 
@@ -42,7 +43,7 @@ def data() -> ImageData:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the name of a ResNet-12 for small images, in a user's own file."""
+    """Return the name of a ResNet-10 for small images, in a user's own file."""
     path = tmp_path_factory.mktemp("own") / "own.py"
     path.write_text(_FILE)
     return f"{path}:net"

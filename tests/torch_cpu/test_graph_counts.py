@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -21,15 +21,19 @@ from layerfold.graph.counts import (
 from layerfold.models import load_model
 from tests.torch_cpu.networks import cifar_module
 
+_NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    "blocks of MobileNetV2": (lambda: load_model("timm:mobilenetv2_035").module.blocks[:2], (16, 16, 16)),
+    "first stage of ResNet-18": (lambda: load_model("torchvision:resnet18").module.layer1, (64, 8, 8)),
+    "head of VGG11": (lambda: load_model("torchvision:vgg11").module.features[:12], (3, 32, 32)),
+    "no activation": (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(4))), (3, 16, 16)),
+    "Fire modules": (lambda: load_model("torchvision:squeezenet1_1").module.features[:5], (3, 32, 32)),
+}
 
-def _networks() -> dict[str, tuple[nn.Module, tuple[int, int, int]]]:
-    return {
-        "blocks of MobileNetV2": (load_model("timm:mobilenetv2_035").module.blocks[:2], (16, 16, 16)),
-        "first stage of ResNet-18": (load_model("torchvision:resnet18").module.layer1, (64, 8, 8)),
-        "head of VGG11": (load_model("torchvision:vgg11").module.features[:12], (3, 32, 32)),
-        "no activation": (nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(4))), (3, 16, 16)),
-        "Fire modules": (load_model("torchvision:squeezenet1_1").module.features[:5], (3, 32, 32)),
-    }
+
+def _traced(name: str) -> tuple[nn.Module, lf.Network]:
+    make, shape = _NETWORKS[name]
+    model = make()
+    return model, lf.trace_network(model, torch.zeros(1, *shape))
 
 
 def _pairs(net: lf.Network, max_kernel: int) -> Iterator[tuple[int, int]]:
@@ -52,10 +56,9 @@ def _pairs(net: lf.Network, max_kernel: int) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("max_kernel", [3, 5, 15])
-@pytest.mark.parametrize("name", _networks())
+@pytest.mark.parametrize("name", _NETWORKS)
 def test_number_of_plans_matches_enumeration(name: str, max_kernel: int) -> None:
-    model, shape = _networks()[name]
-    net = lf.trace_network(model, torch.zeros(1, *shape))
+    _, net = _traced(name)
     candidates = net.candidates(max_kernel=max_kernel)
     pairs = list(_pairs(net, max_kernel))
     assert count_merge_sets(net, candidates) == len(pairs) >= 1
@@ -63,8 +66,7 @@ def test_number_of_plans_matches_enumeration(name: str, max_kernel: int) -> None
 
 
 def test_every_pair_counted_can_be_built() -> None:
-    model, shape = _networks()["first stage of ResNet-18"]
-    net = lf.trace_network(model, torch.zeros(1, *shape))
+    model, net = _traced("first stage of ResNet-18")
     built = 0
     for size in range(4):
         for stops in itertools.combinations((1, 2, 3), size):
