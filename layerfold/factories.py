@@ -16,6 +16,8 @@ from typing import Any
 
 from layerfold.errors import LayerfoldError, UsageError, nearest_names
 
+_PREFIX = "layerfold_user_"
+
 
 def is_factory_source(source: str) -> bool:
     """Say whether ``source`` has the form ``path/to/file.py:function``."""
@@ -50,12 +52,28 @@ def call_factory(source: str, **offered: Any) -> Any:
         raise UsageError(f"{source}: {name}() raised {type(error).__name__}: {_one_line(error)}") from error
 
 
+def loaded_files() -> list[Path]:
+    """Return the users' files that were run in this process: what another needs to know their classes."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(_PREFIX)]
+    return [Path(module.__file__) for module in modules if module.__file__ is not None]
+
+
+def run_file(path: str | Path) -> None:
+    """Run a user's file, so that objects of its classes can be unpickled; once a process.
+
+    Raises:
+        UsageError: the file is missing or raises.
+    """
+    if Path(path) not in loaded_files():
+        _run_file(Path(path), str(path))
+
+
 def _run_file(path: Path, source: str) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"{source}: no file {path}; give path/to/file.py:function")
     resolved = path.resolve()
     # A name of its own, so that two files called model.py do not meet in sys.modules.
-    name = f"layerfold_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    name = f"{_PREFIX}{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
         raise UsageError(f"{source}: {path} cannot be imported as Python")

@@ -21,6 +21,8 @@ from layerfold.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
 _DECODED_TOGETHER = 64
+_FEW = 8
+"""One image in so many: these are decoded alone, for a start without delay; training comes back for the others."""
 
 
 class EncodedImages(Protocol):
@@ -75,6 +77,13 @@ class ArraySplit(Split):
         self._pixels: NDArray[np.uint8] | None = None
         self._decoding = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to another process without pixels: it decodes its own, when it needs them."""
+        return {**self.__dict__, "_pixels": None, "_decoding": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _decoding=threading.Lock())
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -98,9 +107,9 @@ class ArraySplit(Split):
         _ = self.pixels
 
     def batches(self, chosen: Sequence[Sequence[int]], seeds: Sequence[int] | None) -> Iterator[Batch]:
-        pixels = self.pixels
+        is_whole = self._pixels is not None or seeds is not None or _FEW * sum(map(len, chosen)) > len(self)
         for number, rows in enumerate(chosen):
-            images = pixels[rows]
+            images = self.pixels[rows] if is_whole else decode_rows(self._source, self._rows[rows], self._preprocessing)
             if seeds is not None:
                 generator = np.random.default_rng(seeds[number])
                 images = crop_and_flip(images, self._crop_padding, self._flip, generator)

@@ -97,7 +97,7 @@ def estimate_adaptively(
     ]
     options = {
         **provenance.options, **dear.options, "start_with": how.start_with, "refine_with": how.refine_with,
-        "budgets_ms": list(how.budgets_ms), "original": dear.subject.original, "spent": asdict(spent),
+        "budgets_ms": list(how.budgets_ms), "original": dear.original, "spent": asdict(spent),
         "cheap_seconds": round(cheap.seconds, 3), "seconds": round(cheap.seconds + dear.seconds, 3),
     }  # fmt: skip
     return ImportanceTable(rows, provenance=replace(provenance, options=options))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layerfold.errors import UsageError
-from layerfold.profiler.machine_state import processors
+from layerfold.executor import processors
 
 _MODULE = "layerfold.cli._profile_worker"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
