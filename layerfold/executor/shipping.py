@@ -18,12 +18,13 @@ class Parcel:
     """A ``make_worker`` on its way.
 
     Attributes:
-        files: of the user, which define classes of what is shipped; each machine needs them at the same place.
+        files: (module name, path) of the user's own, which define classes of what is shipped; each machine needs them
+            at the same place.
         content: pickled.
         version: of the layerfold that packed it.
     """
 
-    files: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
     content: bytes
     version: str = __version__
 
@@ -35,10 +36,12 @@ def pack(make_worker: MakeWorker[Any, Any], dumps: Callable[[Any], bytes] = pick
         UsageError: something in it cannot be pickled.
     """
     try:
-        return Parcel(tuple(map(str, loaded_files())), dumps(make_worker))
+        content = dumps(make_worker)
     except Exception as error:  # whatever an object's own __reduce__ raises
         raise UsageError(f"the model or the images cannot be sent to another process ({_line(error)}); keep what they "
                          "hold to weights, arrays and classes of an importable file, or use one worker") from error
+    files = ((name, str(path)) for name, path in loaded_files().items() if name.encode() in content)
+    return Parcel(tuple(files), content)
 
 
 class Clerk:
@@ -63,8 +66,8 @@ class Clerk:
         if parcel.version != __version__:
             raise ExecutorError(f"a worker has layerfold {__version__}, this process {parcel.version}: install the "
                                 "same version everywhere")
-        for file in parcel.files:
-            run_file(file)
+        for name, file in parcel.files:
+            run_file(file, name)
         self._worker = pickle.loads(parcel.content)(self._device)
 
     def _guarded(self, work: Callable[[], Any], name: str) -> tuple[str, Any]:
