@@ -22,6 +22,7 @@ from layerfold.executor.shipping import Clerk, Parcel, pack, unpacked
 _ANSWERS_WITHIN_S = 5.0
 _HEALTHY_WITHIN_S = 30.0
 _POLL_S = 1.0
+_SKIPPED = "RAY_DEDUP_LOGS_SKIP_REGEX"
 
 
 @contextmanager
@@ -98,13 +99,17 @@ class ClusterCrew:
 
 
 def _import_ray() -> Any:
+    # Read when Ray is imported: what it says of workers that die goes to stdout, which is for results; we say it.
+    silent = {} if _SKIPPED in os.environ else {_SKIPPED: "."}
+    os.environ.update(silent)
     try:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise OptionalDependencyError(
-            "executor='ray' needs the package ray; pip install 'layerfold[ray]'"
-        ) from error
+        raise OptionalDependencyError("executor='ray' needs the package ray; pip install 'layerfold[ray]'") from error
+    finally:
+        for name in silent:
+            del os.environ[name]
     return ray
 
 
@@ -129,7 +134,7 @@ def _connected(
                 raise _unreachable(address, " ".join(str(error).split())[:200]) from error
         else:
             # A folder of our own, which ends with the cluster: Ray leaves its logs. Its sockets' paths must be short.
-            folder = tempfile.mkdtemp(prefix="layerfold-ray-", dir=_short_folder())
+            folder = tempfile.mkdtemp(prefix=f"layerfold-ray-{os.getpid()}-", dir=_short_folder())
             # Ray's actor of 1 CPU is no claim on a processor: as many workers as were asked for fit.
             cpus = max(len(processors()), int((workers or 1) * resources.get("CPU", 0)))
             ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,57 +22,14 @@ from layerfold.errors import (
 )
 from layerfold.executor import Executor, parse_resources
 from layerfold.executor.agenda import Agenda
-from layerfold.factories import call_factory
-
-_FILE = """
-import os
-import signal
-from pathlib import Path
-
-from layerfold.errors import TableError
-
-
-class MakeWorker:
-    def __init__(self, folder):
-        self.folder = Path(folder)
-
-    def __call__(self, device):
-        if (self.folder / "no-start").exists():
-            raise RuntimeError("cannot start")
-        return Worker(self.folder)
-
-
-class Worker:
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __call__(self, task):
-        with (self.folder / "log").open("a") as log:
-            log.write(f"{task} {os.getpid()}\\n")
-        died = self.folder / f"died-{task}"
-        if task == "killed" or (task in ("two", "five") and not died.exists()):
-            died.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if task == "refused":
-            raise TableError("row 3: no number")
-        if task == "broken":
-            raise RuntimeError("out of memory")
-        return task.upper()
-"""
+from tests.core.executor_tasks import own_worker, tasks_noted
 
 _TASKS = ["one", "two", "three", "four", "five", "six"]
 
 
 @pytest.fixture
 def make_worker(tmp_path: Path) -> Any:
-    """Return what makes a worker that notes each task; its class is in a file that no process can import by name."""
-    own = tmp_path / "own.py"
-    own.write_text(_FILE)
-    return call_factory(f"{own}:MakeWorker", folder=str(tmp_path))
-
-
-def _log(tmp_path: Path) -> list[list[str]]:
-    return [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    return own_worker(tmp_path)
 
 
 def test_workers_that_are_killed_cost_their_one_task(make_worker: Any, tmp_path: Path) -> None:
@@ -80,9 +38,9 @@ def test_workers_that_are_killed_cost_their_one_task(make_worker: Any, tmp_path:
         again = dict(pool.map_unordered([["seven"]]))
     assert answers == {task: task.upper() for task in _TASKS}
     assert again == {"seven": "SEVEN"}
-    done = Counter(task for task, _ in _log(tmp_path))
+    done = Counter(task for task, _ in tasks_noted(tmp_path))
     assert done == {**dict.fromkeys([*_TASKS, "seven"], 1), "two": 2, "five": 2}
-    pids = {int(pid) for _, pid in _log(tmp_path)}
+    pids = {int(pid) for _, pid in tasks_noted(tmp_path)}
     assert os.getpid() not in pids
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
@@ -101,7 +59,7 @@ def test_an_error_that_a_user_can_cause_comes_back_as_it_is_and_is_not_tried_aga
 ) -> None:
     with Executor(workers=2).open(make_worker) as pool, pytest.raises(TableError, match=r"^row 3: no number$"):
         list(pool.map_unordered([["refused"]]))
-    assert len(_log(tmp_path)) == 1
+    assert len(tasks_noted(tmp_path)) == 1
 
 
 def test_workers_that_never_start_are_given_up(make_worker: Any, tmp_path: Path) -> None:
@@ -120,7 +78,7 @@ def test_what_cannot_be_sent_is_one_line() -> None:
 def test_one_local_worker_is_this_process(make_worker: Any, tmp_path: Path) -> None:
     with Executor().open(make_worker) as pool:
         assert list(pool.map_unordered([["one"], ["three"]])) == [("one", "ONE"), ("three", "THREE")]
-    assert {int(pid) for _, pid in _log(tmp_path)} == {os.getpid()}
+    assert {int(pid) for _, pid in tasks_noted(tmp_path)} == {os.getpid()}
 
 
 def test_runs_stay_together_and_the_last_one_is_shared() -> None:
@@ -159,8 +117,8 @@ def test_absent_ray_says_how_to_install_it(make_worker: Any, monkeypatch: pytest
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_a_cluster_that_does_not_answer_is_one_line_within_seconds(make_worker: Any) -> None:
-    pytest.importorskip("ray")
     with socket.socket() as closed:  # bound and not listening: nobody else takes the port
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"

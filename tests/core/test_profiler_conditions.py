@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from layerfold.executor import processors
 from layerfold.profiler.conditions import Conditions, Watch
 from layerfold.profiler.machine_state import GpuState, MachineState, gpu_state, machine_state
 from layerfold.profiler.reference import ReferenceTime, time_reference
