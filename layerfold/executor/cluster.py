@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ class ClusterCrew:
     def ask(self, worker: Hashable, task: Any) -> None:
         self._pending[self._hired[worker].answer.remote(task)] = worker
 
+    def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
+        ray = self._ray
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            node_id=ray.get_runtime_context().get_node_id(), soft=False
+        )
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(make, os.path.abspath(path))
+        self._hired[actor] = actor  # ends with the others
+        return partial(_Afar, actor, ray.get(actor.ask.remote("path")))
+
     def wait(self) -> Sequence[Report]:
         # Not for ever: a signal is looked at in between.
         done, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=_POLL_S)
@@ -98,6 +108,32 @@ class ClusterCrew:
         return Report(worker, kind, unpacked(kind, value))
 
 
+class _Desk:
+    """An actor beside a file: makes an object that has it, and passes on what others ask of it."""
+
+    def __init__(self, make: Callable[[str], Any], path: str) -> None:
+        self._object = make(path)
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        found = getattr(self._object, name)
+        return found(*arguments) if callable(found) else found
+
+
+class _Afar:
+    """An object at a desk: its methods are those of that one, and raise what it raises."""
+
+    def __init__(self, desk: Any, path: str) -> None:
+        self._desk, self.path = desk, path
+
+    def __getattr__(self, name: str) -> Any:
+        import ray
+
+        return lambda *arguments: ray.get(self._desk.ask.remote(name, *arguments))
+
+    def close(self) -> None:
+        """Leave it open: it is not this process's."""
+
+
 def _import_ray() -> Any:
     # Read when Ray is imported: what it says of workers that die goes to stdout, which is for results; we say it.
     silent = {} if _SKIPPED in os.environ else {_SKIPPED: "."}
@@ -105,6 +141,7 @@ def _import_ray() -> Any:
     try:
         import ray
         import ray.exceptions
+        import ray.util.scheduling_strategies
     except ImportError as error:
         raise OptionalDependencyError("executor='ray' needs the package ray; pip install 'layerfold[ray]'") from error
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from layerfold.errors import ExecutorError
@@ -27,12 +27,13 @@ class CrewPool:
         self._staff: set[Hashable] = set()
         self._idle: list[Hashable] = []
         self._failed_starts = 0
+        self._is_stopped = False
 
     def map_unordered(self, runs: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, Any]]:
         agenda = Agenda(runs)
         doing: dict[Hashable, Any] = {}
         failures: Counter[Any] = Counter()
-        while len(agenda) or doing:
+        while (len(agenda) or doing) and not self._is_stopped:
             while len(self._staff) < min(self._crew.size, len(agenda) + len(doing)):
                 self._staff.add(self._crew.hire())
             while self._idle and len(agenda):
@@ -53,6 +54,16 @@ class CrewPool:
                     raise ExecutorError(f"{task}: failed {failures[task]} times, the last time since {report.value}; "
                                         "what is finished is kept, mend that and run again")
                 agenda.give_back(report.worker, task)
+
+    def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
+        return self._crew.share(make, path)
+
+    def stop(self) -> None:
+        self._is_stopped = True
+
+    @property
+    def size(self) -> int:
+        return self._crew.size
 
     def _take_note(self, report: Report) -> None:
         if report.kind == "refused":

@@ -67,6 +67,11 @@ class Executor:
         return cls(kind=executor) if isinstance(executor, str) else executor
 
     @property
+    def is_here(self) -> bool:
+        """Whether the only worker is this process."""
+        return self.kind == "local" and (len(self.devices) or self.workers or 1) == 1
+
+    @property
     def threads_each(self) -> int | None:
         """Threads of a worker; None for what the libraries choose."""
         if self.threads is not None:

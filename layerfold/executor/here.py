@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from layerfold.executor.protocol import MakeWorker
@@ -23,6 +23,14 @@ class Here:
     @cached_property
     def _worker(self) -> Any:
         return self._make_worker(self._device)
+
+    size = 1
+
+    def stop(self) -> None:
+        raise NotImplementedError("nothing here runs in another thread")
+
+    def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
+        return partial(make, path)
 
     def map_unordered(self, runs: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, Any]]:
         for run in runs:

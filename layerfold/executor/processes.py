@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -20,6 +21,7 @@ from layerfold.executor.shipping import Clerk, Parcel, unpacked
 
 _ORPHANED = 1
 _GRACE_S = 3.0
+_POLL_S = 1.0
 
 
 @dataclass(eq=False)
@@ -61,8 +63,12 @@ class ProcessCrew:
         except OSError:
             return  # it has died; `wait` says so
 
+    def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
+        return partial(make, os.path.abspath(path))
+
     def wait(self) -> Sequence[Report]:
-        ready = set(wait([end for each in self._hired for end in (each.pipe, each.process.sentinel)]))
+        ready = set(wait([end for each in self._hired for end in (each.pipe, each.process.sentinel)],
+                         _POLL_S))
         return [self._report(each) for each in list(self._hired) if ready & {each.pipe, each.process.sentinel}]
 
     def close(self) -> None:

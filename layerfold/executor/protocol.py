@@ -31,6 +31,23 @@ class Pool(Protocol):
             ExecutorError: a task failed on every try, or no worker could be started.
         """
 
+    def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
+        """Return what opens, in a worker, an object that has a file of this machine.
+
+        Workers on this machine each make one; those on other machines ask the same one, which is here.
+
+        Args:
+            make: makes it of the path; a class, or a function of a module.
+            path: of the file.
+        """
+
+    @property
+    def size(self) -> int:
+        """How many workers there can be at once."""
+
+    def stop(self) -> None:
+        """Have ``map_unordered`` end without an answer, in another thread within a second or two."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -62,6 +79,9 @@ class Crew(Protocol):
 
     def ask(self, worker: Hashable, task: Any) -> None:
         """Give a ready worker a task; a report says what came of it."""
+
+    def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
+        """As of :class:`Pool`."""
 
     def wait(self) -> Sequence[Report]:
         """Wait for reports; may return none after a while."""
