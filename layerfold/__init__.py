@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from layerfold.errors import (
+    ClusterUnavailableError,
     DataError,
     DeviceUnavailableError,
     EquivalenceError,
+    ExecutorError,
     ExportError,
     FinetuneError,
     InfeasibleBudgetError,
@@ -31,6 +33,7 @@ from layerfold.errors import (
 
 if TYPE_CHECKING:
     from layerfold.data import ImageData, open_data
+    from layerfold.executor import Executor
     from layerfold.export import export_network
     from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network
     from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, layer_norms, trace_network
@@ -57,6 +60,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "layerfold.data": ("ImageData", "open_data"),
+    "layerfold.executor": ("Executor",),
     "layerfold.export": ("export_network",),
     "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network"),
     "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "layer_norms",
@@ -85,10 +89,13 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Barrier",
     "Chain",
+    "ClusterUnavailableError",
     "CompressOptions",
     "DataError",
     "DeviceUnavailableError",
     "EquivalenceError",
+    "Executor",
+    "ExecutorError",
     "ExportError",
     "FinetuneError",
     "FinetuneOptions",

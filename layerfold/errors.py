@@ -18,6 +18,8 @@
     |   +-- EquivalenceError          1   train form and deploy form differ
     +-- FinetuneError                 1   training diverged
     +-- ExportError                   1
+    +-- ExecutorError                 1   a task failed on every try
+    |   +-- ClusterUnavailableError   4   no Ray cluster answers, or it lacks what was asked for
     +-- OptionalDependencyError       4   a package is missing (also an ImportError)
 
 A message is one line: the argument, its value, the rule it broke, the remedy. The command line prints
@@ -115,6 +117,16 @@ class FinetuneError(LayerfoldError):
 
 class ExportError(LayerfoldError):
     """A network could not be exported, or the exported file disagrees with it."""
+
+
+class ExecutorError(LayerfoldError):
+    """Work that was given to other processes could not be done there."""
+
+
+class ClusterUnavailableError(ExecutorError):
+    """No cluster answers at the address, or none of its nodes has the resources asked for."""
+
+    exit_code = 4
 
 
 class OptionalDependencyError(LayerfoldError, ImportError):

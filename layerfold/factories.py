@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from layerfold.errors import LayerfoldError, UsageError, nearest_names
+
+_PREFIX = "layerfold_user_"
 
 
 def is_factory_source(source: str) -> bool:
@@ -50,12 +53,27 @@ def call_factory(source: str, **offered: Any) -> Any:
         raise UsageError(f"{source}: {name}() raised {type(error).__name__}: {_one_line(error)}") from error
 
 
-def _run_file(path: Path, source: str) -> ModuleType:
+def loaded_files() -> dict[str, Path]:
+    """Return the users' files that were run in this process, by the module name that each run has."""
+    return {name: Path(module.__file__) for name, module in sys.modules.items()
+            if name.startswith(_PREFIX) and module.__file__ is not None}
+
+
+def run_file(path: str | Path, name: str) -> None:
+    """Run a user's file under a module name of ``loaded_files``, so that objects of its classes can be unpickled.
+
+    Raises:
+        UsageError: the file is missing or raises.
+    """
+    if name not in sys.modules:
+        _run_file(Path(path), str(path), name)
+
+
+def _run_file(path: Path, source: str, name: str | None = None) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"{source}: no file {path}; give path/to/file.py:function")
     resolved = path.resolve()
-    # A name of its own, so that two files called model.py do not meet in sys.modules.
-    name = f"layerfold_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    name = name or _unused_name(resolved)
     spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
         raise UsageError(f"{source}: {path} cannot be imported as Python")
@@ -71,6 +89,12 @@ def _run_file(path: Path, source: str) -> ModuleType:
     finally:
         sys.path.remove(str(resolved.parent))
     return module
+
+
+def _unused_name(path: Path) -> str:
+    """Return a module name of its own for each run: two files called model.py, and two runs of one, do not meet."""
+    stem = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return next(name for number in itertools.count() if (name := f"{stem}_{number}") not in sys.modules)
 
 
 def _accepted(factory: Callable[..., Any], offered: dict[str, Any], source: str) -> dict[str, Any]:

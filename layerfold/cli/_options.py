@@ -124,6 +124,15 @@ def open_backend(arguments: argparse.Namespace) -> Backend:
     """Return the backend that ``add_backend_arguments`` read; what was not given is left to the backend."""
     from layerfold.profiler import get_backend
 
+    return get_backend(arguments.backend, device=arguments.device, **backend_options(arguments))
+
+
+def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the backend that were given.
+
+    Raises:
+        UsageError: an option that is no NAME=VALUE.
+    """
     options: dict[str, Any] = {}
     for text in arguments.backend_option:
         name, equals, value = text.partition("=")
@@ -134,4 +143,4 @@ def open_backend(arguments: argparse.Namespace) -> Backend:
         value = getattr(arguments, name)
         if value is not None:
             options[name] = value
-    return get_backend(arguments.backend, device=arguments.device, **options)
+    return options

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._executor import add_executor_arguments, executor_of
 from layerfold.cli._networks import (
     add_candidate_arguments,
     add_trace_arguments,
@@ -71,6 +72,7 @@ def add_parser(subparsers: Any) -> None:
                           "frontier)")
     group.add_argument("--seed", type=whole(0), default=0, metavar="N",
                        help="of the images drawn and of training (default: %(default)s)")
+    add_executor_arguments(parser, has_threads=True)
     add_output_arguments(parser, "CSV", "the importance table; how it was made goes to CSV.json")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from layerfold.tables import LatencyTable
 
     check_output(args.output, suffix=".csv", overwrite=args.overwrite)
+    executor = executor_of(args)
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     loaded = load_model_of(args)
     note_random_weights(args)
@@ -97,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed, journal_path=journal,
         refinement=Refinement(start_with=args.start_with, refine_with=args.refine_with, most=args.refine_most,
                               budgets_ms=tuple(parse_ms(text, "--around") for text in args.around)),
-        model_name=loaded.source, progress=not args.quiet,
+        executor=executor, model_name=loaded.source, progress=not args.quiet,
     )  # fmt: skip
     table.write(args.output)
     remove_journal(journal)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._executor import add_executor_arguments, executor_of
 from layerfold.cli._networks import add_candidate_arguments, add_trace_arguments, candidates_of, trace_of
 from layerfold.cli._options import (
     above,
@@ -17,9 +18,9 @@ from layerfold.cli._options import (
     add_command,
     add_output_arguments,
     add_result_arguments,
+    backend_options,
     check_output,
     open_backend,
-    whole,
 )
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
@@ -61,11 +62,7 @@ def add_parser(subparsers: Any) -> None:
                            help="try again what the backend refused to build before")
     measuring.add_argument("--dry-run", action="store_true",
                            help="say how much would be measured, how much is known, about how long it takes, and stop")
-    several = parser.add_argument_group("several at once").add_mutually_exclusive_group()
-    several.add_argument("--devices", type=_names, default=[], metavar="A,B",
-                         help="one process a device, for example cuda:0,cuda:1; all of the same kind")
-    several.add_argument("--workers", type=whole(1), default=1, metavar="N",
-                         help="on a CPU: processes, each pinned to processors of its own (default: %(default)s)")
+    add_executor_arguments(parser, has_threads=False)
     add_output_arguments(parser, "CSV", "the latency table; what was measured where goes to CSV.json", required=False)
     parser.add_argument("--log", metavar="FILE", help="append a line for each measurement: median, "
                                                       "interval, blocks, time to build, settled or not")
@@ -82,55 +79,48 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, suffix=".csv", overwrite=args.overwrite)
     check_output(args.summaries, flag="--summaries", suffix=".json", overwrite=args.overwrite)
     check_output(args.log, flag="--log", overwrite=True)
-    if args.devices and args.device is not None:
-        raise UsageError(f"--device {args.device} and --devices {','.join(args.devices)}: give one of the two")
-    from layerfold.profiler.workers import move_to, places_of
-
-    places = places_of(args.devices, args.workers, args.threads or 1)
-    if len(places) > 1 and args.no_cache:
+    executor = executor_of(args)
+    if not executor.is_here and args.no_cache:
         raise UsageError("--no-cache: several processes share what they measure through the cache; leave it out")
-    move_to(places[0])  # before a library looks for its device
-    args.device = places[0].device or args.device
-    backend = open_backend(args)  # what is missing shows before torch is loaded
+    if executor.devices and args.device is not None:
+        raise UsageError(f"--device {args.device} and --devices {','.join(args.devices)}: give one of the two")
+    if executor.is_here and executor.devices:
+        args.device = executor.devices[0]
+    if executor.is_here or args.dry_run:
+        backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import profile_network
     from layerfold.profiler.open_cache import open_cache
-    from layerfold.profiler.workers import running_workers
+    from layerfold.profiler.together import BackendChoice, MakeFiller, filled_together
 
     loaded = load_model_of(args)
     net = trace_of(args, loaded)
-    candidates = candidates_of(args, net, loaded)
+    how: dict[str, Any] = {"batch": args.batch, "method": args.method, "target": args.target, "cap_s": args.cap_s,
+                           "candidates": candidates_of(args, net, loaded)}
     if args.dry_run:
-        return _print_plan(args, _plan(args, net, candidates, backend, len(places)))
+        return _print_plan(args, _plan(args, net, how["candidates"], backend, args.workers or 1))
     with ExitStack() as stack:
-        # Opened first: a cache that cannot be used is kept aside once, and not by each worker.
-        log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
-        store = stack.enter_context(open_cache(False if args.no_cache else args.cache, backend, batch=args.batch,
-                                               dtype=backend.precision, log=log))
-        if args.retry_failed:
-            store.forget_failures()
-        if len(places) > 1:
-            arguments = {name: value for name, value in vars(args).items() if name != "run"}
-            stack.enter_context(running_workers(places[1:], {
-                "arguments": {**arguments, "num_workers": len(places)}, "environment": store.facts,
-            }))  # fmt: skip
-        table = profile_network(
-            loaded.module, net, backend, batch=args.batch, dtype=backend.precision, cache=store, candidates=candidates,
-            method=args.method, target=args.target, cap_s=args.cap_s, model_name=loaded.source,
-            progress=not args.quiet, workers=len(places),
-        )  # fmt: skip
+        if executor.is_here:
+            log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
+            store = stack.enter_context(open_cache(False if args.no_cache else args.cache, backend, batch=args.batch,
+                                                   dtype=backend.precision, log=log))
+            if args.retry_failed:
+                store.forget_failures()
+            how |= {"backend": backend, "dtype": backend.precision}
+        else:
+            choice = BackendChoice(name=args.backend, device=args.device, options=backend_options(args))
+            make_filler = MakeFiller.of(loaded.module, net, choice, executor, log=args.log, **how)
+            filling = stack.enter_context(filled_together(executor, make_filler, args.cache,
+                                                          retry_failed=args.retry_failed))
+            store = filling.store
+            how |= {"backend": filling.backend, "dtype": filling.dtype, "workers": filling.workers}
+        table = profile_network(loaded.module, net, cache=store, model_name=loaded.source, progress=not args.quiet,
+                                **how)
         table.write(args.output)
         if args.summaries:
             known = store.summaries([*store.report.new, *store.report.cached])
             Path(args.summaries).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {args.output}", file=sys.stderr)
     return _print(args, {"table": args.output, **_summary(table)})
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise argparse.ArgumentTypeError(f"{text}: names with commas between them are expected, as cuda:0,cuda:1")
-    return names
 
 
 def _plan(

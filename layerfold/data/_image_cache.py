@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,18 @@ class ImageCache:
             decode: makes such an array of a Pillow image.
             identity: plain values that decide the pixels of ``source``'s rows, beside the shape.
         """
-        def spare() -> PixelStore | None:
-            return MemoryStore(len(rows), shape) if self.fits_memory(len(rows), shape) else None
-
+        # No closure: a split may go to another process.
+        spare = partial(_memory, len(rows), shape, self.fits_memory(len(rows), shape))
         if self._folder is None:
             return DecodedImages(source, rows, shape, decode, spare(), spare)
         path = self._folder / f"{_key(shape, identity)}.npy"
         # One file for all rows of the source: another split of the same images finds them there.
         store = MappedStore(path, len(source.labels), shape, rows)
         return DecodedImages(source, rows, shape, decode, store, spare)
+
+
+def _memory(count: int, shape: tuple[int, int, int], fits: bool) -> PixelStore | None:
+    return MemoryStore(count, shape) if fits else None
 
 
 def _key(shape: tuple[int, int, int], identity: dict[str, Any]) -> str:

@@ -44,8 +44,16 @@ class FolderImages:
 class ParquetImages:
     """A column of encoded images beside a column of labels."""
 
-    def __init__(self, path: Path, column: Any, labels: NDArray[np.int64]) -> None:
-        self._path, self._column, self.labels = path, column, labels
+    def __init__(self, path: Path, name: str, column: Any, labels: NDArray[np.int64]) -> None:
+        self._path, self._name, self._column, self.labels = path, name, column, labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to another process without the images: it reads the same file."""
+        return {**self.__dict__, "_path": self._path.absolute(), "_column": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._column = _read_columns(self._path, [self._name]).column(self._name)
 
     def open(self, row: int) -> Any:
         from PIL import Image
@@ -188,12 +196,22 @@ def _read_parquet_file(path: Path) -> ParquetImages:
     images = choose_column(path, "image bytes", [f.name for f in schema if holds_images(f.type)], IMAGE_COLUMNS)
     labels = choose_column(path, "integer labels", [f.name for f in schema if pa.types.is_integer(f.type)],
                             LABEL_COLUMNS)
-    table = pq.read_table(path, columns=[images, labels], memory_map=True)
+    table = _read_columns(path, [images, labels])
     column = table.column(labels)
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise DataError(f"{path}, row {row}: column {labels!r} has no label")
-    return ParquetImages(path, table.column(images), column.to_numpy().astype(np.int64))
+    return ParquetImages(path, images, table.column(images), column.to_numpy().astype(np.int64))
+
+
+def _read_columns(path: Path, names: list[str]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=names, memory_map=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:100]})") from error
 
 
 def choose_column(where: Path | str, what: str, fitting: list[str], usual: tuple[str, ...]) -> str:

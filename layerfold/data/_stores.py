@@ -44,6 +44,19 @@ class MemoryStore:
     """Images held in memory for as long as the split lives."""
 
     def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        self._count, self._shape = count, shape
+        self._clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that gets this store decodes its own images, when it needs them.
+        return {"_count": self._count, "_shape": self._shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._clear()
+
+    def _clear(self) -> None:
+        count, shape = self._count, self._shape
         # Zeros take no memory until they are written.
         self._pixels = np.zeros((count, *shape), np.uint8)
         self._sizes = np.zeros((count, 2), np.uint32)

@@ -9,20 +9,20 @@ from layerfold.graph.specs import ActivationSpec, ConvSpec
 
 if TYPE_CHECKING:
     from layerfold.graph.norms import layer_norms
-    from layerfold.graph.trace import trace_network
+    from layerfold.graph.trace import trace_again, trace_network
 
 __all__ = [
     "ActivationSpec", "Barrier", "Chain", "ConvSpec", "Layer", "Network", "Residual", "Segment", "layer_norms",
-    "trace_network",
+    "trace_again", "trace_network",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # Tracing needs torch; the words do not, and the solver's command line must start without it.
-    if name == "trace_network":
-        from layerfold.graph.trace import trace_network
+    if name in ("trace_again", "trace_network"):
+        from layerfold.graph import trace
 
-        return trace_network
+        return getattr(trace, name)
     if name == "layer_norms":
         from layerfold.graph.norms import layer_norms
 

@@ -68,6 +68,8 @@ def describe_graph(
             layers=tuple(_layer_nodes(layer) for chain in chains for layer in chain),
             residuals=tuple(found_nodes),
             inputs=tuple(chain[0].source.name for chain in chains),
+            excluded=tuple(excluded),
+            merge_pooling=merge_pooling,
         ),
     )
 

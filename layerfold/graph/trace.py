@@ -172,6 +172,20 @@ def trace_network(
     return network
 
 
+def trace_again(model: nn.Module, net: Network) -> Network:
+    """Trace ``model``, in another process perhaps, as the one that ``net`` was traced from.
+
+    Raises:
+        UsageError: it is another network.
+    """
+    inputs = tuple(torch.zeros(shape) for shape in net.input_shapes)
+    again = trace_network(model, inputs, net.graph.excluded, merge_pooling=net.graph.merge_pooling)
+    if again.hash != net.hash:
+        raise UsageError(f"net of hash {net.hash} was not traced from this {type(model).__name__}, whose network has "
+                         f"{again.hash}; trace this one")
+    return again
+
+
 def _check_count(model: nn.Module, module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> None:
     """Raise UsageError unless there is a tensor for each argument of the model that has no default."""
     arguments = [node for node in module.graph.nodes if node.op == "placeholder"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 
@@ -52,6 +53,7 @@ class TracedGraph:
         installs: the modules that the graph calls and the model lacks.
         layers: by layer index - 1; residuals: as ``Network.residuals``.
         inputs: by chain, the node that feeds its first layer.
+        excluded, merge_pooling: what it was traced with.
     """
 
     graph: fx.Graph
@@ -59,6 +61,12 @@ class TracedGraph:
     layers: tuple[LayerNodes, ...]
     residuals: tuple[ResidualNodes, ...]
     inputs: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+    merge_pooling: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to another process without the graph, which :func:`trace_again` makes there: fx graphs do not pickle."""
+        return {**self.__dict__, "graph": None, "installs": ()}
 
     def on(self, model: nn.Module, graph: fx.Graph | None = None) -> fx.GraphModule:
         """Return a copy of the graph (or ``graph``, an edited copy) on a deep copy of ``model``'s modules.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from torch import nn
 
 from layerfold.data import ImageData
 from layerfold.errors import DataError, UsageError, nearest_names
+from layerfold.executor import Executor
 from layerfold.graph import Network, Segment
 from layerfold.importance.adaptive import Refinement, estimate_adaptively
+from layerfold.importance.asking import MakeWitness
 from layerfold.importance.estimators import ESTIMATORS, Training
 from layerfold.importance.filling import Filling
 from layerfold.importance.journal import cheap_journal
 from layerfold.importance.requests import list_requests
 from layerfold.importance.scores import NEED_LABELS, SCORES
-from layerfold.importance.subject import Subject
 from layerfold.progress import progress_bar
 from layerfold.tables import ImportanceTable, LatencyTable, Provenance
 from layerfold.tables._kernel import SegmentKey
@@ -47,6 +49,7 @@ def estimate_importance(
     learning_rate: float | None = None,
     refinement: Refinement | None = None,
     seed: int = 0,
+    executor: str | Executor = "local",
     journal_path: str | Path | None = None,
     model_name: str | None = None,
     progress: bool = True,
@@ -84,6 +87,8 @@ def estimate_importance(
             dear method.
         refinement: how ``adaptive`` goes about it.
         seed: of the images drawn and of training.
+        executor: where entries are estimated: ``local``, ``ray``, or an :class:`Executor` that says more. The table is
+            the same to the bit on CPUs of one kind with equally many threads.
         journal_path: file that keeps finished entries, for resuming; ``remove_journal`` takes it away.
         model_name: what the user calls the model.
         progress: show a bar on stderr.
@@ -95,6 +100,8 @@ def estimate_importance(
     Raises:
         UsageError: an unknown method or score, a score that the method cannot tell, ``adaptive`` without ``latency``.
         DataError: no images, or labels outside the model's classes.
+        ExecutorError: an entry failed on every try; ClusterUnavailableError: there is no such cluster.
+        OptionalDependencyError: Ray is not installed.
     """
     for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
         if value not in choices:
@@ -116,13 +123,6 @@ def estimate_importance(
     settings = {"network": net.hash, "weights": weights, "data": data.fingerprint, **common}
     journal = Path(journal_path) if journal_path is not None else None
 
-    def make_subject(is_recalibrated: bool) -> Subject:
-        return Subject(model, net, data, calibration_images=calibration_images, holdout_images=holdout_images,
-                       seed=seed, is_recalibrated=is_recalibrated)
-
-    def filling_of(method: str, training: Training, journal: Path | None) -> Filling:
-        return Filling(method, score, training, make_subject, journal, settings)
-
     provenance = Provenance(
         kind="importance",
         model=model_name or net.name,
@@ -136,22 +136,44 @@ def estimate_importance(
         left_out=left_out,
     )
     training = Training(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-    if method == ADAPTIVE:
-        if latency is None:
-            raise UsageError("method='adaptive': needs a latency table, for the solver whose plans it refines; pass "
-                             "latency (--latency), or use another method")
-        cheap = filling_of(chosen.start_with, Training(batch_size=batch_size, seed=seed), cheap_journal(journal))
-        dear = filling_of(chosen.refine_with, training, journal)
-        return estimate_adaptively(net, latency, requests, asked, cheap, dear, chosen, provenance, progress=progress)
-    filling = filling_of(method, training, journal)
-    needed = filling.needed(asked)
-    unknown = filling.unknown(needed)
-    with progress_bar(f"importance: {method}", len(needed), enabled=progress, done=len(needed) - len(unknown)) as bar:
-        filling.fill(unknown, bar.advance)
-    entries = [filling.entry(request) for request in requests]
-    options = {**provenance.options, **filling.options, "original": filling.original,
-               "seconds": round(filling.seconds, 3)}
-    return ImportanceTable(entries, provenance=replace(provenance, options=options))
+    if method == ADAPTIVE and latency is None:
+        raise UsageError("method='adaptive': needs a latency table, for the solver whose plans it refines; pass "
+                         "latency (--latency), or use another method")
+    where = Executor.of(executor)
+    make_witness = MakeWitness(model=model, net=net, data=data, calibration_images=calibration_images,
+                               holdout_images=holdout_images, seed=seed, threads=where.threads_each)
+    with _threads_kept(), where.open(make_witness) as pool:
+
+        def filling_of(method: str, training: Training, journal: Path | None) -> Filling:
+            return Filling(method, score, training, pool, journal, settings)
+
+        if method == ADAPTIVE:
+            assert latency is not None
+            cheap = filling_of(chosen.start_with, Training(batch_size=batch_size, seed=seed), cheap_journal(journal))
+            dear = filling_of(chosen.refine_with, training, journal)
+            return estimate_adaptively(net, latency, requests, asked, cheap, dear, chosen, provenance,
+                                       progress=progress)
+        filling = filling_of(method, training, journal)
+        needed = filling.needed(asked)
+        unknown = filling.unknown(needed)
+        done = len(needed) - len(unknown)
+        with progress_bar(f"importance: {method}", len(needed), enabled=progress, done=done) as bar:
+            filling.fill(unknown, bar.advance)
+        entries = [filling.entry(request) for request in requests]
+        options = {**provenance.options, **filling.options, "original": filling.original,
+                   "seconds": round(filling.seconds, 3)}
+        return ImportanceTable(entries, provenance=replace(provenance, options=options))
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Give torch back the threads it had: a worker in this process may take others."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _worth_estimating(

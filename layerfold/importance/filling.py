@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from layerfold.errors import UsageError
-from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
-from layerfold.importance.journal import Estimate, Journal
+from layerfold.executor import Pool
+from layerfold.importance.asking import Question, runs_of
+from layerfold.importance.estimators import ESTIMATORS, Training
+from layerfold.importance.journal import Journal
 from layerfold.importance.requests import NOTHING, Request
 from layerfold.importance.scores import SCORES, Scores, change_of, column_of, importance_of
-from layerfold.importance.subject import Subject
 from layerfold.tables import ImportanceEntry
 
 _EXTRA = ("agreement", "kl")
@@ -26,8 +26,7 @@ class Filling:
         method: one of ``ESTIMATORS``.
         score: one of ``SCORES``, which the method must know.
         training: how entries are trained.
-        make_subject: makes the network to ask, given whether its statistics are measured anew; called once, when first
-            needed.
+        pool: workers that answer a ``Question``.
         journal_path: file that keeps finished entries, or None.
         settings: what the answers depend on besides the method.
 
@@ -39,25 +38,23 @@ class Filling:
     """
 
     def __init__(
-        self, method: str, score: str, training: Training, make_subject: Callable[[bool], Subject],
-        journal_path: Path | None, settings: dict[str, Any],
+        self, method: str, score: str, training: Training, pool: Pool, journal_path: Path | None,
+        settings: dict[str, Any],
     ) -> None:  # fmt: skip
         self._kind, self._score = ESTIMATORS[method], score
         if column_of(score) not in self._kind.known_scores:
             known = ", ".join(each for each in SCORES if column_of(each) in self._kind.known_scores)
             raise UsageError(f"score={score!r}: method={method!r} cannot tell it; use score={known}, or another method")
-        self._training, self._make_subject = training, make_subject
+        self._method, self._training, self._pool = method, training, pool
         self.options = self._kind.options(training)
         self._journal = Journal(journal_path, {**settings, "method": method, **self.options})
 
     @cached_property
-    def subject(self) -> Subject:
-        """The network that is asked."""
-        return self._make_subject(self._kind.is_recalibrated)
-
-    @cached_property
-    def _estimator(self) -> Estimator:
-        return self._kind(self.subject, self._training)
+    def _untrained(self) -> Scores:
+        """What the original scores as it is, where the entries are estimated."""
+        (_, estimate), = self._pool.map_unordered([[self._question(None)]])
+        scores: Scores = estimate.scores
+        return scores
 
     @property
     def seconds(self) -> float:
@@ -72,7 +69,7 @@ class Filling:
         off as the mean importance of single layers, which it trains too.)
         """
         found = self._journal.get(NOTHING)
-        return self.subject.original if found is None else found.scores
+        return self._untrained if found is None else found.scores
 
     def needed(self, requests: Iterable[Request]) -> list[Request]:
         """Return what must be estimated so that these entries are known."""
@@ -89,10 +86,9 @@ class Filling:
             requests: entries that change something.
             advance: called after each estimate that is made.
         """
-        for request in self.unknown(requests):
-            began = time.monotonic()
-            scores = self._estimator.scores_of(request)
-            self._journal.add(request, Estimate(scores, time.monotonic() - began))
+        wanted = runs_of(self._question(request) for request in self.unknown(requests))
+        for question, estimate in self._pool.map_unordered(wanted):
+            self._journal.add(question.request, estimate)
             advance()
 
     def importance(self, request: Request) -> float:
@@ -113,3 +109,6 @@ class Filling:
         original = self.original
         estimate = self._journal.get(request)
         return change_of(original if estimate is None else estimate.scores, original)
+
+    def _question(self, request: Request | None) -> Question:
+        return Question(method=self._method, training=self._training, request=request)

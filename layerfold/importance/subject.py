@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
-from layerfold.errors import DataError
+from layerfold.errors import DataError, DeviceUnavailableError
 from layerfold.finetune import averaging_batch_norm, check_labels, recalibrate_batch_norm
 from layerfold.graph import Network
 from layerfold.importance.requests import Request
@@ -46,6 +46,7 @@ class Subject:
         seed: of the images drawn.
         is_recalibrated: whether the original's BatchNorm statistics are measured anew before it is scored, so that
             changed networks with new statistics differ from it by the change alone.
+        device: torch's name of where everything is computed and kept.
 
     Attributes:
         original_form: the original as a train form, in eval mode.
@@ -55,14 +56,15 @@ class Subject:
 
     def __init__(
         self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int,
-        holdout_images: int | None, seed: int, is_recalibrated: bool,
+        holdout_images: int | None, seed: int, is_recalibrated: bool, device: str = "cpu",
     ) -> None:  # fmt: skip
-        self.net, self.data = net, data
+        self.net, self.data, self.device = net, data, device
+        _check_device(device)
         # Channels last is several times faster in depthwise convs on a CPU.
-        self._model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-        holdout = [(_channels_last(x), y) for x, y in data.loader("holdout", 256, limit=holdout_images, seed=seed)]
+        self._model = copy.deepcopy(model).eval().to(device).to(memory_format=torch.channels_last)
+        holdout = self._on_device(data.loader("holdout", 256, limit=holdout_images, seed=seed))
         source = "holdout" if data.train is None else "train"
-        drawn = [(_channels_last(x), y) for x, y in data.loader(source, 128, limit=calibration_images, seed=seed)]
+        drawn = self._on_device(data.loader(source, 128, limit=calibration_images, seed=seed))
         self._expected = logits_of(self._model, [(x,) for x, _ in holdout])
         if is_recalibrated:
             recalibrate_batch_norm(self._model, [x for x, _ in drawn])
@@ -103,6 +105,9 @@ class Subject:
                 suffix.network(*values)
         return self._scores(logits_of(suffix.network, suffix.holdout))
 
+    def _on_device(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        return [(_channels_last(x.to(self.device)), y.to(self.device)) for x, y in batches]
+
     def _scores(self, logits: Tensor) -> Scores:
         return score_logits(logits, self._expected, self._labels)
 
@@ -120,6 +125,11 @@ def logits_of(network: nn.Module, batches: list[tuple[Tensor, ...]]) -> Tensor:
     """Return a network's answers [images, classes] to batches of inputs, without gradients."""
     with torch.no_grad():
         return torch.cat([network(*values) for values in batches])
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceUnavailableError(f"device={device!r}: torch finds no CUDA device; use device='cpu'")
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -12,20 +12,22 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
 from layerfold.errors import ProfilerError, UsageError
 from layerfold.profiler.cache_file import FILE_NAME as FILE_NAME
-from layerfold.profiler.cache_file import MEMORY, open_cache_file, open_for_reading, open_in_memory
 from layerfold.profiler.cache_file import default_cache_path as default_cache_path
-from layerfold.profiler.claims import drop_claims, take_claims
+from layerfold.profiler.cache_file import open_for_reading
+from layerfold.profiler.claims import claimant_here
 from layerfold.profiler.conditions import Watch
 from layerfold.profiler.measure import Measurement
+from layerfold.profiler.rows import RowFile, Rows
 from layerfold.profiler.run_report import RunReport
 
+_POLL_S = 0.02
 _INSERT = "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _READ = "SELECT summary FROM measurement WHERE environment = ? AND signature = ?"
 
@@ -41,6 +43,7 @@ class MeasurementCache:
         environment: what the measurements depend on besides their signature.
         log: a text file that gets one line for each measurement and each failed build, the moment it is stored.
         has_gpu: whether the conditions to watch are a GPU's too.
+        rows: of a file that another process has, in place of ``path``.
 
     Raises:
         UsageError: the file or its folder cannot be written.
@@ -53,15 +56,13 @@ class MeasurementCache:
         *,
         log: TextIO | None = None,
         has_gpu: bool = False,
+        rows: Rows | None = None,
     ) -> None:
         self._environment = json.dumps(environment, sort_keys=True)
         self.facts: dict[str, Any] = dict(environment)
-        if path is False:
-            self.path = Path(MEMORY)
-            self._connection = open_in_memory()
-        else:
-            self.path = default_cache_path() if path is None else Path(path)
-            self._connection = open_cache_file(self.path)
+        self._rows = RowFile(path) if rows is None else rows
+        self.path = Path(self._rows.path)
+        self.poll_s = _POLL_S
         self.watch = Watch(has_gpu=has_gpu)
         self._lap = Watch(reference=None)
         self._lap_began = time.perf_counter()
@@ -114,45 +115,54 @@ class MeasurementCache:
         """Let everything that failed be tried again."""
         self._write("DELETE FROM failure WHERE environment = ?", (self._environment,))
 
-    def is_open(self, signature: str) -> bool:
-        """Say whether a signature is neither measured nor failed."""
-        return (self._one("SELECT 1 FROM measurement WHERE environment = ? AND signature = ?", signature) is None
-                and self._one("SELECT 1 FROM failure WHERE environment = ? AND signature = ?", signature) is None)
+    def open_among(self, signatures: Sequence[str]) -> list[str]:
+        """Return the signatures that are neither measured nor failed."""
+        try:
+            return self._rows.open_among(self._environment, signatures)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
 
     def claim(self, signatures: Sequence[str], most: int) -> list[str]:
         """Claim up to ``most`` signatures that are open and that no process alive has claimed."""
         try:
-            return take_claims(self._connection, self._environment, signatures, most)
+            return self._rows.claim(self._environment, signatures, most, claimant_here())
         except sqlite3.Error as error:
             raise self._unwritable(error) from error
 
     def release(self, signatures: Sequence[str]) -> None:
         """Give up claims; one that cannot be given up lapses with this process."""
         try:
-            drop_claims(self._connection, self._environment, signatures)
+            self._rows.release(self._environment, signatures)
         except sqlite3.Error:
             return
+
+    def conditions(self) -> dict[str, Any]:
+        """Return under what conditions this run measured, as JSON would hold it."""
+        return self.watch.conditions().to_json()
 
     def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return all that is stored of signatures: the result, the summary of its blocks, the conditions."""
         return {signature: found for signature in signatures
-                if (found := _summary(self._connection, self._environment, signature)) is not None}
+                if (found := _summary(self._rows.one, self._environment, signature)) is not None}
 
     def close(self) -> None:
         """Close the file; the rows are there already."""
-        self._connection.close()
+        self._rows.close()
 
     def _one(self, query: str, signature: str) -> Any:
         try:
-            return self._connection.execute(query, (self._environment, signature)).fetchone()
+            return self._rows.one(query, (self._environment, signature))
         except sqlite3.Error as error:
-            raise ProfilerError(f"cache={str(self.path)!r} cannot be read: {error}; move it away") from error
+            raise self._unreadable(error) from error
 
     def _write(self, statement: str, values: Sequence[Any]) -> None:
         try:
-            self._connection.execute(statement, values)
+            self._rows.write(statement, values)
         except sqlite3.Error as error:
             raise self._unwritable(error) from error
+
+    def _unreadable(self, error: sqlite3.Error) -> ProfilerError:
+        return ProfilerError(f"cache={str(self.path)!r} cannot be read: {error}; move it away")
 
     def _unwritable(self, error: sqlite3.Error) -> ProfilerError:
         return ProfilerError(
@@ -206,8 +216,10 @@ class CacheHistory:
         """Return all that is stored of signatures."""
         if self._connection is None:
             return {}
+        connection = self._connection
         return {signature: found for signature in signatures
-                if (found := _summary(self._connection, self._environment, signature)) is not None}
+                if (found := _summary(lambda query, values: connection.execute(query, values).fetchone(),
+                                      self._environment, signature)) is not None}
 
     def close(self) -> None:
         """Close the file."""
@@ -215,10 +227,10 @@ class CacheHistory:
             self._connection.close()
 
 
-def _summary(connection: sqlite3.Connection, environment: str, signature: str) -> dict[str, Any] | None:
+def _summary(one: Callable[[str, Sequence[Any]], Any], environment: str, signature: str) -> dict[str, Any] | None:
     query = ("SELECT summary, conditions, measured_at, took_s, build_s FROM measurement "
              "WHERE environment = ? AND signature = ?")
-    row = connection.execute(query, (environment, signature)).fetchone()
+    row = one(query, (environment, signature))
     if row is None:
         return None
     return {**json.loads(row[0]), "conditions": json.loads(row[1]), "measured_at": row[2], "took_s": row[3],

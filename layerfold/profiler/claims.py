@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 CREATE_CLAIM = """
 CREATE TABLE IF NOT EXISTS claim (
@@ -17,14 +17,18 @@ CREATE TABLE IF NOT EXISTS claim (
 )
 """
 _LAPSE_S = 600.0
-_POLL_S = 0.02
+Claimant: TypeAlias = tuple[str, int, str]
+"""Host, process and when that was started."""
 
 
 class Shared(Protocol):
     """What :func:`fill` needs of a cache."""
 
-    def is_open(self, signature: str) -> bool:
-        """Say whether it is neither measured nor failed."""
+    poll_s: float
+    """Seconds between looks at what others have finished."""
+
+    def open_among(self, signatures: Sequence[str]) -> list[str]:
+        """Return those that are neither measured nor failed."""
 
     def claim(self, signatures: Sequence[str], most: int) -> list[str]:
         """Claim up to ``most`` that are open and that nobody alive has claimed."""
@@ -48,7 +52,7 @@ def fill(
     """
     waiting = list(signatures)
     while True:
-        still_open = {each for each in waiting if store.is_open(each)}
+        still_open = set(store.open_among(waiting))
         for each in waiting:
             if each not in still_open:
                 finished(each)
@@ -57,7 +61,7 @@ def fill(
             return
         mine = store.claim(waiting, most)
         if not mine:
-            time.sleep(_POLL_S)  # others are at it
+            time.sleep(store.poll_s)  # others are at it
             continue
         try:
             measure(mine)
@@ -65,10 +69,15 @@ def fill(
             store.release(mine)
 
 
-def take_claims(connection: sqlite3.Connection, environment: str, signatures: Sequence[str], most: int) -> list[str]:
+def claimant_here() -> Claimant:
+    """Return what this process claims as."""
+    return socket.gethostname(), os.getpid(), born_at(os.getpid()) or ""
+
+
+def take_claims(
+    connection: sqlite3.Connection, environment: str, signatures: Sequence[str], most: int, claimant: Claimant
+) -> list[str]:
     """Claim up to ``most`` signatures in one transaction."""
-    host, pid = socket.gethostname(), os.getpid()
-    born = born_at(pid) or ""
     mine: list[str] = []
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -82,9 +91,9 @@ def take_claims(connection: sqlite3.Connection, environment: str, signatures: Se
                 continue  # finished between the caller's look and now
             row = connection.execute("SELECT host, pid, born, claimed_at FROM claim WHERE environment = ? AND "
                                      "signature = ?", key).fetchone()
-            if row is None or (row[0], row[1], row[2]) == (host, pid, born) or _has_lapsed(*row):
+            if row is None or (row[0], row[1], row[2]) == tuple(claimant) or _has_lapsed(*row):
                 connection.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
-                                   (*key, host, pid, born, time.time()))
+                                   (*key, *claimant, time.time()))
                 mine.append(signature)
         connection.execute("COMMIT")
     except BaseException:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from layerfold.executor import processors
 from layerfold.profiler.block_statistics import trend
-from layerfold.profiler.machine_state import MachineState, machine_state, processors
+from layerfold.profiler.machine_state import MachineState, machine_state
 from layerfold.profiler.reference import ReferenceTime, time_reference
 
 _SAMPLE_EVERY_S = 1.0

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerfold.executor import processors
+
 _PROC = Path("/proc")
 _SYSTEM = Path("/sys/devices/system/cpu")
 _GPU_QUERY = "clocks.sm,clocks.max.sm,temperature.gpu,clocks_throttle_reasons.active"
@@ -48,13 +50,6 @@ class MachineState:
     throttles: int | None = None
     load: int | None = None
     gpu: GpuState | None = None
-
-
-def processors() -> tuple[int, ...]:
-    """Return the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def machine_state(*, has_gpu: bool = False) -> MachineState:

@@ -44,7 +44,7 @@ def open_cache(
         UsageError: the file or its folder cannot be written.
     """
     environment = environment_of(backend, batch=batch, dtype=dtype)
-    return MeasurementCache(path, environment, log=log, has_gpu=_is_gpu(environment))
+    return MeasurementCache(path, environment, log=log, has_gpu=is_gpu(environment))
 
 
 def open_history(
@@ -60,12 +60,12 @@ def measurement_facts(
     """Return what a table's provenance says of its measurements."""
     return {
         **store.report.counts(),
-        "conditions": store.watch.conditions().to_json(),
+        "conditions": store.conditions(),
         "not_built": [{"st": segment.start, "end": segment.end, "reason": failures[segment.signature]}
                       for segment in segments if segment.signature in failures],
     }
 
 
-def _is_gpu(environment: Mapping[str, Any]) -> bool:
+def is_gpu(environment: Mapping[str, Any]) -> bool:
     device = str(environment.get("options", {}).get("device", ""))
     return device.startswith("cuda") or environment.get("backend") in ("tensorrt", "torch_tensorrt")

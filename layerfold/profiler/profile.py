@@ -12,8 +12,9 @@ from typing import Any, Literal
 from torch import nn
 
 from layerfold.errors import UsageError
+from layerfold.executor import Executor
 from layerfold.graph.network import Network, Segment
-from layerfold.profiler.backends import Backend, get_backend
+from layerfold.profiler.backends import Backend
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.fit_plans import fit_to_plans
 from layerfold.profiler.in_network import ChangeProfiler
@@ -23,6 +24,7 @@ from layerfold.profiler.open_cache import measurement_facts, open_cache, purpose
 from layerfold.profiler.outside import OutsideGraph, outside_graph
 from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
 from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
+from layerfold.profiler.together import BackendChoice, MakeFiller, filled_together, shared_path
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
@@ -36,7 +38,7 @@ _FLOOR = 0.05
 def profile_network(
     model: nn.Module,
     net: Network,
-    backend: str | Backend = "onnxruntime",
+    backend: str | Backend | BackendChoice = "onnxruntime",
     device: str | None = None,
     *,
     batch: int = 1,
@@ -51,6 +53,7 @@ def profile_network(
     cap_s: float = 0.25,
     model_name: str | None = None,
     workers: int = 1,
+    executor: str | Executor = "local",
 ) -> LatencyTable:
     """Measure every candidate segment of a network and what lies outside its chains.
 
@@ -77,7 +80,9 @@ def profile_network(
             (``plans`` and ``in_network``, default 0.006) or to the entry (``isolated``, default 0.02).
         cap_s: most seconds of timed running an entry.
         model_name: what the user calls the model, for the table's provenance.
-        workers: processes that fill the cache together, this one included.
+        workers: processes that fill the cache together, if this is one of several.
+        executor: who measures: ``local``, ``ray``, or an :class:`Executor` that says more. Several workers open a
+            backend each, so that it must be named, and share what they measure through the cache.
 
     Returns:
         The table. ``provenance.fixed_ms`` is the measured latency outside the chains, the session's call included;
@@ -91,10 +96,22 @@ def profile_network(
         UsageError: unknown backend, device, dtype or method, unwritable cache.
         ExportError: an activation that has no ONNX form.
         ProfilerError: the backend refuses a graph.
+        ExecutorError: no worker could do its work; ClusterUnavailableError: there is no such cluster.
     """
     if method not in _DEFAULT_TARGET:
         raise UsageError(f"method={method!r} is not known; choose from {', '.join(_DEFAULT_TARGET)}")
-    chosen = get_backend(backend, device=device, threads=threads) if isinstance(backend, str) else backend
+    choice = BackendChoice.of(backend, device, threads) if isinstance(backend, str) else backend
+    where = Executor.of(executor)
+    if not where.is_here:
+        make_filler = MakeFiller.of(model, net, choice, where, batch=batch, dtype=dtype, candidates=candidates,
+                                    method=method, num_plans=num_plans, target=target, cap_s=cap_s)
+        with filled_together(where, make_filler, shared_path(cache)) as filling:
+            return profile_network(
+                model, net, filling.backend, batch=batch, dtype=dtype, cache=filling.store, candidates=candidates,
+                method=method, num_plans=num_plans, progress=progress, target=target, cap_s=cap_s,
+                model_name=model_name, workers=filling.workers,
+            )  # fmt: skip
+    chosen = choice.open() if isinstance(choice, BackendChoice) else choice
     segments = list(net.candidates() if candidates is None else candidates)
     policy = policy_of(method, target, cap_s)
     facts = chosen.provenance()

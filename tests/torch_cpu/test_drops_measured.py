@@ -14,7 +14,7 @@ from layerfold.cli import main
 from layerfold.data import ImageData
 from layerfold.graph.dropping import dropped_layers
 from layerfold.importance import list_requests
-from layerfold.importance.journal import Journal
+from layerfold.importance.journal import Estimate, Journal
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.fitted import beliefs_of, plans_of, predicted_interval_ms
@@ -127,7 +127,7 @@ def test_journal_tells_options_apart(prepared: Prepared, tmp_path: Path) -> None
     assert len(set(requests)) == len(requests)
     journal = Journal(tmp_path / "j", {})
     for number, request in enumerate(requests):
-        journal.add(request, {"val_acc": float(number)})
+        journal.add(request, Estimate({"val_acc": float(number)}, 0.0))
     again = Journal(tmp_path / "j", {})
     assert [again.get(request) for request in requests] == [{"val_acc": float(n)} for n in range(len(requests))]
 

@@ -32,5 +32,5 @@ class Finetune:
     def scores_of(self, request: Request) -> Scores:
         changed = self._subject.changed_form(request)
         finetune_network(changed, self._subject.data, **self.options(self._training), seed=self._training.seed,
-                         score_holdout=False, progress=False)
+                         device=self._subject.device, score_holdout=False, progress=False)
         return self._subject.score(changed)

@@ -1,0 +1,135 @@
+"""Several processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from layerfold.executor.places import Place, move_to
+from layerfold.executor.protocol import Report
+from layerfold.executor.shipping import Clerk, Parcel, unpacked
+
+_ORPHANED = 1
+_GRACE_S = 3.0
+_POLL_S = 1.0
+
+
+@dataclass(eq=False)
+class _Hired:
+    place: Place
+    process: SpawnProcess
+    pipe: Connection
+
+
+class ProcessCrew:
+    """See :class:`Crew`. Each worker is a fresh process: neither threads nor a CUDA context would survive a fork.
+
+    Args:
+        parcel: makes a worker.
+        places: one a process.
+    """
+
+    def __init__(self, parcel: Parcel, places: Sequence[Place]) -> None:
+        self.size = len(places)
+        self._parcel, self._free = parcel, list(reversed(places))
+        self._hired: list[_Hired] = []
+        self._spawn = multiprocessing.get_context("spawn")
+
+    def hire(self) -> Hashable:
+        place = self._free.pop()
+        ours, theirs = self._spawn.Pipe()
+        # No daemon: such a process may have no children, and a DataLoader's workers are children.
+        process = self._spawn.Process(target=_work, args=(theirs, self._parcel, place), daemon=False)
+        with _interrupts_ignored():
+            process.start()
+        theirs.close()
+        self._hired.append(_Hired(place, process, ours))
+        return self._hired[-1]
+
+    def ask(self, worker: Hashable, task: Any) -> None:
+        assert isinstance(worker, _Hired)
+        try:
+            worker.pipe.send(task)
+        except OSError:
+            return  # it has died; `wait` says so
+
+    def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
+        return partial(make, os.path.abspath(path))
+
+    def wait(self) -> Sequence[Report]:
+        ready = set(wait([end for each in self._hired for end in (each.pipe, each.process.sentinel)],
+                         _POLL_S))
+        return [self._report(each) for each in list(self._hired) if ready & {each.pipe, each.process.sentinel}]
+
+    def close(self) -> None:
+        for each in self._hired:
+            each.process.terminate()
+        for each in list(self._hired):
+            self._bury(each)
+
+    def _report(self, each: _Hired) -> Report:
+        try:
+            kind, value = each.pipe.recv()  # an answer may lie there though its sender is gone
+            return Report(each, kind, unpacked(kind, value))
+        except (EOFError, OSError):
+            self._bury(each)
+            return Report(each, "dead", f"its process {_end_of(each.process.exitcode)}")
+
+    def _bury(self, each: _Hired) -> None:
+        each.process.terminate()
+        each.process.join(_GRACE_S)
+        each.process.kill()
+        each.process.join()
+        each.pipe.close()
+        self._hired.remove(each)
+        self._free.append(each.place)
+
+
+def _work(pipe: Connection, parcel: Parcel, place: Place) -> None:
+    """Be a worker until there is nobody to work for."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that it gives back what it has of the system
+    move_to(place)
+    clerk = Clerk(parcel, place.torch_device)
+    try:
+        pipe.send(clerk.start())
+        while True:
+            pipe.send(clerk.answer(pipe.recv()))
+    except (EOFError, OSError):
+        return
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(_ORPHANED)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process that is started within ignores Ctrl-C: the one that started it ends it, and prints the only line."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_of(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was ended by signal {-code}"
+    return f"ended with code {code}"

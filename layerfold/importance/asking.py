@@ -1,0 +1,109 @@
+"""What a worker of an executor does for an importance table: it holds the network and the images, and is asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from layerfold.data import ImageData
+from layerfold.graph import Network, trace_again
+from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
+from layerfold.importance.journal import Estimate
+from layerfold.importance.requests import NOTHING, Request
+from layerfold.importance.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a worker is asked: by which method, and of which entry.
+
+    Attributes:
+        method, training: which estimator.
+        request: the entry; None for the scores of the original, as the method compares with.
+    """
+
+    method: str
+    training: Training
+    request: Request | None
+
+    def __str__(self) -> str:
+        if self.request is None:
+            return "the original network"
+        of = self.request
+        if of == NOTHING:
+            return "the original network, trained alike"
+        dropped = f" without {','.join(map(str, of.dropped))}" if of.dropped else ""
+        return f"entry ({of.start}, {of.end}){dropped}, method {self.method}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeWitness:
+    """Makes a :class:`Witness`, in this process or, pickled, in another.
+
+    Attributes:
+        model, net, data: as in ``estimate_importance``.
+        calibration_images, holdout_images, seed: as in ``Subject``.
+        threads: torch's, for what follows; None for as many as it has.
+    """
+
+    model: nn.Module
+    net: Network
+    data: ImageData
+    calibration_images: int
+    holdout_images: int | None
+    seed: int
+    threads: int | None
+
+    def __call__(self, device: str) -> Witness:
+        if self.threads is not None:
+            # Sums come out in another order with another number of threads, and tables should be equal to the bit.
+            torch.set_num_threads(self.threads)
+        net = trace_again(self.model, self.net) if self.net.graph.graph is None else self.net
+        return Witness(self, net, device)
+
+    def subject(self, net: Network, device: str, *, is_recalibrated: bool) -> Subject:
+        """Return the network to ask."""
+        return Subject(self.model, net, self.data, calibration_images=self.calibration_images,
+                       holdout_images=self.holdout_images, seed=self.seed, is_recalibrated=is_recalibrated,
+                       device=device)
+
+
+class Witness:
+    """Answers questions; what they share is made once.
+
+    Args:
+        made_by: what to hold.
+        net: the network, traced in this process.
+        device: torch's name of it.
+    """
+
+    def __init__(self, made_by: MakeWitness, net: Network, device: str) -> None:
+        self._made_by, self._net, self._device = made_by, net, device
+        self._subjects: dict[bool, Subject] = {}
+        self._estimators: dict[tuple[str, Training], Estimator] = {}
+
+    def __call__(self, question: Question) -> Estimate:
+        """Return the scores of the network that was asked for."""
+        kind = ESTIMATORS[question.method]
+        if kind.is_recalibrated not in self._subjects:
+            self._subjects[kind.is_recalibrated] = self._made_by.subject(self._net, self._device,
+                                                                         is_recalibrated=kind.is_recalibrated)
+        subject = self._subjects[kind.is_recalibrated]
+        if question.request is None:
+            return Estimate(subject.original, 0.0)
+        began = time.monotonic()
+        key = question.method, question.training
+        if key not in self._estimators:
+            self._estimators[key] = kind(subject, question.training)
+        scores = self._estimators[key].scores_of(question.request)
+        return Estimate(scores, time.monotonic() - began)
+
+
+def runs_of(questions: Iterable[Question]) -> list[list[Question]]:
+    """Return the questions in runs that share what lies in front of the change: those of one segment start."""
+    return [list(run) for _, run in groupby(questions, key=lambda each: each.request and each.request.start)]

@@ -1,0 +1,75 @@
+"""The rows of a cache file, as whoever fills it asks for them: this process, or others through the one that has it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from layerfold.profiler.cache_file import MEMORY, default_cache_path, open_cache_file, open_in_memory
+from layerfold.profiler.claims import Claimant, drop_claims, take_claims
+
+
+class Rows(Protocol):
+    """What a ``MeasurementCache`` asks. Everything given and returned is plain, so that it may travel.
+
+    Attributes:
+        path: of the file, for messages.
+    """
+
+    path: str
+
+    def one(self, query: str, values: Sequence[Any]) -> Any:
+        """Return the first row that a query gives, or None."""
+
+    def write(self, statement: str, values: Sequence[Any]) -> None:
+        """Change a row; it is on disk when this returns."""
+
+    def open_among(self, environment: str, signatures: Sequence[str]) -> list[str]:
+        """Return those that are neither measured nor failed."""
+
+    def claim(self, environment: str, signatures: Sequence[str], most: int, claimant: Claimant) -> list[str]:
+        """Claim up to ``most`` that are open and that nobody alive has claimed."""
+
+    def release(self, environment: str, signatures: Sequence[str]) -> None:
+        """Give up claims."""
+
+    def close(self) -> None:
+        """Close the file; the rows are there already."""
+
+
+class RowFile:
+    """See :class:`Rows`. Errors are SQLite's own.
+
+    Args:
+        path: the file; None for the default place, False for rows that end with the process.
+
+    Raises:
+        UsageError: the file or its folder cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | Literal[False] | None) -> None:
+        place = default_cache_path() if path is None else Path(path or MEMORY)
+        self.path = str(place)
+        self._connection = open_in_memory() if path is False else open_cache_file(place)
+
+    def one(self, query: str, values: Sequence[Any]) -> Any:
+        return self._connection.execute(query, values).fetchone()
+
+    def write(self, statement: str, values: Sequence[Any]) -> None:
+        self._connection.execute(statement, values)
+
+    def open_among(self, environment: str, signatures: Sequence[str]) -> list[str]:
+        key = "environment = ? AND signature = ?"
+        query = f"SELECT 1 FROM measurement WHERE {key} UNION ALL SELECT 1 FROM failure WHERE {key}"
+        return [each for each in signatures if self.one(query, (environment, each) * 2) is None]
+
+    def claim(self, environment: str, signatures: Sequence[str], most: int, claimant: Claimant) -> list[str]:
+        return take_claims(self._connection, environment, signatures, most, claimant)
+
+    def release(self, environment: str, signatures: Sequence[str]) -> None:
+        drop_claims(self._connection, environment, signatures)
+
+    def close(self) -> None:
+        self._connection.close()

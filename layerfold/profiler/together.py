@@ -1,0 +1,294 @@
+"""Several processes fill one cache, of this machine or of a cluster; the table is read off it where it was asked for.
+
+Every worker goes the same way through the measurements (:func:`profile_network`), claims what it measures next
+(:mod:`layerfold.profiler.claims`) and stores each result at once. The process that asked goes it too, and measures
+nothing: it may well run where there is no such device.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from layerfold.errors import ProfilerError, ProvenanceMismatchError, UsageError
+from layerfold.executor import Executor, Pool
+from layerfold.graph import Network, trace_again
+from layerfold.profiler.backends import Backend, BackendBase, Runner, get_backend
+from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.cache_file import MEMORY
+from layerfold.profiler.measure import Measurement
+from layerfold.profiler.open_cache import environment_of, is_gpu
+from layerfold.profiler.rows import RowFile
+
+_LOOK_EVERY_S = 0.25
+_ENDS_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendChoice:
+    """A backend that is to be opened where it is used.
+
+    Attributes:
+        name, device, options: as of ``get_backend``.
+    """
+
+    name: str
+    device: str | None
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, name: str, device: str | None, threads: int) -> BackendChoice:
+        """Return the choice that these arguments of ``profile_network`` make."""
+        return cls(name=name, device=device, options={"threads": threads})
+
+    def open(self) -> Backend:
+        """Open it."""
+        return get_backend(self.name, device=self.device, **self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """What a worker is asked: to fill the cache, or, without ``rows``, for the facts of its device.
+
+    Attributes:
+        number: tells one errand from another.
+        rows: opens the cache's rows.
+        environment: that the worker's device must have.
+        workers: processes that fill the cache together.
+    """
+
+    number: int = 0
+    rows: Callable[[], Any] | None = None
+    environment: Mapping[str, Any] | None = None
+    workers: int = 1
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __str__(self) -> str:
+        return f"measuring, worker {self.number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeFiller:
+    """Makes, in a process of its own, what fills a cache.
+
+    Attributes:
+        model, net, batch, dtype: as of ``profile_network``.
+        backend: to be opened.
+        log: path of a file that gets a line a measurement, or None.
+        profile: the rest of the arguments.
+    """
+
+    model: nn.Module
+    net: Network
+    backend: BackendChoice
+    batch: int
+    dtype: str | None
+    log: str | None
+    profile: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, net: Network, backend: Backend | BackendChoice, executor: Executor, *, batch: int,
+        dtype: str | None = None, log: str | None = None, **profile: Any,
+    ) -> MakeFiller:
+        """Return it for an executor, whose devices are the backend's.
+
+        Raises:
+            UsageError: an open backend, which cannot be sent, or a device that is named twice.
+        """
+        if not isinstance(backend, BackendChoice):
+            raise UsageError(f"backend={type(backend).__name__}: is open in this process, and every worker of the "
+                             "executor needs one of its own; name it, for example backend='onnxruntime'")
+        if executor.devices:
+            if backend.device is not None:
+                raise UsageError(f"--device {backend.device} and --devices {','.join(executor.devices)}: give one of "
+                                 "the two")
+            # A worker sees its own GPU only, and a backend knows it as the first.
+            backend = replace(backend, device=executor.devices[0].partition(":")[0])
+        return cls(model=model, net=net, backend=backend, batch=batch, dtype=dtype, log=log, profile=profile)
+
+    def __call__(self, device: str) -> Callable[[Errand], Any]:
+        backend = self.backend.open()
+        net = trace_again(self.model, self.net)
+        return lambda errand: self._run(errand, backend, net)
+
+    def _run(self, errand: Errand, backend: Backend, net: Network) -> dict[str, Any]:
+        from layerfold.profiler.profile import profile_network
+
+        dtype = self.dtype or backend.precision
+        here = environment_of(backend, batch=self.batch, dtype=dtype)
+        if errand.rows is None:
+            return {"environment": here, "dtype": dtype}
+        first = errand.environment or {}
+        if here != first:
+            raise ProvenanceMismatchError(f"a worker's device is {here['device']}, driver {here['driver']}, the first "
+                                          f"one's {first['device']}, driver {first['driver']}: one table is of one "
+                                          "kind of device, profile them one after the other")
+        with ExitStack() as stack:
+            log = stack.enter_context(open(self.log, "a", encoding="utf-8")) if self.log else None
+            store = stack.enter_context(MeasurementCache(None, here, log=log, has_gpu=is_gpu(here), rows=errand.rows()))
+            profile_network(self.model, net, backend, batch=self.batch, dtype=dtype, cache=store, progress=False,
+                            workers=errand.workers, **self.profile)
+            return store.conditions()
+
+
+class Onlooker(MeasurementCache):
+    """A cache that others fill: nothing is claimed here, and what turns up counts as measured in this run.
+
+    Args:
+        path, environment: as of :class:`MeasurementCache`.
+        others: who fills it.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any], others: _Others
+    ) -> None:
+        super().__init__(path, environment)
+        self.poll_s = _LOOK_EVERY_S
+        self._others, self._awaited = others, set[str]()
+
+    def open_among(self, signatures: Sequence[str]) -> list[str]:
+        found = super().open_among(signatures)
+        self._awaited.update(found)
+        return found
+
+    def claim(self, signatures: Sequence[str], most: int) -> list[str]:
+        self._others.check()
+        return []
+
+    def conditions(self) -> dict[str, Any]:
+        return self._others.conditions()
+
+    def get(self, signature: str) -> Measurement | None:
+        found = super().get(signature)
+        if found is not None and signature in self._awaited:
+            self.report.measured(signature, found, None)
+        return found
+
+
+class Distant(BackendBase):
+    """Stands for the workers' backend where it cannot be opened: it knows the facts, and compiles nothing.
+
+    Args:
+        environment: of the workers.
+    """
+
+    name = "distant"
+    requires: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, environment: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._facts = {name: value for name, value in environment.items() if name not in ("batch", "dtype")}
+
+    def provenance(self) -> dict[str, Any]:
+        return dict(self._facts)
+
+    def compile(self, onnx_bytes: bytes) -> Runner:
+        raise ProfilerError("measuring is for the workers of the executor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filling:
+    """A cache while it is filled.
+
+    Attributes:
+        store: to be looked on at.
+        backend: with the workers' facts.
+        dtype: of every graph.
+        workers: how many fill it.
+    """
+
+    store: Onlooker
+    backend: Distant
+    dtype: str
+    workers: int
+
+
+@contextmanager
+def filled_together(
+    executor: Executor, make_filler: MakeFiller, path: str | os.PathLike[str] | None, *, retry_failed: bool = False
+) -> Iterator[Filling]:
+    """Have a cache filled by an executor's workers until the block ends.
+
+    Args:
+        executor: where.
+        make_filler: what its workers do.
+        path: the cache's file; None for the default place.
+        retry_failed: whether what could not be built before is tried again.
+
+    Raises:
+        LayerfoldError: of the workers or of the executor; within the block as soon as it is known.
+    """
+    with executor.open(make_filler) as pool:
+        ((_, facts),) = pool.map_unordered([[Errand()]])
+        environment = facts["environment"]
+        others = _Others(pool, environment)
+        with closing(Onlooker(path, environment, others)) as store:
+            if retry_failed:
+                store.forget_failures()
+            others.start(pool.share(RowFile, str(store.path)))
+            try:
+                yield Filling(store=store, backend=Distant(environment), dtype=facts["dtype"], workers=pool.size)
+            finally:
+                others.stop()
+
+
+def shared_path(
+    cache: MeasurementCache | str | os.PathLike[str] | Literal[False] | None,
+) -> str | os.PathLike[str] | None:
+    """Return the file that workers can share.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if cache is False or (isinstance(cache, MeasurementCache) and str(cache.path) == MEMORY):
+        raise UsageError("cache=False (--no-cache): several processes share what they measure through the cache; "
+                         "leave it out")
+    return cache.path if isinstance(cache, MeasurementCache) else cache
+
+
+class _Others:
+    """The workers at their errands, watched from a thread."""
+
+    def __init__(self, pool: Pool, environment: Mapping[str, Any]) -> None:
+        self._pool, self._environment = pool, environment
+        self._error: Exception | None = None
+        self._conditions: list[dict[str, Any]] = []
+        self._thread = threading.Thread(daemon=True, target=self._watch)
+
+    def start(self, rows: Callable[[], Any]) -> None:
+        size = self._pool.size
+        errands = [[Errand(number=number, rows=rows, environment=self._environment, workers=size)]
+                   for number in range(1, size + 1)]
+        self._thread = threading.Thread(daemon=True, target=self._watch, args=(errands,))
+        self._thread.start()
+
+    def _watch(self, errands: Sequence[Sequence[Errand]]) -> None:
+        try:
+            for _, conditions in self._pool.map_unordered(errands):
+                self._conditions.append(conditions)
+        except Exception as error:  # handed over to the thread that waits
+            self._error = error
+
+    def stop(self) -> None:
+        """Ask no more of them: what they ask themselves goes away now."""
+        self._pool.stop()
+        self._thread.join(_ENDS_WITHIN_S)
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def conditions(self) -> dict[str, Any]:
+        """Return the conditions of the worker that has most to say of them."""
+        self._thread.join(_ENDS_WITHIN_S)
+        self.check()
+        return max(self._conditions, key=lambda each: len(each["warnings"]), default={"warnings": []})
