@@ -98,6 +98,7 @@ class ProcessCrew:
 def _work(pipe: Connection, parcel: Parcel, place: Place) -> None:
     """Be a worker until there is nobody to work for."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     move_to(place)
     clerk = Clerk(parcel, place.torch_device)
@@ -124,7 +125,10 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process that is started within never sees Ctrl-C: the one that started it ends it, and prints the only line."""
+    """A process that is started within does not see Ctrl-C until it can ignore it.
+
+    The one that started it ends it, and prints the only line.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
