@@ -50,7 +50,7 @@ class ProcessCrew:
         ours, theirs = self._spawn.Pipe()
         # No daemon: such a process may have no children, and a DataLoader's workers are children.
         process = self._spawn.Process(target=_work, args=(theirs, self._parcel, place), daemon=False)
-        with _interrupts_ignored():
+        with _interrupts_blocked():
             process.start()
         theirs.close()
         self._hired.append(_Hired(place, process, ours))
@@ -98,7 +98,8 @@ class ProcessCrew:
 def _work(pipe: Connection, parcel: Parcel, place: Place) -> None:
     """Be a worker until there is nobody to work for."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that it gives back what it has of the system
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     move_to(place)
     clerk = Clerk(parcel, place.torch_device)
     try:
@@ -109,6 +110,12 @@ def _work(pipe: Connection, parcel: Parcel, place: Place) -> None:
         return
 
 
+def _end(*_: object) -> None:
+    """End as a program does, so that what this process has of the system is given back; once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit()
+
+
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -117,16 +124,19 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """A process that is started within ignores Ctrl-C: the one that started it ends it, and prints the only line."""
-    if threading.current_thread() is not threading.main_thread():
+def _interrupts_blocked() -> Iterator[None]:
+    """A process that is started within does not see Ctrl-C until it can ignore it.
+
+    The one that started it ends it, and prints the only line.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_of(code: int | None) -> str:

@@ -122,6 +122,13 @@ class MeasurementCache:
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
+    def measured(self) -> list[str]:
+        """Return every signature that is measured."""
+        try:
+            return self._rows.measured(self._environment)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
     def claim(self, signatures: Sequence[str], most: int) -> list[str]:
         """Claim up to ``most`` signatures that are open and that no process alive has claimed."""
         try:

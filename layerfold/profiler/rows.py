@@ -29,6 +29,9 @@ class Rows(Protocol):
     def open_among(self, environment: str, signatures: Sequence[str]) -> list[str]:
         """Return those that are neither measured nor failed."""
 
+    def measured(self, environment: str) -> list[str]:
+        """Return every signature that is measured."""
+
     def claim(self, environment: str, signatures: Sequence[str], most: int, claimant: Claimant) -> list[str]:
         """Claim up to ``most`` that are open and that nobody alive has claimed."""
 
@@ -64,6 +67,10 @@ class RowFile:
         key = "environment = ? AND signature = ?"
         query = f"SELECT 1 FROM measurement WHERE {key} UNION ALL SELECT 1 FROM failure WHERE {key}"
         return [each for each in signatures if self.one(query, (environment, each) * 2) is None]
+
+    def measured(self, environment: str) -> list[str]:
+        query = "SELECT signature FROM measurement WHERE environment = ?"
+        return [row[0] for row in self._connection.execute(query, (environment,))]
 
     def claim(self, environment: str, signatures: Sequence[str], most: int, claimant: Claimant) -> list[str]:
         return take_claims(self._connection, environment, signatures, most, claimant)

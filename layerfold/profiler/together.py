@@ -153,12 +153,8 @@ class Onlooker(MeasurementCache):
     ) -> None:
         super().__init__(path, environment)
         self.poll_s = _LOOK_EVERY_S
-        self._others, self._awaited = others, set[str]()
-
-    def open_among(self, signatures: Sequence[str]) -> list[str]:
-        found = super().open_among(signatures)
-        self._awaited.update(found)
-        return found
+        self._others = others
+        self._known_before = set(self.measured())
 
     def claim(self, signatures: Sequence[str], most: int) -> list[str]:
         self._others.check()
@@ -169,7 +165,7 @@ class Onlooker(MeasurementCache):
 
     def get(self, signature: str) -> Measurement | None:
         found = super().get(signature)
-        if found is not None and signature in self._awaited:
+        if found is not None and signature not in self._known_before:
             self.report.measured(signature, found, None)
         return found
 
