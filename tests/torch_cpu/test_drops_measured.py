@@ -129,7 +129,9 @@ def test_journal_tells_options_apart(prepared: Prepared, tmp_path: Path) -> None
     for number, request in enumerate(requests):
         journal.add(request, Estimate({"val_acc": float(number)}, 0.0))
     again = Journal(tmp_path / "j", {})
-    assert [again.get(request) for request in requests] == [{"val_acc": float(n)} for n in range(len(requests))]
+    assert [again.get(request) for request in requests] == [
+        Estimate({"val_acc": float(n)}, 0.0) for n in range(len(requests))
+    ]
 
 
 def test_budget_beyond_merging_is_kept_by_dropping(prepared: Prepared) -> None:
