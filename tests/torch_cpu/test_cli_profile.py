@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -196,15 +197,26 @@ def test_a_read_only_cache_is_one_line_before_anything_is_measured(arguments, tm
 @pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="one processor only")
 @pytest.mark.parametrize("method", ["plans", "in_network"])  # both begin with what `isolated` does
 def test_two_processes_fill_one_table_and_measure_nothing_twice(arguments, tmp_path, method):
-    log = tmp_path / "run.log"
     arguments[arguments.index("isolated")] = method
-    both = _layerfold([*arguments, "--workers", "2", "--log", str(log), "-o", str(tmp_path / "a.csv")])
+    _assert_shared_work_is_that_of_one(arguments, tmp_path, ["--workers", "2"])
+
+
+@pytest.mark.slow  # Ray and two workers that load torch
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_a_ray_cluster_fills_one_table_and_measures_nothing_twice(arguments, tmp_path):
+    _assert_shared_work_is_that_of_one(arguments, tmp_path, ["--executor", "ray", "--workers", "2"])
+
+
+def _assert_shared_work_is_that_of_one(arguments, tmp_path, shared):
+    log = tmp_path / "run.log"
+    both = _layerfold([*arguments, *shared, "--log", str(log), "-o", str(tmp_path / "a.csv")])
     assert both.returncode == 0, both.stderr
     signatures = [line.partition(" | ")[2] for line in log.read_text().splitlines()]
     assert len(signatures) == len(set(signatures))
     seen = json.loads(both.stdout)["measurement"]
-    assert seen["measured"] + seen["cached"] == len(signatures)
-    assert main([*arguments[:-2], str(tmp_path / "other.sqlite"), "--json", "-o", str(tmp_path / "b.csv")]) == 0
+    assert (seen["measured"], seen["cached"]) == (len(signatures), 0)
+    alone = _layerfold([*arguments[:-2], str(tmp_path / "other.sqlite"), "--json", "-o", str(tmp_path / "b.csv")])
+    assert alone.returncode == 0, alone.stderr
     one, two = LatencyTable.read(tmp_path / "a.csv"), LatencyTable.read(tmp_path / "b.csv")
     assert [(e.start, e.end, e.signature) for e in one.entries] == [(e.start, e.end, e.signature) for e in two.entries]
 
