@@ -1,23 +1,30 @@
 """How well cheap importances rank entries: against finetuning each of them, on CIFAR-10.
 
     python benchmarks/importance_rank.py                        # both networks, every step; hours on two cores
-    python benchmarks/importance_rank.py resnet20 --only reference
+    python benchmarks/importance_rank.py resnet20 --only reference --workers 2
     python benchmarks/importance_rank.py resnet20 --only cheap cost plans
 
 The reference finetunes the network of each entry (``--steps`` steps of 128 images); ``cheap`` estimates the same
-entries by each other method; ``cost`` times both side by side on a few entries; ``plans`` solves with either table and
-finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's ``--entries``, spread over lengths and
-depths, half of them with dropped layers. Resumable: work is kept under ``--work``.
+entries by each other method; ``cost`` times both in turns on a few entries, one thread each; ``plans`` solves with
+either table and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's ``--entries``, spread
+over lengths and depths, half of them with dropped layers. Resumable: work is kept under ``--work``, and the reference,
+which takes an hour of both cores, beside the record.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import statistics
 import sys
+import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from record import ROOT
+import torch
+from record import RESULTS, ROOT, write_record
 from scipy.stats import spearmanr
 from shorten_cifar10 import NETWORKS, Run
 
@@ -26,11 +33,16 @@ from layerfold.graph import Segment
 from layerfold.importance import remove_journal
 
 STEPS = ("reference", "cheap", "cost", "plans")
-CHEAP = {
-    "taylor": {}, "recalibrate": {}, "distill": {},
-}  # fmt: skip
+DEFAULT = "distill"
+"""The cheap method whose plans are finetuned."""
+
+CHEAP = ("taylor", "recalibrate", "distill")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "onnxruntime")
 _MAX_KERNEL, _MAX_GROWTH = 7, 4.0
 _HOLDOUT, _CALIBRATION = 1000, 512
+_TIMED_ENTRIES = 4
+_PLACES = (0.25, 0.5, 0.75)
+"""Of budgets, between the original's latency and the least."""
 
 
 def entries_of(run: Run, count: int) -> list[Segment]:
@@ -54,43 +66,115 @@ class Ranking:
     """One network's estimates by every method."""
 
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
+        self.name, self.arguments = name, arguments
         self.run = Run(name, arguments)
         self.entries = entries_of(self.run, arguments.entries)
+        self.singles = [each for each in self.run.net.candidates() if each.num_layers == 1]
         self.folder = arguments.work / name / f"rank-{arguments.steps}-steps"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def table(self, method: str, score: str, **how: Any) -> lf.ImportanceTable:
+    def estimate(
+        self, method: str, entries: list[Segment], journal: Path, *, workers: int | None = None, **how: Any
+    ) -> lf.ImportanceTable:
+        """Estimate entries, and every single layer, which costs nothing."""
+        executor = lf.Executor(workers=workers or self.arguments.workers, threads=1)
+        return lf.estimate_importance(
+            self.run.loaded.module, self.run.net, self.run.data, method, candidates=[*self.singles, *entries],
+            score="loss", fill_slots=False, calibration_images=_CALIBRATION, holdout_images=_HOLDOUT,
+            journal_path=journal, executor=executor, model_name=self.name, **how,
+        )  # fmt: skip
+
+    def table(self, method: str, folder: Path, **how: Any) -> lf.ImportanceTable:
         """Return the table by one method, made once."""
-        path = self.folder / f"{method}.csv"
+        path = folder / f"{method}.csv"
         if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
             journal = path.with_suffix(".journal")
-            lf.estimate_importance(
-                self.run.loaded.module, self.run.net, self.run.data, method, candidates=self.entries, score=score,
-                fill_slots=False, calibration_images=_CALIBRATION, holdout_images=_HOLDOUT, journal_path=journal,
-                model_name=self.run.name, **how,
-            ).write(path)
+            self.estimate(method, self.entries, journal, **how).write(path)
             remove_journal(journal)
         return lf.ImportanceTable.read(path)
 
+    def how(self, method: str) -> dict[str, Any]:
+        """Return the options of a method."""
+        if method == "finetune":
+            return {"steps": self.arguments.steps, "learning_rate": NETWORKS[self.name][1]}
+        return {}
+
+    @cached_property
     def reference(self) -> lf.ImportanceTable:
-        return self.table("finetune", "loss", steps=self.arguments.steps, learning_rate=NETWORKS[self.run.name][1])
+        return self.table("finetune", RESULTS / f"importance_rank/{self.name}", **self.how("finetune"))
 
-    def cheap(self) -> dict[str, dict[str, float]]:
-        """Return each method's rank correlation with the reference, by loss and by accuracy."""
-        dear, found = self.reference(), {}
-        for method, how in CHEAP.items():
-            table = self.table(method, "loss", **how)
-            found[method] = {"loss": _rank(table, dear, "val_loss"), "seconds": table.provenance.options["seconds"]}
-            if all(entry.val_acc is not None for entry in table.entries):
-                found[method]["accuracy"] = _rank(table, dear, "val_acc")
-        return found
+    def cheap(self) -> dict[str, Any]:
+        """Return each method's rank correlation with the reference, and the seconds of both."""
+        methods = {}
+        for method in CHEAP:
+            table = self.table(method, self.folder)
+            methods[method] = {"rank": _rank(table, self.reference), "seconds": _seconds(table)}
+        return {"entries": len(self.entries), "reference_seconds": _seconds(self.reference), "methods": methods}
+
+    def cost(self) -> dict[str, Any]:
+        """Time the reference and each cheap method in one run, one thread each: seconds an entry."""
+        chosen, took = spread(self.entries, _TIMED_ENTRIES), {}
+        for method in ("finetune", *CHEAP):
+            with tempfile.TemporaryDirectory() as folder:
+                journal = Path(folder) / "journal"
+                self.estimate(method, chosen, journal, workers=1, **self.how(method))
+                took[method] = statistics.mean(_seconds_of_entries(journal))
+        return {"entries": len(chosen), "seconds_an_entry": took}
+
+    def plans(self) -> list[dict[str, Any]]:
+        """Solve with the reference and with the cheap default, and finetune what they choose alike."""
+        tables = {"finetune": self.reference, DEFAULT: self.table(DEFAULT, self.folder)}
+        both = {segment.key for segment in (*self.singles, *self.entries)}
+        known = [entry for entry in self.run.latency.entries if entry.key in both]
+        latency = lf.LatencyTable(known, provenance=self.run.latency.provenance)
+        frontiers = {method: lf.solve_frontier(latency, table) for method, table in tables.items()}
+        least_ms, rows = frontiers["finetune"].least_ms, []
+        for place in _PLACES:
+            budget_ms = latency.original_ms + place * (least_ms - latency.original_ms)
+            row: dict[str, Any] = {"budget_ms": budget_ms, "speedup": latency.original_ms / budget_ms}
+            for method, frontier in frontiers.items():
+                solution = frontier.at(budget_ms=budget_ms)
+                row[method] = {"solution": solution.to_json(), "accuracy_pct": self.accuracy_pct(solution)}
+            rows.append(row)
+            print(f"{self.name}: {row}", file=sys.stderr, flush=True)
+        return rows
+
+    def accuracy_pct(self, solution: lf.Solution) -> float:
+        """Return the mean test accuracy after finetuning with each seed, from the baseline, with it as the teacher."""
+        return statistics.mean(self._accuracy_pct(solution, seed) for seed in self.arguments.seeds)
+
+    def _accuracy_pct(self, solution: lf.Solution, seed: int) -> float:
+        choice = [solution.act_pos, solution.merge_pos, solution.kept_layers, self.arguments.plan_epochs, seed]
+        name = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
+        done, checkpoint = self.folder / f"plan-{name}.json", self.folder / f"plan-{name}.checkpoint"
+        if not done.exists():
+            student = lf.build_train_form(self.run.teacher, self.run.net, solution)
+            lf.finetune_network(
+                student.to(memory_format=torch.channels_last), self.run.data, teacher=self.run.teacher,
+                epochs=self.arguments.plan_epochs, learning_rate=NETWORKS[self.name][1], seed=seed,
+                checkpoint_path=checkpoint, description=f"{self.name}, {solution.predicted_ms:.4g} ms, seed {seed}",
+            )  # fmt: skip
+            done.write_text(json.dumps(lf.evaluate_network(student, self.run.data.split("test")).accuracy_pct))
+            checkpoint.unlink(missing_ok=True)
+        return float(json.loads(done.read_text()))
 
 
-def _rank(one: lf.ImportanceTable, other: lf.ImportanceTable, column: str) -> float:
-    assert one.by_key.keys() == other.by_key.keys()
-    return float(spearmanr([getattr(entry, column) for entry in one.entries],
-                           [getattr(other.by_key[entry.key], column) for entry in one.entries]).statistic)
+def _rank(one: lf.ImportanceTable, other: lf.ImportanceTable) -> float:
+    """Return Spearman's correlation of importances by loss, of the entries that change something."""
+    keys = [key for key, entry in one.by_key.items() if entry.end - entry.start > 1 or entry.kept is not None]
+    found = spearmanr([one.by_key[key].importance for key in keys], [other.by_key[key].importance for key in keys])
+    return float(found.statistic)
+
+
+def _seconds(table: lf.ImportanceTable) -> float:
+    return float(table.provenance.options["seconds"])
+
+
+def _seconds_of_entries(journal: Path) -> list[float]:
+    """Return what each entry took; the original, which ``finetune`` trains too, is not among them."""
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()[1:]]
+    return [line["seconds"] for line in lines if line["entry"]["end"]]
 
 
 def main() -> int:
@@ -98,14 +182,24 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="of the reference, an entry")
     parser.add_argument("--entries", type=int, default=48, metavar="N")
+    parser.add_argument("--plan-epochs", type=int, default=1, metavar="N", help="of finetuning what the tables choose")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of that finetuning")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that fill tables, a thread each")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
-    parser.set_defaults(epochs=2, search_epochs=1)  # of the baselines' folder
+    parser.set_defaults(epochs=2, search_epochs=1, backend="onnxruntime", device=None)  # of shorten_cifar10.py
     arguments = parser.parse_args()
+    path = RESULTS / "importance_rank.json"
+    results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
     for name in arguments.networks or ["resnet20", "mobilenetv2_050_cifar"]:
         ranking = Ranking(name, arguments)
-        if "reference" in arguments.only:
-            ranking.reference()
+        for step in arguments.only:
+            found = getattr(ranking, step)
+            if step != "reference":
+                results.setdefault(name, {})[step] = found() if callable(found) else found
+    if arguments.only != ["reference"]:
+        settings = {key: value for key, value in vars(arguments).items() if key not in ("work", "only", "networks")}
+        write_record("importance_rank", results, settings, packages=_PACKAGES)
     return 0
 
 

@@ -39,6 +39,9 @@ from layerfold.search import GRANULARITIES, BestMerging, activations_left, list_
 STEPS = ("baseline", "latency", "importance", "solve", "finetune", "compare")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
 _HERE = Path(__file__).resolve().parent
+WEIGHTS = _HERE / "weights"
+"""Baselines that were trained already, each with a JSON file that says how."""
+
 _MAX_KERNEL, _MAX_GROWTH = 7, 4.0
 """Limits of the options: images are of 32x32 pixels, and most layers see 8x8 or 4x4."""
 
@@ -76,7 +79,8 @@ class Run:
 
     @cached_property
     def baseline(self) -> Path:
-        return NETWORKS[self.name][0](self.arguments.work.resolve())
+        released = WEIGHTS / f"{self.name}.safetensors"
+        return released if released.exists() else NETWORKS[self.name][0](self.arguments.work.resolve())
 
     @cached_property
     def untrained(self) -> lf.LoadedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -176,26 +177,27 @@ def test_same_seed_distills_the_same(trained: Trained) -> None:
     assert one == two
 
 
-@pytest.mark.parametrize("position", [7, 18])
-def test_taylors_first_order_term_is_the_derivative(trained: Trained, position: int) -> None:
-    """Fading an activation a little changes the loss by that part of the term."""
+@pytest.mark.parametrize(("what", "position"), [("activation", 7), ("activation", 18), ("branch", 5), ("branch", 9)])
+def test_taylors_first_order_term_is_the_derivative(trained: Trained, what: str, position: int) -> None:
+    """Fading an activation or a branch a little changes the loss by that part of the term."""
     net = trained[1]
     subject = subject_of(trained, images=24, is_recalibrated=False)
-    assert net.has_activation(position)
-    term = float(Taylor(subject, Training())._terms["activation", position].mean())
+    layer = net.graph.layers[position - 1]
+    faded = layer.activation if what == "activation" else layer.norm
+    assert faded is not None
+    term = float(Taylor(subject, Training())._terms[what, position].mean())
     form = subject.original_form.double()
-    names = {node.name: node for node in form.graph.nodes}
-    name = str(names[net.graph.layers[position - 1].activation].target)
-    activation = form.get_submodule(name)
+    name = str(next(node for node in form.graph.nodes if node.name == faded).target)
+    module = form.get_submodule(name)
 
     images = torch.cat(subject.calibration.images).double()
     labels = torch.cat(subject.calibration_labels)
 
     def loss(share: float) -> float:
-        form.set_submodule(name, _Fading(activation, share))
+        form.set_submodule(name, _Fading(module, share, leaves_input=what == "activation"))
         with torch.no_grad():
             found = F.cross_entropy(form(images), labels)
-        form.set_submodule(name, activation)
+        form.set_submodule(name, module)
         return float(found)
 
     step = 1e-7  # no image's value crosses the activation's kink on so short a way
@@ -203,12 +205,32 @@ def test_taylors_first_order_term_is_the_derivative(trained: Trained, position: 
     assert term == pytest.approx(slope, rel=5e-3, abs=1e-4)
 
 
-class _Fading(nn.Module):
-    """An activation of which a share is gone already."""
+def test_taylor_knows_branches_that_go_as_a_whole(trained: Trained) -> None:
+    """A strided block has no layer to leave out alone, and what its branch held does not count beside it."""
+    model, net, _ = trained
+    subject = subject_of(trained, images=24, is_recalibrated=False)
+    taylor = Taylor(subject, Training())
+    segment = net.segment(7, 9, (8, 9))
+    request = Request(start=7, end=9, start_act=1, end_act=1, dropped=segment.dropped, merged=segment.merged)
+    term = taylor._terms["branch", 9]
+    expected = subject.original["val_loss"] + float(term.mean() + term.square().mean() / 2)
+    assert taylor.scores_of(request)["val_loss"] == pytest.approx(expected)
+    norms = lf.layer_norms(model, net)
+    for each in net.candidates(max_kernel=7, layer_norms=norms):
+        states = {"start_act": int(each.start == 0 or net.has_activation(each.start)),
+                  "end_act": int(net.has_activation(each.end))}
+        request = Request(start=each.start, end=each.end, **states, dropped=each.dropped,
+                          merged=each.merged if each.dropped else "")
+        assert math.isfinite(taylor.scores_of(request)["val_loss"])
 
-    def __init__(self, activation: nn.Module, share: float) -> None:
+
+class _Fading(nn.Module):
+    """A module of whose output a share is replaced already: by its input, or by nothing."""
+
+    def __init__(self, module: nn.Module, share: float, *, leaves_input: bool) -> None:
         super().__init__()
-        self.activation, self.share = activation, share
+        self.module, self.share, self.leaves_input = module, share, leaves_input
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (1 - self.share) * self.activation(x.clone()) + self.share * x
+        given: torch.Tensor = (1 - self.share) * self.module(x.clone())
+        return given + self.share * x if self.leaves_input else given

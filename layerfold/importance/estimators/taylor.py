@@ -1,10 +1,10 @@
 """For triage: how the loss would change, to second order, from one backward pass over the original.
 
-Replacing an activation's output a by its input x changes an image's loss by t = <dL/da, x - a> to first order, and
-leaving out a layer by <dL/dout, in - out>. A segment's terms add up to s, and the mean loss changes by about
-mean(s) + mean(s^2) / 2: the Hessian is taken to be the outer product of the gradients (empirical Fisher; Molchanov et
-al., Importance Estimation for Neural Network Pruning, CVPR 2019, section 3, for single neurons). Padding moved to the
-front is ignored.
+Replacing an activation's output a by its input x changes an image's loss by t = <dL/da, x - a> to first order, leaving
+out a layer by <dL/dout, in - out>, and leaving out all of a residual's branch by <dL/dout, -out>. A segment's terms add
+up to s, and the mean loss changes by about mean(s) + mean(s^2) / 2: the Hessian is taken to be the outer product of the
+gradients (empirical Fisher; Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, section 3,
+for single neurons). Padding moved to the front is ignored.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from layerfold.errors import UsageError
+from layerfold.graph.dropping import gone_branches, keeps_shape
 from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
@@ -45,8 +46,15 @@ class Taylor:
         before, after = set(net.original_act_pos), set(request.act_pos(net))
         if after - before:
             raise UsageError("fill_slots=True: taylor knows activations that the original has; leave fill_slots out")
-        gone = [self._terms["activation", position] for position in sorted(before - after)]
-        gone += [self._terms["layer", index] for index in request.dropped]
+        branches = gone_branches(net, request.dropped)
+        # What a branch held goes with it; of a lone addition nothing goes.
+        inside = {layer for src, dst in branches for layer in range(src + 1, dst + 1)}
+        ends = {dst for _, dst in branches}
+        lost = [("activation", position) for position in sorted(before - after) if position not in inside - ends]
+        lost += [("layer", index) for index in request.dropped
+                 if index not in inside and net.layer(index).kind != "add"]
+        lost += [("branch", dst) for dst in sorted(ends)]
+        gone = [self._terms[each] for each in lost]
         change = torch.stack(gone).sum(0) if gone else torch.zeros(1)
         return {"val_loss": self._subject.original["val_loss"] + float(change.mean() + change.square().mean() / 2)}
 
@@ -69,25 +77,35 @@ class _Recorder(fx.Interpreter):
 
 
 def _terms(subject: Subject) -> dict[tuple[str, int], Tensor]:
-    """Return <gradient, new - old> of each image, by what would go: ("activation", position) or ("layer", index)."""
+    """Return <gradient, new - old> of each image, by what would go.
+
+    Keys are ("activation", position), ("layer", index), and ("branch", position) for all that is added there.
+    """
     form = _out_of_place(subject.original_form)
     nodes = {node.name: node for node in form.graph.nodes}
-    changes: dict[tuple[str, int], tuple[str, str]] = {}  # what goes -> (name of what it reads, name of what it gives)
+    # What goes -> (name of what is there instead, None for nothing; name of what was).
+    changes: dict[tuple[str, int], tuple[str | None, str]] = {}
+    ends = {residual.dst for residual in subject.net.residuals}
     for index, (layer, names) in enumerate(zip(subject.net.layers, subject.net.graph.layers, strict=True), start=1):
-        if layer.input_shape == layer.output_shape:  # no other can be left out
-            changes["layer", index] = (nodes[names.op].all_input_nodes[0].name, names.norm or names.op)
+        given = names.norm or names.op
+        if given is not None and keeps_shape(layer):
+            changes["layer", index] = (nodes[names.op].all_input_nodes[0].name, given)
+        if index in ends:
+            # Where a lone addition ends the branch, that gives what the layer before it gave.
+            changes["branch", index] = (None, given or subject.net.graph.layers[index - 2].feature)
         if names.activation is not None:
             changes["activation", index] = (nodes[names.activation].all_input_nodes[0].name, names.activation)
     found: dict[tuple[str, int], list[Tensor]] = {key: [] for key in changes}
     for (images,), labels in zip(subject.calibration.inputs(), subject.calibration_labels, strict=True):
-        recorder = _Recorder(form, {name for change in changes.values() for name in change})
+        recorder = _Recorder(form, {name for change in changes.values() for name in change if name is not None})
         # The images ask for a gradient, so that every value has one even where all weights are frozen.
         logits = recorder.run(images.clone().requires_grad_())
         F.cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
         for key, (read, given) in changes.items():
             old, gradient = recorder.values[given], recorder.values[given].grad
             assert gradient is not None
-            found[key].append((gradient * (recorder.values[read] - old).detach()).flatten(1).sum(1))
+            new = 0.0 if read is None else recorder.values[read]
+            found[key].append((gradient * (new - old).detach()).flatten(1).sum(1))
     return {key: torch.cat(values) for key, values in found.items()}
 
 
