@@ -9,8 +9,9 @@ Ways: ``layerfold`` (merging and dropping, the exact solver), ``paper`` (Kim et 
 by finetuning, time discretised), ``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by
 Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with
 the original, and it chooses again with less until it is within the budget; then every network is finetuned alike, from
-the same baseline with the same teacher. Resumable: work is kept under ``--work``, and ``--only`` does some of the
-steps, so that those that measure latency (``choose``, ``compare``) can have a core to themselves.
+the same baseline with the same teacher. Resumable: what was chosen and what accuracy came of it is kept beside the
+record, half-done work under ``--work``; ``--only`` does some of the steps, so that those that measure latency
+(``choose``, ``compare``) can have a core to themselves.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ from typing import Any
 import torch
 from record import RESULTS, ROOT, write_record
 from rivals import DSP, DSP_MEAN, DSP_STD, EXAMPLE, dsp_onnx, load_dsp, paper, prune, share_for, uniform
-from safetensors.torch import load_file, save_file
 from shorten_cifar10 import NETWORKS, Run
 from torch import nn
 
 import layerfold as lf
-from layerfold.importance import Refinement, remove_journal
+from layerfold.importance import remove_journal
 
 STEPS = ("tables", "choose", "finetune", "compare")
 WAYS = ("layerfold", "paper", "uniform", "pruning", "global pruning")
@@ -51,8 +51,9 @@ class Contest:
         self.run = Run(name, arguments)
         length = f"{arguments.epochs}-epochs" if arguments.steps is None else f"{arguments.steps}-steps"
         self.folder: Path = self.run.folder / "accuracy"
-        self.trained = self.folder / f"{length}-{arguments.importance}"
-        self.trained.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.kept: Path = arguments.kept / name / f"{length}-{arguments.importance}"
+        self.kept.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def original(self) -> nn.Module:
@@ -75,7 +76,7 @@ class Contest:
     def importance(self) -> lf.ImportanceTable:
         method = self.arguments.importance
         budgets = tuple(self.run.latency.original_ms / each for each in self.arguments.speedups)
-        adaptive = {"refinement": Refinement(budgets_ms=budgets)} if method == "adaptive" else {}
+        adaptive = {"refinement": lf.Refinement(budgets_ms=budgets)} if method == "adaptive" else {}
         return self._importance(method, method, self.run.latency, score="loss", **adaptive)
 
     def _importance(self, name: str, method: str, latency: lf.LatencyTable, **how: Any) -> lf.ImportanceTable:
@@ -89,9 +90,6 @@ class Contest:
             remove_journal(journal)
         return lf.ImportanceTable.read(path)
 
-    def file(self, way: str, speedup: float, seed: int, suffix: str) -> Path:
-        return self.trained / f"{way.replace(' ', '-')}-{speedup:g}-{seed}{suffix}"
-
     def speedup_of(self, network: nn.Module) -> float:
         """Measure a network in turns with the original."""
         found = lf.benchmark_networks({"original": self.original, "other": network.eval()}, EXAMPLE, self.run.backend,
@@ -100,11 +98,11 @@ class Contest:
 
     def choice(self, way: str, speedup: float) -> dict[str, Any]:
         """Return what a way chooses for a measured speed-up: a solution, a share of filters, or how far it reaches."""
-        path = self.trained / f"{way.replace(' ', '-')}-{speedup:g}.json"
+        path = self.kept / f"{way.replace(' ', '-')}-{speedup:g}.json"
         if not path.exists():
             found = self._share(way, speedup) if "pruning" in way else self._solution(way, speedup)
             print(f"{self.name}, {way}, {speedup:g}x: {found}"[:300], file=sys.stderr, flush=True)
-            path.write_text(json.dumps(found))
+            path.write_text(json.dumps(found) + "\n")
         answer: dict[str, Any] = json.loads(path.read_text())
         return answer
 
@@ -145,33 +143,27 @@ class Contest:
             return prune(self.original, choice["share"], is_global=way == "global pruning")
         return lf.build_train_form(self.original, self.run.net, lf.Solution.from_json(choice["solution"]))
 
-    def finetune(self, way: str, speedup: float, seed: int) -> None:
-        """Finetune what a way chose, and score it on the test images."""
-        choice, path = self.choice(way, speedup), self.file(way, speedup, seed, ".safetensors")
-        if not choice["reached"] or path.exists():
-            return
-        student = self.student(way, choice).to(memory_format=torch.channels_last)
-        options, checkpoint = self.arguments, self.file(way, speedup, seed, ".checkpoint")
-        lf.finetune_network(
-            student, self.run.data, teacher=self.run.teacher, epochs=options.epochs, steps=options.steps,
-            learning_rate=NETWORKS[self.name][1], seed=seed, checkpoint_path=checkpoint, device=options.train_device,
-            description=f"{self.name}, {way}, {speedup:g}x",
-        )  # fmt: skip
-        accuracy_pct = lf.evaluate_network(student, self.run.data.split("test")).accuracy_pct
-        weights = {key: value.contiguous() for key, value in student.state_dict().items()}
-        save_file(weights, path, metadata={"accuracy_pct": repr(accuracy_pct)})
-        checkpoint.unlink(missing_ok=True)
+    def accuracy_pct(self, way: str, speedup: float, seed: int) -> float:
+        """Finetune what a way chose, once, and return its accuracy on the test images."""
+        name = f"{way.replace(' ', '-')}-{speedup:g}-{seed}"
+        path, checkpoint = self.kept / f"{name}.json", self.folder / f"{name}-{self.kept.name}.checkpoint"
+        if not path.exists():
+            student = self.student(way, self.choice(way, speedup)).to(memory_format=torch.channels_last)
+            options = self.arguments
+            report = lf.finetune_network(
+                student, self.run.data, teacher=self.run.teacher, epochs=options.epochs, steps=options.steps,
+                learning_rate=NETWORKS[self.name][1], seed=seed, checkpoint_path=checkpoint,
+                device=options.train_device, description=f"{self.name}, {way}, {speedup:g}x",
+            )  # fmt: skip
+            accuracy_pct = lf.evaluate_network(student, self.run.data.split("test")).accuracy_pct
+            path.write_text(json.dumps({"accuracy_pct": accuracy_pct, "seconds": report.seconds}) + "\n")
+            checkpoint.unlink(missing_ok=True)
+        return float(json.loads(path.read_text())["accuracy_pct"])
 
-    def trained_network(self, way: str, speedup: float, seed: int) -> tuple[nn.Module, float]:
-        """Return a finished network as it is deployed, and its accuracy."""
-        from safetensors import safe_open
-
-        path = self.file(way, speedup, seed, ".safetensors")
-        student = self.student(way, self.choice(way, speedup))
-        student.load_state_dict(load_file(path))
-        with safe_open(path, "pt") as file:
-            accuracy_pct = float(file.metadata()["accuracy_pct"])
-        return (student if "pruning" in way else lf.merge_network(student)).eval(), accuracy_pct
+    def deployed(self, way: str, choice: dict[str, Any]) -> nn.Module:
+        """Return the network as it is deployed, untrained: latency does not depend on the weights."""
+        student = self.student(way, choice)
+        return (student if "pruning" in way else lf.merge_network(student)).eval()
 
     def compare(self) -> dict[str, Any]:
         """Measure every finished network, and the published checkpoints, in turns with the original."""
@@ -181,7 +173,7 @@ class Contest:
         networks: dict[str, Any] = {"original": self.original}
         for row, key in zip(rows, every, strict=True):
             if row["reached"]:
-                networks[_name(*key)], row["accuracy_pct"] = self.trained_network(*key)
+                networks[_name(*key)], row["accuracy_pct"] = self.deployed(key[0], row), self.accuracy_pct(*key)
         networks |= {each: dsp_onnx(each) for each in DSP.get(self.name, ())}
         report = lf.benchmark_networks(networks, EXAMPLE, self.run.backend, is_patient=True)
         for row, key in zip(rows, every, strict=True):
@@ -204,7 +196,7 @@ class Contest:
         return lf.evaluate_network(load_dsp(name), data.split("test")).accuracy_pct
 
 
-_NO_SETTINGS = ("work", "only", "networks", "search_epochs")
+_NO_SETTINGS = ("work", "kept", "only", "networks", "search_epochs")
 
 
 def _cifar() -> Path:
@@ -260,6 +252,8 @@ def main() -> int:
     parser.add_argument("--train-device", default="cpu", metavar="NAME")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
+    parser.add_argument("--kept", type=Path, default=RESULTS / "accuracy_cifar10", metavar="FOLDER",
+                        help="of choices and accuracies")
     parser.set_defaults(search_epochs=1)  # names a folder of shorten_cifar10.py, whose baselines and tables are used
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
@@ -272,8 +266,8 @@ def main() -> int:
                 if "choose" in arguments.only:
                     contest.choice(way, speedup)
                 for seed in arguments.seeds:
-                    if "finetune" in arguments.only:
-                        contest.finetune(way, speedup, seed)
+                    if "finetune" in arguments.only and contest.choice(way, speedup)["reached"]:
+                        contest.accuracy_pct(way, speedup, seed)
         if "compare" in arguments.only:
             results[name] = contest.compare()
             print_rows(name, results[name])

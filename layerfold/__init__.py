@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from layerfold.export import export_network
     from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network
     from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, layer_norms, trace_network
-    from layerfold.importance import estimate_importance
+    from layerfold.importance import Refinement, estimate_importance
     from layerfold.merge import add_fading, build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
     from layerfold.pipeline import CompressOptions, SolutionComparison, compare_solutions, compress_network
@@ -65,7 +65,7 @@ _HOMES = {
     "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network"),
     "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "layer_norms",
                         "trace_network"),
-    "layerfold.importance": ("estimate_importance",),
+    "layerfold.importance": ("Refinement", "estimate_importance"),
     "layerfold.merge": ("add_fading", "build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
     "layerfold.pipeline": ("CompressOptions", "SolutionComparison", "compare_solutions", "compress_network"),
@@ -118,6 +118,7 @@ __all__ = [
     "ProfilerError",
     "Provenance",
     "ProvenanceMismatchError",
+    "Refinement",
     "Residual",
     "SearchResult",
     "Segment",
