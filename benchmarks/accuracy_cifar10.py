@@ -52,7 +52,7 @@ class Contest:
         length = f"{arguments.epochs}-epochs" if arguments.steps is None else f"{arguments.steps}-steps"
         self.folder: Path = self.run.folder / "accuracy"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.kept: Path = arguments.kept / name / f"{length}-{arguments.importance}"
+        self.kept: Path = arguments.kept / name / f"{arguments.backend}-{length}-{arguments.importance}"
         self.kept.mkdir(parents=True, exist_ok=True)
 
     @cached_property
