@@ -5,10 +5,10 @@
     python benchmarks/importance_rank.py resnet20 --only cheap cost plans
 
 The reference finetunes the network of each entry (``--steps`` steps of 128 images); ``cheap`` estimates the same
-entries by each other method; ``cost`` times both in turns on a few entries, one thread each; ``plans`` solves with
-either table and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's ``--entries``, spread
-over lengths and depths, half of them with dropped layers. Resumable: work is kept under ``--work``, and the reference,
-which takes an hour of both cores, beside the record.
+entries by each other method; ``cost`` times both in turns on a few entries, one thread each; ``plans`` solves with the
+reference and with ``distill``, and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's
+``--entries``, spread over lengths and depths, half of them with dropped layers. Resumable: work is kept under
+``--work``, and the reference, which takes an hour of both cores, beside the record.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from layerfold.graph import Segment
 from layerfold.importance import remove_journal
 
 STEPS = ("reference", "cheap", "cost", "plans")
-DEFAULT = "distill"
-"""The cheap method whose plans are finetuned."""
+PLANNED = "distill"
+"""The cheap method whose plans are finetuned; ``estimate_importance`` itself defaults to recalibrate."""
 
 CHEAP = ("taylor", "recalibrate", "distill")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "onnxruntime")
@@ -123,8 +123,8 @@ class Ranking:
         return {"entries": len(chosen), "seconds_an_entry": took}
 
     def plans(self) -> list[dict[str, Any]]:
-        """Solve with the reference and with the cheap default, and finetune what they choose alike."""
-        tables = {"finetune": self.reference, DEFAULT: self.table(DEFAULT, self.folder)}
+        """Solve with the reference and with one cheap method, and finetune what they choose alike."""
+        tables = {"finetune": self.reference, PLANNED: self.table(PLANNED, self.folder)}
         both = {segment.key for segment in (*self.singles, *self.entries)}
         known = [entry for entry in self.run.latency.entries if entry.key in both]
         latency = lf.LatencyTable(known, provenance=self.run.latency.provenance)
