@@ -224,6 +224,45 @@ def test_taylor_knows_branches_that_go_as_a_whole(trained: Trained) -> None:
         assert math.isfinite(taylor.scores_of(request)["val_loss"])
 
 
+def test_taylor_knows_branches_that_end_in_a_lone_addition() -> None:
+    """The branch goes through an activation before it is added: all of it is the activation's output."""
+    torch.manual_seed(0)
+    model = _LoneAddition().eval()
+    net = lf.trace_network(model, torch.zeros(1, 3, 8, 8))
+    assert net.layer(3).kind == "add"
+    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
+    split = TensorDataset(images, labels)
+    data = ImageData(name="noise", num_classes=2, input_shape=(3, 8, 8), train=split, holdout=split, test=split)
+    segment = net.segment(1, 3, (2, 3))
+    found = lf.estimate_importance(model, net, data, "taylor", score="loss", candidates=[segment], progress=False)
+
+    stem = model.relu1(model.conv1(images)).detach()
+    branch = model.relu2(model.conv2(stem)).detach()
+    added = (branch + stem).requires_grad_()
+    F.cross_entropy(model.head(added), labels, reduction="sum").backward()
+    assert added.grad is not None
+    terms = (added.grad * -branch).flatten(1).sum(1)
+    expected = float(terms.mean() + terms.square().mean() / 2)
+    assert abs(expected) > 1e-4
+    assert found.entries[0].importance == pytest.approx(-expected, rel=1e-3)
+
+
+class _LoneAddition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.conv3, self.linear = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 2)
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        given: torch.Tensor = self.linear(self.relu3(self.conv3(x)).mean((2, 3)))
+        return given
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stem = self.relu1(self.conv1(x))
+        return self.head(self.relu2(self.conv2(stem)) + stem)
+
+
 class _Fading(nn.Module):
     """A module of whose output a share is replaced already: by its input, or by nothing."""
 

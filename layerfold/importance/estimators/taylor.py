@@ -86,13 +86,16 @@ def _terms(subject: Subject) -> dict[tuple[str, int], Tensor]:
     # What goes -> (name of what is there instead, None for nothing; name of what was).
     changes: dict[tuple[str, int], tuple[str | None, str]] = {}
     ends = {residual.dst for residual in subject.net.residuals}
+    before = None  # the feature map in front of a layer; in front of the first, nothing that could go
     for index, (layer, names) in enumerate(zip(subject.net.layers, subject.net.graph.layers, strict=True), start=1):
         given = names.norm or names.op
         if given is not None and keeps_shape(layer):
             changes["layer", index] = (nodes[names.op].all_input_nodes[0].name, given)
-        if index in ends:
-            # Where a lone addition ends the branch, that gives what the layer before it gave.
-            changes["branch", index] = (None, given or subject.net.graph.layers[index - 2].feature)
+        # Where a lone addition ends the branch, that gives what the layer before it gave.
+        branch = given or before
+        if index in ends and branch is not None:
+            changes["branch", index] = (None, branch)
+        before = names.feature
         if names.activation is not None:
             changes["activation", index] = (nodes[names.activation].all_input_nodes[0].name, names.activation)
     found: dict[tuple[str, int], list[Tensor]] = {key: [] for key in changes}
