@@ -38,7 +38,6 @@ PLANNED = "distill"
 
 CHEAP = ("taylor", "recalibrate", "distill")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "onnxruntime")
-_MAX_KERNEL, _MAX_GROWTH = 7, 4.0
 _HOLDOUT, _CALIBRATION = 1000, 512
 _TIMED_ENTRIES = 4
 _PLACES = (0.25, 0.5, 0.75)
@@ -47,10 +46,8 @@ _PLACES = (0.25, 0.5, 0.75)
 
 def entries_of(run: Run, count: int) -> list[Segment]:
     """Return the entries to rank: those that change something, every one or ``count`` of them, spread."""
-    norms = lf.layer_norms(run.loaded.module, run.net)
-    every = run.net.candidates(max_kernel=_MAX_KERNEL, max_growth=_MAX_GROWTH, layer_norms=norms)
-    whole = [each for each in every if each.num_layers > 1 and not each.dropped]
-    drops = [each for each in every if each.dropped]
+    whole = [each for each in run.candidates if each.num_layers > 1 and not each.dropped]
+    drops = [each for each in run.candidates if each.dropped]
     if len(whole) + len(drops) <= count:
         return whole + drops
     return spread(whole, count - count // 2) + spread(drops, count // 2)

@@ -113,13 +113,18 @@ class Run:
         return get_backend(self.arguments.backend, device=self.arguments.device, threads=1)
 
     @cached_property
+    def candidates(self) -> list[lf.Segment]:
+        """Every segment that may be merged, with its ways to drop layers."""
+        norms = lf.layer_norms(self.loaded.module, self.net)
+        return self.net.candidates(max_kernel=_MAX_KERNEL, max_growth=_MAX_GROWTH, layer_norms=norms)
+
+    @cached_property
     def latency(self) -> lf.LatencyTable:
         path = self.folder / "latency-with-drops.csv"
         if not path.exists():
-            norms = lf.layer_norms(self.loaded.module, self.net)
             lf.profile_network(
                 self.untrained.module, self.net, self.backend, cache=self.folder / "cache.sqlite", model_name=self.name,
-                candidates=self.net.candidates(max_kernel=_MAX_KERNEL, max_growth=_MAX_GROWTH, layer_norms=norms),
+                candidates=self.candidates,
             ).write(path)
         return lf.LatencyTable.read(path)
 
