@@ -23,7 +23,7 @@ from layerfold.profiler.neighbours import NeighbourTimer
 from layerfold.profiler.open_cache import measurement_facts, open_cache, purpose_of
 from layerfold.profiler.outside import OutsideGraph, outside_graph
 from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
-from layerfold.profiler.segments import SegmentProfiler, distinct, profile_segments
+from layerfold.profiler.segments import SegmentProfiler, count_alone, profile_segments
 from layerfold.profiler.together import BackendChoice, MakeFiller, filled_together, shared_path
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
@@ -117,11 +117,7 @@ def profile_network(
     facts = chosen.provenance()
     store = cache if isinstance(cache, MeasurementCache) else open_cache(cache, chosen, batch=batch, dtype=dtype)
     try:
-        wanted = distinct([
-            *(segment for segment in segments if not segment.is_free),
-            *(net.segment(m, m + 1) for m in range(len(net.layers))),
-        ])
-        with progress_bar("profile: segments alone", len(wanted), enabled=progress) as bar:
+        with progress_bar("profile: segments alone", count_alone(net, segments), enabled=progress) as bar:
             alone = segment_profiler(method, chosen, store, target=target, cap_s=cap_s, batch=batch, dtype=dtype,
                                      workers=workers, advance=bar.advance)
             bounds = profile_segments(net, segments, alone)

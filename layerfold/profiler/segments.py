@@ -159,6 +159,20 @@ def distinct(segments: Sequence[Segment]) -> list[Segment]:
     return sorted(by_signature.values(), key=lambda segment: segment.macs)
 
 
+def count_alone(net: Network, candidates: Sequence[Segment]) -> int:
+    """Return how often ``profile_segments`` advances; what equals a single layer is looked up a second time."""
+    return len(distinct(_singles(net))) + len(_merged(candidates))
+
+
+def _singles(net: Network) -> list[Segment]:
+    return [net.segment(layer.index - 1, layer.index) for layer in net.layers]
+
+
+def _merged(candidates: Sequence[Segment]) -> list[Segment]:
+    """Return what merging gives, each once, less that of which nothing stays."""
+    return distinct([segment for segment in candidates if segment.is_changed and not segment.is_free])
+
+
 def profile_segments(net: Network, candidates: Sequence[Segment], profiler: SegmentProfiler) -> dict[str, float]:
     """Measure every distinct candidate; return, for those not worth measuring, a lower bound of their latency.
 
@@ -175,14 +189,14 @@ def profile_segments(net: Network, candidates: Sequence[Segment], profiler: Segm
     Raises:
         ProfilerError: the backend refuses a single layer: without it nothing can be said of the network.
     """
-    singles = [net.segment(layer.index - 1, layer.index) for layer in net.layers]
+    singles = _singles(net)
     profiler.measure(distinct(singles))
     for segment in singles:
         if segment.signature in profiler.failures:
             raise ProfilerError(f"layer {segment.end} cannot be built: {profiler.failures[segment.signature]}; "
                                 "exclude its module, or choose another backend")
     single_ms = {segment.end: profiler.net_ms(segment) for segment in singles}
-    merged = distinct([segment for segment in candidates if segment.is_changed and not segment.is_free])
+    merged = _merged(candidates)
     rates = _Rates(4 if profiler.dtype == "float32" else 2)
     for segment in singles:
         rates.learn(segment, single_ms[segment.end])

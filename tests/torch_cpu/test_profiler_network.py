@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerfold.errors import UsageError
-from layerfold.graph import trace_network
+from layerfold.graph import layer_norms, trace_network
 from layerfold.profiler import benchmark_networks, in_network, profile_network, verify_solution
 from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.backends.onnxruntime import OnnxRuntimeBackend
@@ -218,3 +218,31 @@ def test_benchmark_takes_modules_files_and_bytes(model, tmp_path):
         benchmark_networks({"a": model})
     with pytest.raises(UsageError, match="networks is empty"):
         benchmark_networks({})
+
+
+def test_progress_ends_at_its_total(capsys):
+    """A block that lost a layer merges into a conv like the one that it stands beside: it is counted in both lists."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    model = Shortcut(block).eval()
+    net = trace_network(model, torch.randn(1, 3, 16, 16))
+    candidates = net.candidates(layer_norms=layer_norms(model, net))
+    singles = {net.segment(layer.index - 1, layer.index).signature for layer in net.layers}
+    assert any(each.dropped and each.signature in singles for each in candidates)
+
+    profile_network(model, net, cache=False, cap_s=0.02, candidates=candidates, method="isolated")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("profile: segments alone:")]
+    done, total = told[-1].split(": ")[2].split(",")[0].split("/")
+    assert done == total
+
+
+class Shortcut(nn.Module):
+    """A stem, a block with a shortcut around it, a head."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 8, 3, padding=1), block, nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(x + self.block(x)).mean((2, 3)))
