@@ -81,11 +81,10 @@ class Ranking:
             journal_path=journal, executor=executor, model_name=self.name, **how,
         )  # fmt: skip
 
-    def table(self, method: str, folder: Path, **how: Any) -> lf.ImportanceTable:
+    def table(self, method: str, path: Path, **how: Any) -> lf.ImportanceTable:
         """Return the table by one method, made once."""
-        path = folder / f"{method}.csv"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             journal = path.with_suffix(".journal")
             self.estimate(method, self.entries, journal, **how).write(path)
             remove_journal(journal)
@@ -99,13 +98,14 @@ class Ranking:
 
     @cached_property
     def reference(self) -> lf.ImportanceTable:
-        return self.table("finetune", RESULTS / f"importance_rank/{self.name}", **self.how("finetune"))
+        path = RESULTS / f"importance_rank/{self.name}/finetune-{self.arguments.steps}-steps.csv"
+        return self.table("finetune", path, **self.how("finetune"))
 
     def cheap(self) -> dict[str, Any]:
         """Return each method's rank correlation with the reference, and the seconds of both."""
         methods = {}
         for method in CHEAP:
-            table = self.table(method, self.folder)
+            table = self.table(method, self.folder / f"{method}.csv")
             methods[method] = {"rank": _rank(table, self.reference), "seconds": _seconds(table)}
         return {"entries": len(self.entries), "reference_seconds": _seconds(self.reference), "methods": methods}
 
@@ -121,7 +121,7 @@ class Ranking:
 
     def plans(self) -> list[dict[str, Any]]:
         """Solve with the reference and with one cheap method, and finetune what they choose alike."""
-        tables = {"finetune": self.reference, PLANNED: self.table(PLANNED, self.folder)}
+        tables = {"finetune": self.reference, PLANNED: self.table(PLANNED, self.folder / f"{PLANNED}.csv")}
         both = {segment.key for segment in (*self.singles, *self.entries)}
         known = [entry for entry in self.run.latency.entries if entry.key in both]
         latency = lf.LatencyTable(known, provenance=self.run.latency.provenance)
