@@ -44,7 +44,8 @@ def add_parser(subparsers: Any) -> None:
                        help="latency table: its segments are taken, but for those that it says are not worth merging")
     group.add_argument("--method", default="recalibrate", metavar="NAME",
                        help="recalibrate (BatchNorm statistics only, no training), distill (the segment alone is "
-                       "trained), finetune (the whole network is), taylor (one backward pass over the original) or "
+                       "trained), shared (one set of weights is trained for all entries), finetune (the whole network "
+                       "is, for each entry), taylor (one backward pass over the original) or "
                        "adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
                        "(default: %(default)s)")
     group.add_argument("--score", default="accuracy", metavar="NAME",
@@ -57,9 +58,9 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--holdout-images", type=whole(1), metavar="N",
                        help="images scored (default: the whole holdout)")
     group.add_argument("--steps", type=whole(1), metavar="N",
-                       help="training steps an entry (default: 300 with finetune, 40 with distill)")
+                       help="training steps an entry (default: 300 with finetune, 40 with distill, 8 with shared)")
     group.add_argument("--learning-rate", type=above(0), metavar="X",
-                       help="with finetune and distill (default: the method's)")
+                       help="with finetune, distill and shared (default: the method's)")
     adaptive = parser.add_argument_group("with --method adaptive")
     adaptive.add_argument("--start-with", metavar="NAME", default="distill",
                           help="the cheap method (default: %(default)s)")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layerfold.data import ImageData
 from layerfold.graph import Network, trace_again
 from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
+from layerfold.importance.estimators.shared import train_together
 from layerfold.importance.journal import Estimate
 from layerfold.importance.requests import NOTHING, Request
+from layerfold.importance.sharing import WeightsFile
 from layerfold.importance.subject import Subject
 
 
@@ -25,11 +28,13 @@ class Question:
     Attributes:
         method, training: which estimator.
         request: the entry; None for the scores of the original, as the method compares with.
+        weights: opens those of a :class:`Lesson`, where the method shares its training.
     """
 
     method: str
     training: Training
     request: Request | None
+    weights: Callable[[], WeightsFile] | None = None
 
     def __str__(self) -> str:
         if self.request is None:
@@ -39,6 +44,33 @@ class Question:
             return "the original network, trained alike"
         dropped = f" without {','.join(map(str, of.dropped))}" if of.dropped else ""
         return f"entry ({of.start}, {of.end}){dropped}, method {self.method}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a worker is to train once for all entries.
+
+    Attributes:
+        training: how.
+        requests: the entries.
+        checkpoint_path, progress: as in ``train_together``.
+    """
+
+    training: Training
+    requests: tuple[Request, ...]
+    checkpoint_path: Path | None
+    progress: bool
+
+    def __str__(self) -> str:
+        return f"the weights shared by {len(self.requests)} entries"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What a lesson gave: parameters by name, and the seconds that it took."""
+
+    weights: dict[str, Tensor]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +98,16 @@ class MakeWitness:
         net = trace_again(self.model, self.net) if self.net.graph.graph is None else self.net
         return Witness(self, net, device)
 
-    def subject(self, net: Network, device: str, *, is_recalibrated: bool) -> Subject:
+    def subject(
+        self, net: Network, device: str, *, is_recalibrated: bool, weights: Mapping[str, Tensor] | None
+    ) -> Subject:
         """Return the network to ask."""
         return Subject(self.model, net, self.data, calibration_images=self.calibration_images,
                        holdout_images=self.holdout_images, seed=self.seed, is_recalibrated=is_recalibrated,
-                       device=device)
+                       weights=weights, device=device)
+
+
+_SubjectKey = tuple[bool, tuple[str, Training] | None]
 
 
 class Witness:
@@ -84,24 +121,38 @@ class Witness:
 
     def __init__(self, made_by: MakeWitness, net: Network, device: str) -> None:
         self._made_by, self._net, self._device = made_by, net, device
-        self._subjects: dict[bool, Subject] = {}
+        self._subjects: dict[_SubjectKey, Subject] = {}
         self._estimators: dict[tuple[str, Training], Estimator] = {}
 
-    def __call__(self, question: Question) -> Estimate:
-        """Return the scores of the network that was asked for."""
-        kind = ESTIMATORS[question.method]
-        if kind.is_recalibrated not in self._subjects:
-            self._subjects[kind.is_recalibrated] = self._made_by.subject(self._net, self._device,
-                                                                         is_recalibrated=kind.is_recalibrated)
-        subject = self._subjects[kind.is_recalibrated]
-        if question.request is None:
+    def __call__(self, task: Question | Lesson) -> Estimate | Learned:
+        """Return the scores of the network that was asked for, or what a lesson taught."""
+        began = time.monotonic()
+        if isinstance(task, Lesson):
+            subject = self._subject(False, None, None)
+            weights = train_together(subject, task.training, task.requests, checkpoint_path=task.checkpoint_path,
+                                     progress=task.progress)
+            return Learned(weights=weights, seconds=time.monotonic() - began)
+        key = task.method, task.training
+        kind = ESTIMATORS[task.method]
+        subject = self._subject(kind.is_recalibrated, key if task.weights else None, task.weights)
+        if task.request is None:
             return Estimate(subject.original, 0.0)
         began = time.monotonic()
-        key = question.method, question.training
         if key not in self._estimators:
-            self._estimators[key] = kind(subject, question.training)
-        scores = self._estimators[key].scores_of(question.request)
+            self._estimators[key] = kind(subject, task.training)
+        scores = self._estimators[key].scores_of(task.request)
         return Estimate(scores, time.monotonic() - began)
+
+    def _subject(
+        self, is_recalibrated: bool, trained_by: tuple[str, Training] | None,
+        weights: Callable[[], WeightsFile] | None,
+    ) -> Subject:  # fmt: skip
+        key = is_recalibrated, trained_by
+        if key not in self._subjects:
+            self._subjects[key] = self._made_by.subject(
+                self._net, self._device, is_recalibrated=is_recalibrated, weights=weights and weights().read()
+            )
+        return self._subjects[key]
 
 
 def runs_of(questions: Iterable[Question]) -> list[list[Question]]:

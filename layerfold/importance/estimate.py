@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -63,6 +64,8 @@ def estimate_importance(
     - ``recalibrate`` measures BatchNorm statistics anew on training images, those of the original too, and trains
       nothing;
     - ``distill`` first trains the segment alone, for a few steps, to give the original's feature map at its end;
+    - ``shared`` first trains one set of weights in the networks of all entries in turn, then does as ``recalibrate``
+      with these weights: training tells what can be made up for, and all entries share its price;
     - ``finetune`` trains the changed network, and the original alike (Kim et al. 2023, section 4): the dearest, by
       which the others are judged;
     - ``taylor`` tells from one backward pass over the original how the loss would change: no entry costs anything;
@@ -83,8 +86,8 @@ def estimate_importance(
         fill_slots: whether empty slots are also tried with an activation; None for yes with ``finetune`` and no with
             the others, since a fresh nonlinearity only ever loses before training.
         calibration_images, holdout_images: how many images are used; None for all. ``distill`` trains on the former.
-        steps, batch_size, learning_rate: of ``finetune`` (300 steps) and ``distill`` (40); with ``adaptive`` of its
-            dear method.
+        steps, batch_size, learning_rate: of ``finetune`` (300 an entry), ``distill`` (40) and ``shared`` (8); with
+            ``adaptive`` of its dear method.
         refinement: how ``adaptive`` goes about it.
         seed: of the images drawn and of training.
         executor: where entries are estimated: ``local``, ``ray``, or an :class:`Executor` that says more. The table is
@@ -108,7 +111,8 @@ def estimate_importance(
             raise UsageError(f"{name}={value!r}: must be one of {', '.join(choices)}{nearest_names(value, choices)}")
     chosen = refinement or Refinement()
     used = (chosen.start_with, chosen.refine_with) if method == ADAPTIVE else (method,)
-    if not data.is_labelled and (score in NEED_LABELS or "finetune" in used):
+    needs_labels = score in NEED_LABELS or any(ESTIMATORS[each].trains_original for each in used)
+    if needs_labels and not data.is_labelled:
         raise DataError(f"score={score!r}, method={' and '.join(used)}: {data.name} has no labels; use score='kl' or "
                         "'agreement', with method='distill' or 'recalibrate'")
     segments, left_out = _worth_estimating(net, latency, candidates)
@@ -142,10 +146,14 @@ def estimate_importance(
     where = Executor.of(executor)
     make_witness = MakeWitness(model=model, net=net, data=data, calibration_images=calibration_images,
                                holdout_images=holdout_images, seed=seed, threads=where.threads_each)
-    with _threads_kept(), where.open(make_witness) as pool:
+    with (
+        _threads_kept(), tempfile.TemporaryDirectory(prefix="layerfold-") as scratch,
+        where.open(make_witness) as pool,
+    ):  # fmt: skip
 
         def filling_of(method: str, training: Training, journal: Path | None) -> Filling:
-            return Filling(method, score, training, pool, journal, settings)
+            return Filling(method, score, training, pool, journal, settings, asked, scratch=Path(scratch),
+                           is_local=where.kind == "local", progress=progress)
 
         if method == ADAPTIVE:
             assert latency is not None

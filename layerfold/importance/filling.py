@@ -9,11 +9,12 @@ from typing import Any
 
 from layerfold.errors import UsageError
 from layerfold.executor import Pool
-from layerfold.importance.asking import Question, runs_of
+from layerfold.importance.asking import Lesson, Question, runs_of
 from layerfold.importance.estimators import ESTIMATORS, Training
-from layerfold.importance.journal import Journal
-from layerfold.importance.requests import NOTHING, Request
+from layerfold.importance.journal import Estimate, Journal, checkpoint_beside, weights_beside
+from layerfold.importance.requests import NOTHING, TOGETHER, Request, entries_hash
 from layerfold.importance.scores import SCORES, Scores, change_of, column_of, importance_of
+from layerfold.importance.sharing import WeightsFile
 from layerfold.tables import ImportanceEntry
 
 _EXTRA = ("agreement", "kl")
@@ -26,9 +27,13 @@ class Filling:
         method: one of ``ESTIMATORS``.
         score: one of ``SCORES``, which the method must know.
         training: how entries are trained.
-        pool: workers that answer a ``Question``.
+        pool: workers that answer a ``Question`` or take a ``Lesson``.
         journal_path: file that keeps finished entries, or None.
         settings: what the answers depend on besides the method.
+        entries: all that may be asked for: what is trained once for them depends on each.
+        scratch: folder for what else would be kept beside the journal, where there is none.
+        is_local: whether the workers see this machine's files and stderr.
+        progress: show a bar of that training on stderr.
 
     Attributes:
         options: what of the training the answers depend on.
@@ -39,7 +44,7 @@ class Filling:
 
     def __init__(
         self, method: str, score: str, training: Training, pool: Pool, journal_path: Path | None,
-        settings: dict[str, Any],
+        settings: dict[str, Any], entries: Sequence[Request], *, scratch: Path, is_local: bool, progress: bool,
     ) -> None:  # fmt: skip
         self._kind, self._score = ESTIMATORS[method], score
         if column_of(score) not in self._kind.known_scores:
@@ -47,7 +52,29 @@ class Filling:
             raise UsageError(f"score={score!r}: method={method!r} cannot tell it; use score={known}, or another method")
         self._method, self._training, self._pool = method, training, pool
         self.options = self._kind.options(training)
-        self._journal = Journal(journal_path, {**settings, "method": method, **self.options})
+        self._together = (NOTHING, *entries)
+        shared = {"entries": entries_hash(self._together)} if self._kind.shares_training else {}
+        self._journal = Journal(journal_path, {**settings, "method": method, **self.options, **shared})
+        self._is_local, self._progress = is_local, progress
+        self._beside = journal_path or scratch / method
+        if not self._journal.goes_on:
+            checkpoint_beside(self._beside).unlink(missing_ok=True)
+
+    @cached_property
+    def _weights(self) -> Callable[[], WeightsFile] | None:
+        """What opens the weights that entries are estimated with; they are trained now, if they were not before."""
+        if not self._kind.shares_training:
+            return None
+        file, checkpoint = WeightsFile(weights_beside(self._beside)), checkpoint_beside(self._beside)
+        if self._journal.get(TOGETHER) is None or not file.path.exists():
+            lesson = Lesson(training=self._training, requests=self._together,
+                            checkpoint_path=checkpoint if self._is_local else None,
+                            progress=self._progress and self._is_local)
+            (_, learned), = self._pool.map_unordered([[lesson]])
+            file.write(learned.weights)
+            self._journal.add(TOGETHER, Estimate({}, learned.seconds))
+            checkpoint.unlink(missing_ok=True)
+        return self._pool.share(WeightsFile, str(file.path))
 
     @cached_property
     def _untrained(self) -> Scores:
@@ -86,7 +113,7 @@ class Filling:
             requests: entries that change something.
             advance: called after each estimate that is made.
         """
-        wanted = runs_of(self._question(request) for request in self.unknown(requests))
+        wanted = runs_of([self._question(request) for request in self.unknown(requests)])
         for question, estimate in self._pool.map_unordered(wanted):
             self._journal.add(question.request, estimate)
             advance()
@@ -111,4 +138,4 @@ class Filling:
         return change_of(original if estimate is None else estimate.scores, original)
 
     def _question(self, request: Request | None) -> Question:
-        return Question(method=self._method, training=self._training, request=request)
+        return Question(method=self._method, training=self._training, request=request, weights=self._weights)

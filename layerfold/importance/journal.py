@@ -34,11 +34,15 @@ class Journal:
     Args:
         path: the file, or None to keep nothing.
         settings: everything that the estimates depend on.
+
+    Attributes:
+        goes_on: whether there was a file of these settings.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self._path = path
         self._done: dict[Request, Estimate] = {}
+        self.goes_on = False
         if path is None:
             return
         header = json.dumps({"schema": _SCHEMA, **settings}, sort_keys=True)
@@ -46,6 +50,7 @@ class Journal:
         if lines and lines[0] != header:
             path.replace(path.with_name(f"{path.name}.old"))
             lines = []
+        self.goes_on = bool(lines)
         for line in lines[1:]:
             try:
                 found = json.loads(line)
@@ -85,8 +90,18 @@ def cheap_journal(path: Path | None) -> Path | None:
     return None if path is None else path.with_name(f"{path.name}.cheap")
 
 
+def weights_beside(path: Path) -> Path:
+    """Return where weights that entries share are kept, beside the journal of these."""
+    return path.with_name(f"{path.name}.weights")
+
+
+def checkpoint_beside(path: Path) -> Path:
+    """Return where their training is kept while it lasts."""
+    return path.with_name(f"{path.name}.training")
+
+
 def remove_journal(path: str | Path) -> None:
     """Remove what ``estimate_importance`` kept for resuming: its table is written."""
-    path = Path(path)
-    path.unlink(missing_ok=True)
-    path.with_name(f"{path.name}.cheap").unlink(missing_ok=True)
+    for journal in (Path(path), Path(f"{path}.cheap")):
+        for each in (journal, weights_beside(journal), checkpoint_beside(journal)):
+            each.unlink(missing_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from layerfold.graph import Network, Segment
 from layerfold.tables._importance import Key
@@ -64,6 +66,14 @@ class Request:
 
 NOTHING = Request(start=0, end=0, start_act=1, end_act=1)
 """No segment: the network that it stands for is the original."""
+
+TOGETHER = Request(start=0, end=0, start_act=0, end_act=0)
+"""No network of its own: what was done once for all entries."""
+
+
+def entries_hash(requests: Iterable[Request]) -> str:
+    """Return a hash of entries, in their order."""
+    return hashlib.sha256(json.dumps([asdict(each) for each in requests]).encode()).hexdigest()[:16]
 
 
 def list_requests(net: Network, segments: Iterable[Segment], *, fill_slots: bool) -> list[Request]:

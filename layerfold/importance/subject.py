@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from layerfold.finetune import averaging_batch_norm, check_labels, recalibrate_b
 from layerfold.graph import Network
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores, score_logits
+from layerfold.importance.sharing import share_parameters
 from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
 from layerfold.merge import build_train_form
 from layerfold.solver import Solution
@@ -46,6 +47,8 @@ class Subject:
         seed: of the images drawn.
         is_recalibrated: whether the original's BatchNorm statistics are measured anew before it is scored, so that
             changed networks with new statistics differ from it by the change alone.
+        weights: parameters by name, to be looked at in place of the model's own; agreement and divergence are still
+            with the answers of ``model``.
         device: torch's name of where everything is computed and kept.
 
     Attributes:
@@ -56,7 +59,8 @@ class Subject:
 
     def __init__(
         self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int,
-        holdout_images: int | None, seed: int, is_recalibrated: bool, device: str = "cpu",
+        holdout_images: int | None, seed: int, is_recalibrated: bool, weights: Mapping[str, Tensor] | None = None,
+        device: str = "cpu",
     ) -> None:  # fmt: skip
         self.net, self.data, self.device = net, data, device
         _check_device(device)
@@ -66,6 +70,8 @@ class Subject:
         source = "holdout" if data.train is None else "train"
         drawn = self._on_device(data.loader(source, 128, limit=calibration_images, seed=seed))
         self._expected = logits_of(self._model, [(x,) for x, _ in holdout])
+        if weights is not None:
+            self._model.load_state_dict(dict(weights), strict=False)
         if is_recalibrated:
             recalibrate_batch_norm(self._model, [x for x, _ in drawn])
         self.original_form = self._form(net.original_act_pos, range(1, len(net.layers) + 1))
@@ -85,6 +91,17 @@ class Subject:
     def changed_form(self, request: Request) -> fx.GraphModule:
         """Return the network that an entry stands for, in eval mode, with weights of its own."""
         return self._form(request.act_pos(self.net), request.merge_pos(self.net), request.dropped)
+
+    def sharing_forms(self, requests: Iterable[Request]) -> tuple[nn.Module, list[fx.GraphModule]]:
+        """Return a copy of the model, and the networks that entries stand for with its very parameters.
+
+        BatchNorm statistics are each network's own.
+        """
+        owner = copy.deepcopy(self._model)
+        share_parameters(owner)
+        return owner, [
+            self._form(each.act_pos(self.net), each.merge_pos(self.net), each.dropped, owner) for each in requests
+        ]
 
     def behind_the_change(self, changed: fx.GraphModule) -> Suffix:
         """Cut off, in place, what a changed network shares with the original, where its feature maps fit in memory."""
@@ -112,13 +129,14 @@ class Subject:
         return score_logits(logits, self._expected, self._labels)
 
     def _form(
-        self, act_pos: Iterable[int], merge_pos: Iterable[int], dropped: Sequence[int] = ()
-    ) -> fx.GraphModule:
+        self, act_pos: Iterable[int], merge_pos: Iterable[int], dropped: Sequence[int] = (),
+        model: nn.Module | None = None,
+    ) -> fx.GraphModule:  # fmt: skip
         stops = tuple(merge_pos)
         kept = [layer.index for layer in self.net.layers if layer.index not in dropped] if dropped else None
         solution = Solution(act_pos=tuple(p for p in act_pos if p in set(stops)), merge_pos=stops,
                             kept_layers=None if kept is None else tuple(kept))
-        return build_train_form(self._model, self.net, solution).eval()
+        return build_train_form(model or self._model, self.net, solution).eval()
 
 
 def logits_of(network: nn.Module, batches: list[tuple[Tensor, ...]]) -> Tensor:

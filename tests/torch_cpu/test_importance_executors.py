@@ -53,13 +53,13 @@ def net():
 """
 
 
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+@pytest.fixture(scope="module", params=["distill", "shared"])
+def arguments(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return a command on a user's own file, without output."""
     own = tmp_path_factory.mktemp("user") / "own.py"
     own.write_text(_FILE)
     return ["importance", f"{own}:net", "--input", "3x8x8", "--data", f"{own}:images", "--batch-size", "16",
-            "--method", "distill", "--steps", "4", "--score", "loss", "--max-kernel", "7", "--threads", "1",
+            "--method", str(request.param), "--steps", "4", "--score", "loss", "--max-kernel", "7", "--threads", "1",
             "--max-growth", "20"]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ class Finetune:
     fills_slots: ClassVar[bool] = True
     is_recalibrated: ClassVar[bool] = False
     trains_original: ClassVar[bool] = True
+    shares_training: ClassVar[bool] = False
     known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:

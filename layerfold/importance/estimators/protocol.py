@@ -34,13 +34,16 @@ class Estimator(Protocol):
         fills_slots: whether empty slots are worth trying with an activation, if nobody says.
         is_recalibrated: whether changed networks get new BatchNorm statistics, and so must the original.
         trains_original: whether changed networks are trained so that the original would gain by it too: then it is
-            trained alike before they are compared with it.
+            trained alike before they are compared with it. Training needs labels.
+        shares_training: whether one set of weights is trained for all entries first
+            (:func:`layerfold.importance.estimators.shared.train_together`); ``subject`` then has these.
         known_scores: the scores it can tell (names as in ``Scores``).
     """
 
     fills_slots: ClassVar[bool]
     is_recalibrated: ClassVar[bool]
     trains_original: ClassVar[bool]
+    shares_training: ClassVar[bool]
     known_scores: ClassVar[tuple[str, ...]]
 
     def __init__(self, subject: Subject, training: Training) -> None: ...

@@ -31,6 +31,7 @@ class Taylor:
     fills_slots: ClassVar[bool] = False
     is_recalibrated: ClassVar[bool] = False
     trains_original: ClassVar[bool] = False
+    shares_training: ClassVar[bool] = False
     known_scores: ClassVar[tuple[str, ...]] = ("val_loss",)
 
     def __init__(self, subject: Subject, training: Training) -> None:

@@ -1,0 +1,70 @@
+"""One set of weights is trained in the networks of all entries in turn; then each is scored as by ``recalibrate``.
+
+Training tells what can be made up for from what cannot, and here all entries share its price (Guo et al., Single Path
+One-Shot Neural Architecture Search with Uniform Sampling, ECCV 2020, section 3: weights trained along one path at a
+time rank the paths).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from layerfold.finetune import FinetuneOptions, train_network
+from layerfold.importance.estimators.protocol import Training
+from layerfold.importance.estimators.recalibrate import Recalibrate
+from layerfold.importance.requests import Request, entries_hash
+from layerfold.importance.sharing import TakingTurns
+from layerfold.importance.subject import Subject
+
+_STEPS = 8
+_STREAM = 5
+"""Tells the random numbers drawn here from those that training draws of the same seed."""
+
+
+class Shared(Recalibrate):
+    """See :class:`Estimator`. Cross-entropy, cosine rate with a warm-up, momentum; the original takes its turns too."""
+
+    trains_original: ClassVar[bool] = True
+    shares_training: ClassVar[bool] = True
+
+    @staticmethod
+    def options(training: Training) -> dict[str, Any]:
+        return {"steps": training.steps or _STEPS, "batch_size": training.batch_size,
+                "learning_rate": training.learning_rate}
+
+
+def train_together(
+    subject: Subject, training: Training, requests: Sequence[Request], *, checkpoint_path: Path | None, progress: bool
+) -> dict[str, Tensor]:
+    """Return the parameters, by name, of a model trained in the networks that entries stand for.
+
+    Each step is one of one network's; in each round every one has its turn, in a new order.
+
+    Args:
+        subject: the original.
+        training: with the steps an entry.
+        requests: the entries.
+        checkpoint_path: where an interrupted training goes on from, or None.
+        progress: show a bar on stderr.
+    """
+    owner, networks = subject.sharing_forms(requests)
+    model = TakingTurns(owner, networks)
+
+    def before_step(step: int, total_steps: int) -> None:
+        number, place = divmod(step, len(networks))
+        order = np.random.default_rng((training.seed, number, _STREAM)).permutation(len(networks))
+        model.give_turn(int(order[place]))
+
+    how = Shared.options(training)
+    options = FinetuneOptions(**{**how, "steps": how["steps"] * len(networks)}, seed=training.seed)
+    train_network(
+        model, subject.data, options, before_step=before_step, settings={"entries": entries_hash(requests)},
+        score_holdout=False, checkpoint_path=checkpoint_path, device=subject.device, progress=progress,
+        description="importance: training shared weights",
+    )  # fmt: skip
+    return {name: value.detach().to("cpu", copy=True) for name, value in owner.named_parameters()}
