@@ -52,7 +52,7 @@ class Contest:
         length = f"{arguments.epochs}-epochs" if arguments.steps is None else f"{arguments.steps}-steps"
         self.folder: Path = self.run.folder / "accuracy"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.kept: Path = arguments.kept / name / f"{arguments.backend}-{length}-{arguments.importance}"
+        self.kept: Path = arguments.kept / name / f"{arguments.backend}-{length}"
         self.kept.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -98,13 +98,17 @@ class Contest:
 
     def choice(self, way: str, speedup: float) -> dict[str, Any]:
         """Return what a way chooses for a measured speed-up: a solution, a share of filters, or how far it reaches."""
-        path = self.kept / f"{way.replace(' ', '-')}-{speedup:g}.json"
+        path = self.kept / f"{self._file(way)}-{speedup:g}.json"
         if not path.exists():
             found = self._share(way, speedup) if "pruning" in way else self._solution(way, speedup)
             print(f"{self.name}, {way}, {speedup:g}x: {found}"[:300], file=sys.stderr, flush=True)
             path.write_text(json.dumps(found) + "\n")
         answer: dict[str, Any] = json.loads(path.read_text())
         return answer
+
+    def _file(self, way: str) -> str:
+        """Return what files of a way begin with."""
+        return f"layerfold-by-{self.arguments.importance}" if way == "layerfold" else way.replace(" ", "-")
 
     def _share(self, way: str, speedup: float) -> dict[str, Any]:
         share, reached = share_for(self.original, speedup, self.speedup_of, is_global=way == "global pruning")
@@ -145,7 +149,7 @@ class Contest:
 
     def accuracy_pct(self, way: str, speedup: float, seed: int) -> float:
         """Finetune what a way chose, once, and return its accuracy on the test images."""
-        name = f"{way.replace(' ', '-')}-{speedup:g}-{seed}"
+        name = f"{self._file(way)}-{speedup:g}-{seed}"
         path, checkpoint = self.kept / f"{name}.json", self.folder / f"{name}-{self.kept.name}.checkpoint"
         if not path.exists():
             student = self.student(way, self.choice(way, speedup)).to(memory_format=torch.channels_last)
@@ -243,7 +247,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.2, 1.4, 1.7], metavar="X")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
-    parser.add_argument("--importance", default="recalibrate", metavar="METHOD", help="of layerfold's own table")
+    parser.add_argument("--importance", default="shared", metavar="METHOD", help="of layerfold's own table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of finetuning")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each training, in place of epochs")

@@ -49,15 +49,17 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument("--max-growth", type=float, default=4.0, metavar="X",
                         help="largest growth in multiply-adds by a merge (default: 4)")
     add_drop_argument(search)
-    search.add_argument("--importance", default="recalibrate", metavar="METHOD",
-                        help="recalibrate (no training), distill (segments alone are trained), finetune (the paper's), "
-                        "taylor, or adaptive (distill, then finetune near the budget) (default: %(default)s)")
+    search.add_argument("--importance", default="auto", metavar="METHOD",
+                        help="shared (weights are trained once for all entries), recalibrate (no training, no labels "
+                        "needed), distill (segments alone are trained), finetune (the paper's), taylor, or adaptive "
+                        "(shared, then finetune near the budget) (default: shared; without labels or finetuning "
+                        "recalibrate)")
     search.add_argument("--score", default="accuracy", metavar="NAME",
                         help="accuracy, loss, agreement or kl, both with the original and without need of labels "
                         "(default: %(default)s)")
     search.add_argument("--importance-images", type=int, metavar="N", help="holdout images a score (default: all)")
     search.add_argument("--importance-steps", type=int, metavar="N",
-                        help="training steps an entry (default: 300 with finetune, 40 with distill)")
+                        help="training steps an entry (default: 300 with finetune, 40 with distill, 4 with shared)")
     search.add_argument("--alpha", type=float, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
     search.add_argument("--margin", default="2", metavar="PCT",

@@ -42,12 +42,12 @@ def add_parser(subparsers: Any) -> None:
     group = parser.add_argument_group("estimate")
     group.add_argument("--latency", metavar="CSV",
                        help="latency table: its segments are taken, but for those that it says are not worth merging")
-    group.add_argument("--method", default="recalibrate", metavar="NAME",
-                       help="recalibrate (BatchNorm statistics only, no training), distill (the segment alone is "
-                       "trained), shared (one set of weights is trained for all entries), finetune (the whole network "
-                       "is, for each entry), taylor (one backward pass over the original) or "
-                       "adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
-                       "(default: %(default)s)")
+    group.add_argument("--method", default="auto", metavar="NAME",
+                       help="shared (one set of weights is trained in the networks of all entries in turn), recalibrate "
+                       "(BatchNorm statistics only, no training), distill (the segment alone is trained), finetune (the "
+                       "whole network is, for each entry), taylor (one backward pass over the original) or adaptive "
+                       "(each entry cheaply, then those that plans stand on dearly; needs --latency) (default: shared, "
+                       "without labels recalibrate)")
     group.add_argument("--score", default="accuracy", metavar="NAME",
                        help="accuracy, loss, agreement or kl (divergence), both with the original and without need of "
                        "labels (default: %(default)s)")
@@ -58,11 +58,11 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--holdout-images", type=whole(1), metavar="N",
                        help="images scored (default: the whole holdout)")
     group.add_argument("--steps", type=whole(1), metavar="N",
-                       help="training steps an entry (default: 300 with finetune, 40 with distill, 8 with shared)")
+                       help="training steps an entry (default: 300 with finetune, 40 with distill, 4 with shared)")
     group.add_argument("--learning-rate", type=above(0), metavar="X",
                        help="with finetune, distill and shared (default: the method's)")
     adaptive = parser.add_argument_group("with --method adaptive")
-    adaptive.add_argument("--start-with", metavar="NAME", default="distill",
+    adaptive.add_argument("--start-with", metavar="NAME", default="shared",
                           help="the cheap method (default: %(default)s)")
     adaptive.add_argument("--refine-with", metavar="NAME", default="finetune",
                           help="the dear method (default: %(default)s)")

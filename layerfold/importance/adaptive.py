@@ -41,7 +41,7 @@ class Refinement:
         budgets_ms: latencies end to end whose plans are looked at; none for plans all over the frontier.
     """
 
-    start_with: str = "distill"
+    start_with: str = "shared"
     refine_with: str = "finetune"
     most: int | None = None
     budgets_ms: tuple[float, ...] = ()

@@ -29,15 +29,15 @@ from layerfold.progress import progress_bar
 from layerfold.tables import ImportanceTable, LatencyTable, Provenance
 from layerfold.tables._kernel import SegmentKey
 
-ADAPTIVE = "adaptive"
-METHODS = (*ESTIMATORS, ADAPTIVE)
+AUTO, ADAPTIVE = "auto", "adaptive"
+METHODS = (AUTO, *ESTIMATORS, ADAPTIVE)
 
 
 def estimate_importance(
     model: nn.Module,
     net: Network,
     data: ImageData,
-    method: str = "recalibrate",
+    method: str = AUTO,
     *,
     latency: LatencyTable | None = None,
     candidates: Sequence[Segment] | None = None,
@@ -59,7 +59,8 @@ def estimate_importance(
 
     Each entry stands for the original network with one change: the segment's inner activations are gone, its padding
     is at its front, its end slots are in the entry's states, and layers that an option drops are left out.
-    The importance is the score on the holdout less the original's. Methods (:mod:`layerfold.importance.estimators`):
+    The importance is the score on the holdout less the original's; with ``shared``, what finetuning is expected to leave
+    of that (:mod:`layerfold.importance.recovery`). Methods (:mod:`layerfold.importance.estimators`):
 
     - ``recalibrate`` measures BatchNorm statistics anew on training images, those of the original too, and trains
       nothing;
@@ -69,6 +70,7 @@ def estimate_importance(
     - ``finetune`` trains the changed network, and the original alike (Kim et al. 2023, section 4): the dearest, by
       which the others are judged;
     - ``taylor`` tells from one backward pass over the original how the loss would change: no entry costs anything;
+    - ``auto`` is ``shared``, or ``recalibrate`` where there are no labelled images to train on;
     - ``adaptive`` estimates every entry cheaply, and those dearly that the solver's plans stand on (``refinement``).
 
     Args:
@@ -86,7 +88,7 @@ def estimate_importance(
         fill_slots: whether empty slots are also tried with an activation; None for yes with ``finetune`` and no with
             the others, since a fresh nonlinearity only ever loses before training.
         calibration_images, holdout_images: how many images are used; None for all. ``distill`` trains on the former.
-        steps, batch_size, learning_rate: of ``finetune`` (300 an entry), ``distill`` (40) and ``shared`` (8); with
+        steps, batch_size, learning_rate: of ``finetune`` (300 an entry), ``distill`` (40) and ``shared`` (4); with
             ``adaptive`` of its dear method.
         refinement: how ``adaptive`` goes about it.
         seed: of the images drawn and of training.
@@ -109,6 +111,8 @@ def estimate_importance(
     for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
         if value not in choices:
             raise UsageError(f"{name}={value!r}: must be one of {', '.join(choices)}{nearest_names(value, choices)}")
+    if method == AUTO:
+        method = "shared" if data.is_labelled and data.train is not None else "recalibrate"
     chosen = refinement or Refinement()
     used = (chosen.start_with, chosen.refine_with) if method == ADAPTIVE else (method,)
     needs_labels = score in NEED_LABELS or any(ESTIMATORS[each].trains_original for each in used)
@@ -152,7 +156,7 @@ def estimate_importance(
     ):  # fmt: skip
 
         def filling_of(method: str, training: Training, journal: Path | None) -> Filling:
-            return Filling(method, score, training, pool, journal, settings, asked, scratch=Path(scratch),
+            return Filling(method, score, training, net, pool, journal, settings, asked, scratch=Path(scratch),
                            is_local=where.kind == "local", progress=progress)
 
         if method == ADAPTIVE:

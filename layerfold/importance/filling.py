@@ -9,9 +9,11 @@ from typing import Any
 
 from layerfold.errors import UsageError
 from layerfold.executor import Pool
+from layerfold.graph import Network
 from layerfold.importance.asking import Lesson, Question, runs_of
 from layerfold.importance.estimators import ESTIMATORS, Training
 from layerfold.importance.journal import Estimate, Journal, checkpoint_beside, weights_beside
+from layerfold.importance.recovery import lasting_share
 from layerfold.importance.requests import NOTHING, TOGETHER, Request, entries_hash
 from layerfold.importance.scores import SCORES, Scores, change_of, column_of, importance_of
 from layerfold.importance.sharing import WeightsFile
@@ -27,6 +29,7 @@ class Filling:
         method: one of ``ESTIMATORS``.
         score: one of ``SCORES``, which the method must know.
         training: how entries are trained.
+        net: the network.
         pool: workers that answer a ``Question`` or take a ``Lesson``.
         journal_path: file that keeps finished entries, or None.
         settings: what the answers depend on besides the method.
@@ -43,14 +46,14 @@ class Filling:
     """
 
     def __init__(
-        self, method: str, score: str, training: Training, pool: Pool, journal_path: Path | None,
+        self, method: str, score: str, training: Training, net: Network, pool: Pool, journal_path: Path | None,
         settings: dict[str, Any], entries: Sequence[Request], *, scratch: Path, is_local: bool, progress: bool,
     ) -> None:  # fmt: skip
         self._kind, self._score = ESTIMATORS[method], score
         if column_of(score) not in self._kind.known_scores:
             known = ", ".join(each for each in SCORES if column_of(each) in self._kind.known_scores)
             raise UsageError(f"score={score!r}: method={method!r} cannot tell it; use score={known}, or another method")
-        self._method, self._training, self._pool = method, training, pool
+        self._method, self._training, self._net, self._pool = method, training, net, pool
         self.options = self._kind.options(training)
         self._together = (NOTHING, *entries)
         shared = {"entries": entries_hash(self._together)} if self._kind.shares_training else {}
@@ -120,14 +123,15 @@ class Filling:
 
     def importance(self, request: Request) -> float:
         """Return the importance of an entry by the score; 0 where the entry was not estimated."""
-        return importance_of(self._change(request), self._score)
+        importance = importance_of(self._change(request), self._score)
+        return importance * lasting_share(self._net, request) if self._kind.looks_ahead else importance
 
     def entry(self, request: Request) -> ImportanceEntry:
         """Return a row of the table: what was estimated, or no change."""
         change = self._change(request)
         return ImportanceEntry(
             start=request.start, end=request.end, start_act=request.start_act, end_act=request.end_act,
-            importance=importance_of(change, self._score), val_loss=change.get("val_loss"),
+            importance=self.importance(request), val_loss=change.get("val_loss"),
             val_acc=change.get("val_acc"), extra={name: change[name] for name in _EXTRA if name in change},
             merged=request.merged, kept=request.kept,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from layerfold.export import export_network, export_onnx
 from layerfold.export.network import FORMATS
 from layerfold.finetune import Scores, evaluate_network, finetune_network
 from layerfold.graph import Network, layer_norms, trace_network
-from layerfold.importance import Refinement, estimate_importance, weights_hash
+from layerfold.importance import AUTO, Refinement, estimate_importance, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
@@ -236,8 +236,11 @@ class _Run:
 
     def _importance(self) -> dict[str, Any]:
         journal = self.folder.file("importance.journal")
+        method = self.options.importance_method
+        if method == AUTO and not self.options.finetune_epochs:
+            method = "recalibrate"  # what finetuning would make up for stays lost
         table = estimate_importance(
-            self.model, self.net, self.data, self.options.importance_method, latency=self.latency,
+            self.model, self.net, self.data, method, latency=self.latency,
             score=self.options.importance_score, holdout_images=self.options.importance_images,
             steps=self.options.importance_steps, batch_size=self.options.batch_size, seed=self.options.seed,
             refinement=Refinement(budgets_ms=self._near_the_budget()), journal_path=journal, model_name=self.name,

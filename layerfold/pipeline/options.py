@@ -45,7 +45,7 @@ class CompressOptions:
     max_kernel: int = 15
     max_growth: float = 4.0
     drop_layers: bool = False
-    importance_method: str = "recalibrate"
+    importance_method: str = "auto"
     importance_score: str = "accuracy"
     importance_images: int | None = None
     importance_steps: int | None = None

@@ -219,7 +219,7 @@ def _provenance(run: _Run, results: dict[str, Any]) -> tuple[tuple[str, str], ..
         ("device", str(facts["device"])),
         ("backend", f"{facts['backend']} ({versions})"),
         ("threads", str(run.options.threads)),
-        ("importance", f"{run.options.importance_method}, {run.options.importance_score}"),
+        ("importance", f"{run.importance.provenance.options['method']}, {run.options.importance_score}"),
         ("network hash", run.net.hash),
         ("data fingerprint", run.data.fingerprint),
         ("seed", str(run.options.seed)),
@@ -243,9 +243,9 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
         notes.append("The data has no train split: half of its images chose the plan, the other half were scored.")
     if results["bench"]["attempts"] > 1:
         notes.append(f"The last measurement was repeated {results['bench']['attempts'] - 1} times, each longer.")
-    unit = "nats" if run.options.importance_score == "loss" else "points"
-    total = run.solution.importance or 0.0
-    notes.append(f"By the importance table the plan changes the score by {total:+.1f} {unit} before any finetuning.")
+    unit = "nats" if run.options.importance_score in ("loss", "kl") else "points"
+    total, method = run.solution.importance or 0.0, run.importance.provenance.options["method"]
+    notes.append(f"By the importance table (method {method}) the plan changes the score by {total:+.2g} {unit}.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

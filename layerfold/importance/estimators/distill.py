@@ -30,16 +30,22 @@ class Distill:
     is_recalibrated: ClassVar[bool] = True
     trains_original: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
     known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:
-        self._subject, self._training = subject, training
+        self._subject, self._how = subject, self.segment_training(training)
         self._targets = FeatureBank(subject.original_form, subject.calibration.images)
 
     @staticmethod
     def options(training: Training) -> dict[str, Any]:
         return {"steps": training.steps or _STEPS, "batch_size": training.batch_size,
                 "learning_rate": training.learning_rate or _LEARNING_RATE}
+
+    @classmethod
+    def segment_training(cls, training: Training) -> Training:
+        """Return how a segment is trained, with defaults put in."""
+        return Training(**cls.options(training), seed=training.seed)
 
     def scores_of(self, request: Request) -> Scores:
         subject = self._subject
@@ -64,14 +70,14 @@ class Distill:
         parameters = [each for each in segment.parameters() if each.requires_grad]
         if not parameters:
             return
-        options = self.options(self._training)
+        steps, rate = self._how.steps or _STEPS, self._how.learning_rate or _LEARNING_RATE
         scale = torch.cat([each.float().flatten(1).var(1) for each in targets]).mean().clamp_min(1e-12)
-        optimizer = torch.optim.Adam(parameters, lr=options["learning_rate"])
+        optimizer = torch.optim.Adam(parameters, lr=rate)
         segment.train()
-        rows = self._rows([len(each) for each in targets], options["batch_size"])
-        for step in range(options["steps"]):
+        rows = self._rows([len(each) for each in targets], self._how.batch_size)
+        for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = options["learning_rate"] * 0.5 * (1 + math.cos(math.pi * step / options["steps"]))
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             batch, chosen = next(rows)
             error = segment(*(value[chosen] for value in inputs[batch])) - targets[batch][chosen]
             loss = error.square().mean() / scale
@@ -82,7 +88,7 @@ class Distill:
 
     def _rows(self, sizes: list[int], batch_size: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (batch, rows of it) without end, every kept batch in turn, in a new order each time round."""
-        generator = torch.Generator().manual_seed(self._training.seed)
+        generator = torch.Generator().manual_seed(self._how.seed)
         while True:
             for batch in torch.randperm(len(sizes), generator=generator).tolist():
                 yield batch, torch.randperm(sizes[batch], generator=generator)[:batch_size]

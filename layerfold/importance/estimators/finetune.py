@@ -20,6 +20,7 @@ class Finetune:
     is_recalibrated: ClassVar[bool] = False
     trains_original: ClassVar[bool] = True
     shares_training: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
     known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:

@@ -37,6 +37,8 @@ class Estimator(Protocol):
             trained alike before they are compared with it. Training needs labels.
         shares_training: whether one set of weights is trained for all entries first
             (:func:`layerfold.importance.estimators.shared.train_together`); ``subject`` then has these.
+        looks_ahead: whether importances are what finetuning is expected to leave of the change
+            (:func:`layerfold.importance.recovery.lasting_share`); else they are the change as it was scored.
         known_scores: the scores it can tell (names as in ``Scores``).
     """
 
@@ -44,6 +46,7 @@ class Estimator(Protocol):
     is_recalibrated: ClassVar[bool]
     trains_original: ClassVar[bool]
     shares_training: ClassVar[bool]
+    looks_ahead: ClassVar[bool]
     known_scores: ClassVar[tuple[str, ...]]
 
     def __init__(self, subject: Subject, training: Training) -> None: ...

@@ -17,6 +17,7 @@ class Recalibrate:
     is_recalibrated: ClassVar[bool] = True
     trains_original: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
     known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:

@@ -1,6 +1,6 @@
-"""One set of weights is trained in the networks of all entries in turn; then each is scored as by ``recalibrate``.
+"""One set of weights is trained in the networks of all entries in turn; from there on, each is treated as by ``distill``.
 
-Training tells what can be made up for from what cannot, and here all entries share its price (Guo et al., Single Path
+Training tells what can be made up for from what cannot, and here all entries share most of its price (Guo et al., Single Path
 One-Shot Neural Architecture Search with Uniform Sampling, ECCV 2020, section 3: weights trained along one path at a
 time rank the paths).
 """
@@ -15,27 +15,32 @@ import numpy as np
 from torch import Tensor
 
 from layerfold.finetune import FinetuneOptions, train_network
+from layerfold.importance.estimators.distill import Distill
 from layerfold.importance.estimators.protocol import Training
-from layerfold.importance.estimators.recalibrate import Recalibrate
 from layerfold.importance.requests import Request, entries_hash
 from layerfold.importance.sharing import TakingTurns
 from layerfold.importance.subject import Subject
 
-_STEPS = 8
+_STEPS, _LEARNING_RATE, _SEGMENT_STEPS = 2, 0.02, 10
 _STREAM = 5
 """Tells the random numbers drawn here from those that training draws of the same seed."""
 
 
-class Shared(Recalibrate):
+class Shared(Distill):
     """See :class:`Estimator`. Cross-entropy, cosine rate with a warm-up, momentum; the original takes its turns too."""
 
     trains_original: ClassVar[bool] = True
     shares_training: ClassVar[bool] = True
+    looks_ahead: ClassVar[bool] = True
 
     @staticmethod
     def options(training: Training) -> dict[str, Any]:
         return {"steps": training.steps or _STEPS, "batch_size": training.batch_size,
-                "learning_rate": training.learning_rate}
+                "learning_rate": training.learning_rate or _LEARNING_RATE}
+
+    @classmethod
+    def segment_training(cls, training: Training) -> Training:
+        return Training(steps=_SEGMENT_STEPS, batch_size=training.batch_size, seed=training.seed)
 
 
 def train_together(

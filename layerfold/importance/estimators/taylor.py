@@ -32,6 +32,7 @@ class Taylor:
     is_recalibrated: ClassVar[bool] = False
     trains_original: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
     known_scores: ClassVar[tuple[str, ...]] = ("val_loss",)
 
     def __init__(self, subject: Subject, training: Training) -> None:
