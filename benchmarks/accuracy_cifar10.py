@@ -33,9 +33,9 @@ import layerfold as lf
 from layerfold.importance import remove_journal
 
 STEPS = ("tables", "choose", "finetune", "compare")
-WAYS = ("layerfold", "paper", "uniform", "pruning", "global pruning")
+WAYS = ("layerfold", "paper", "uniform", "global pruning", "pruning")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "torch-pruning")
-_PAPER_STEPS = 50
+_PAPER_STEPS = 25
 """Of finetuning an entry: the paper's is an epoch of ImageNet on two GPUs."""
 
 _HOLDOUT_IMAGES = 1000
@@ -246,7 +246,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.2, 1.4, 1.7], metavar="X")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:4]), metavar="WAY",
+                        help=f"of {', '.join(WAYS)} (default: the first four)")
     parser.add_argument("--importance", default="shared", metavar="METHOD", help="of layerfold's own table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of finetuning")

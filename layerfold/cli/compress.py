@@ -59,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
                         "(default: %(default)s)")
     search.add_argument("--importance-images", type=int, metavar="N", help="holdout images a score (default: all)")
     search.add_argument("--importance-steps", type=int, metavar="N",
-                        help="training steps an entry (default: 300 with finetune, 40 with distill, 4 with shared)")
+                        help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
     search.add_argument("--alpha", type=float, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
     search.add_argument("--margin", default="2", metavar="PCT",

@@ -43,11 +43,11 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--latency", metavar="CSV",
                        help="latency table: its segments are taken, but for those that it says are not worth merging")
     group.add_argument("--method", default="auto", metavar="NAME",
-                       help="shared (one set of weights is trained in the networks of all entries in turn), recalibrate "
-                       "(BatchNorm statistics only, no training), distill (the segment alone is trained), finetune (the "
-                       "whole network is, for each entry), taylor (one backward pass over the original) or adaptive "
-                       "(each entry cheaply, then those that plans stand on dearly; needs --latency) (default: shared, "
-                       "without labels recalibrate)")
+                       help="shared (one set of weights is trained in the networks of all entries in turn), "
+                       "recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
+                       "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
+                       "or adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
+                       "(default: shared, without labels recalibrate)")
     group.add_argument("--score", default="accuracy", metavar="NAME",
                        help="accuracy, loss, agreement or kl (divergence), both with the original and without need of "
                        "labels (default: %(default)s)")
@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--holdout-images", type=whole(1), metavar="N",
                        help="images scored (default: the whole holdout)")
     group.add_argument("--steps", type=whole(1), metavar="N",
-                       help="training steps an entry (default: 300 with finetune, 40 with distill, 4 with shared)")
+                       help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
     group.add_argument("--learning-rate", type=above(0), metavar="X",
                        help="with finetune, distill and shared (default: the method's)")
     adaptive = parser.add_argument_group("with --method adaptive")

@@ -59,14 +59,14 @@ def estimate_importance(
 
     Each entry stands for the original network with one change: the segment's inner activations are gone, its padding
     is at its front, its end slots are in the entry's states, and layers that an option drops are left out.
-    The importance is the score on the holdout less the original's; with ``shared``, what finetuning is expected to leave
-    of that (:mod:`layerfold.importance.recovery`). Methods (:mod:`layerfold.importance.estimators`):
+    The importance is the score on the holdout less the original's; with ``shared``, what finetuning is expected to
+    leave of that (:mod:`layerfold.importance.recovery`). Methods (:mod:`layerfold.importance.estimators`):
 
     - ``recalibrate`` measures BatchNorm statistics anew on training images, those of the original too, and trains
       nothing;
     - ``distill`` first trains the segment alone, for a few steps, to give the original's feature map at its end;
-    - ``shared`` first trains one set of weights in the networks of all entries in turn, then does as ``recalibrate``
-      with these weights: training tells what can be made up for, and all entries share its price;
+    - ``shared`` first trains one set of weights in the networks of all entries in turn, then does as ``distill`` from
+      these weights on: training tells what can be made up for, and all entries share most of its price;
     - ``finetune`` trains the changed network, and the original alike (Kim et al. 2023, section 4): the dearest, by
       which the others are judged;
     - ``taylor`` tells from one backward pass over the original how the loss would change: no entry costs anything;
@@ -88,7 +88,7 @@ def estimate_importance(
         fill_slots: whether empty slots are also tried with an activation; None for yes with ``finetune`` and no with
             the others, since a fresh nonlinearity only ever loses before training.
         calibration_images, holdout_images: how many images are used; None for all. ``distill`` trains on the former.
-        steps, batch_size, learning_rate: of ``finetune`` (300 an entry), ``distill`` (40) and ``shared`` (4); with
+        steps, batch_size, learning_rate: of ``finetune`` (300 an entry), ``distill`` (40) and ``shared`` (2); with
             ``adaptive`` of its dear method.
         refinement: how ``adaptive`` goes about it.
         seed: of the images drawn and of training.

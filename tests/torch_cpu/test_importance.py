@@ -79,8 +79,8 @@ def test_interrupted_estimate_goes_on_and_gives_the_same_table(trained: Trained,
 
     def estimate(path: Path | None) -> lf.ImportanceTable:
         return lf.estimate_importance(
-            model, net, data, candidates=candidates, holdout_images=128, calibration_images=128, journal_path=path,
-            progress=False,
+            model, net, data, "recalibrate", candidates=candidates, holdout_images=128, calibration_images=128,
+            journal_path=path, progress=False,
         )  # fmt: skip
 
     expected = estimate(None)

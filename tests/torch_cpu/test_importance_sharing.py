@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,11 @@ def test_networks_hold_the_owners_parameters_and_statistics_of_their_own(case: C
 
 def test_one_network_that_has_every_turn_is_trained_as_if_alone(case: Case) -> None:
     model, _, data = case
-    found = train_together(_subject(case), Training(steps=4, batch_size=8, seed=3), [NOTHING], checkpoint_path=None,
-                           progress=False)
+    found = train_together(_subject(case), Training(steps=4, batch_size=8, learning_rate=0.01, seed=3), [NOTHING],
+                           checkpoint_path=None, progress=False)
     alone = copy.deepcopy(model)
-    lf.finetune_network(alone, data, steps=4, batch_size=8, seed=3, score_holdout=False, progress=False)
+    lf.finetune_network(alone, data, steps=4, batch_size=8, learning_rate=0.01, seed=3, score_holdout=False,
+                        progress=False)
     assert found.keys() == dict(alone.named_parameters()).keys()
     for name, value in alone.named_parameters():
         assert torch.equal(found[name], value.detach()), name
@@ -106,20 +108,34 @@ def test_each_network_has_its_turn_in_every_round(case: Case, monkeypatch: pytes
     assert rounds[0] != rounds[1]
 
 
-def test_entries_are_scored_with_the_shared_weights_and_new_statistics(case: Case) -> None:
+def test_entries_are_distilled_from_the_shared_weights_on(case: Case) -> None:
     model, net, data = case
-    requests = _entries(net)
     table = lf.estimate_importance(model, net, data, **_ARGUMENTS)
-    weights = train_together(_subject(case), Training(steps=3, batch_size=8), [NOTHING, *requests],
+    weights = train_together(_subject(case), Training(steps=3, batch_size=8), [NOTHING, *_entries(net)],
                              checkpoint_path=None, progress=False)
     trained = copy.deepcopy(model)
     trained.load_state_dict(weights, strict=False)
-    plain = lf.estimate_importance(trained, net, data, "recalibrate", score="loss", calibration_images=16,
-                                   progress=False)
-    assert [entry.importance for entry in table.entries] == pytest.approx([each.importance for each in plain.entries])
-    assert len({entry.importance for entry in table.entries}) > 4
+    plain = lf.estimate_importance(trained, net, data, **{**_ARGUMENTS, "method": "distill", "steps": 10})
+    assert [each.val_loss for each in table.entries] == pytest.approx([each.val_loss for each in plain.entries])
+    assert len({each.importance for each in table.entries}) > 4
     # Agreement and divergence are with the model as it was given, not with what became of it.
     assert table.provenance.options["original"]["kl"] > 0.001
+
+
+def test_importance_is_what_outlasts_finetuning(case: Case) -> None:
+    model, net, data = case
+    sizes = [each.numel() for name, each in model.named_parameters() if name.endswith("0.weight")]
+    biases = 8  # BatchNorm is folded, so that each conv has one
+    weights = [size + biases for size in sizes]
+    assert len(weights) == 5
+    convs = [layer.index for layer in net.layers if layer.kind == "conv"]
+    held = dict(zip(convs, weights, strict=True))
+    lone = min(weights)
+    total = sum(held.get(layer.index, lone) for layer in net.layers)
+    for entry in lf.estimate_importance(model, net, data, **_ARGUMENTS).entries:
+        inside = sum(held.get(index, lone) for index in range(entry.start + 1, entry.end + 1))
+        assert entry.val_loss is not None
+        assert entry.importance == pytest.approx(-entry.val_loss * math.sqrt(inside / total), abs=1e-12)
 
 
 def test_stopped_run_goes_on_to_the_same_table(case: Case, tmp_path: Path) -> None:

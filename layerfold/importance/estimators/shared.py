@@ -1,8 +1,8 @@
-"""One set of weights is trained in the networks of all entries in turn; from there on, each is treated as by ``distill``.
+"""One set of weights is trained in the networks of all entries in turn; then each entry is distilled from there on.
 
-Training tells what can be made up for from what cannot, and here all entries share most of its price (Guo et al., Single Path
-One-Shot Neural Architecture Search with Uniform Sampling, ECCV 2020, section 3: weights trained along one path at a
-time rank the paths).
+Training tells what can be made up for from what cannot, and here all entries share most of its price (Guo et al.,
+Single Path One-Shot Neural Architecture Search with Uniform Sampling, ECCV 2020, section 3: weights trained along one
+path at a time rank the paths).
 """
 
 from __future__ import annotations
