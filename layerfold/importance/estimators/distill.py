@@ -34,18 +34,18 @@ class Distill:
     known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:
-        self._subject, self._how = subject, self.segment_training(training)
+        self._subject, self._seed = subject, training.seed
+        self._how = Distill.options(self.segment_training(training))
         self._targets = FeatureBank(subject.original_form, subject.calibration.images)
 
     @staticmethod
     def options(training: Training) -> dict[str, Any]:
-        return {"steps": training.steps or _STEPS, "batch_size": training.batch_size,
-                "learning_rate": training.learning_rate or _LEARNING_RATE}
+        return training.options(steps=_STEPS, learning_rate=_LEARNING_RATE)
 
     @classmethod
     def segment_training(cls, training: Training) -> Training:
-        """Return how a segment is trained, with defaults put in."""
-        return Training(**cls.options(training), seed=training.seed)
+        """Return how a segment is trained; what it leaves open is as by ``distill``."""
+        return training
 
     def scores_of(self, request: Request) -> Scores:
         subject = self._subject
@@ -70,11 +70,11 @@ class Distill:
         parameters = [each for each in segment.parameters() if each.requires_grad]
         if not parameters:
             return
-        steps, rate = self._how.steps or _STEPS, self._how.learning_rate or _LEARNING_RATE
+        steps, rate = self._how["steps"], self._how["learning_rate"]
         scale = torch.cat([each.float().flatten(1).var(1) for each in targets]).mean().clamp_min(1e-12)
         optimizer = torch.optim.Adam(parameters, lr=rate)
         segment.train()
-        rows = self._rows([len(each) for each in targets], self._how.batch_size)
+        rows = self._rows([len(each) for each in targets], self._how["batch_size"])
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -88,7 +88,7 @@ class Distill:
 
     def _rows(self, sizes: list[int], batch_size: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (batch, rows of it) without end, every kept batch in turn, in a new order each time round."""
-        generator = torch.Generator().manual_seed(self._how.seed)
+        generator = torch.Generator().manual_seed(self._seed)
         while True:
             for batch in torch.randperm(len(sizes), generator=generator).tolist():
                 yield batch, torch.randperm(sizes[batch], generator=generator)[:batch_size]

@@ -28,8 +28,7 @@ class Finetune:
 
     @staticmethod
     def options(training: Training) -> dict[str, Any]:
-        return {"steps": training.steps or _STEPS, "batch_size": training.batch_size,
-                "learning_rate": training.learning_rate}
+        return training.options(steps=_STEPS, learning_rate=None)
 
     def scores_of(self, request: Request) -> Scores:
         changed = self._subject.changed_form(request)

@@ -26,6 +26,11 @@ class Training:
     learning_rate: float | None = None
     seed: int = 0
 
+    def options(self, *, steps: int, learning_rate: float | None) -> dict[str, Any]:
+        """Return what training an entry depends on besides the seed, with these where nothing was said."""
+        return {"steps": self.steps or steps, "batch_size": self.batch_size,
+                "learning_rate": self.learning_rate or learning_rate}
+
 
 class Estimator(Protocol):
     """One way to estimate what the score loses by a change.

@@ -35,12 +35,15 @@ class Shared(Distill):
 
     @staticmethod
     def options(training: Training) -> dict[str, Any]:
-        return {"steps": training.steps or _STEPS, "batch_size": training.batch_size,
-                "learning_rate": training.learning_rate or _LEARNING_RATE}
+        return {**_together(training), "segment_steps": _SEGMENT_STEPS}
 
     @classmethod
     def segment_training(cls, training: Training) -> Training:
-        return Training(steps=_SEGMENT_STEPS, batch_size=training.batch_size, seed=training.seed)
+        return Training(steps=_SEGMENT_STEPS, batch_size=training.batch_size)
+
+
+def _together(training: Training) -> dict[str, Any]:
+    return training.options(steps=_STEPS, learning_rate=_LEARNING_RATE)
 
 
 def train_together(
@@ -65,7 +68,7 @@ def train_together(
         order = np.random.default_rng((training.seed, number, _STREAM)).permutation(len(networks))
         model.give_turn(int(order[place]))
 
-    how = Shared.options(training)
+    how = _together(training)
     options = FinetuneOptions(**{**how, "steps": how["steps"] * len(networks)}, seed=training.seed)
     train_network(
         model, subject.data, options, before_step=before_step, settings={"entries": entries_hash(requests)},
