@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from layerfold.importance.adaptive import Refinement
-from layerfold.importance.estimate import AUTO, METHODS, estimate_importance, weights_hash
+from layerfold.importance.estimate import AUTO, METHODS, default_method, estimate_importance, weights_hash
 from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
 from layerfold.importance.scores import SCORES
 
 __all__ = [
-    "AUTO", "METHODS", "SCORES", "Refinement", "Request", "estimate_importance", "list_requests", "remove_journal",
-    "weights_hash",
+    "AUTO", "METHODS", "SCORES", "Refinement", "Request", "default_method", "estimate_importance", "list_requests",
+    "remove_journal", "weights_hash",
 ]

@@ -112,7 +112,7 @@ def estimate_importance(
         if value not in choices:
             raise UsageError(f"{name}={value!r}: must be one of {', '.join(choices)}{nearest_names(value, choices)}")
     if method == AUTO:
-        method = "shared" if data.is_labelled and data.train is not None else "recalibrate"
+        method = default_method(data)
     chosen = refinement or Refinement()
     used = (chosen.start_with, chosen.refine_with) if method == ADAPTIVE else (method,)
     needs_labels = score in NEED_LABELS or any(ESTIMATORS[each].trains_original for each in used)
@@ -175,6 +175,16 @@ def estimate_importance(
         options = {**provenance.options, **filling.options, "original": filling.original,
                    "seconds": round(filling.seconds, 3)}
         return ImportanceTable(entries, provenance=replace(provenance, options=options))
+
+
+def default_method(data: ImageData, *, is_finetuned: bool = True) -> str:
+    """Return what ``auto`` stands for.
+
+    Args:
+        data: ``shared`` needs labelled images to train on.
+        is_finetuned: whether the network will be, after merging; without, what that would make up for stays lost.
+    """
+    return "shared" if is_finetuned and data.is_labelled and data.train is not None else "recalibrate"
 
 
 @contextmanager

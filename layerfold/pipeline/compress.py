@@ -19,7 +19,7 @@ from layerfold.export import export_network, export_onnx
 from layerfold.export.network import FORMATS
 from layerfold.finetune import Scores, evaluate_network, finetune_network
 from layerfold.graph import Network, layer_norms, trace_network
-from layerfold.importance import AUTO, Refinement, estimate_importance, weights_hash
+from layerfold.importance import AUTO, Refinement, default_method, estimate_importance, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
@@ -237,8 +237,8 @@ class _Run:
     def _importance(self) -> dict[str, Any]:
         journal = self.folder.file("importance.journal")
         method = self.options.importance_method
-        if method == AUTO and not self.options.finetune_epochs:
-            method = "recalibrate"  # what finetuning would make up for stays lost
+        if method == AUTO:
+            method = default_method(self.data, is_finetuned=self.options.finetune_epochs > 0)
         table = estimate_importance(
             self.model, self.net, self.data, method, latency=self.latency,
             score=self.options.importance_score, holdout_images=self.options.importance_images,

@@ -7,7 +7,7 @@ from typing import Any
 
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
-from layerfold.importance import METHODS, SCORES
+from layerfold.importance import AUTO, METHODS, SCORES
 from layerfold.pipeline.budget_loop import Budget
 
 _CHOICES = {"importance_method": METHODS, "importance_score": SCORES, "optimizer": ("sgd", "adamw")}
@@ -45,7 +45,7 @@ class CompressOptions:
     max_kernel: int = 15
     max_growth: float = 4.0
     drop_layers: bool = False
-    importance_method: str = "auto"
+    importance_method: str = AUTO
     importance_score: str = "accuracy"
     importance_images: int | None = None
     importance_steps: int | None = None

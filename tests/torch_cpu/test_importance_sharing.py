@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch.utils.data import TensorDataset
 import layerfold as lf
 from layerfold.data import ImageData
 from layerfold.errors import FinetuneError
-from layerfold.importance import Request, list_requests, remove_journal
+from layerfold.importance import Request, default_method, list_requests, remove_journal
 from layerfold.importance.estimators import Training
 from layerfold.importance.estimators.shared import train_together
 from layerfold.importance.requests import NOTHING
@@ -173,7 +175,14 @@ def test_training_that_was_stopped_goes_on_from_its_checkpoint(case: Case, tmp_p
         with pytest.raises(FinetuneError, match="stopped"):
             lf.estimate_importance(model, net, data, journal_path=journal, **_ARGUMENTS)
     assert tmp_path.joinpath("journal.training").exists()  # written at the end of each epoch, of three steps here
-    assert lf.estimate_importance(model, net, data, journal_path=journal, **_ARGUMENTS).entries == expected.entries
+    with pytest.MonkeyPatch.context() as patch:
+        later: list[int] = []
+        patch.setattr(TakingTurns, "give_turn", lambda self, index: (later.append(index), give_turn(self, index))[1])
+        again = lf.estimate_importance(model, net, data, journal_path=journal, **_ARGUMENTS)
+    assert again.entries == expected.entries
+    # Two epochs were over; of the eighth turn on nothing was done, and the seventh step is taken again.
+    assert later[0] == seen[6]
+    assert len(later) == 3 * (1 + len(_entries(net))) - 6
     assert not tmp_path.joinpath("journal.training").exists()
 
 
@@ -186,6 +195,24 @@ def test_other_entries_are_trained_anew(case: Case, tmp_path: Path) -> None:
     found = lf.estimate_importance(model, net, data, candidates=few, journal_path=journal, **_ARGUMENTS)
     assert found.entries == expected.entries
     assert tmp_path.joinpath("journal.old").exists()
+
+
+@pytest.mark.parametrize(("has_train", "is_labelled", "is_finetuned"), list(itertools.product((True, False), repeat=3)))
+def test_default_is_shared_where_there_is_something_to_train_on_and_for(
+    case: Case, has_train: bool, is_labelled: bool, is_finetuned: bool
+) -> None:
+    data = dataclasses.replace(case[2], train=case[2].train if has_train else None, is_labelled=is_labelled)
+    expected = "shared" if has_train and is_labelled and is_finetuned else "recalibrate"
+    assert default_method(data, is_finetuned=is_finetuned) == expected
+
+
+def test_sidecar_names_the_method_that_was_taken(case: Case) -> None:
+    model, net, data = case
+    how = {name: value for name, value in _ARGUMENTS.items() if name != "method"}
+    for given, method in ((data, "shared"), (dataclasses.replace(data, train=None), "recalibrate")):
+        options = lf.estimate_importance(model, net, given, **how).provenance.options
+        assert options["method"] == method
+        assert options.get("segment_steps") == (10 if method == "shared" else None)
 
 
 def test_weights_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
