@@ -25,7 +25,8 @@ class CompressOptions:
         max_kernel, max_growth: limits on candidates: the merged kernel's side, and merged multiply-adds to replaced.
         drop_layers: whether options without some of a segment's layers are measured and solved for too.
         importance_method, importance_score, importance_images, importance_steps: see ``estimate_importance``;
-            images are those of the holdout, None for all. ``adaptive`` refines what plans near the budget stand on.
+            images are those of the holdout, None for all. ``adaptive`` refines what plans near the budget stand on;
+            ``auto`` is ``recalibrate`` where nothing is finetuned.
         alpha: see ``solve_frontier``.
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.

@@ -116,6 +116,19 @@ def test_unreachable_budget_names_the_least_before_anything_is_trained(
     assert not (tmp_path / "out/importance.csv").exists()
 
 
+def test_without_finetuning_importances_expect_none(loaded: LoadedModel, data: ImageData, tmp_path: Path) -> None:
+    chosen = CompressOptions(
+        fastest=True, finetune_epochs=0, importance_images=64, formats=("onnx",),
+        exclude=tuple(f"blocks.{number}" for number in range(2, 7)),
+    )  # fmt: skip
+    lf.compress_network(loaded, data, out=tmp_path / "out", options=chosen, progress=False)
+    sidecar = json.loads((tmp_path / "out/importance.csv.json").read_text())
+    assert sidecar["options"]["method"] == "recalibrate"
+    page = (tmp_path / "out/report.html").read_text()
+    assert "By the importance table (method recalibrate)" in page
+    assert "Nothing was finetuned" in page
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
