@@ -19,7 +19,14 @@ from layerfold.export import export_network, export_onnx
 from layerfold.export.network import FORMATS
 from layerfold.finetune import Scores, evaluate_network, finetune_network
 from layerfold.graph import Network, layer_norms, trace_network
-from layerfold.importance import AUTO, Refinement, default_method, estimate_importance, weights_hash
+from layerfold.importance import (
+    AUTO,
+    Refinement,
+    default_method,
+    estimate_importance,
+    remove_journal,
+    weights_hash,
+)
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
@@ -247,6 +254,7 @@ class _Run:
             progress=self.progress,
         )  # fmt: skip
         table.write(self.folder.file("importance.csv"))
+        remove_journal(journal)
         return {"entries": len(table.entries), "left_out": len(table.provenance.left_out)}
 
     def _near_the_budget(self) -> tuple[float, ...]:
