@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _FILES = (
     ("network.json", "the traced network: layers, chains, residuals, barriers"),
     ("latency.csv", "latency of every candidate segment, ms; provenance beside it"),
-    ("importance.csv", "importance of every segment worth merging, points; provenance beside it"),
+    ("importance.csv", "importance of every segment worth merging; provenance beside it"),
     ("frontier.csv", "every Pareto-optimal plan"),
     ("solution.json", "the plan taken: act_pos, merge_pos, and kept_layers where layers are dropped"),
     ("verification.json", "every plan that was built and measured"),
@@ -203,7 +203,12 @@ def _draw_frontier(run: _Run, results: dict[str, Any]) -> Path:
         measured=measured,
         least=points[0],
         title=f"{run.name}: every plan that nothing beats",
+        importance_label=f"importance ({_unit(run)}, higher is better)",
     )
+
+
+def _unit(run: _Run) -> str:
+    return "nats" if run.options.importance_score in ("loss", "kl") else "points"
 
 
 def _describe_data(facts: dict[str, Any]) -> str:
@@ -243,9 +248,8 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
         notes.append("The data has no train split: half of its images chose the plan, the other half were scored.")
     if results["bench"]["attempts"] > 1:
         notes.append(f"The last measurement was repeated {results['bench']['attempts'] - 1} times, each longer.")
-    unit = "nats" if run.options.importance_score in ("loss", "kl") else "points"
     total, method = run.solution.importance or 0.0, run.importance.provenance.options["method"]
-    notes.append(f"By the importance table (method {method}) the plan changes the score by {total:+.2g} {unit}.")
+    notes.append(f"By the importance table (method {method}) the plan changes the score by {total:+.2g} {_unit(run)}.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)
