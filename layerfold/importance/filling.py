@@ -124,19 +124,7 @@ class Filling:
     def importance(self, request: Request) -> float:
         """Return the importance of an entry by the score; 0 where the entry was not estimated."""
         importance = importance_of(self._change(request), self._score)
-        if not self._kind.looks_ahead or self._journal.get(request) is None:
-            return importance
-        return (importance - self._best_change) * lasting_share(self._net, request)
-
-    @cached_property
-    def _best_change(self) -> float:
-        """The most that a change gains, at least 0.
-
-        Weights that networks share suit some of them better than the original; that is no merit of the change, and
-        finetuning gives it to all. So the best network of all is what the others are expected to come up to.
-        """
-        known = (each for each in self._together if self._journal.get(each) is not None)
-        return max((importance_of(self._change(each), self._score) for each in known), default=0.0)
+        return importance * lasting_share(self._net, request) if self._kind.looks_ahead else importance
 
     def entry(self, request: Request) -> ImportanceEntry:
         """Return a row of the table: what was estimated, or no change."""

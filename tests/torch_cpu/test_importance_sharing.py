@@ -134,17 +134,13 @@ def test_importance_is_what_outlasts_finetuning(case: Case) -> None:
     held = dict(zip(convs, weights, strict=True))
     lone = min(weights)
     total = sum(held.get(layer.index, lone) for layer in net.layers)
-    candidates = [each for each in net.candidates() if each.end <= 4]
-    entries = lf.estimate_importance(model, net, data, candidates=candidates, **_ARGUMENTS).entries
-    changed = [entry for entry in entries if entry.end - entry.start > 1]
-    losses = [entry.val_loss for entry in changed if entry.val_loss is not None]
-    best = min(*losses, 0.0)
-    assert best < 0, "no network is better than the original here: the case says nothing of that"
-    for entry, loss in zip(changed, losses, strict=True):
+    changed = [each for each in lf.estimate_importance(model, net, data, **_ARGUMENTS).entries
+               if each.end - each.start > 1]  # fmt: skip
+    assert len(changed) > 4
+    for entry in changed:
         inside = sum(held.get(index, lone) for index in range(entry.start + 1, entry.end + 1))
-        assert entry.importance == pytest.approx((best - loss) * math.sqrt(inside / total), abs=1e-12)
-    assert max(entry.importance for entry in changed) == 0
-    assert {entry.importance for entry in entries if entry not in changed} == {0.0}
+        assert entry.val_loss is not None
+        assert entry.importance == pytest.approx(-entry.val_loss * math.sqrt(inside / total), abs=1e-12)
 
 
 def test_stopped_run_goes_on_to_the_same_table(case: Case, tmp_path: Path) -> None:
