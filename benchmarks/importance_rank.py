@@ -6,14 +6,15 @@
 
 The reference finetunes the network of each entry (``--steps`` steps of 128 images); ``cheap`` estimates the same
 entries by each other method; ``cost`` times both in turns on a few entries, one thread each; ``plans`` solves with the
-reference and with ``distill``, and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's
+reference and with ``shared``, and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's
 ``--entries``, spread over lengths and depths, half of them with dropped layers. Resumable: work is kept under
-``--work``, and the reference, which takes an hour of both cores, beside the record.
+``--work``, and the reference, which takes an hour of both cores, and what finetuning its plans gave beside the record.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import json
 import statistics
@@ -72,7 +73,9 @@ class Ranking:
         self.entries = entries_of(self.run, arguments.entries)
         self.singles = [each for each in self.run.net.candidates() if each.num_layers == 1]
         self.folder = arguments.work / name / f"rank-{arguments.steps}-steps"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.kept = RESULTS / "importance_rank" / name
+        for folder in (self.folder, self.kept):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def estimate(
         self, method: str, entries: list[Segment], journal: Path, *, workers: int | None = None, **how: Any
@@ -88,7 +91,6 @@ class Ranking:
     def table(self, method: str, path: Path, **how: Any) -> lf.ImportanceTable:
         """Return the table by one method, made once."""
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             journal = path.with_suffix(".journal")
             self.estimate(method, self.entries, journal, **how).write(path)
             remove_journal(journal)
@@ -103,7 +105,7 @@ class Ranking:
 
     @cached_property
     def reference(self) -> lf.ImportanceTable:
-        path = RESULTS / f"importance_rank/{self.name}/finetune-{self.arguments.steps}-steps.csv"
+        path = self.kept / f"finetune-{self.arguments.steps}-steps.csv"
         return self.table("finetune", path, **self.how("finetune"))
 
     def cheap(self) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class Ranking:
     def _accuracy_pct(self, solution: lf.Solution, seed: int) -> float:
         choice = [solution.act_pos, solution.merge_pos, solution.kept_layers, self.arguments.plan_epochs, seed]
         name = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
-        done, checkpoint = self.folder / f"plan-{name}.json", self.folder / f"plan-{name}.checkpoint"
+        done, checkpoint = self.kept / f"plan-{name}.json", self.folder / f"plan-{name}.checkpoint"
         if not done.exists():
             student = lf.build_train_form(self.run.teacher, self.run.net, solution)
             lf.finetune_network(
@@ -181,6 +183,17 @@ def _seconds_of_entries(journal: Path) -> float:
     return sum(line["seconds"] for line in lines if line["entry"] != original)
 
 
+def record(name: str, step: str, found: Any, arguments: argparse.Namespace) -> None:
+    """Put what a step found into the record, beside what other commands have put there by now."""
+    path = RESULTS / "importance_rank.json"
+    results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    of_network = results.setdefault(name, {})
+    of_network[step] = found
+    of_network.setdefault("made", {})[step] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("work", "only", "networks")}
+    write_record("importance_rank", results, settings, packages=_PACKAGES)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
@@ -193,17 +206,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
     parser.set_defaults(epochs=2, search_epochs=1, backend="onnxruntime", device=None)  # of shorten_cifar10.py
     arguments = parser.parse_args()
-    path = RESULTS / "importance_rank.json"
-    results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
     for name in arguments.networks or ["resnet20", "mobilenetv2_050_cifar"]:
         ranking = Ranking(name, arguments)
         for step in arguments.only:
             found = getattr(ranking, step)
             if step != "reference":
-                results.setdefault(name, {})[step] = found() if callable(found) else found
-    if arguments.only != ["reference"]:
-        settings = {key: value for key, value in vars(arguments).items() if key not in ("work", "only", "networks")}
-        write_record("importance_rank", results, settings, packages=_PACKAGES)
+                record(name, step, found() if callable(found) else found, arguments)
     return 0
 
 
