@@ -3,8 +3,8 @@
     python benchmarks/executor_ray.py [--kills 10] [--weights resnet20.safetensors]
 
 ResNet-20 on CIFAR-10. The tables must equal that of one process to the bit: in every process torch has one thread.
-Then a worker's process is killed with SIGKILL at random moments while the table is filled; the table must be complete
-and the same, and no kill may cost more than the work of the one entry that the worker had.
+Then workers are killed with SIGKILL at random moments while ``shared`` trains its weights and fills the table; the
+table must be complete and the same, and no kill may cost more than the work of the one entry that the worker had.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from layerfold.executor import Executor
 from layerfold.executor.cluster import ClusterCrew
 
 _HERE = Path(__file__).resolve().parent
+METHODS = ("recalibrate", "distill", "shared")
 _TITLE = b"ray::Clerk"
 
 
@@ -67,7 +68,7 @@ class Killer(threading.Thread):
         """What each was at: a process title."""
 
     def run(self) -> None:
-        lines = 1
+        lines = 0  # the first is killed while the cluster starts, or while it trains the shared weights
         while len(self.killed) < self._kills:
             if self._lines() <= lines:
                 time.sleep(0.01)
@@ -113,7 +114,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Importance on a local Ray cluster against one process.")
     parser.add_argument("--kills", type=int, default=10, metavar="N")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of ResNet-20 (default: finetuned here)")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="of distill, an entry")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="of distill and shared, an entry")
     parser.add_argument("--max-kernel", type=int, default=7, metavar="K")
     parser.add_argument("--holdout-images", type=int, default=256, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments of the kills")
@@ -123,7 +124,7 @@ def main() -> int:
     here, ray = Executor(threads=1), Executor(kind="ray", workers=2, threads=1)
     results: dict[str, Any] = {"entries": len(run.candidates)}
     local = {}
-    for method in ("recalibrate", "distill"):
+    for method in METHODS:
         local[method], local_s = run.fill(method, here)
         table, ray_s = run.fill(method, ray)
         results[method] = {
@@ -134,16 +135,16 @@ def main() -> int:
     journal.unlink(missing_ok=True)
     asked, killer = count_attempts(), Killer(arguments.kills, journal, arguments.seed)
     killer.start()
-    table, killed_s = run.fill("distill", ray, journal)
+    table, killed_s = run.fill("shared", ray, journal)
     again = [count - 1 for count in asked.values() if count > 1]
     estimated = journal.read_text().count("\n") - 1
     results["killed"] = {
         "kills": len(killer.killed), "at": dict(Counter(killer.killed)), "entries_estimated": estimated,
-        "entries_begun_again": sum(again), "is_equal": table.entries == local["distill"].entries,
+        "entries_begun_again": sum(again), "is_equal": table.entries == local["shared"].entries,
         "seconds": round(killed_s, 1),
     }  # fmt: skip
     write_record("executor_ray", results, {**vars(arguments), "work": None, "weights": None}, packages=("torch", "ray"))
-    is_good = all(results[each]["is_equal"] for each in ("recalibrate", "distill", "killed")) \
+    is_good = all(results[each]["is_equal"] for each in (*METHODS, "killed")) \
         and len(killer.killed) == arguments.kills and sum(again) <= arguments.kills
     return 0 if is_good else 1
 

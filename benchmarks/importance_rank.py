@@ -45,9 +45,6 @@ _HOLDOUT = 1000
 _TIMED_ENTRIES = 4
 """Of the reference; the cheap methods are timed on all, for what they do once is shared by all."""
 
-_PLACES = (0.25, 0.5, 0.75)
-"""Of budgets, between the original's latency and the least."""
-
 
 def entries_of(run: Run, count: int) -> list[Segment]:
     """Return the entries to rank: those that change something, every one or ``count`` of them, spread."""
@@ -134,22 +131,24 @@ class Ranking:
         known = [entry for entry in self.run.latency.entries if entry.key in both]
         latency = lf.LatencyTable(known, provenance=self.run.latency.provenance)
         frontiers = {method: lf.solve_frontier(latency, table) for method, table in tables.items()}
-        least_ms, rows = frontiers["finetune"].least_ms, []
-        for place in _PLACES:
-            budget_ms = latency.original_ms + place * (least_ms - latency.original_ms)
-            row: dict[str, Any] = {"budget_ms": budget_ms, "speedup": latency.original_ms / budget_ms}
+        rows = []
+        for speedup in self.arguments.speedups:
+            budget_ms = latency.original_ms / speedup
+            row: dict[str, Any] = {"budget_ms": budget_ms, "speedup": speedup}
             for method, frontier in frontiers.items():
                 solution = frontier.at(budget_ms=budget_ms)
-                row[method] = {"solution": solution.to_json(), "accuracy_pct": self.accuracy_pct(solution)}
+                row[method] = {
+                    "solution": solution.to_json(),
+                    "accuracy_pct": [self.accuracy_pct(solution, seed) for seed in self.arguments.seeds],
+                }
+            of_reference, of_cheap = (statistics.mean(row[each]["accuracy_pct"]) for each in tables)
+            row["lost_points"] = round(of_reference - of_cheap, 3)
             rows.append(row)
             print(f"{self.name}: {row}", file=sys.stderr, flush=True)
         return rows
 
-    def accuracy_pct(self, solution: lf.Solution) -> float:
-        """Return the mean test accuracy after finetuning with each seed, from the baseline, with it as the teacher."""
-        return statistics.mean(self._accuracy_pct(solution, seed) for seed in self.arguments.seeds)
-
-    def _accuracy_pct(self, solution: lf.Solution, seed: int) -> float:
+    def accuracy_pct(self, solution: lf.Solution, seed: int) -> float:
+        """Return the test accuracy after finetuning from the baseline, with it as the teacher."""
         choice = [solution.act_pos, solution.merge_pos, solution.kept_layers, self.arguments.plan_epochs, seed]
         name = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
         done, checkpoint = self.kept / f"plan-{name}.json", self.folder / f"plan-{name}.checkpoint"
@@ -199,6 +198,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="of the reference, an entry")
     parser.add_argument("--entries", type=int, default=48, metavar="N")
+    parser.add_argument("--speedups", nargs="+", type=float, default=[1.2, 1.4, 1.7], metavar="X", help="of plans")
     parser.add_argument("--plan-epochs", type=int, default=1, metavar="N", help="of finetuning what the tables choose")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of that finetuning")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that fill tables, a thread each")
