@@ -81,11 +81,14 @@ class Subject:
         self._holdout = FeatureBank(self.original_form, [x for x, _ in holdout])
         self._labels = torch.cat([y for _, y in holdout]) if data.is_labelled else None
         if self._labels is not None:
-            check_labels(self._labels, int(self.original_form(holdout[0][0][:1]).shape[1]))
-            if len(self._labels) > 1 and bool((self._labels == self._labels[0]).all()):
-                raise DataError(f"{data.name}: all {len(self._labels)} images of the holdout have label "
+            num_classes = int(self.original_form(holdout[0][0][:1]).shape[1])
+            check_labels(self._labels, num_classes)
+            for labels in self.calibration_labels:
+                check_labels(labels, num_classes, "calibration image")
+            if bool((self._labels == self._labels[0]).all()):
+                raise DataError(f"{data.name}: all images scored ({len(self._labels)}) have label "
                                 f"{int(self._labels[0])}; a score needs two classes or more: give another holdout, or "
-                                "score more images")
+                                "score more images (holdout_images)")
         self.original = self.score(self.original_form)
 
     def changed_form(self, request: Request) -> fx.GraphModule:
