@@ -13,6 +13,7 @@ from layerfold.data import ImageData
 from layerfold.errors import DataError, DeviceUnavailableError
 from layerfold.finetune import averaging_batch_norm, check_labels, recalibrate_batch_norm
 from layerfold.graph import Network
+from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores, score_logits
 from layerfold.importance.sharing import share_parameters
@@ -52,7 +53,7 @@ class Subject:
         device: torch's name of where everything is computed and kept.
 
     Attributes:
-        original_form: the original as a train form, in eval mode.
+        original_form: the original as a train form, in eval mode; none of its modules works in place.
         original: its scores.
         calibration: feature maps on the calibration images.
     """
@@ -75,6 +76,8 @@ class Subject:
         if is_recalibrated:
             recalibrate_batch_norm(self._model, [x for x, _ in drawn])
         self.original_form = self._form(net.original_act_pos, range(1, len(net.layers) + 1))
+        for module in self.original_form.modules():
+            make_out_of_place(module)  # feature maps are kept
         record_shapes(net, self.original_form)
         self.calibration = FeatureBank(self.original_form, [x for x, _ in drawn])
         self.calibration_labels = [y for _, y in drawn]
