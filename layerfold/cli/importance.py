@@ -57,8 +57,11 @@ def add_parser(subparsers: Any) -> None:
                        help="images for BatchNorm statistics (default: %(default)s)")
     group.add_argument("--holdout-images", type=whole(1), metavar="N",
                        help="images scored (default: the whole holdout)")
-    group.add_argument("--steps", type=whole(1), metavar="N",
-                       help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=whole(1), metavar="N",
+                        help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
+    length.add_argument("--epochs", type=whole(1), metavar="N",
+                        help="the same as passes over the train split; the paper finetunes for one")
     group.add_argument("--learning-rate", type=above(0), metavar="X",
                        help="with finetune, distill and shared (default: the method's)")
     adaptive = parser.add_argument_group("with --method adaptive")
@@ -98,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
         candidates=candidates_of(args, net, loaded) if latency is None else None, score=args.score,
         fill_slots=args.fill_slots,
         calibration_images=args.calibration_images, holdout_images=args.holdout_images, steps=args.steps,
-        batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed, journal_path=journal,
+        epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed,
+        journal_path=journal,
         refinement=Refinement(start_with=args.start_with, refine_with=args.refine_with, most=args.refine_most,
                               budgets_ms=tuple(parse_ms(text, "--around") for text in args.around)),
         executor=executor, model_name=loaded.source, progress=not args.quiet,

@@ -54,6 +54,9 @@ class ImageData:
             dataset = getattr(self, name)
             if dataset is None and name == "train":
                 continue
+            if dataset is None:
+                raise DataError(f"{self.name}: has no split {name!r}; only train may be left out: give a Dataset of "
+                                "images to score")
             if not isinstance(dataset, Split):
                 dataset = DatasetSplit(dataset, self.num_classes, self.input_shape, f"{self.name}, {name}")
                 object.__setattr__(self, name, dataset)
@@ -77,6 +80,17 @@ class ImageData:
             raise DataError(f"{self.name}: has no images for training, only for evaluation; "
                             "add a train split, or do without finetuning")
         return found
+
+    def check_holdout(self) -> None:
+        """Refuse a holdout whose images all have one label.
+
+        Raises:
+            DataError: it is one; a score of it would say nothing.
+        """
+        holdout = self.split("holdout")
+        if self.is_labelled and not holdout.has_two_classes():
+            raise DataError(f"{self.name}: all {len(holdout)} images of the holdout have one label; a score needs two "
+                            "classes or more: give another holdout, or do without scoring")
 
     def loader(
         self, split: str, batch_size: int, *, shuffle: bool = False, augment: bool | str = False,

@@ -35,6 +35,15 @@ class Split(Dataset[tuple[Tensor, int]]):
         """Class of each image, or None where only reading them all would tell."""
         return None
 
+    def has_two_classes(self) -> bool:
+        """Say whether there are two different labels; where only reading them tells, no further than is needed."""
+        labels = self.labels
+        if labels is not None:
+            return len(np.unique(labels)) > 1
+        with torch.random.fork_rng(devices=[]):  # a Dataset of the user's own may draw random numbers
+            first = self[0][1]
+            return any(label != first for _, label in self)
+
     def batches(
         self, chosen: Sequence[Sequence[int]], seeds: Sequence[int], augmentation: Augmentation
     ) -> Iterator[Batch]:

@@ -76,6 +76,9 @@ class ClusterCrew:
         self._pending[actor.start.remote()] = worker
         return worker
 
+    def dismiss(self, worker: Hashable) -> None:
+        self._ray.kill(self._hired.pop(worker))
+
     def ask(self, worker: Hashable, task: Any) -> None:
         self._pending[self._hired[worker].answer.remote(task)] = worker
 

@@ -25,6 +25,7 @@ class CrewPool:
     def __init__(self, crew: Crew, retries: int) -> None:
         self._crew, self._retries = crew, retries
         self._staff: set[Hashable] = set()
+        self._starting: set[Hashable] = set()
         self._idle: list[Hashable] = []
         self._failed_starts = 0
         self._is_stopped = False
@@ -35,7 +36,9 @@ class CrewPool:
         failures: Counter[Any] = Counter()
         while (len(agenda) or doing) and not self._is_stopped:
             while len(self._staff) < min(self._crew.size, len(agenda) + len(doing)):
-                self._staff.add(self._crew.hire())
+                worker = self._crew.hire()
+                self._staff.add(worker)
+                self._starting.add(worker)
             while self._idle and len(agenda):
                 worker = self._idle.pop()
                 doing[worker] = agenda.next_for(worker)
@@ -68,10 +71,14 @@ class CrewPool:
     def _take_note(self, report: Report) -> None:
         if report.kind == "refused":
             raise report.value
-        if report.kind == "dead":
+        is_start = report.worker in self._starting
+        self._starting.discard(report.worker)
+        if report.kind == "dead" or (is_start and report.kind == "failed"):
             self._staff.discard(report.worker)
             if report.worker in self._idle:
                 self._idle.remove(report.worker)
+            if report.kind == "failed":
+                self._crew.dismiss(report.worker)
         else:
             self._idle.append(report.worker)
 

@@ -56,6 +56,10 @@ class ProcessCrew:
         self._hired.append(_Hired(place, process, ours))
         return self._hired[-1]
 
+    def dismiss(self, worker: Hashable) -> None:
+        assert isinstance(worker, _Hired)
+        self._bury(worker)
+
     def ask(self, worker: Hashable, task: Any) -> None:
         assert isinstance(worker, _Hired)
         try:

@@ -77,6 +77,9 @@ class Crew(Protocol):
     def hire(self) -> Hashable:
         """Begin to start a worker; a report says when it is ready."""
 
+    def dismiss(self, worker: Hashable) -> None:
+        """End a worker that could not be started, and has nothing to do."""
+
     def ask(self, worker: Hashable, task: Any) -> None:
         """Give a ready worker a task; a report says what came of it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from layerfold.finetune._batch_norm import averaging_batch_norm, recalibrate_batch_norm
+from layerfold.finetune._memory import is_out_of_memory
 from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._presets import PRESETS, preset
 from layerfold.finetune._processes import ending_together, is_main_process
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate_network",
     "finetune_network",
     "is_main_process",
+    "is_out_of_memory",
     "predict_logits",
     "preset",
     "recalibrate_batch_norm",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerfold.errors import UsageError
+from layerfold.errors import FinetuneError, UsageError
 
 _SCHEMA = 2
 _MEANINGS = {
@@ -52,15 +52,28 @@ def write_checkpoint(path: Path, config: dict[str, Any], state: TrainingState, *
 
     No generator's state is among them: what is random in a step comes from the seed and the step's number.
     """
-    content = {"schema": _SCHEMA, "config": config, "state": dict(vars(state)), **parts}
+    _replace(path, {"schema": _SCHEMA, "config": config, "state": dict(vars(state)), **parts})
+
+
+def mark_diverged(path: Path) -> None:
+    """Note in a checkpoint that its run went wrong later on: another learning rate may go on from it."""
+    _replace(path, {**torch.load(path, map_location="cpu", weights_only=True), "diverged": True})
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
+    try:
+        torch.save(content, partial)
+    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError for a full disk
+        partial.unlink(missing_ok=True)
+        raise FinetuneError(f"checkpoint_path={path}: could not be written ({str(error).splitlines()[0]}); make room "
+                            "there, and run the same command again: what was written before goes on") from error
     os.replace(partial, path)
 
 
 def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Read a state written for the same ``config``.
+    """Read a state written for the same ``config``; after a run that diverged, the learning rate may be another.
 
     Raises:
         UsageError: not such a file, or made with other options, another model or other images (the first
@@ -74,7 +87,8 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if schema != _SCHEMA:
         raise UsageError(f"checkpoint_path={path}: is of another version of layerfold (schema {schema}, this one reads "
                          f"{_SCHEMA}); end the run with that version, or delete the file to begin anew")
-    for key in sorted(config.keys() | stored.keys()):
+    free = {"learning_rate"} if content.get("diverged") else set()
+    for key in sorted((config.keys() | stored.keys()) - free):
         if config.get(key) != stored.get(key):
             raise UsageError(f"checkpoint_path={path}: was made with {key}={stored.get(key)!r}, now {config.get(key)!r}"
                              f"{_MEANINGS.get(key, '')}; use the same, or delete the file to begin anew")

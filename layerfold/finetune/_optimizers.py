@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from layerfold.errors import OptionalDependencyError, nearest_names
+from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
 
 if TYPE_CHECKING:
     from layerfold.finetune._options import FinetuneOptions
@@ -36,6 +36,7 @@ def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Op
 
     Raises:
         OptionalDependencyError: it is in a package that is not installed.
+        UsageError: it needs second derivatives.
     """
     from timm.optim._optim_factory import create_optimizer_v2
 
@@ -49,4 +50,7 @@ def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Op
             f"optimizer={options.optimizer!r}: needs a package that is not installed ({error or 'see timm'}); install "
             "it, or take another optimizer"
         ) from error
+    if getattr(made, "is_second_order", False):
+        raise UsageError(f"optimizer={options.optimizer!r}: needs second derivatives, which are not computed here; "
+                         "take another one")
     return made

@@ -19,6 +19,7 @@ from layerfold.finetune._averaging import AveragedWeights
 from layerfold.finetune._checkpoint import (
     TrainingState,
     copied_weights,
+    mark_diverged,
     network_hash,
     read_checkpoint,
     write_checkpoint,
@@ -26,7 +27,7 @@ from layerfold.finetune._checkpoint import (
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._log import EpochLog
 from layerfold.finetune._mixing import BatchMixer
-from layerfold.finetune._objective import Objective, logits_of
+from layerfold.finetune._objective import Objective
 from layerfold.finetune._optimizers import make_optimizer
 from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._processes import sum_over_processes
@@ -67,11 +68,11 @@ class Run:
         self._tracks_best = keep_other or options.keep == "best"
         self.total_steps = options.steps or options.epochs * len(loader)
         self._objective = Objective(options, model, teacher, features)
-        num_outputs = count_outputs(model, data.input_shape)
+        self._num_outputs = count_outputs(model, data.input_shape)
         if self._objective.is_teaching:
             assert teacher is not None
-            _check_teacher(count_outputs(teacher, data.input_shape), num_outputs)
-        self._mixer = BatchMixer(options, num_outputs) if options.is_mixed else None
+            _check_teacher(count_outputs(teacher, data.input_shape), self._num_outputs)
+        self._mixer = BatchMixer(options, self._num_outputs) if options.is_mixed else None
         self._prepared, self._optimizer = accelerator.prepare(self._objective.student, make_optimizer(model, options))
         self._average = AveragedWeights(model, options.ema_decay) if options.ema_decay is not None else None
         self._config: dict[str, Any] = {}
@@ -86,6 +87,7 @@ class Run:
         self.resumed_from_step = self.state.step
         self._good_weights, self._good_step = copied_weights(self._kept), self.state.step
         self._other_weights: dict[str, Tensor] | None = None
+        self._latest_images: Tensor | None = None
 
     @property
     def _kept(self) -> dict[str, Tensor]:
@@ -100,13 +102,11 @@ class Run:
             self._loader.set_epoch(state.epoch)
             began = time.monotonic() - state.epoch_seconds
             self._model.train()
-            rate = 0.0
             for images, labels in self._batches():
-                rate = self._options.learning_rate_at(state.step, self.total_steps)
                 if self._before_step is not None:
                     self._before_step(state.step, self.total_steps)
                 is_due = self._path is not None and time.monotonic() - saved_at > checkpoint_every_s
-                loss, is_due = self._step(images, labels, rate, is_due)
+                loss, is_due = self._step(images, labels, is_due)
                 state.loss_sum += loss
                 state.step += 1
                 state.batch += 1
@@ -117,9 +117,11 @@ class Run:
                     break
                 if is_due:
                     state.epoch_seconds = time.monotonic() - began
+                    self._check_weights()
                     self._save()
                     saved_at = time.monotonic()
-            self._end_epoch(began, rate)
+            self._check_weights()
+            self._end_epoch(began)
             self._save()
             saved_at = time.monotonic()
         self._finish()
@@ -130,25 +132,24 @@ class Run:
             return self._loader.starting_at(self.state.batch)
         return self._loader.starting_at(self.state.batch, Share(accelerator.process_index, accelerator.num_processes))
 
-    def _step(self, images: Tensor, labels: Tensor, rate: float, is_due: bool) -> tuple[float, bool]:
+    def _step(self, images: Tensor, labels: Tensor, is_due: bool) -> tuple[float, bool]:
         """Take one step; return the loss over all processes, and whether a checkpoint is due in the main one."""
         options, accelerator, step = self._options, self._accelerator, self.state.step
+        rate = options.learning_rate_at(step, self.total_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
+        check_labels(labels, self._num_outputs, f"step {step + 1}, image")
         device = accelerator.device
         images, targets = channels_last(images.to(device)), labels.to(device)
         # Dropout draws from torch's generator: each step and process begins with a seed of its own.
         torch.manual_seed(_seed_of(options.seed, step, accelerator.process_index))
         if self._mixer is not None:
-            check_labels(targets, self._mixer.num_classes)
             images, targets = self._mixer.mix(images, targets, step)
         if accelerator.num_processes == 1:
             outputs = self._prepared(images)
         else:
             with SharedBatchNorm():
                 outputs = self._prepared(images)
-        if self._mixer is None and step == self.resumed_from_step:
-            check_labels(targets, logits_of(outputs).shape[1])
         loss = self._objective(outputs, images, targets, accelerator)
         if accelerator.num_processes > 1:
             # Gradients are averaged over the processes: the mean over all images, however many each has.
@@ -157,11 +158,8 @@ class Run:
             [float(loss.detach()) / accelerator.num_processes, is_due and accelerator.is_main_process], accelerator
         )
         if not math.isfinite(value):
-            self._model.load_state_dict(self._good_weights)
-            raise FinetuneError(
-                f"finetuning: the loss is {value} at step {step + 1} of {self.total_steps}; the model holds "
-                f"the weights of step {self._good_step} again; lower learning_rate={options.highest_learning_rate:g}"
-            )
+            raise self._diverged(f"the loss is {value} at step {step + 1}")
+        self._latest_images = images
         self._optimizer.zero_grad()
         accelerator.backward(loss)
         if options.grad_clip_norm is not None:
@@ -169,19 +167,54 @@ class Run:
         self._optimizer.step()
         return value, bool(due)
 
+    def _check_weights(self) -> None:
+        """Raise where the last step has spoiled the weights, which its own loss, taken before it, does not show."""
+        if self._latest_images is None:
+            return  # resumed at an epoch's end
+        (num_bad,) = sum_over_processes([not self._is_finite_on(self._latest_images)], self._accelerator)
+        if num_bad:
+            raise self._diverged(f"the network's answers are not finite after step {self.state.step}")
+
+    def _is_finite_on(self, images: Tensor) -> bool:
+        with torch.no_grad():
+            self._model.eval()
+            is_finite = bool(self._model(images).isfinite().all())
+            self._model.train()
+            if is_finite:
+                return True
+            # BatchNorm statistics that lag behind may overflow where those of the batch, as in training, do not.
+            before = copied_weights(self._model.state_dict())
+            with torch.random.fork_rng(devices=[]):
+                is_finite = bool(self._model(images).isfinite().all())
+            self._model.load_state_dict(before)
+            return is_finite
+
+    def _diverged(self, what: str) -> FinetuneError:
+        """Go back to the last good state; return the error to raise."""
+        self._model.load_state_dict(self._good_weights)
+        kept = f"the model holds the weights of step {self._good_step} again"
+        remedy = f"lower learning_rate={self._options.highest_learning_rate:g}"
+        if self._path is not None and self._path.exists():
+            kept = f"{self._path} holds the state of step {self._good_step}"
+            remedy += ", which goes on from there, or delete the file too, to begin anew"
+            if self._accelerator.is_main_process:
+                mark_diverged(self._path)
+        return FinetuneError(f"finetuning: {what} of {self.total_steps}; {kept}; {remedy}")
+
     @property
     def _rows_a_step(self) -> int:
         # Only a split that is smaller than a batch has another last batch: the loader drops it.
         return min(self._options.batch_size, self._loader.num_images)
 
-    def _end_epoch(self, began: float, rate: float) -> None:
+    def _end_epoch(self, began: float) -> None:
         state = self.state
         scores = self._scores() if self._score_holdout else None
         row = EpochRow(
             epoch=state.epoch + 1, steps=state.step, train_loss=state.loss_sum / max(state.batch, 1),
             holdout_accuracy_pct=scores.accuracy_pct if scores else None,
             holdout_loss=scores.loss if scores else None,
-            learning_rate=rate, seconds=time.monotonic() - began,
+            learning_rate=self._options.learning_rate_at(state.step - 1, self.total_steps),
+            seconds=time.monotonic() - began,
         )
         state.history.append(asdict(row))
         if self._tracks_best and best_epoch(self._rows()) == row.epoch:

@@ -67,7 +67,7 @@ def evaluate_network(
         for batch, labels in _batches(images, batch_size):
             batch, labels = channels_last(batch.to(device)), labels.to(device)
             logits = _logits(model, batch)
-            check_labels(labels, logits.shape[1], total)
+            check_labels(labels, logits.shape[1], first=total)
             predicted = logits.argmax(1)
             correct += int((predicted == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
@@ -123,15 +123,22 @@ def count_outputs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
         return _logits(model, channels_last(torch.zeros(1, *input_shape, device=device_of(model)))).shape[1]
 
 
-def check_labels(labels: Tensor, num_classes: int, first: int = 0) -> None:
-    """Raise a ``DataError`` that names the first label outside 0..num_classes-1."""
+def check_labels(labels: Tensor, num_classes: int, what: str = "image", *, first: int = 0) -> None:
+    """Raise a ``DataError`` that names the first label outside 0..num_classes-1.
+
+    Args:
+        labels: class of each image.
+        num_classes: of the model.
+        what: the images are called, before their number.
+        first: number of the first one.
+    """
     outside = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(outside):
         row = int(outside[0])
         if labels[row] == UNLABELLED:
-            raise DataError(f"image {first + row}: has no label; training and accuracy need labelled images (only "
+            raise DataError(f"{what} {first + row}: has no label; training and accuracy need labelled images (only "
                             "importances can do without, with the scores agreement and kl)")
-        raise DataError(f"image {first + row}: label {int(labels[row])} is outside 0..{num_classes - 1}, "
+        raise DataError(f"{what} {first + row}: label {int(labels[row])} is outside 0..{num_classes - 1}, "
                         "the model's classes; give a model with more outputs (num_classes)")
 
 

@@ -98,7 +98,7 @@ def finetune_network(
         description: the text beside the bar.
 
     Raises:
-        DataError: no train split, or a label outside the model's classes.
+        DataError: no train split, a label outside the model's classes, or a holdout of one class.
         DeviceUnavailableError: torch does not find the device.
         FinetuneError: the loss is not finite (the model then holds the last good weights), memory is too small, or
             another process is not there.
@@ -176,6 +176,8 @@ def train_network(
     """
     if (options.keep == "best" or keep_other) and not score_holdout:
         raise UsageError("keep='best': needs the holdout's scores; leave score_holdout=True")
+    if score_holdout:
+        data.check_holdout()
     loader = data.loader(
         "train", options.batch_size, shuffle=True, seed=options.seed, drop_last=True, augment=options.augment,
         random_erasing=options.random_erasing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.data import ImageData
+from layerfold.errors import ExecutorError, FinetuneError
+from layerfold.finetune import is_out_of_memory
 from layerfold.graph import Network, trace_again
 from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
 from layerfold.importance.estimators.shared import train_together
 from layerfold.importance.journal import Estimate
 from layerfold.importance.requests import NOTHING, Request
+from layerfold.importance.scores import Scores
 from layerfold.importance.sharing import WeightsFile
 from layerfold.importance.subject import Subject
 
@@ -125,7 +129,27 @@ class Witness:
         self._estimators: dict[tuple[str, Training], Estimator] = {}
 
     def __call__(self, task: Question | Lesson) -> Estimate | Learned:
-        """Return the scores of the network that was asked for, or what a lesson taught."""
+        """Return the scores of the network that was asked for, or what a lesson taught.
+
+        Raises:
+            FinetuneError: training it diverged, or its scores are not finite.
+            ExecutorError: memory is too small.
+        """
+        try:
+            return self._answer(task)
+        except FinetuneError as error:
+            raise FinetuneError(f"{task}: {error}") from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            made_by = self._made_by
+            raise ExecutorError(
+                f"{task}: out of memory with calibration_images={made_by.calibration_images}, "
+                f"holdout_images={made_by.holdout_images or 'all'}, batch_size={task.training.batch_size}; take fewer, "
+                "fewer workers at once, or a device with more memory"
+            ) from error
+
+    def _answer(self, task: Question | Lesson) -> Estimate | Learned:
         began = time.monotonic()
         if isinstance(task, Lesson):
             subject = self._subject(False, None, None)
@@ -136,12 +160,12 @@ class Witness:
         kind = ESTIMATORS[task.method]
         subject = self._subject(kind.is_recalibrated, key if task.weights else None, task.weights)
         if task.request is None:
-            return Estimate(subject.original, 0.0)
+            return Estimate(_finite(subject.original), 0.0)
         began = time.monotonic()
         if key not in self._estimators:
             self._estimators[key] = kind(subject, task.training)
         scores = self._estimators[key].scores_of(task.request)
-        return Estimate(scores, time.monotonic() - began)
+        return Estimate(_finite(scores), time.monotonic() - began)
 
     def _subject(
         self, is_recalibrated: bool, trained_by: tuple[str, Training] | None,
@@ -153,6 +177,15 @@ class Witness:
                 self._net, self._device, is_recalibrated=is_recalibrated, weights=weights and weights().read()
             )
         return self._subjects[key]
+
+
+def _finite(scores: Scores) -> Scores:
+    """Return scores that are numbers: others would spoil the table, and stay in the journal."""
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise FinetuneError(f"{name} is {value}; lower learning_rate where the method trains, or see whether the "
+                                "original gives finite answers on these images")
+    return scores
 
 
 def runs_of(questions: Iterable[Question]) -> list[list[Question]]:

@@ -46,6 +46,7 @@ def estimate_importance(
     calibration_images: int = 256,
     holdout_images: int | None = None,
     steps: int | None = None,
+    epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float | None = None,
     refinement: Refinement | None = None,
@@ -90,6 +91,7 @@ def estimate_importance(
         calibration_images, holdout_images: how many images are used; None for all. ``distill`` trains on the former.
         steps, batch_size, learning_rate: of ``finetune`` (300 an entry), ``distill`` (40) and ``shared`` (2); with
             ``adaptive`` of its dear method.
+        epochs: in place of ``steps``, passes over the train split an entry; the paper's ``finetune`` has one.
         refinement: how ``adaptive`` goes about it.
         seed: of the images drawn and of training.
         executor: where entries are estimated: ``local``, ``ray``, or an :class:`Executor` that says more. The table is
@@ -103,9 +105,12 @@ def estimate_importance(
         were refined (column ``refined``) and whether the plans stand on such entries alone.
 
     Raises:
-        UsageError: an unknown method or score, a score that the method cannot tell, ``adaptive`` without ``latency``.
+        UsageError: an unknown method or score, a score that the method cannot tell, ``adaptive`` without ``latency``,
+            both ``steps`` and ``epochs``.
         DataError: no images, or labels outside the model's classes.
-        ExecutorError: an entry failed on every try; ClusterUnavailableError: there is no such cluster.
+        FinetuneError: training an entry diverged, or its scores are not finite.
+        ExecutorError: an entry failed on every try, or memory is too small.
+        ClusterUnavailableError: there is no such cluster.
         OptionalDependencyError: Ray is not installed.
     """
     for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
@@ -143,6 +148,8 @@ def estimate_importance(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         left_out=left_out,
     )
+    if epochs is not None:
+        steps = _steps_of(data, epochs, steps, batch_size)
     training = Training(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     if method == ADAPTIVE and latency is None:
         raise UsageError("method='adaptive': needs a latency table, for the solver whose plans it refines; pass "
@@ -185,6 +192,12 @@ def default_method(data: ImageData, *, is_finetuned: bool = True) -> str:
         is_finetuned: whether the network will be, after merging; without, what that would make up for stays lost.
     """
     return "shared" if is_finetuned and data.is_labelled and data.train is not None else "recalibrate"
+
+
+def _steps_of(data: ImageData, epochs: int, steps: int | None, batch_size: int) -> int:
+    if steps is not None or epochs < 1:
+        raise UsageError(f"epochs={epochs}, steps={steps}: give one of them, at least 1")
+    return epochs * len(data.loader("train", batch_size, drop_last=True))
 
 
 @contextmanager

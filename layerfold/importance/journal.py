@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Estimate:
 class Journal:
     """A file of JSON lines: first what the estimates belong to, then one line an estimate.
 
-    A file that belongs to other settings is set aside as ``<name>.old``; a half-written last line is dropped.
+    A file that belongs to other settings, or is none, is set aside as ``<name>.old`` (``.old2``, ...); a half-written
+    last line is dropped.
 
     Args:
         path: the file, or None to keep nothing.
@@ -46,9 +48,9 @@ class Journal:
         if path is None:
             return
         header = json.dumps({"schema": _SCHEMA, **settings}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         if lines and lines[0] != header:
-            path.replace(path.with_name(f"{path.name}.old"))
+            path.rename(_free_name(path))
             lines = []
         self.goes_on = bool(lines)
         for line in lines[1:]:
@@ -59,10 +61,13 @@ class Journal:
             dropped = tuple(found["entry"].pop("dropped"))
             self._done[Request(**found["entry"], dropped=dropped)] = Estimate(found["scores"], found["seconds"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
+        # The file stays as it is until the new one is whole: a full disk costs no estimate.
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", encoding="utf-8") as file:
             file.write(header + "\n")
             for request, estimate in self._done.items():
                 file.write(_line(request, estimate))
+        partial.replace(path)
 
     def get(self, request: Request) -> Estimate | None:
         """Return a finished estimate, or None."""
@@ -79,6 +84,11 @@ class Journal:
     def seconds(self) -> float:
         """What all the estimates took."""
         return sum(estimate.seconds for estimate in self._done.values())
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.old{number or ''}") for number in itertools.chain([0], itertools.count(2)))
+    return next(each for each in names if not each.exists())
 
 
 def _line(request: Request, estimate: Estimate) -> str:

@@ -13,6 +13,7 @@ from layerfold.data import ImageData
 from layerfold.errors import DataError, DeviceUnavailableError
 from layerfold.finetune import averaging_batch_norm, check_labels, recalibrate_batch_norm
 from layerfold.graph import Network
+from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores, score_logits
 from layerfold.importance.sharing import share_parameters
@@ -52,7 +53,7 @@ class Subject:
         device: torch's name of where everything is computed and kept.
 
     Attributes:
-        original_form: the original as a train form, in eval mode.
+        original_form: the original as a train form, in eval mode; none of its modules works in place.
         original: its scores.
         calibration: feature maps on the calibration images.
     """
@@ -75,17 +76,22 @@ class Subject:
         if is_recalibrated:
             recalibrate_batch_norm(self._model, [x for x, _ in drawn])
         self.original_form = self._form(net.original_act_pos, range(1, len(net.layers) + 1))
+        for module in self.original_form.modules():
+            make_out_of_place(module)  # feature maps are kept
         record_shapes(net, self.original_form)
         self.calibration = FeatureBank(self.original_form, [x for x, _ in drawn])
         self.calibration_labels = [y for _, y in drawn]
         self._holdout = FeatureBank(self.original_form, [x for x, _ in holdout])
         self._labels = torch.cat([y for _, y in holdout]) if data.is_labelled else None
         if self._labels is not None:
-            check_labels(self._labels, int(self.original_form(holdout[0][0][:1]).shape[1]))
-            if len(self._labels) > 1 and bool((self._labels == self._labels[0]).all()):
-                raise DataError(f"{data.name}: all {len(self._labels)} images of the holdout have label "
+            num_classes = int(self.original_form(holdout[0][0][:1]).shape[1])
+            check_labels(self._labels, num_classes)
+            for labels in self.calibration_labels:
+                check_labels(labels, num_classes, "calibration image")
+            if bool((self._labels == self._labels[0]).all()):
+                raise DataError(f"{data.name}: all images scored ({len(self._labels)}) have label "
                                 f"{int(self._labels[0])}; a score needs two classes or more: give another holdout, or "
-                                "score more images")
+                                "score more images (holdout_images)")
         self.original = self.score(self.original_form)
 
     def changed_form(self, request: Request) -> fx.GraphModule:

@@ -17,10 +17,12 @@ _MOST_BYTES = 1 << 30
 
 
 class FeatureBank:
-    """Feature maps of the original network on fixed batches, for the latest set of nodes asked for.
+    """Feature maps of the original network on fixed batches.
+
+    The latest ones asked for are kept, within a gigabyte, and what lies further behind is computed from them.
 
     Args:
-        original: the traced original, in eval mode, with shapes recorded.
+        original: the traced original, in eval mode, with shapes recorded; nothing in it changes its input in place.
         batches: images [N, C, H, W].
 
     Attributes:
@@ -29,11 +31,11 @@ class FeatureBank:
 
     def __init__(self, original: fx.GraphModule, batches: Sequence[Tensor]) -> None:
         self._original, self.images = original, list(batches)
-        self._names: tuple[str, ...] = ()
-        self._values: list[tuple[Tensor, ...]] = []
+        self._kept: dict[tuple[str, ...], list[tuple[Tensor, ...]]] = {}  # the latest last
         self._shapes: dict[str, tuple[int, ...]] = {
             node.name: node.meta.get("shape") or () for node in original.graph.nodes
         }
+        self._places = {node.name: place for place, node in enumerate(original.graph.nodes)}
 
     def inputs(self) -> list[tuple[Tensor, ...]]:
         """Return the batches themselves."""
@@ -41,21 +43,35 @@ class FeatureBank:
 
     def values(self, names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
         """Return, for each batch, the values of the named nodes."""
-        if names != self._names:
-            self._values = []  # freed before the next ones are computed
-            taps = _tap(self._original, names)
-            with torch.no_grad():
-                self._values = [taps(batch) for batch in self.images]
-            self._names = names
-        return self._values
+        found = self._kept.pop(names, None) or self._computed(names)
+        self._kept[names] = found
+        return found
+
+    def _computed(self, names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
+        taps, given = self._nearest(names)
+        most = _MOST_BYTES - self._bytes(names)
+        while self._kept and sum(map(self._bytes, self._kept)) > most:  # freed before the next ones are computed
+            del self._kept[next(iter(self._kept))]
+        with torch.no_grad():
+            return [taps(*values) for values in given]
+
+    def _nearest(self, names: tuple[str, ...]) -> tuple[fx.GraphModule, list[tuple[Tensor, ...]]]:
+        """Return what computes the named nodes, and from what: the kept values that lie nearest before them, if any."""
+        for before in sorted(self._kept, key=lambda each: -self._places[each[-1]]):
+            taps = _tap_from(self._original, before, names)
+            if taps is not None:
+                return taps, self._kept[before]
+        return _tap(self._original, names), self.inputs()
+
+    def _bytes(self, names: tuple[str, ...]) -> int:
+        images = sum(len(batch) for batch in self.images)
+        return 4 * images * sum(math.prod(self._shapes[name][1:]) for name in names)
 
     def is_affordable(self, names: tuple[str, ...]) -> bool:
         """Say whether keeping these values takes at most a gigabyte."""
         if not all(self._shapes.get(name) for name in names):
             return False
-        floats: int = sum(math.prod(self._shapes[name][1:]) for name in names)
-        images = sum(len(batch) for batch in self.images)
-        return 4 * floats * images <= _MOST_BYTES
+        return self._bytes(names) <= _MOST_BYTES
 
 
 def record_shapes(net: Network, form: fx.GraphModule) -> None:
@@ -122,6 +138,22 @@ def _tap(original: fx.GraphModule, names: tuple[str, ...]) -> fx.GraphModule:
     graph, by_name = _copied(original)
     graph.output(tuple(by_name[name] for name in names))
     return _finished(original, graph)
+
+
+def _tap_from(original: fx.GraphModule, before: tuple[str, ...], names: tuple[str, ...]) -> fx.GraphModule | None:
+    """Return a module that computes nodes from the values of others, or None where these do not suffice."""
+    graph, by_name = _copied(original)
+    graph.output(tuple(by_name[name] for name in names))
+    anchor = next(iter(graph.nodes))
+    stand_ins = set()
+    for name in before:
+        with graph.inserting_before(anchor):
+            stand_in = graph.placeholder(f"kept_{name}")
+        stand_ins.add(stand_in)
+        by_name[name].replace_all_uses_with(stand_in)
+    _erase_unread(graph, stand_ins)
+    reads_images = any(node.op == "placeholder" and node not in stand_ins for node in graph.nodes)
+    return None if reads_images else fx.GraphModule(original, graph)
 
 
 def _copied(network: fx.GraphModule) -> tuple[fx.Graph, dict[str, fx.Node]]:

@@ -22,6 +22,10 @@ class MakeWorker:
     def __call__(self, device):
         if (self.folder / "no-start").exists():
             raise RuntimeError("cannot start")
+        begun = self.folder / "begun"
+        if (self.folder / "one-bad-start").exists() and not begun.exists():
+            begun.touch()
+            raise RuntimeError("cannot start yet")
         return Worker(self.folder)
 
 

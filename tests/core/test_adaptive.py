@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,11 +76,41 @@ def test_settled_plans_stand_on_refined_entries_and_lose_little(seed: int) -> No
         assert found < 2.0
 
 
+@pytest.mark.parametrize("seed", [0, 2, 6, 7, 8, 9, 11])  # a fit through few pairs may have no error at all
+def test_settled_plans_would_stand_if_every_other_entry_were_better_by_the_error_of_the_fit(seed: int) -> None:
+    problem, budgets = Problem(seed, error=4.0), [5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    _, refined, spent = problem.refine(budgets_ms=budgets)
+    assert spent.is_settled
+    values, doubt = on_one_scale(MERGED, problem.cheap, {each: problem.truth[each] for each in refined})
+    assert doubt > 0
+    hopeful = {each: value + (doubt if each not in refined else 0.0) for each, value in values.items()}
+    for budget_ms in budgets:
+        assert set(behind(problem, hopeful, budget_ms)) <= refined
+
+
+def behind(problem: Problem, values: dict[Request, float], budget_ms: float) -> list[Request]:
+    """Return the merged segments of the best plan."""
+    stops = [0, *solve_frontier(problem.latency, problem.table(values)).at(budget_ms=budget_ms).act_pos, LAYERS]
+    chosen = [Request(start=i, end=j, start_act=1, end_act=1) for i, j in itertools.pairwise(dict.fromkeys(stops))]
+    return [each for each in chosen if each in problem.truth]
+
+
 def test_limit_is_kept_and_told() -> None:
     problem = Problem(1, error=3.0)
     _, refined, spent = problem.refine(most=3)
     assert len(refined) == len(problem.asked) == spent.refined == 3
     assert not spent.is_settled
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_most_plans_stand_on_is_refined_first(seed: int) -> None:
+    problem = Problem(seed, error=2.0)
+    budgets = [6.0, 7.0, 8.0, 9.0]
+    plans = {tuple(behind(problem, problem.cheap, budget_ms)) for budget_ms in budgets}
+    counts = Counter(itertools.chain.from_iterable(plans))
+    _, refined, _ = problem.refine(most=1, budgets_ms=budgets)
+    (first,) = refined
+    assert counts[first] == max(counts.values())
 
 
 def test_cheap_values_that_are_true_need_one_more_look_only() -> None:

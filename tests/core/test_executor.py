@@ -69,6 +69,27 @@ def test_workers_that_never_start_are_given_up(make_worker: Any, tmp_path: Path)
         list(pool.map_unordered([["one"]]))
 
 
+def test_start_that_fails_once_costs_no_task_and_says_nothing(
+    make_worker: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one-bad-start").touch()
+    with Executor(workers=2, retries=3).open(make_worker) as pool:
+        answers = dict(pool.map_unordered([["one", "three"]]))
+    assert answers == {"one": "ONE", "three": "THREE"}
+    assert sorted(task for task, _ in tasks_noted(tmp_path)) == ["one", "three"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_workers_that_never_start_are_said_in_one_line(
+    make_worker: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no-start").touch()
+    with Executor(workers=2, retries=2).open(make_worker) as pool, \
+            pytest.raises(ExecutorError, match=r"no worker could be started in 3 tries.*cannot start"):
+        list(pool.map_unordered([["one", "three"]]))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_cannot_be_sent_is_one_line() -> None:
     with pytest.raises(UsageError, match="cannot be sent to another process"), \
             Executor(workers=2).open(lambda device: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,19 +14,27 @@ from torch import nn
 import layerfold as lf
 from layerfold.data import ImageData
 from layerfold.finetune import finetune_network
-from layerfold.importance import Request, list_requests
+from layerfold.importance import Request, list_requests, suffix
 from layerfold.importance.estimators import Recalibrate
-from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
+from layerfold.importance.subject import Subject
+from layerfold.importance.suffix import (
+    FeatureBank,
+    _tap,
+    crossing_names,
+    record_shapes,
+    shared_names,
+    split_suffix,
+)
 
 Trained = tuple[nn.Module, lf.Network, ImageData]
 
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    """Return MobileNetV2-0.35 after 40 steps on MNIST at 32x32: good enough that a change shows."""
+    """Return MobileNetV2-0.35 after 80 steps on MNIST at 32x32: good enough that a change shows."""
     data = lf.open_data("mnist5k", input_shape=(1, 32, 32), mean=(0.5,), std=(0.5,))
     model = lf.load_model("timm:mobilenetv2_035", num_classes=10, in_channels=1).module
-    finetune_network(model, data, steps=40, optimizer="adamw", score_holdout=False, progress=False)
+    finetune_network(model, data, steps=80, optimizer="adamw", learning_rate=0.01, score_holdout=False, progress=False)
     return model, lf.trace_network(model, torch.zeros(1, 1, 32, 32)), data
 
 
@@ -65,6 +74,30 @@ def test_suffix_on_kept_feature_maps_computes_the_whole_network(trained: Trained
     assert bank.is_affordable(names)
     assert start == 0 or names != ("x",), "nothing was kept, so the suffix is the whole network"
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [0, 3_000_000, 1 << 30])
+def test_kept_feature_maps_are_those_of_the_original_in_whatever_order_they_are_asked_for(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    model, net, data = trained
+    subject = Subject(model, net, data, calibration_images=48, holdout_images=48, seed=0, is_recalibrated=False)
+    form, batches = subject.original_form, subject.calibration.images
+    monkeypatch.setattr(suffix, "_MOST_BYTES", most)
+    bank = FeatureBank(form, batches)
+    names = [node.name for node in form.graph.nodes if node.op not in ("placeholder", "output")][:-4]
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:60].tolist()
+    for one, other in itertools.pairwise(order):
+        # One value, or two of which the later may be computed from the other.
+        asked = tuple(names[place] for place in sorted({one, other})) if one % 2 else (names[one],)
+        found = bank.values(asked)
+        assert sum(map(bank._bytes, bank._kept)) <= max(most, bank._bytes(asked))
+        for values, batch in zip(found, batches, strict=True):
+            assert all(torch.equal(value, expected) for value, expected in
+                       zip(values, _tap(form, asked)(batch), strict=True))
+        assert bank.values(asked) is found
+    for asked, found in bank._kept.items():
+        assert torch.equal(found[0][0], _tap(form, asked)(batches[0])[0])  # what was computed from it left it alone
 
 
 def _solution(net: lf.Network, act_pos: Iterable[int], merge_pos: Iterable[int]) -> lf.Solution:

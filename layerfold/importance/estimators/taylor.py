@@ -9,7 +9,6 @@ for single neurons). Padding moved to the front is ignored.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, fx
 
 from layerfold.errors import UsageError
 from layerfold.graph.dropping import gone_branches, keeps_shape
-from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
@@ -83,7 +81,7 @@ def _terms(subject: Subject) -> dict[tuple[str, int], Tensor]:
 
     Keys are ("activation", position), ("layer", index), and ("branch", position) for all that is added there.
     """
-    form = _out_of_place(subject.original_form)
+    form = subject.original_form
     nodes = {node.name: node for node in form.graph.nodes}
     # What goes -> (name of what is there instead, None for nothing; name of what was).
     changes: dict[tuple[str, int], tuple[str | None, str]] = {}
@@ -112,11 +110,3 @@ def _terms(subject: Subject) -> dict[tuple[str, int], Tensor]:
             new = 0.0 if read is None else recorder.values[read]
             found[key].append((gradient * (new - old).detach()).flatten(1).sum(1))
     return {key: torch.cat(values) for key, values in found.items()}
-
-
-def _out_of_place(form: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy whose activations leave their inputs alone: they are read afterwards."""
-    found = copy.deepcopy(form)
-    for module in found.modules():
-        make_out_of_place(module)
-    return found
