@@ -5,8 +5,7 @@
     python benchmarks/accuracy_cifar10.py resnet20 resnet56 --epochs 30 --seeds 0 1 2 --backend torch --device cuda \\
         --train-device cuda
 
-Ways: ``layerfold`` (merging and dropping, the exact solver, plans looked at as wholes), ``sums`` (the same, but the
-solver's first plan, which is the best sum of importances), ``paper`` (Kim et al. 2023: merging only, every importance
+Ways: ``layerfold`` (merging and dropping, the exact solver), ``paper`` (Kim et al. 2023: merging only, every importance
 by finetuning, time discretised), ``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by
 Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with
 the original, and it chooses again with less until it is within the budget; then every network is finetuned alike, from
@@ -31,10 +30,10 @@ from shorten_cifar10 import NETWORKS, Run
 from torch import nn
 
 import layerfold as lf
-from layerfold.importance import choose_plan, remove_journal
+from layerfold.importance import remove_journal
 
 STEPS = ("tables", "choose", "finetune", "compare")
-WAYS = ("layerfold", "sums", "paper", "uniform", "global pruning", "pruning")
+WAYS = ("layerfold", "paper", "uniform", "global pruning", "pruning")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "torch-pruning")
 _PAPER_STEPS = 25
 """Of finetuning an entry: the paper's is an epoch of ImageNet on two GPUs."""
@@ -109,9 +108,7 @@ class Contest:
 
     def _file(self, way: str) -> str:
         """Return what files of a way begin with."""
-        names = {"sums": f"layerfold-by-{self.arguments.importance}",
-                 "layerfold": f"layerfold-by-{self.arguments.importance}-as-wholes"}
-        return names.get(way, way.replace(" ", "-"))
+        return f"layerfold-by-{self.arguments.importance}" if way == "layerfold" else way.replace(" ", "-")
 
     def _share(self, way: str, speedup: float) -> dict[str, Any]:
         share, reached = share_for(self.original, speedup, self.speedup_of, is_global=way == "global pruning")
@@ -135,10 +132,6 @@ class Contest:
 
     def _solve(self, way: str, budget_ms: float) -> lf.Solution:
         if way == "layerfold":
-            chosen = choose_plan(self.original, self.run.net, self.run.data, self.run.latency, self.importance,
-                                 budget_ms=budget_ms, holdout_images=_HOLDOUT_IMAGES, progress=False)
-            return chosen.best.solution
-        if way == "sums":
             return lf.solve_frontier(self.run.latency, self.importance).at(budget_ms=budget_ms)
         if way == "paper":
             # Where no plan that keeps every layer is fast enough, no importance would help.
@@ -253,8 +246,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.2, 1.4, 1.7], metavar="X")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:5]), metavar="WAY",
-                        help=f"of {', '.join(WAYS)} (default: all but the last)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:4]), metavar="WAY",
+                        help=f"of {', '.join(WAYS)} (default: the first four)")
     parser.add_argument("--importance", default="shared", metavar="METHOD", help="of layerfold's own table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of finetuning")

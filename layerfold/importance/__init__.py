@@ -7,9 +7,8 @@ from layerfold.importance.estimate import AUTO, METHODS, default_method, estimat
 from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
 from layerfold.importance.scores import SCORES
-from layerfold.importance.wholes import ChosenPlan, WholePlan, choose_plan, without
 
 __all__ = [
-    "AUTO", "METHODS", "SCORES", "ChosenPlan", "Refinement", "Request", "WholePlan", "choose_plan", "default_method",
-    "estimate_importance", "list_requests", "remove_journal", "weights_hash", "without",
+    "AUTO", "METHODS", "SCORES", "Refinement", "Request", "default_method", "estimate_importance", "list_requests",
+    "remove_journal", "weights_hash",
 ]
