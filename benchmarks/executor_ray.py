@@ -102,8 +102,9 @@ def count_attempts() -> Counter[str]:
     ask = ClusterCrew.ask
 
     def counting(self: ClusterCrew, worker: Any, task: Any) -> None:
-        if task.request is not None:
-            asked[repr(task.request)] += 1
+        request = getattr(task, "request", task)  # a lesson is asked for as it is
+        if request is not None:
+            asked[repr(request)] += 1
         ask(self, worker, task)
 
     ClusterCrew.ask = counting  # type: ignore[method-assign]
