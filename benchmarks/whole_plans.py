@@ -36,7 +36,8 @@ def finetuned(name: str) -> Iterator[dict[str, Any]]:
     for row in record["results"].get(name, {}).get("plans", ()):
         for method in ("finetune", "shared"):
             found = row[method]
-            yield {"from": f"importance_rank, {method}, {row['speedup']:g}x", "epochs": record["settings"]["plan_epochs"],
+            yield {"from": f"importance_rank, {method}, {row['speedup']:g}x",
+                   "epochs": record["settings"]["plan_epochs"],
                    "solution": found["solution"], "accuracy_pct": statistics.mean(found["accuracy_pct"])}
     for folder in (RESULTS / f"accuracy_cifar10/{name}/onnxruntime-3-epochs", RESULTS / "whole_plans" / name):
         for path in sorted(folder.glob("*-0.json")):
