@@ -57,7 +57,8 @@ def untrained_loss(run: Run, solution: lf.Solution) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
-    parser.set_defaults(steps=300, epochs=2, search_epochs=1, backend="onnxruntime", device=None)  # of shorten_cifar10.py
+    # Of shorten_cifar10.py.
+    parser.set_defaults(steps=300, epochs=2, search_epochs=1, backend="onnxruntime", device=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
