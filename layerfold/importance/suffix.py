@@ -113,17 +113,19 @@ def split_suffix(changed: fx.GraphModule, shared: set[str]) -> fx.GraphModule:
     graph = changed.graph
     names = crossing_names(changed, shared)
     nodes = {node.name: node for node in graph.nodes}
-    anchor = next(iter(graph.nodes))
-    stand_ins = set()
-    for name in names:
-        with graph.inserting_before(anchor):
-            stand_in = graph.placeholder(f"kept_{name}")
-        stand_ins.add(stand_in)
+    stand_ins = _stand_ins(graph, names)
+    for name, stand_in in stand_ins.items():
         nodes[name].replace_all_uses_with(stand_in, delete_user_cb=lambda user: user.name not in shared)
-    _erase_unread(graph, stand_ins)
+    _erase_unread(graph, set(stand_ins.values()))
     changed.delete_all_unused_submodules()
     changed.recompile()
     return changed
+
+
+def _stand_ins(graph: fx.Graph, names: Sequence[str]) -> dict[str, fx.Node]:
+    """Put an input for each of these values in front of a graph, in their order."""
+    with graph.inserting_before(next(iter(graph.nodes))):
+        return {name: graph.placeholder(f"kept_{name}") for name in names}
 
 
 def cut_behind(network: fx.GraphModule, name: str) -> fx.GraphModule:
@@ -144,15 +146,11 @@ def _tap_from(original: fx.GraphModule, before: tuple[str, ...], names: tuple[st
     """Return a module that computes nodes from the values of others, or None where these do not suffice."""
     graph, by_name = _copied(original)
     graph.output(tuple(by_name[name] for name in names))
-    anchor = next(iter(graph.nodes))
-    stand_ins = set()
-    for name in before:
-        with graph.inserting_before(anchor):
-            stand_in = graph.placeholder(f"kept_{name}")
-        stand_ins.add(stand_in)
+    stand_ins = _stand_ins(graph, before)
+    for name, stand_in in stand_ins.items():
         by_name[name].replace_all_uses_with(stand_in)
-    _erase_unread(graph, stand_ins)
-    reads_images = any(node.op == "placeholder" and node not in stand_ins for node in graph.nodes)
+    _erase_unread(graph, set(stand_ins.values()))
+    reads_images = any(node.op == "placeholder" and node not in stand_ins.values() for node in graph.nodes)
     return None if reads_images else fx.GraphModule(original, graph)
 
 
