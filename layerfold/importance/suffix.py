@@ -14,12 +14,16 @@ from torch import Tensor, fx
 from layerfold.graph import Network
 
 _MOST_BYTES = 1 << 30
+"""Of one set of feature maps."""
+
+_KEPT_BYTES = 1 << 28
+"""Of several sets; one that takes more is kept alone. A worker has three banks, and a machine several workers."""
 
 
 class FeatureBank:
     """Feature maps of the original network on fixed batches.
 
-    The latest ones asked for are kept, within a gigabyte, and what lies further behind is computed from them.
+    The latest ones asked for are kept, as far as they fit, and what lies further behind is computed from them.
 
     Args:
         original: the traced original, in eval mode, with shapes recorded; nothing in it changes its input in place.
@@ -48,10 +52,10 @@ class FeatureBank:
         return found
 
     def _computed(self, names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
-        taps, given = self._nearest(names)
-        most = _MOST_BYTES - self._bytes(names)
-        while self._kept and sum(map(self._bytes, self._kept)) > most:  # freed before the next ones are computed
+        # Freed before the next ones are computed, and before one is taken to compute them from.
+        while self._kept and sum(map(self._bytes, (*self._kept, names))) > _KEPT_BYTES:
             del self._kept[next(iter(self._kept))]
+        taps, given = self._nearest(names)
         with torch.no_grad():
             return [taps(*values) for values in given]
 
