@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from layerfold.data import ImageData
 from layerfold.errors import DataError, FinetuneError, UsageError
+from layerfold.finetune import FinetuneOptions
 from layerfold.finetune._checkpoint import mark_diverged
 from tests.torch_cpu.small_training import Interrupt, images, interrupted_after, is_same, network, train
 
@@ -128,4 +129,6 @@ def test_run_that_is_stopped_while_it_scores_logs_as_if_it_had_not_been(tmp_path
         train(broken, images(), **options)
     report = train(network(), images(), **options)
     assert report.resumed_from_step == 4
-    assert [row.learning_rate for row in report.history] == [row.learning_rate for row in expected]
+    options_of_both = FinetuneOptions(learning_rate=0.05)
+    at_the_ends = [options_of_both.learning_rate_at(step, 8) for step in (3, 7)]
+    assert [row.learning_rate for row in report.history] == [row.learning_rate for row in expected] == at_the_ends
