@@ -89,7 +89,7 @@ def finetune_network(
         keep_other: return the best weights beside the last, or the last beside the best
             (``FinetuneReport.other_weights``).
         checkpoint_path: file that holds the state of the run; if it exists the run goes on from it, and ends as it
-            would have without the interruption.
+            would have without the interruption. After one that diverged it also goes on with another learning rate.
         checkpoint_every_s: seconds between two writes of it within an epoch; it is also written after each epoch.
         log_path: CSV file with a row an epoch, written as each ends.
         tensorboard_path: folder for the same in TensorBoard's format.
@@ -100,8 +100,8 @@ def finetune_network(
     Raises:
         DataError: no train split, a label outside the model's classes, or a holdout of one class.
         DeviceUnavailableError: torch does not find the device.
-        FinetuneError: the loss is not finite (the model then holds the last good weights), memory is too small, or
-            another process is not there.
+        FinetuneError: the loss or what the network answers is not finite (the model then holds the last good weights),
+            memory is too small, the checkpoint cannot be written, or another process is not there.
         OptionalDependencyError: an optimizer or log whose package is not installed.
         UsageError: an option outside its range, a teacher with other outputs, a checkpoint of another run, or a port in
             use.
