@@ -5,7 +5,8 @@
     python benchmarks/accuracy_cifar10.py resnet20 resnet56 --epochs 30 --seeds 0 1 2 --backend torch --device cuda \\
         --train-device cuda
 
-Ways: ``layerfold`` (merging and dropping, the exact solver), ``paper`` (Kim et al. 2023: merging only, every importance
+Ways: ``layerfold`` (merging and dropping, the exact solver, plans near its answer scored as wholes: what ``compress``
+does), ``sums`` (the same without those scores), ``paper`` (Kim et al. 2023: merging only, every importance
 by finetuning, time discretised), ``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by
 Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with
 the original, and it chooses again with less until it is within the budget; then every network is finetuned alike, from
@@ -30,10 +31,11 @@ from shorten_cifar10 import NETWORKS, Run
 from torch import nn
 
 import layerfold as lf
-from layerfold.importance import remove_journal
+from layerfold.importance import WholeScores, remove_journal
+from layerfold.pipeline.budget_loop import Budget, meet_budget
 
 STEPS = ("tables", "choose", "finetune", "compare")
-WAYS = ("layerfold", "paper", "uniform", "global pruning", "pruning")
+WAYS = ("layerfold", "sums", "paper", "uniform", "global pruning", "pruning")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "torch-pruning")
 _PAPER_STEPS = 25
 """Of finetuning an entry: the paper's is an epoch of ImageNet on two GPUs."""
@@ -100,7 +102,10 @@ class Contest:
         """Return what a way chooses for a measured speed-up: a solution, a share of filters, or how far it reaches."""
         path = self.kept / f"{self._file(way)}-{speedup:g}.json"
         if not path.exists():
-            found = self._share(way, speedup) if "pruning" in way else self._solution(way, speedup)
+            if "pruning" in way:
+                found = self._share(way, speedup)
+            else:
+                found = self._verified(speedup) if way == "layerfold" else self._solution(way, speedup)
             print(f"{self.name}, {way}, {speedup:g}x: {found}"[:300], file=sys.stderr, flush=True)
             path.write_text(json.dumps(found) + "\n")
         answer: dict[str, Any] = json.loads(path.read_text())
@@ -108,13 +113,28 @@ class Contest:
 
     def _file(self, way: str) -> str:
         """Return what files of a way begin with."""
-        return f"layerfold-by-{self.arguments.importance}" if way == "layerfold" else way.replace(" ", "-")
+        return f"{way}-by-{self.arguments.importance}" if way in ("layerfold", "sums") else way.replace(" ", "-")
 
     def _share(self, way: str, speedup: float) -> dict[str, Any]:
         share, reached = share_for(self.original, speedup, self.speedup_of, is_global=way == "global pruning")
         if share is None:
             return {"reached": False, "most": reached}
         return {"reached": True, "share": share, "speedup": reached}
+
+    def _verified(self, speedup: float) -> dict[str, Any]:
+        """Choose as ``compress`` does: the loop that measures, and plans as wholes."""
+        run = self.run
+        try:
+            found = meet_budget(
+                self.original, run.net, run.latency, self.importance, Budget(speedup=speedup), run.backend,
+                score_plan=WholeScores(self.original, run.net, run.data, holdout_images=_HOLDOUT_IMAGES),
+            )
+        except lf.InfeasibleBudgetError as error:
+            return {"reached": False, "most": run.latency.original_ms / error.least_ms, "rounds": []}
+        return {"reached": True, "solution": found.solution.to_json(), "speedup": 1 / found.verification.ratio,
+                "rounds": [{"predicted_ms": each.predicted_ms, "speedup": 1 / each.verification.ratio}
+                           for each in found.rounds],
+                "wholes": [each.score for each in found.wholes]}
 
     def _solution(self, way: str, speedup: float) -> dict[str, Any]:
         latency, rounds = self.run.latency, []
@@ -131,7 +151,7 @@ class Contest:
             budget_ms *= (1 - _MARGIN) / (found.ratio_high * speedup)
 
     def _solve(self, way: str, budget_ms: float) -> lf.Solution:
-        if way == "layerfold":
+        if way == "sums":
             return lf.solve_frontier(self.run.latency, self.importance).at(budget_ms=budget_ms)
         if way == "paper":
             # Where no plan that keeps every layer is fast enough, no importance would help.
@@ -246,8 +266,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.2, 1.4, 1.7], metavar="X")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:4]), metavar="WAY",
-                        help=f"of {', '.join(WAYS)} (default: the first four)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:5]), metavar="WAY",
+                        help=f"of {', '.join(WAYS)} (default: all but the last)")
     parser.add_argument("--importance", default="shared", metavar="METHOD", help="of layerfold's own table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of finetuning")

@@ -6,7 +6,8 @@
 
 The reference finetunes the network of each entry (``--steps`` steps of 128 images); ``cheap`` estimates the same
 entries by each other method; ``cost`` times both in turns on a few entries, one thread each; ``plans`` solves with the
-reference and with ``shared``, and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's
+reference and with ``shared``, takes of the latter's plans the best as a whole network (as ``compress`` does, but for
+measuring), and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's
 ``--entries``, spread over lengths and depths, half of them with dropped layers. Resumable: work is kept under
 ``--work``, and the reference, which takes an hour of both cores, and what finetuning its plans gave beside the record.
 """
@@ -20,8 +21,10 @@ import json
 import statistics
 import sys
 import tempfile
+import time
+from collections.abc import Collection
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,10 @@ from shorten_cifar10 import NETWORKS, Run
 
 import layerfold as lf
 from layerfold.graph import Segment
-from layerfold.importance import remove_journal
+from layerfold.importance import WholeScores, remove_journal
 from layerfold.importance.requests import NOTHING
+from layerfold.solver import climb_plans
+from layerfold.tables._kernel import SegmentKey
 
 STEPS = ("reference", "cheap", "cost", "plans")
 PLANNED = "shared"
@@ -126,22 +131,28 @@ class Ranking:
 
     def plans(self) -> list[dict[str, Any]]:
         """Solve with the reference and with one cheap method, and finetune what they choose alike."""
-        tables = {"finetune": self.reference, PLANNED: self.table(PLANNED, self.folder / f"{PLANNED}.csv")}
         both = {segment.key for segment in (*self.singles, *self.entries)}
         known = [entry for entry in self.run.latency.entries if entry.key in both]
         latency = lf.LatencyTable(known, provenance=self.run.latency.provenance)
-        frontiers = {method: lf.solve_frontier(latency, table) for method, table in tables.items()}
+        cheap = self.table(PLANNED, self.folder / f"{PLANNED}.csv")
+        score = WholeScores(self.run.loaded.module, self.run.net, self.run.data, holdout_images=_HOLDOUT)
         rows = []
         for speedup in self.arguments.speedups:
             budget_ms = latency.original_ms / speedup
             row: dict[str, Any] = {"budget_ms": budget_ms, "speedup": speedup}
-            for method, frontier in frontiers.items():
-                solution = frontier.at(budget_ms=budget_ms)
-                row[method] = {
-                    "solution": solution.to_json(),
+            first = _without((), latency, cheap, budget_ms)
+            assert first is not None
+            began = time.perf_counter()
+            wholes = climb_plans(first, score, partial(_without, latency=latency, table=cheap, budget_ms=budget_ms))
+            row["seconds_of_wholes"] = time.perf_counter() - began
+            reference = lf.solve_frontier(latency, self.reference).at(budget_ms=budget_ms)
+            chosen = {"finetune": reference, PLANNED: wholes[-1].solution, f"{PLANNED}, sums": first}
+            for way, solution in chosen.items():
+                row[way] = {
+                    "solution": solution.to_json(), "whole": score(solution),
                     "accuracy_pct": [self.accuracy_pct(solution, seed) for seed in self.arguments.seeds],
                 }
-            of_reference, of_cheap = (statistics.mean(row[each]["accuracy_pct"]) for each in tables)
+            of_reference, of_cheap = (statistics.mean(row[way]["accuracy_pct"]) for way in ("finetune", PLANNED))
             row["lost_points"] = round(of_reference - of_cheap, 3)
             rows.append(row)
             print(f"{self.name}: {row}", file=sys.stderr, flush=True)
@@ -162,6 +173,17 @@ class Ranking:
             done.write_text(json.dumps(lf.evaluate_network(student, self.run.data.split("test")).accuracy_pct))
             checkpoint.unlink(missing_ok=True)
         return float(json.loads(done.read_text()))
+
+
+def _without(
+    left_out: Collection[SegmentKey], latency: lf.LatencyTable, table: lf.ImportanceTable, budget_ms: float
+) -> lf.Solution | None:
+    """Return the best plan without some segments."""
+    entries = [each for each in latency.entries if each.key not in left_out]
+    try:
+        return lf.solve_frontier(lf.LatencyTable(entries, provenance=latency.provenance), table).at(budget_ms=budget_ms)
+    except lf.InfeasibleBudgetError:
+        return None
 
 
 def _rank(one: lf.ImportanceTable, other: lf.ImportanceTable) -> float:

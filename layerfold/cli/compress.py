@@ -62,6 +62,9 @@ def add_parser(subparsers: Any) -> None:
                         help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
     search.add_argument("--alpha", type=float, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
+    search.add_argument("--whole-plans", type=int, default=24, metavar="N",
+                        help="most plans near the solver's that are scored as whole networks, of which the best that "
+                        "keeps the budget is taken; 0 takes the solver's (default: 24)")
     search.add_argument("--margin", default="2", metavar="PCT",
                         help="percent of the budget left free while a faster plan exists, so that measuring again "
                         "confirms it (default: 2)")
@@ -103,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_kernel=arguments.max_kernel, max_growth=arguments.max_growth, drop_layers=arguments.drop_layers,
         importance_method=arguments.importance,
         importance_score=arguments.score, importance_images=arguments.importance_images,
-        importance_steps=arguments.importance_steps, alpha=arguments.alpha,
+        importance_steps=arguments.importance_steps, alpha=arguments.alpha, whole_plans=arguments.whole_plans,
         margin=parse_number(arguments.margin, "--margin", least=0.0, most=50.0, example="2") / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
         learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,

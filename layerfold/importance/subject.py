@@ -121,6 +121,11 @@ class Subject:
         """Score a network on the holdout's images."""
         return self._scores(logits_of(network, self._holdout.inputs()))
 
+    def score_solution(self, solution: Solution) -> Scores:
+        """Score the network of a whole plan, with BatchNorm statistics measured anew."""
+        form = build_train_form(self._model, self.net, solution).eval()
+        return self.score_recalibrated(Suffix(form, self.calibration.inputs(), self._holdout.inputs()))
+
     def score_recalibrated(self, suffix: Suffix) -> Scores:
         """Measure BatchNorm statistics anew, in place, and score."""
         with averaging_batch_norm(suffix.network):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -14,14 +14,17 @@ from layerfold.profiler import Verification, verify_solution
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.progress import progress_bar
-from layerfold.solver import Frontier, Limits, Solution
+from layerfold.solver import Frontier, Limits, ScoredPlan, Solution, climb_plans
 from layerfold.solver._extension import Normalise
 from layerfold.tables import ImportanceTable, LatencyTable
+from layerfold.tables._kernel import SegmentKey
 
 _MOST_TRIALS = 24
 _FASTEST_TRIALS = 5
 _ENOUGH = 0.975
 """A plan that uses this much of the limit is not worth another verification."""
+MOST_WHOLES = 24
+"""Plans that are scored as whole networks at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ class LoopResult:
         latency: the table with all that was learnt.
         rounds: every verification, in order.
         trials: every plan that was timed on the way, in order.
+        wholes: where plans were scored as wholes, the verified ones that were taken, in order: from the one of highest
+            importance to ``solution``.
     """
 
     solution: Solution
@@ -87,6 +92,7 @@ class LoopResult:
     latency: LatencyTable
     rounds: tuple[Round, ...]
     trials: tuple[MeasuredPlan, ...]
+    wholes: tuple[ScoredPlan, ...] = ()
 
 
 def meet_budget(
@@ -105,6 +111,8 @@ def meet_budget(
     batch: int = 1,
     original_onnx: bytes | None = None,
     cap_s: float = 6.0,
+    score_plan: Callable[[Solution], float] | None = None,
+    most_wholes: int = MOST_WHOLES,
     progress: bool = True,
 ) -> LoopResult:
     """Find the best solution whose measured latency is within the budget.
@@ -115,75 +123,134 @@ def meet_budget(
     looked at again. What fits is built as it will be shipped and verified; then the search goes back up, to plans of
     higher importance that lie between it and the budget, until little of the budget is left.
 
+    With ``score_plan``, the plan found is left for one whose whole network scores better, as long as there is one
+    nearby that is measured within the budget too (:func:`layerfold.solver.climb_plans`).
+
     Args:
         latency: of any method; fitted ones (``method="plans"``) need the fewest turns.
         alpha, normalise, limits: see :func:`solve_frontier`.
         margin: share of the budget left free while a faster plan exists, so that measuring again confirms it.
-        max_rounds: most plans to build and verify; besides, up to three times as many are timed.
+        max_rounds: most plans to build and verify before any is scored; besides, up to three times as many are timed.
         cap_s: most seconds a network in one verification.
+        score_plan: score of a plan's whole network, higher is better (:class:`layerfold.importance.WholeScores`).
+            The fastest plan is what it is, and not scored.
+        most_wholes: most plans to score.
 
     Raises:
         InfeasibleBudgetError: nothing meets the budget; names what can be met.
     """
     search = PlanSearch(model, net, latency, importance, backend, alpha=alpha, normalise=normalise, limits=limits,
                         batch=batch)
-    rounds: list[Round] = []
-
-    def verify(solution: Solution) -> Round:
-        predicted_ms = search.predicted_ms(solution)
-        for cap_now_s in (cap_s, 3 * cap_s):
-            verification = verify_solution(
-                model, net, solution, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
-                predicted_ms=predicted_ms, original_onnx=original_onnx, cap_s=cap_now_s,
-            )  # fmt: skip
-            if verification.is_within_budget is not False or not _is_open(verification, budget):
-                break
-        search.original_ms = verification.original_ms
-        search.learn(solution, verification.ratio, verification.ratio_low, verification.ratio_high)
-        turn = Round(
-            solution=replace(solution, predicted_ms=predicted_ms), predicted_ms=predicted_ms,
-            verification=verification, is_within=budget.is_fastest or bool(verification.is_within_budget),
-            is_safe=_is_within(verification, budget, margin),
-        )  # fmt: skip
-        rounds.append(turn)
-        return turn
-
+    loop = _Loop(model, net, search, budget, backend, margin=margin, batch=batch, original_onnx=original_onnx,
+                 cap_s=cap_s)
+    _check_fixed(budget, search)
     with progress_bar("verify: time plans", _MOST_TRIALS, enabled=progress) as bar:
-        _check_fixed(budget, search)
         if budget.is_fastest:
-            verify(search.fastest(_FASTEST_TRIALS, bar.advance))
-        while not budget.is_fastest and len(rounds) < max_rounds and len(search.trials) < _MOST_TRIALS:
-            limit = budget.in_ms(search.original_ms) * (1 - margin) / search.original_ms
-            solution = search.next_plan(limit)
-            if solution is None:
-                break
-            ratio = search.time(solution)
-            bar.advance()
-            if ratio > limit:
-                search.reject(solution)
-            elif verify(solution).is_safe:
-                search.accept(solution)
-                if ratio > _ENOUGH * limit:
-                    break
-            else:
-                search.reject(solution)
-        if not any(each.is_within for each in rounds) and not budget.is_fastest:
-            # The last word belongs to the fastest plan that was seen, and to what is shipped.
-            fastest = search.fastest(_FASTEST_TRIALS, bar.advance)
-            if all(each.solution.plan != fastest.plan for each in rounds):
-                verify(fastest)
-    within = [each for each in rounds if each.is_within]
-    if not within:
-        raise _unreachable(budget, rounds, search.original_ms)
-    best = max(within, key=lambda each: (each.is_safe, each.solution.importance or 0.0, -each.verification.ratio_high))
+            loop.verify(search.fastest(_FASTEST_TRIALS, bar.advance))
+        else:
+            loop.find_highest(max_rounds, bar.advance)
+    best = loop.best()
+    wholes: list[ScoredPlan] = []
+    if score_plan is not None and not budget.is_fastest:
+        with progress_bar("verify: plans as wholes", most_wholes, enabled=progress) as bar:
+            wholes = climb_plans(best.solution, score_plan, loop.solve_without, take=loop.is_kept_by, most=most_wholes,
+                                 advance=bar.advance)
+        if len(wholes) > 1:
+            best = next(each for each in loop.rounds[::-1] if each.is_safe)
     return LoopResult(
         solution=best.solution,
         verification=best.verification,
         frontier=search.frontier(),
         latency=search.table(),
-        rounds=tuple(rounds),
+        rounds=tuple(loop.rounds),
         trials=tuple(search.trials),
+        wholes=tuple(wholes),
     )
+
+
+class _Loop:
+    """What was verified so far, and the ways to verify more."""
+
+    def __init__(
+        self, model: nn.Module, net: Network, search: PlanSearch, budget: Budget, backend: Backend, *, margin: float,
+        batch: int, original_onnx: bytes | None, cap_s: float,
+    ) -> None:  # fmt: skip
+        self._model, self._net, self._search, self._budget, self._backend = model, net, search, budget, backend
+        self._margin, self._batch, self._original_onnx, self._cap_s = margin, batch, original_onnx, cap_s
+        self.rounds: list[Round] = []
+
+    @property
+    def _limit(self) -> float:
+        """The share of the original's latency that a plan may take."""
+        return self._budget.in_ms(self._search.original_ms) * (1 - self._margin) / self._search.original_ms
+
+    def verify(self, solution: Solution) -> Round:
+        """Build a plan as it will be shipped, and measure it."""
+        predicted_ms = self._search.predicted_ms(solution)
+        budget = self._budget
+        for cap_s in (self._cap_s, 3 * self._cap_s):
+            verification = verify_solution(
+                self._model, self._net, solution, self._backend, batch=self._batch, budget_ms=budget.budget_ms,
+                speedup=budget.speedup, predicted_ms=predicted_ms, original_onnx=self._original_onnx, cap_s=cap_s,
+            )  # fmt: skip
+            if verification.is_within_budget is not False or not _is_open(verification, budget):
+                break
+        self._search.original_ms = verification.original_ms
+        self._search.learn(solution, verification.ratio, verification.ratio_low, verification.ratio_high)
+        turn = Round(
+            solution=replace(solution, predicted_ms=predicted_ms), predicted_ms=predicted_ms,
+            verification=verification, is_within=budget.is_fastest or bool(verification.is_within_budget),
+            is_safe=_is_within(verification, budget, self._margin),
+        )  # fmt: skip
+        self.rounds.append(turn)
+        return turn
+
+    def find_highest(self, max_rounds: int, advance: Callable[[], None]) -> None:
+        """Verify plans until no other of higher importance is likely to fit."""
+        search = self._search
+        while len(self.rounds) < max_rounds and len(search.trials) < _MOST_TRIALS:
+            solution = search.next_plan(self._limit)
+            if solution is None:
+                break
+            limit, ratio = self._limit, search.time(solution)
+            advance()
+            if ratio > limit:
+                search.reject(solution)
+            elif self.verify(solution).is_safe:
+                search.accept(solution)
+                if ratio > _ENOUGH * limit:
+                    break
+            else:
+                search.reject(solution)
+        if not any(each.is_within for each in self.rounds):
+            # The last word belongs to the fastest plan that was seen, and to what is shipped.
+            fastest = search.fastest(_FASTEST_TRIALS, advance)
+            if all(each.solution.plan != fastest.plan for each in self.rounds):
+                self.verify(fastest)
+
+    def best(self) -> Round:
+        """Return the one of highest importance that keeps the budget.
+
+        Raises:
+            InfeasibleBudgetError: there is none.
+        """
+        within = [each for each in self.rounds if each.is_within]
+        if not within:
+            raise _unreachable(self._budget, self.rounds, self._search.original_ms)
+        return max(
+            within, key=lambda each: (each.is_safe, each.solution.importance or 0.0, -each.verification.ratio_high)
+        )
+
+    def solve_without(self, left_out: Collection[SegmentKey]) -> Solution | None:
+        """Return the plan of highest importance without some segments that is likely to keep the budget."""
+        return self._search.best_without(left_out, self._limit)
+
+    def is_kept_by(self, solution: Solution) -> bool:
+        """Time a plan, verify it if that went well, and say whether it keeps the budget."""
+        is_kept = self._search.time(solution) <= self._limit and self.verify(solution).is_safe
+        if not is_kept:
+            self._search.reject(solution)
+        return is_kept
 
 
 def check_reachable(

@@ -8,7 +8,7 @@ from typing import Any
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
 from layerfold.importance import AUTO, METHODS, SCORES
-from layerfold.pipeline.budget_loop import Budget
+from layerfold.pipeline.budget_loop import MOST_WHOLES, Budget
 
 _CHOICES = {"importance_method": METHODS, "importance_score": SCORES, "optimizer": ("sgd", "adamw")}
 
@@ -28,6 +28,7 @@ class CompressOptions:
             images are those of the holdout, None for all. ``adaptive`` refines what plans near the budget stand on;
             ``auto`` is ``recalibrate`` where nothing is finetuned.
         alpha: see ``solve_frontier``.
+        whole_plans: most plans near the solver's that are scored as whole networks; 0 takes the solver's as it is.
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.
         learning_rate, batch_size, optimizer: of the finetuning.
@@ -51,6 +52,7 @@ class CompressOptions:
     importance_images: int | None = None
     importance_steps: int | None = None
     alpha: float = 0.0
+    whole_plans: int = MOST_WHOLES
     margin: float = 0.02
     finetune_epochs: int = 3
     learning_rate: float | None = None
@@ -76,7 +78,7 @@ class CompressOptions:
         for each in self.formats or ():
             if each not in FORMATS:
                 raise UsageError(f"formats: {each!r} is none of {', '.join(FORMATS)}{nearest_names(each, FORMATS)}")
-        for name, least in (("finetune_epochs", 0), ("threads", 1), ("batch", 1), ("max_kernel", 1)):
+        for name, least in (("finetune_epochs", 0), ("whole_plans", 0), ("threads", 1), ("batch", 1), ("max_kernel", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least {least}")
         for name in ("max_growth", "importance_images", "importance_steps", "batch_size", "learning_rate"):
@@ -98,6 +100,7 @@ class CompressOptions:
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are used."""
         found = asdict(self)
-        if not self.drop_layers:
-            del found["drop_layers"]
+        for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES)):
+            if found[name] == default:
+                del found[name]
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from layerfold.profiler.random_plans import Plan
 from layerfold.solver import Frontier, Limits, Solution, solve_frontier
 from layerfold.solver._extension import Normalise
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
+from layerfold.tables._kernel import SegmentKey
 
 _POLICY = MeasurePolicy(target=0.004, cap_s=1.5, block_ms=1.0, warmup_cap_s=0.3)
 _CAUTION = 0.5
@@ -74,16 +75,23 @@ class PlanSearch:
         """Return the latency table with all that was learnt."""
         return fitted_table(self.latency, self.beliefs, original_ms=self.original_ms)
 
-    def frontier(self) -> Frontier:
-        """Solve with all that was learnt; what is not faster than the layers that it replaces is no option."""
+    def frontier(self, left_out: Collection[SegmentKey] = ()) -> Frontier:
+        """Solve with all that was learnt; what is not faster than the layers that it replaces is no option.
+
+        Args:
+            left_out: merged segments that are no options either.
+        """
         table = self.table()
         changes = self.beliefs.changes
         useful = {*table.useful_segments(), *table.useful_drops()}
         entries = [
             entry
             for entry in table.entries
-            if (entry.key not in changes and not entry.drops)
-            or (entry.key in useful and entry.key in changes and _is_faster(*changes[entry.key]))
+            if entry.key not in left_out
+            and (
+                (entry.key not in changes and not entry.drops)
+                or (entry.key in useful and entry.key in changes and _is_faster(*changes[entry.key]))
+            )
         ]
         kept = LatencyTable(entries, provenance=table.provenance, source=table.source)
         return solve_frontier(kept, self._importance, self._alpha, self._normalise, limits=self._limits)
@@ -124,6 +132,16 @@ class PlanSearch:
             return None
         fastest = frontier[0]
         return None if fastest.plan in self._rejected else fastest
+
+    def best_without(self, left_out: Collection[SegmentKey], limit: float) -> Solution | None:
+        """Return the plan of highest importance that is likely to fit and holds none of some segments."""
+        frontier = self.frontier(left_out)
+        for index in range(len(frontier) - 1, -1, -1):
+            if frontier.latencies_ms[index, 0] <= limit * self.original_ms:
+                solution = frontier[index]
+                if solution.plan not in self._rejected and self._predict(solution).ratio <= limit:
+                    return solution
+        return None
 
     def fastest(self, most_trials: int, advance: Callable[[], None] = lambda: None) -> Solution:
         """Return the fastest plan: the one predicted so is timed and learnt from until it stays the same."""

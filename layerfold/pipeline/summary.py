@@ -250,6 +250,11 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
         notes.append(f"The last measurement was repeated {results['bench']['attempts'] - 1} times, each longer.")
     total, method = run.solution.importance or 0.0, run.importance.provenance.options["method"]
     notes.append(f"By the importance table (method {method}) the plan changes the score by {total:+.2g} {_unit(run)}.")
+    wholes = results["solve and verify"].get("wholes", {"taken": ()})  # older runs have none
+    if len(wholes["taken"]) > 1:
+        first, last = wholes["taken"][0], wholes["taken"][-1]
+        notes.append(f"As whole networks, before any training, the plan with the highest sum of importances changed the "
+                     f"{wholes['score']} by {-first:+.3g} nats and the one taken by {-last:+.3g}.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

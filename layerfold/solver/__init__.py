@@ -1,6 +1,7 @@
 """Options, frontiers, solutions: the exact choice of what to merge (DESIGN.md, section 7). No torch."""
 
 from layerfold.solver._alternatives import solve_alternatives
+from layerfold.solver._climb import ScoredPlan, climb_plans
 from layerfold.solver._explain import Explanation, explain_point
 from layerfold.solver._extension import extend_importance
 from layerfold.solver._frontier import Frontier
@@ -12,6 +13,6 @@ from layerfold.solver._solve import solve_frontier
 from layerfold.solver._stage1 import compute_optimal_latency
 
 __all__ = [
-    "Explanation", "Frontier", "Limits", "Option", "Plan", "Solution", "SolutionSegment", "compute_optimal_latency",
-    "entries_behind", "explain_point", "extend_importance", "importance_of", "solve_alternatives", "solve_frontier",
+    "Explanation", "Frontier", "Limits", "Option", "Plan", "ScoredPlan", "Solution", "SolutionSegment", "climb_plans",
+    "compute_optimal_latency", "entries_behind", "explain_point", "extend_importance", "importance_of", "solve_alternatives", "solve_frontier",
 ]
