@@ -216,6 +216,7 @@ def test_sidecar_names_the_method_that_was_taken(case: Case) -> None:
         options = lf.estimate_importance(model, net, given, **how).provenance.options
         assert options["method"] == method
         assert options.get("segment_steps") == (10 if method == "shared" else None)
+        assert options.get("segment_batch_size") == (min(32, options["batch_size"]) if method == "shared" else None)
 
 
 def test_weights_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
