@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.torch_cpu.small_training import images, network, train
 from torch import nn
 
 import layerfold as lf
@@ -15,6 +14,7 @@ from layerfold.data import ImageData
 from layerfold.errors import DataError, SolutionError
 from layerfold.finetune import Scores, evaluate_network, recalibrate_batch_norm
 from layerfold.importance import WholeScores
+from tests.torch_cpu.small_training import images, network, train
 
 IMAGES = 64
 
@@ -41,7 +41,8 @@ def plans(count: int) -> list[lf.Solution]:
     found = []
     for _ in range(count):
         stops = [position for position in range(1, 6) if rng.random() < 0.5] + [6]
-        found.append(lf.Solution(act_pos=tuple(p for p in stops if p == 6 or rng.random() < 0.8), merge_pos=tuple(stops)))
+        active = [position for position in stops if position == 6 or rng.random() < 0.8]
+        found.append(lf.Solution(act_pos=active, merge_pos=stops))
     return found
 
 
