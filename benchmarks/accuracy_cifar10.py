@@ -12,7 +12,8 @@ Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What
 the original, and it chooses again with less until it is within the budget; then every network is finetuned alike, from
 the same baseline with the same teacher. Resumable: what was chosen and what accuracy came of it is kept beside the
 record, half-done work under ``--work``; ``--only`` does some of the steps, so that those that measure latency
-(``choose``, ``compare``) can have a core to themselves. ``compare`` takes of ``--seeds`` those that are finetuned.
+(``choose``, ``compare``) can have a core to themselves. ``compare`` takes of ``--seeds`` those that are finetuned, and
+finetunes where none is.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class Contest:
                 score_plan=WholeScores(self.original, run.net, run.data, holdout_images=_HOLDOUT_IMAGES),
             )
         except lf.InfeasibleBudgetError as error:
-            return {"reached": False, "most": run.latency.original_ms / error.least_ms, "rounds": []}
+            return {"reached": False, "most": speedup * error.budget_ms / error.least_ms, "rounds": []}
         return {"reached": True, "solution": found.solution.to_json(), "speedup": 1 / found.verification.ratio,
                 "rounds": [{"predicted_ms": each.predicted_ms, "speedup": 1 / each.verification.ratio}
                            for each in found.rounds],
