@@ -18,6 +18,8 @@ from layerfold.importance.scores import change_of, importance_of
 from layerfold.importance.subject import Subject
 from layerfold.solver import Solution
 
+_HOLDOUT_IMAGES = 1000
+
 
 class WholeScores:
     """Scores the networks of whole plans.
@@ -25,7 +27,8 @@ class WholeScores:
     Args:
         model: the trained model that ``net`` was traced from; left untouched.
         data: as in :func:`layerfold.importance.estimate_importance`.
-        calibration_images, holdout_images, seed: likewise.
+        calibration_images, seed: likewise.
+        holdout_images: how many the score is of, at most; None for 1,000, by which docs/importance.md judges it.
         device: torch's name of where networks are scored.
 
     Attributes:
@@ -42,8 +45,8 @@ class WholeScores:
     ) -> None:  # fmt: skip
         self.score = "loss" if data.is_labelled else "kl"
         self._subject = Subject(
-            model, net, data, calibration_images=calibration_images, holdout_images=holdout_images, seed=seed,
-            is_recalibrated=True, device=device,
+            model, net, data, calibration_images=calibration_images, holdout_images=holdout_images or _HOLDOUT_IMAGES,
+            seed=seed, is_recalibrated=True, device=device,
         )  # fmt: skip
 
     def __call__(self, solution: Solution) -> float:
