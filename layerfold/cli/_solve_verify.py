@@ -150,5 +150,5 @@ def _wholes_text(found: LoopResult) -> str | None:
         return "lost all" if score is None else f"{score:+.4g} nats"
 
     scores = found.whole_scores
-    text = f"{lost(scores[-1])} before any training"
+    text = lost(scores[-1])
     return text + (f"; the plan of highest importance {lost(scores[0])}" if len(scores) > 1 else "")
