@@ -34,8 +34,9 @@ def finetuned(name: str) -> Iterator[dict[str, Any]]:
     """Yield plans that were finetuned: where from, after how many epochs, the solution, the accuracy."""
     record = json.loads((RESULTS / "importance_rank.json").read_text())
     for row in record["results"].get(name, {}).get("plans", ()):
-        for method in ("finetune", "shared"):
-            found = row[method]
+        for method, found in row.items():
+            if not isinstance(found, dict):
+                continue
             yield {"from": f"importance_rank, {method}, {row['speedup']:g}x",
                    "epochs": record["settings"]["plan_epochs"],
                    "solution": found["solution"], "accuracy_pct": statistics.mean(found["accuracy_pct"])}
@@ -64,8 +65,12 @@ def main() -> int:
     results: dict[str, Any] = {}
     for name in ("resnet20", "mobilenetv2_050_cifar"):
         run, rows = Run(name, arguments), []
+        seen = set()
         for plan in finetuned(name):
             solution = lf.Solution.from_json(plan.pop("solution"))
+            if (plan["epochs"], solution.act_pos, solution.plan) in seen:
+                continue  # two ways chose it
+            seen.add((plan["epochs"], solution.act_pos, solution.plan))
             rows.append({**plan, "untrained_loss": round(untrained_loss(run, solution), 4)})
             print(name, rows[-1], file=sys.stderr, flush=True)
         ranks = {}

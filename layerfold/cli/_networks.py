@@ -57,7 +57,7 @@ def candidates_of(arguments: argparse.Namespace, net: Network, loaded: LoadedMod
     """
     from layerfold.graph import layer_norms
 
-    if arguments.drop_layers and _has_random_weights(arguments):
+    if arguments.drop_layers and has_random_weights(arguments):
         print("layerfold: note: no --weights, so random weights decide which layers --drop-layers keeps: latency "
               "is the same, but importances will be of those layers", file=sys.stderr)
     return net.candidates(
@@ -104,9 +104,10 @@ def check_table(net: Network, table: LatencyTable, path: str) -> None:
 
 def note_random_weights(arguments: argparse.Namespace) -> None:
     """Say so on stderr where a model of a library starts from random weights."""
-    if _has_random_weights(arguments):
+    if has_random_weights(arguments):
         print("layerfold: note: no --weights, so the model's weights are random", file=sys.stderr)
 
 
-def _has_random_weights(arguments: argparse.Namespace) -> bool:
+def has_random_weights(arguments: argparse.Namespace) -> bool:
+    """Say whether nothing gives the model weights: a factory of one's own may load some."""
     return arguments.weights is None and str(arguments.model).startswith(("timm:", "torchvision:"))

@@ -8,9 +8,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._networks import add_trace_arguments, check_table, trace_of
-from layerfold.cli._options import open_backend
-from layerfold.cli._sources import load_model_of
+from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
+from layerfold.cli._options import open_backend, whole
+from layerfold.cli._sources import add_data_arguments, load_model_of, open_data_of
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 
@@ -38,6 +38,9 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
                        help="as for `layerfold profile`")
     group.add_argument("--margin", default="2", metavar="PCT",
                        help="percent of the budget left free while a faster plan exists (default: %(default)s)")
+    group.add_argument("--importance-images", type=whole(1), metavar="N",
+                       help="with --data, holdout images that a plan's whole network is scored on (default: all)")
+    add_data_arguments(parser, required=False)
 
 
 def meet_budget_of(
@@ -60,6 +63,9 @@ def meet_budget_of(
             raise UsageError(f"{name} {value}: speaks of predictions; --verify measures instead, leave it out")
     if args.budget_of != "end-to-end":
         raise UsageError(f"--budget-of {args.budget_of}: --verify measures end to end; leave it out")
+    if args.data is not None and has_random_weights(args):
+        raise UsageError(f"--data {args.data}: plans are scored on it, and random weights have no score to lose; give "
+                         "--weights, or leave --data out")
     table = latencies[0]
     provenance = table.provenance
     if args.input is None and len(provenance.input_shape) >= 3:
@@ -73,9 +79,14 @@ def meet_budget_of(
 
     net = trace_of(args, loaded := load_model_of(args))
     check_table(net, table, table.source)
+    score = None
+    if args.data is not None:
+        from layerfold.importance import WholeScores
+
+        score = WholeScores(loaded.module, net, open_data_of(args, loaded), holdout_images=args.importance_images)
     return meet_budget(
         loaded.module, net, table, importance, Budget(**asked[0]), backend, alpha=alpha, normalise=args.normalise,
-        limits=limits, margin=margin, batch=provenance.batch or 1, progress=not args.json,
+        limits=limits, margin=margin, batch=provenance.batch or 1, score_plan=score, progress=not args.json,
     )  # fmt: skip
 
 
@@ -95,6 +106,7 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
             "original_ms": verification.original_ms, "points": len(found.frontier),
             "solutions": [verified_solution(found).to_json()], "verification": verification.to_json(),
             "rounds": [each.verification.to_json() for each in found.rounds], "trials": len(found.trials),
+            "wholes": [each.score for each in found.wholes],
         }, indent=1))  # fmt: skip
         return
     solution = found.solution
@@ -106,9 +118,18 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
         ("predicted", f"{solution.predicted_ms or 0.0:.4g} ms"),
         ("budget", f"{verification.budget_ms:.4g} ms, met; {used:.0f} % used"),
         ("importance", f"{solution.importance:.6g}"),
+        ("as a whole", _wholes_text(found)),
         ("tried", f"{len(found.trials)} plans timed, {len(found.rounds)} built and verified"),
         ("act_pos", ",".join(map(str, solution.act_pos)) or "none"),
         ("merge_pos", ",".join(map(str, solution.merge_pos))),
         ("kept_layers", None if solution.kept_layers is None else ",".join(map(str, solution.kept_layers))),
     ]))
     print("layerfold: the budget is kept by measurement, upper end of the interval included", file=sys.stderr)
+
+
+def _wholes_text(found: LoopResult) -> str | None:
+    if not found.wholes:
+        return None
+    first, last = found.wholes[0].score, found.wholes[-1].score
+    text = f"{last:+.4g} nats before any training"
+    return text + (f"; the plan of highest importance {first:+.4g}" if len(found.wholes) > 1 else "")

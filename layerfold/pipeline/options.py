@@ -78,7 +78,8 @@ class CompressOptions:
         for each in self.formats or ():
             if each not in FORMATS:
                 raise UsageError(f"formats: {each!r} is none of {', '.join(FORMATS)}{nearest_names(each, FORMATS)}")
-        for name, least in (("finetune_epochs", 0), ("whole_plans", 0), ("threads", 1), ("batch", 1), ("max_kernel", 1)):
+        leasts = {"finetune_epochs": 0, "whole_plans": 0, "threads": 1, "batch": 1, "max_kernel": 1}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least {least}")
         for name in ("max_growth", "importance_images", "importance_steps", "batch_size", "learning_rate"):

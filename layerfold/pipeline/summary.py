@@ -253,8 +253,8 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
     wholes = results["solve and verify"].get("wholes", {"taken": ()})  # older runs have none
     if len(wholes["taken"]) > 1:
         first, last = wholes["taken"][0], wholes["taken"][-1]
-        notes.append(f"As whole networks, before any training, the plan with the highest sum of importances changed the "
-                     f"{wholes['score']} by {-first:+.3g} nats and the one taken by {-last:+.3g}.")
+        notes.append("As whole networks, before any training, the plan with the highest sum of importances changed "
+                     f"the {wholes['score']} by {-first:+.3g} nats and the one taken by {-last:+.3g}.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

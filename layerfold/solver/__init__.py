@@ -14,5 +14,6 @@ from layerfold.solver._stage1 import compute_optimal_latency
 
 __all__ = [
     "Explanation", "Frontier", "Limits", "Option", "Plan", "ScoredPlan", "Solution", "SolutionSegment", "climb_plans",
-    "compute_optimal_latency", "entries_behind", "explain_point", "extend_importance", "importance_of", "solve_alternatives", "solve_frontier",
+    "compute_optimal_latency", "entries_behind", "explain_point", "extend_importance", "importance_of",
+    "solve_alternatives", "solve_frontier",
 ]

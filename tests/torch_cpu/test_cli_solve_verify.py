@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from layerfold.cli import main
 
@@ -15,7 +16,9 @@ from torch import nn
 def make():
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 48, 1), nn.ReLU(),
               nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.ReLU(), nn.Conv2d(48, 8, 1)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.num_classes = 8
+    return net
 '''
 
 
@@ -63,6 +66,38 @@ def test_solution_over_the_budget_ends_3_and_says_so(folder: Path, capsys: pytes
     captured = capsys.readouterr()
     assert "NOT met" in captured.out
     assert "layerfold: over budget: " in captured.err
+
+
+def test_plans_are_scored_as_wholes_on_images(
+    folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ["--data", f"images:{pictures}"]
+    assert solve(folder, "--budget", "1000ms", *images, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["wholes"] == [pytest.approx(0, abs=1e-6)], "the original loses nothing, and nothing is better"
+    assert solve(folder, "--budget", "1000ms", *images, "--importance-images", "4") == 0
+    assert "nats before any training" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(24):
+        Image.effect_noise((32, 32), 10 + index).convert("RGB").save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("model", "more", "message"), [
+    ("timm:mobilenetv2_050", ["--speedup", "1.2"], "random weights have no score to lose; give --weights"),
+    (None, ["--speedup", "1.2"], "plans are scored on it with --verify MODEL"),
+])
+def test_images_without_what_they_are_for_are_refused(
+    folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str], model: str | None, more: list[str], message: str
+) -> None:
+    tables = ["--time-path", str(folder / "time.csv"), "--imp-path", str(folder / "imp.csv")]
+    verify = [] if model is None else ["--verify", model]
+    assert main(["solve", *tables, *verify, *more, "--data", f"images:{pictures}"]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("more", "message"), [

@@ -117,7 +117,7 @@ def test_entries_are_distilled_from_the_shared_weights_on(case: Case) -> None:
                              checkpoint_path=None, progress=False)
     trained = copy.deepcopy(model)
     trained.load_state_dict(weights, strict=False)
-    plain = lf.estimate_importance(trained, net, data, **{**_ARGUMENTS, "method": "distill", "steps": 10})
+    plain = lf.estimate_importance(trained, net, data, **{**_ARGUMENTS, "method": "distill", "steps": 20})
     assert [each.val_loss for each in table.entries] == pytest.approx([each.val_loss for each in plain.entries])
     assert len({each.importance for each in table.entries}) > 4
     # Agreement and divergence are with the model as it was given, not with what became of it.
@@ -215,7 +215,8 @@ def test_sidecar_names_the_method_that_was_taken(case: Case) -> None:
     for given, method in ((data, "shared"), (dataclasses.replace(data, train=None), "recalibrate")):
         options = lf.estimate_importance(model, net, given, **how).provenance.options
         assert options["method"] == method
-        assert options.get("segment_steps") == (10 if method == "shared" else None)
+        assert options.get("segment_steps") == (20 if method == "shared" else None)
+        assert options.get("segment_batch_size") == (min(32, options["batch_size"]) if method == "shared" else None)
 
 
 def test_weights_file_gives_back_what_it_was_given(tmp_path: Path) -> None:

@@ -65,6 +65,20 @@ def test_files_keep_the_budget_when_they_are_measured_again(finished: CompressRe
     assert chosen["ratio_high"] <= 1 / 1.1
 
 
+def test_plan_is_no_worse_a_whole_than_the_one_of_highest_importance(finished: CompressResult) -> None:
+    wholes = json.loads((finished.out / "verification.json").read_text())["wholes"]
+    assert wholes["score"] == "loss"
+    assert wholes["taken"] == sorted(set(wholes["taken"]))
+    assert len(wholes["taken"]) >= 1
+    page = (finished.out / "report.html").read_text()
+    assert ("As whole networks, before any training" in page) == (len(wholes["taken"]) > 1)
+
+
+def test_runs_that_knew_no_whole_plans_go_on() -> None:
+    assert "whole_plans" not in options(1.1).as_config()
+    assert CompressOptions(speedup=1.1, whole_plans=0).as_config()["whole_plans"] == 0
+
+
 def test_onnx_file_computes_what_the_merged_network_does(finished: CompressResult) -> None:
     import onnxruntime
 
@@ -119,7 +133,7 @@ def test_unreachable_budget_names_the_least_before_anything_is_trained(
 
 def test_without_finetuning_importances_expect_none(loaded: LoadedModel, data: ImageData, tmp_path: Path) -> None:
     chosen = CompressOptions(
-        fastest=True, finetune_epochs=0, importance_images=64, formats=("onnx",),
+        fastest=True, finetune_epochs=0, importance_images=64, formats=("onnx",), whole_plans=0,
         exclude=tuple(f"blocks.{number}" for number in range(2, 7)),
     )  # fmt: skip
     lf.compress_network(loaded, data, out=tmp_path / "out", options=chosen, progress=False)
@@ -139,6 +153,7 @@ def test_without_finetuning_importances_expect_none(loaded: LoadedModel, data: I
         ({"speedup": float("nan")}, "must be above 0"),
         ({"speedup": 1.3, "importance_score": "acuracy"}, "nearest: accuracy"),
         ({"speedup": 1.3, "formats": ("onx",)}, "nearest: onnx"),
+        ({"speedup": 1.3, "whole_plans": -1}, "whole_plans=-1: must be at least 0"),
         ({"speedup": 1.3, "threads": 0}, "threads=0: must be at least 1"),
     ],
 )

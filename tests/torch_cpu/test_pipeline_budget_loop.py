@@ -120,6 +120,23 @@ def test_budget_is_kept_and_used_on_any_machine(chain, monkeypatch: pytest.Monke
     assert not set(slower) & set(itertools.pairwise((0, *found.solution.merge_pos)))
 
 
+class SpoiltNeighbours:
+    """Scores of wholes: sums of importances, and what they do not know: merges side by side spoil each other."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.spoils = {pair: machine.rng.expovariate(0.5) for pair in machine.change}
+        self.asked: list[lf.Solution] = []
+
+    def of(self, solution: lf.Solution) -> float:
+        merges = [pair for pair in itertools.pairwise((0, *solution.merge_pos)) if pair in self.spoils]
+        touching = [(one, two) for one, two in itertools.pairwise(merges) if one[1] == two[0]]
+        return (solution.importance or 0.0) - sum(self.spoils[one] * self.spoils[two] for one, two in touching)
+
+    def __call__(self, solution: lf.Solution) -> float:
+        self.asked.append(solution)
+        return self.of(solution)
+
+
 def test_better_wholes_are_taken_where_they_keep_the_budget(chain, monkeypatch: pytest.MonkeyPatch) -> None:
     model, net = chain
     climbed = refused = 0
@@ -129,26 +146,17 @@ def test_better_wholes_are_taken_where_they_keep_the_budget(chain, monkeypatch: 
         speedup = machine.rng.uniform(1.1, 1.4)
         if machine.least_ratio() > 0.95 / speedup:
             continue
-        spoils = {pair: machine.rng.expovariate(0.5) for pair in machine.change}
-
-        def score(solution: lf.Solution, spoils: dict[tuple[int, int], float] = spoils) -> float:
-            """Sums of importances, and what they do not know: merges side by side spoil each other."""
-            merges = [pair for pair in itertools.pairwise((0, *solution.merge_pos)) if pair in spoils]
-            touching = [spoils[one] * spoils[two] for one, two in itertools.pairwise(merges) if one[1] == two[0]]
-            return (solution.importance or 0.0) - sum(touching)
-
-        asked: list[lf.Solution] = []
+        score = SpoiltNeighbours(machine)
         found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
-                            score_plan=lambda solution: (asked.append(solution), score(solution))[1], progress=False)
-        assert found.verification.ratio_high <= (0.98 if len(found.wholes) > 1 else 1.0) / speedup
-        assert machine.ratio(found.solution.merge_pos) <= 1.01 / speedup
-        assert found.wholes[-1].solution.plan == found.solution.plan
-        assert len(asked) <= budget_loop.MOST_WHOLES
+                            score_plan=score, progress=False)
         scores = [each.score for each in found.wholes]
         assert scores == sorted(set(scores))
-        assert scores[-1] == score(found.solution)
-        better = [each for each in asked if score(each) > scores[-1]]
-        assert {each.plan for each in better} <= {(each.merge_pos, None) for each in found.trials}, "better ones were timed"
+        assert scores[-1] == score.of(found.solution)
+        assert found.verification.ratio_high <= (0.98 if len(scores) > 1 else 1.0) / speedup
+        assert machine.ratio(found.solution.merge_pos) <= 1.01 / speedup
+        assert len(score.asked) <= budget_loop.MOST_WHOLES
+        better = {each.plan for each in score.asked if score.of(each) > scores[-1]}
+        assert better <= {(each.merge_pos, None) for each in found.trials}, "what is better was timed, and too slow"
         climbed, refused = climbed + len(scores) - 1, refused + len(better)
     assert climbed >= 5
     assert refused >= 1
@@ -164,12 +172,11 @@ def test_fastest_plan_is_not_scored(chain, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(budget_loop, "verify_solution", verify)
 
-    def score(solution: lf.Solution) -> float:
-        raise AssertionError("asked")
-
+    score = SpoiltNeighbours(machine)
     found = meet_budget(model, net, machine.table, machine.importance, Budget(), lf_backend(), score_plan=score,
                         progress=False)
     assert found.wholes == ()
+    assert score.asked == []
 
 
 _unlimited = Verification(
