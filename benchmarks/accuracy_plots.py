@@ -15,7 +15,7 @@ from record import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "accuracy.md"
 _STYLES = {
-    "layerfold": ("D", "#0072b2"), "paper": ("o", "#e69f00"), "uniform": ("s", "#8d97a3"),
+    "layerfold": ("D", "#0072b2"), "sums": ("d", "#7fb8d8"), "paper": ("o", "#e69f00"), "uniform": ("s", "#8d97a3"),
     "global pruning": ("^", "#009e73"), "pruning": ("v", "#56b4e9"), "dsp": ("*", "#cc79a7"),
 }  # fmt: skip
 """Marker and colour, by way."""
@@ -50,6 +50,8 @@ def rows_of(results: dict[str, Any]) -> list[str]:
         rows.append([name, "original", "", "1.000x", f"{found['original_accuracy_pct']:.2f} %"])
         for row in found["rows"]:
             cells = [f"not reached: at most {row['most']:.2f}x", ""] if not row["reached"] else _cells(row)
+            if len(row.get("accuracies_pct", ())) > 1:
+                cells[1] += f" ({len(row['accuracies_pct'])} seeds)"
             rows.append([name, row["way"], f"{row['speedup_asked']:g}x", *cells])
         rows += [[name, f"published DSP, `{row['checkpoint']}`", "", *_cells(row)] for row in found["published"]]
     return table_of(["network", "way", "asked", "measured", "accuracy"], rows)

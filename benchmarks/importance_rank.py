@@ -37,6 +37,7 @@ import layerfold as lf
 from layerfold.graph import Segment
 from layerfold.importance import WholeScores, remove_journal
 from layerfold.importance.requests import NOTHING
+from layerfold.pipeline.budget_loop import MOST_WHOLES
 from layerfold.solver import climb_plans
 from layerfold.tables._kernel import SegmentKey
 
@@ -143,7 +144,8 @@ class Ranking:
             first = _without((), latency, cheap, budget_ms)
             assert first is not None
             began = time.perf_counter()
-            wholes = climb_plans(first, score, partial(_without, latency=latency, table=cheap, budget_ms=budget_ms))
+            wholes = climb_plans(first, score, partial(_without, latency=latency, table=cheap, budget_ms=budget_ms),
+                                 most=MOST_WHOLES)
             row["seconds_of_wholes"] = time.perf_counter() - began
             reference = lf.solve_frontier(latency, self.reference).at(budget_ms=budget_ms)
             chosen = {"finetune": reference, PLANNED: wholes[-1].solution, f"{PLANNED}, sums": first}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
 from layerfold.cli._options import open_backend, whole
-from layerfold.cli._sources import add_data_arguments, load_model_of, open_data_of
+from layerfold.cli._sources import add_data_arguments, add_whole_plans_argument, load_model_of, open_data_of
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 
@@ -40,7 +40,8 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
                        help="percent of the budget left free while a faster plan exists (default: %(default)s)")
     group.add_argument("--importance-images", type=whole(1), metavar="N",
                        help="with --data, holdout images that a plan's whole network is scored on (default: all)")
-    add_data_arguments(parser, required=False)
+    add_whole_plans_argument(group)
+    add_data_arguments(parser, required=False, trains=False)
 
 
 def meet_budget_of(
@@ -52,6 +53,7 @@ def meet_budget_of(
     Raises:
         UsageError: several tables or budgets, or an option that only a prediction has.
         InfeasibleBudgetError: nothing meets the budget; names what can be met.
+        DataError: images or labels that cannot be used.
     """
     from layerfold.cli._quantities import parse_number
 
@@ -63,6 +65,10 @@ def meet_budget_of(
             raise UsageError(f"{name} {value}: speaks of predictions; --verify measures instead, leave it out")
     if args.budget_of != "end-to-end":
         raise UsageError(f"--budget-of {args.budget_of}: --verify measures end to end; leave it out")
+    if args.data is None and args.importance_images is not None:
+        raise UsageError(f"--importance-images {args.importance_images}: are of --data; give that, or leave it out")
+    if args.whole_plans < 0:
+        raise UsageError(f"--whole-plans {args.whole_plans}: must be at least 0")
     if args.data is not None and has_random_weights(args):
         raise UsageError(f"--data {args.data}: plans are scored on it, and random weights have no score to lose; give "
                          "--weights, or leave --data out")
@@ -80,13 +86,14 @@ def meet_budget_of(
     net = trace_of(args, loaded := load_model_of(args))
     check_table(net, table, table.source)
     score = None
-    if args.data is not None:
+    if args.data is not None and args.whole_plans:
         from layerfold.importance import WholeScores
 
         score = WholeScores(loaded.module, net, open_data_of(args, loaded), holdout_images=args.importance_images)
     return meet_budget(
         loaded.module, net, table, importance, Budget(**asked[0]), backend, alpha=alpha, normalise=args.normalise,
-        limits=limits, margin=margin, batch=provenance.batch or 1, score_plan=score, progress=not args.json,
+        limits=limits, margin=margin, batch=provenance.batch or 1, score_plan=score,
+        most_wholes=args.whole_plans, progress=not args.json,
     )  # fmt: skip
 
 
@@ -106,7 +113,7 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
             "original_ms": verification.original_ms, "points": len(found.frontier),
             "solutions": [verified_solution(found).to_json()], "verification": verification.to_json(),
             "rounds": [each.verification.to_json() for each in found.rounds], "trials": len(found.trials),
-            "wholes": [each.score for each in found.wholes],
+            "wholes": found.whole_scores,
         }, indent=1))  # fmt: skip
         return
     solution = found.solution
@@ -130,6 +137,10 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
 def _wholes_text(found: LoopResult) -> str | None:
     if not found.wholes:
         return None
-    first, last = found.wholes[0].score, found.wholes[-1].score
-    text = f"{last:+.4g} nats before any training"
-    return text + (f"; the plan of highest importance {first:+.4g}" if len(found.wholes) > 1 else "")
+
+    def lost(score: float | None) -> str:
+        return "lost all" if score is None else f"{score:+.4g} nats"
+
+    scores = found.whole_scores
+    text = f"{lost(scores[-1])} before any training"
+    return text + (f"; the plan of highest importance {lost(scores[0])}" if len(scores) > 1 else "")

@@ -59,7 +59,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True, trains: bool = True) -> None:
     """Add ``--data`` and how its images are prepared; read them with ``open_data_of``."""
     group = parser.add_argument_group("data", "how images are prepared is the model's own unless given")
     group.add_argument(
@@ -85,9 +85,17 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     group.add_argument(
         "--download", action="store_true", help="let torch/ and hfds/ fetch data that is not on this machine"
     )
-    group.add_argument(
-        "--batch-size", type=int, default=128, metavar="N", help="images a step in training (default: 128)"
-    )
+    if trains:
+        group.add_argument(
+            "--batch-size", type=int, default=128, metavar="N", help="images a step in training (default: 128)"
+        )
+
+
+def add_whole_plans_argument(group: argparse._ArgumentGroup) -> None:
+    """Add ``--whole-plans``."""
+    group.add_argument("--whole-plans", type=int, default=24, metavar="N",
+                       help="most plans near the solver's that are scored as whole networks, of which the best that "
+                       "keeps the budget is taken; 0 takes the solver's (default: 24)")
 
 
 def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) -> LoadedModel:

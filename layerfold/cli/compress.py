@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_drop_argument
 from layerfold.cli._quantities import parse_ms, parse_number
-from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
+from layerfold.cli._sources import (
+    add_data_arguments,
+    add_model_arguments,
+    add_whole_plans_argument,
+    load_model_of,
+    open_data_of,
+)
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,9 +68,7 @@ def add_parser(subparsers: Any) -> None:
                         help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
     search.add_argument("--alpha", type=float, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
-    search.add_argument("--whole-plans", type=int, default=24, metavar="N",
-                        help="most plans near the solver's that are scored as whole networks, of which the best that "
-                        "keeps the budget is taken; 0 takes the solver's (default: 24)")
+    add_whole_plans_argument(search)
     search.add_argument("--margin", default="2", metavar="PCT",
                         help="percent of the budget left free while a faster plan exists, so that measuring again "
                         "confirms it (default: 2)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -83,7 +84,7 @@ class LoopResult:
         rounds: every verification, in order.
         trials: every plan that was timed on the way, in order.
         wholes: where plans were scored as wholes, the verified ones that were taken, in order: from the one of highest
-            importance to ``solution``.
+            importance to that of ``solution``.
     """
 
     solution: Solution
@@ -93,6 +94,11 @@ class LoopResult:
     rounds: tuple[Round, ...]
     trials: tuple[MeasuredPlan, ...]
     wholes: tuple[ScoredPlan, ...] = ()
+
+    @property
+    def whole_scores(self) -> list[float | None]:
+        """Scores of ``wholes``; None for a network without finite answers, which JSON has no number for."""
+        return [each.score if math.isfinite(each.score) else None for each in self.wholes]
 
 
 def meet_budget(

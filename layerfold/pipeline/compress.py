@@ -264,14 +264,12 @@ class _Run:
         return tuple(share * budget_ms for share in _SHARES_OF_BUDGET)
 
     def _solve_and_verify(self) -> dict[str, Any]:
-        most = self.options.whole_plans
-        scores = WholeScores(self.model, self.net, self.data, holdout_images=self.options.importance_images,
-                             seed=self.options.seed)
+        scores = self._whole_scores()
         found = meet_budget(
             self.model, self.net, self.latency, self.importance, self.options.budget, self.backend,
             alpha=self.options.alpha, margin=self.options.margin, batch=self.options.batch,
-            original_onnx=self.original_onnx, score_plan=scores if most else None, most_wholes=most,
-            progress=self.progress,
+            original_onnx=self.original_onnx, score_plan=scores,
+            most_wholes=self.options.whole_plans, progress=self.progress,
         )  # fmt: skip
         solution = replace(
             found.solution, model=self.name, network_hash=self.net.hash, measured_ms=found.verification.measured_ms,
@@ -288,12 +286,19 @@ class _Run:
             }
             for each in found.rounds
         ]  # fmt: skip
-        wholes = {"score": scores.score, "taken": [each.score for each in found.wholes]}
+        wholes = {"score": scores and scores.score, "taken": found.whole_scores}
         self.folder.write_json(
             "verification.json", {"chosen": found.verification.to_json(), "rounds": rounds, "wholes": wholes}
         )
         points = [[point.predicted_ms, point.importance] for point in found.frontier]
         return {"rounds": rounds, "frontier": points, "wholes": wholes}
+
+    def _whole_scores(self) -> WholeScores | None:
+        options = self.options
+        if options.fastest or not options.whole_plans:
+            return None
+        return WholeScores(self.model, self.net, self.data, holdout_images=options.importance_images,
+                           seed=options.seed)
 
     def _train_form(self) -> fx.GraphModule:
         return build_train_form(self.model, self.net, self.solution)

@@ -29,6 +29,7 @@ class CompressOptions:
             ``auto`` is ``recalibrate`` where nothing is finetuned.
         alpha: see ``solve_frontier``.
         whole_plans: most plans near the solver's that are scored as whole networks; 0 takes the solver's as it is.
+            With ``fastest`` none is scored.
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.
         learning_rate, batch_size, optimizer: of the finetuning.
@@ -99,7 +100,7 @@ class CompressOptions:
         return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
 
     def as_config(self) -> dict[str, Any]:
-        """Return plain values, for the manifest; options that older runs did not have only where they are used."""
+        """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
         for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES)):
             if found[name] == default:

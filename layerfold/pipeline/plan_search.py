@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from torch import nn
 
+from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.graph import Network
 from layerfold.graph.dropping import dropped_layers
 from layerfold.profiler.backends import Backend
@@ -134,13 +136,19 @@ class PlanSearch:
         return None if fastest.plan in self._rejected else fastest
 
     def best_without(self, left_out: Collection[SegmentKey], limit: float) -> Solution | None:
-        """Return the plan of highest importance that is likely to fit and holds none of some segments."""
-        frontier = self.frontier(left_out)
+        """Return the plan of highest importance that is likely to fit and holds none of some segments, if there is one.
+
+        It is not the best of all options, so nothing is proven of it.
+        """
+        try:
+            frontier = self.frontier(left_out)
+        except (InfeasibleBudgetError, MissingEntryError):  # limits that only these segments keep to
+            return None
         for index in range(len(frontier) - 1, -1, -1):
             if frontier.latencies_ms[index, 0] <= limit * self.original_ms:
                 solution = frontier[index]
                 if solution.plan not in self._rejected and self._predict(solution).ratio <= limit:
-                    return solution
+                    return replace(solution, status="given", gap=None)
         return None
 
     def fastest(self, most_trials: int, advance: Callable[[], None] = lambda: None) -> Solution:

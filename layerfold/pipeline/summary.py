@@ -253,8 +253,9 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
     wholes = results["solve and verify"].get("wholes", {"taken": ()})  # older runs have none
     if len(wholes["taken"]) > 1:
         first, last = wholes["taken"][0], wholes["taken"][-1]
-        notes.append("As whole networks, before any training, the plan with the highest sum of importances changed "
-                     f"the {wholes['score']} by {-first:+.3g} nats and the one taken by {-last:+.3g}.")
+        lost = "left no finite answers" if first is None else f"changed the {wholes['score']} by {-first:+.3g} nats"
+        notes.append("As whole networks, before any training, the plan with the highest sum of importances "
+                     f"{lost} and the one taken changed it by {-last:+.3g}.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

@@ -32,7 +32,7 @@ def climb_plans(
     solve_without: Callable[[LeftOut], Solution | None],
     *,
     take: Callable[[Solution], bool] = lambda _: True,
-    most: int = 24,
+    most: int,
     advance: Callable[[], None] = lambda: None,
 ) -> list[ScoredPlan]:
     """Go from a plan to the best-scored one of its neighbours, while one is better and can be taken.

@@ -64,7 +64,7 @@ class Solution:
         table_hashes: name of a table to its hash.
         version: version of layerfold that made it.
         status: ``optimal`` (proven), ``within`` (proven to miss the best importance by at most ``gap``), or
-            ``given`` (by hand, or from a file that does not say).
+            ``given`` (by hand, from a file that does not say, or by a search that leaves options out).
         gap: points of importance that a better solution could have at most; 0 if optimal, None if unknown.
         costs: further costs by name (a second device, parameters, ...).
 

@@ -137,6 +137,6 @@ def test_two_merges_that_spoil_each_other_are_found_out() -> None:
     first = solve_without(())
     assert first is not None
     assert first.merge_pos == (2, 4)
-    taken = climb_plans(first, score, solve_without)
+    taken = climb_plans(first, score, solve_without, most=24)
     assert [each.solution.merge_pos for each in taken] == [(2, 4), (1, 4)]
     assert [each.score for each in taken] == [-7.0, -2.5]

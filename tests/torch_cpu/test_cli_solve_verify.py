@@ -90,6 +90,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("model", "more", "message"), [
     ("timm:mobilenetv2_050", ["--speedup", "1.2"], "random weights have no score to lose; give --weights"),
     (None, ["--speedup", "1.2"], "plans are scored on it with --verify MODEL"),
+    ("timm:mobilenetv2_050", ["--speedup", "1.2", "--whole-plans", "-1"], "--whole-plans -1: must be at least 0"),
 ])
 def test_images_without_what_they_are_for_are_refused(
     folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str], model: str | None, more: list[str], message: str
@@ -101,6 +102,7 @@ def test_images_without_what_they_are_for_are_refused(
 
 
 @pytest.mark.parametrize(("more", "message"), [
+    (["--speedup", "1.2", "--importance-images", "9"], "--importance-images 9: are of --data"),
     (["--knee"], "give one --time-path and one --budget or --speedup"),
     (["--speedup", "1.2", "--risk", "0.05"], "--risk 0.05: speaks of predictions"),
     (["--speedup", "1.2", "--budget-of", "segments"], "--budget-of segments: --verify measures end to end"),

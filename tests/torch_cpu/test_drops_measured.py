@@ -144,6 +144,26 @@ def test_budget_beyond_merging_is_kept_by_dropping(prepared: Prepared) -> None:
     assert merged(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
 
 
+def test_plans_that_drop_layers_are_climbed_from(prepared: Prepared) -> None:
+    """A plan is the better, the fewer layers it drops: neighbours without a dropping segment are looked at."""
+    model, net, table = prepared
+    asked: list[lf.Solution] = []
+
+    def score(solution: lf.Solution) -> float:
+        asked.append(solution)
+        return float(len(solution.kept_layers or net.layers))
+
+    found = meet_budget(model, net, table, _no_losses(table), Budget(speedup=1.15), get_backend("onnxruntime"),
+                        score_plan=score, progress=False, cap_s=1.0)
+    first = found.wholes[0].solution
+    dropping = [each for each in first.segments if each.plan == "drop"]
+    assert asked[0].plan == first.plan
+    assert not dropping or len(asked) > 1
+    assert score(found.solution) == max(each.score for each in found.wholes)
+    for whole in found.wholes:
+        assert not whole.left_out & {each.key for each in whole.solution.segments}
+
+
 def test_commands_one_after_the_other(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     latency, importance, solution, weights = (
         str(tmp_path / name) for name in ("l.csv", "i.csv", "s.json", "w.safetensors")

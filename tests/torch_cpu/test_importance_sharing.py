@@ -19,7 +19,7 @@ from layerfold.data import ImageData
 from layerfold.errors import FinetuneError
 from layerfold.importance import Request, default_method, list_requests, remove_journal
 from layerfold.importance.estimators import Training
-from layerfold.importance.estimators.shared import train_together
+from layerfold.importance.estimators.shared import Shared, train_together
 from layerfold.importance.requests import NOTHING
 from layerfold.importance.sharing import TakingTurns, WeightsFile
 from layerfold.importance.subject import Subject
@@ -217,6 +217,11 @@ def test_sidecar_names_the_method_that_was_taken(case: Case) -> None:
         assert options["method"] == method
         assert options.get("segment_steps") == (20 if method == "shared" else None)
         assert options.get("segment_batch_size") == (min(32, options["batch_size"]) if method == "shared" else None)
+
+
+@pytest.mark.parametrize(("given", "taken"), [(128, 32), (32, 32), (8, 8)])
+def test_segments_are_trained_with_small_batches(given: int, taken: int) -> None:
+    assert Shared.segment_training(Training(batch_size=given)) == Training(steps=20, batch_size=taken)
 
 
 def test_weights_file_gives_back_what_it_was_given(tmp_path: Path) -> None:

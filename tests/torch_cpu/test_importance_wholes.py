@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import random
 from dataclasses import replace
 
@@ -78,6 +80,14 @@ def test_without_labels_the_divergence_from_the_original_counts(trained) -> None
         assert score(solution) == pytest.approx((original.divergence or 0) - (found.divergence or 0), abs=2e-5)
         wholes.append(score(solution))
     assert min(wholes) < -1e-3
+
+
+def test_network_without_finite_answers_has_lost_all(trained) -> None:
+    model, net, data = trained
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken[-1].weight.fill_(float("inf"))
+    assert WholeScores(broken, net, data)(plans(1)[0]) == -math.inf
 
 
 def test_plan_of_another_network_is_refused(trained) -> None:

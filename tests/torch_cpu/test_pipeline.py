@@ -133,7 +133,7 @@ def test_unreachable_budget_names_the_least_before_anything_is_trained(
 
 def test_without_finetuning_importances_expect_none(loaded: LoadedModel, data: ImageData, tmp_path: Path) -> None:
     chosen = CompressOptions(
-        fastest=True, finetune_epochs=0, importance_images=64, formats=("onnx",), whole_plans=0,
+        fastest=True, finetune_epochs=0, importance_images=64, formats=("onnx",),
         exclude=tuple(f"blocks.{number}" for number in range(2, 7)),
     )  # fmt: skip
     lf.compress_network(loaded, data, out=tmp_path / "out", options=chosen, progress=False)
@@ -142,6 +142,8 @@ def test_without_finetuning_importances_expect_none(loaded: LoadedModel, data: I
     page = (tmp_path / "out/report.html").read_text()
     assert "By the importance table (method recalibrate)" in page
     assert "Nothing was finetuned" in page
+    wholes = json.loads((tmp_path / "out/verification.json").read_text())["wholes"]
+    assert wholes == {"score": None, "taken": []}, "the fastest plan is what it is"
 
 
 @pytest.mark.parametrize(

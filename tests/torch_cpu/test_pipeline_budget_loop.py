@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 import layerfold as lf
+from layerfold.cli._solve_verify import _wholes_text
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.graph import Network
 from layerfold.pipeline import budget_loop
-from layerfold.pipeline.budget_loop import Budget, meet_budget
+from layerfold.pipeline.budget_loop import Budget, LoopResult, meet_budget
 from layerfold.pipeline.run_folder import RunFolder
 from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
 from layerfold.profiler.random_plans import Plan
 from layerfold.profiler.verify import Verification
+from layerfold.solver import Limits, ScoredPlan
 
 ORIGINAL_MS = 10.0
 DEPTH = 16
@@ -160,6 +162,59 @@ def test_better_wholes_are_taken_where_they_keep_the_budget(chain, monkeypatch: 
         climbed, refused = climbed + len(scores) - 1, refused + len(better)
     assert climbed >= 5
     assert refused >= 1
+
+
+def test_without_plans_to_score_the_one_of_highest_importance_is_taken(chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, net = chain
+    found = []
+    for score in (None, lambda _: pytest.fail("asked")):
+        machine = Machine(net, 3)
+        machine.play(monkeypatch)
+        found.append(meet_budget(model, net, machine.table, machine.importance, Budget(speedup=1.15), lf_backend(),
+                                 score_plan=score, most_wholes=0, progress=False))
+    assert found[0].solution == found[1].solution
+    assert found[1].wholes == ()
+
+
+def test_limits_that_one_segment_alone_keeps_to_do_not_lose_the_plan(chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, net = chain
+    machine = Machine(net, 0, error=0.0)
+    machine.play(monkeypatch)
+    entries = [
+        replace(each, params=0 if (each.start, each.end) == (0, 4) else each.end - each.start)
+        for each in machine.table.entries
+    ]
+    table = lf.LatencyTable(entries, provenance=machine.table.provenance)
+    score = SpoiltNeighbours(machine)
+    found = meet_budget(model, net, table, machine.importance, Budget(speedup=1.02), lf_backend(),
+                        limits=Limits(max_params=DEPTH - 4), score_plan=score, progress=False)
+    assert found.solution.merge_pos[0] == 4
+    assert len(score.asked) >= 1
+
+
+def test_solution_that_options_were_left_out_for_claims_no_proof(chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, net = chain
+    machine = Machine(net, 2)
+    machine.play(monkeypatch)
+    seen: list[lf.Solution] = []
+
+    def prefer_later(solution: lf.Solution) -> float:
+        seen.append(solution)
+        return float(len(seen))
+
+    found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=1.15), lf_backend(),
+                        score_plan=prefer_later, progress=False)
+    assert len(found.wholes) > 1
+    assert (found.wholes[0].solution.status, found.solution.status, found.solution.gap) == ("optimal", "given", None)
+
+
+def test_scores_that_are_no_number_are_none() -> None:
+    plan = lf.Solution(act_pos=(1,), merge_pos=(1,))
+    wholes = tuple(ScoredPlan(solution=plan, score=score, left_out=frozenset()) for score in (float("-inf"), -1.0))
+    found = LoopResult(solution=plan, verification=_unlimited, frontier=None, latency=None, rounds=(), trials=(),
+                       wholes=wholes)  # type: ignore[arg-type]
+    assert found.whole_scores == [None, -1.0]
+    assert "any training; the plan of highest importance lost all" in (_wholes_text(found) or "")
 
 
 def test_fastest_plan_is_not_scored(chain, monkeypatch: pytest.MonkeyPatch) -> None:
