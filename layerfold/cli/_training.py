@@ -49,7 +49,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
     group.add_argument("--decay-power", type=above(0), metavar="X", help="of poly (default: 1)")
     group.add_argument("--ema", type=above(0, 1), metavar="X",
                        help="keep and score a moving average of the weights with this decay, such as 0.9998")
-    group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="(default: no)")
+    group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"),
+                       help="(default: no); fp16 needs a GPU")
     group.add_argument("--train-device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--seed", type=whole(0), metavar="N",
                        help="of the order of images, augmentation, mixing and dropout (default: 0)")

@@ -42,7 +42,7 @@ class FinetuneOptions:
         augment: crop and mirror training images at random; or the name of a policy, such as ``rand-m9-mstd0.5``.
         random_erasing: share of the images of which a patch is erased, 0..1.
         keep: weights of the ``last`` epoch, or of the ``best`` on the holdout.
-        mixed_precision: ``no``, ``bf16`` or ``fp16``.
+        mixed_precision: ``no``, ``bf16`` or ``fp16`` (which needs a GPU).
         seed: of the order of images, augmentation, mixing and dropout.
     """
 

@@ -33,7 +33,7 @@ def open_accelerator(device: str, mixed_precision: str, *, changes: bool) -> Any
 
     Raises:
         DeviceUnavailableError: torch finds no such device.
-        UsageError: one device for several processes, or a port in use.
+        UsageError: one device for several processes, a port in use, or ``fp16`` on a CPU.
         FinetuneError: the other processes could not be reached.
     """
     from accelerate import Accelerator
@@ -48,6 +48,8 @@ def open_accelerator(device: str, mixed_precision: str, *, changes: bool) -> Any
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError(f"device={device!r}: several processes take a device each; use device='cuda'")
         torch.cuda.set_device(device)
+    if device == "cpu" and mixed_precision == "fp16":  # Accelerate would go on in float32 and not say so
+        raise UsageError("mixed_precision='fp16': needs a GPU; use 'bf16' or 'no' with device='cpu'")
     handler = DistributedDataParallelKwargs(find_unused_parameters=changes)
     try:
         return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[handler])

@@ -29,7 +29,7 @@ class CompressOptions:
             ``auto`` is ``recalibrate`` where nothing is finetuned.
         alpha: see ``solve_frontier``.
         whole_plans: most plans near the solver's that are scored as whole networks; 0 takes the solver's as it is.
-            With ``fastest`` none is scored.
+            With ``fastest`` none is scored. Each is scored on ``importance_images``, None for 1,000.
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.
         learning_rate, batch_size, optimizer: of the finetuning.

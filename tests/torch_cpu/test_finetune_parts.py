@@ -119,6 +119,27 @@ def test_resumed_run_with_everything_random_ends_bit_equal(tmp_path: Path, steps
     assert all(torch.equal(value, expected.other_weights[key]) for key, value in report.other_weights.items())
 
 
+def test_half_precision_that_a_cpu_does_not_compute_in_is_refused() -> None:
+    with pytest.raises(UsageError, match="mixed_precision='fp16': needs a GPU; use 'bf16'"):
+        train(network(), images(), mixed_precision="fp16")
+
+
+def test_mixed_precision_trains_float32_weights_nearly_alike_and_resumes(tmp_path: Path) -> None:
+    data, path = images(), tmp_path / "run.ckpt"
+    exact, mixed = network(), network()
+    expected = [row.train_loss for row in train(exact, data).history]
+    found = [row.train_loss for row in train(mixed, data, mixed_precision="bf16").history]
+    assert found == pytest.approx(expected, abs=0.02)
+    assert found != expected, "then nothing was computed in half precision"
+    assert all(each.dtype == torch.float32 for each in mixed.parameters())
+    with pytest.raises(Interrupt):
+        train(interrupted_after(network(), 5), data, mixed_precision="bf16", checkpoint_path=path,
+              checkpoint_every_s=0)  # fmt: skip
+    resumed = network()
+    train(resumed, data, mixed_precision="bf16", checkpoint_path=path)
+    assert is_same(resumed, mixed)
+
+
 def test_both_checkpoints_are_those_of_their_epochs() -> None:
     data, last, best = images(), network(), network()
     options = {"epochs": 4, "learning_rate": 0.3}

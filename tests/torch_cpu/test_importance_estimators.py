@@ -221,7 +221,9 @@ def test_taylor_knows_branches_that_go_as_a_whole(trained: Trained) -> None:
                   "end_act": int(net.has_activation(each.end))}
         request = Request(start=each.start, end=each.end, **states, dropped=each.dropped,
                           merged=each.merged if each.dropped else "")
-        assert math.isfinite(taylor.scores_of(request)["val_loss"])
+        loss = taylor.scores_of(request)["val_loss"]
+        assert math.isfinite(loss)
+        assert request.changes_nothing(net) == (loss == subject.original["val_loss"]), each
 
 
 def test_taylor_knows_branches_that_end_in_a_lone_addition() -> None:
