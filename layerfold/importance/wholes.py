@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from layerfold.data import ImageData
 from layerfold.errors import UsageError
 from layerfold.graph import Network
+from layerfold.importance.recovery import lasting_share_of_plan
 from layerfold.importance.scores import change_of, importance_of
 from layerfold.importance.subject import Subject
 from layerfold.solver import Solution
@@ -32,7 +33,8 @@ class WholeScores:
         calibration_images, seed: likewise.
         holdout_images: how many the score is of, at most; None for 1,000, by which docs/importance.md judges it.
         weights: parameters by name to score with in place of the model's own: those that ``shared`` trained
-            (``weights_path`` of ``estimate_importance``) know better what finetuning makes up for.
+            (``weights_path`` of ``estimate_importance``). Scores are then what finetuning is expected to leave of the
+            change, as importances by ``shared`` are.
         device: torch's name of where networks are scored.
 
     Attributes:
@@ -51,6 +53,7 @@ class WholeScores:
     ) -> None:  # fmt: skip
         if weights is not None:
             _check_weights(model, weights)
+        self._looks_ahead = weights is not None
         self.score = "loss" if data.is_labelled else "kl"
         self._subject = Subject(
             model, net, data, calibration_images=calibration_images, holdout_images=holdout_images or _HOLDOUT_IMAGES,
@@ -60,6 +63,8 @@ class WholeScores:
     def __call__(self, solution: Solution) -> float:
         """Return what the score of a plan's network, not trained itself, has changed by, in nats; higher is better.
 
+        With weights that ``shared`` trained, what is expected to last of it.
+
         A network whose answers are not finite has lost all: minus infinity.
 
         Raises:
@@ -67,6 +72,8 @@ class WholeScores:
         """
         scores = self._subject.score_solution(solution)
         change = importance_of(change_of(scores, self._subject.original), self.score)
+        if self._looks_ahead:
+            change *= lasting_share_of_plan(self._subject.net, solution)
         return change if math.isfinite(change) else -math.inf
 
 

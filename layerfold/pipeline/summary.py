@@ -32,6 +32,7 @@ _FILES = (
     ("network.json", "the traced network: layers, chains, residuals, barriers"),
     ("latency.csv", "latency of every candidate segment, ms; provenance beside it"),
     ("importance.csv", "importance of every segment worth merging; provenance beside it"),
+    ("importance.safetensors", "the weights that were trained for all importances together; whole plans are scored so"),
     ("frontier.csv", "every Pareto-optimal plan"),
     ("solution.json", "the plan taken: act_pos, merge_pos, and kept_layers where layers are dropped"),
     ("verification.json", "every plan that was built and measured"),

@@ -52,6 +52,7 @@ def test_every_step_leaves_its_files(finished: CompressResult) -> None:
     missing = [name for name in FILES if not (finished.out / name).exists()]
     assert missing == []
     assert not list(finished.out.glob("importance.journal*"))
+    assert (finished.out / "importance.safetensors").exists(), "whole plans are scored with what shared trained"
 
 
 def test_files_keep_the_budget_when_they_are_measured_again(finished: CompressResult) -> None:
