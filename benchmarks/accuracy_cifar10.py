@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from record import RESULTS, ROOT, write_record
 from rivals import DSP, DSP_MEAN, DSP_STD, EXAMPLE, dsp_onnx, load_dsp, paper, prune, share_for, uniform
-from safetensors.torch import load_file
 from shorten_cifar10 import NETWORKS, Run
 from torch import nn
 
@@ -90,16 +89,10 @@ class Contest:
             journal = path.with_suffix(".journal")
             lf.estimate_importance(
                 self.original, self.run.net, self.run.data, method, latency=latency, holdout_images=_HOLDOUT_IMAGES,
-                journal_path=journal, weights_path=path.with_suffix(".safetensors"), model_name=self.name, **how,
+                journal_path=journal, model_name=self.name, **how,
             ).write(path)
             remove_journal(journal)
         return lf.ImportanceTable.read(path)
-
-    @property
-    def shared_weights(self) -> dict[str, torch.Tensor] | None:
-        """What ``shared`` trained for the table, if that is its method."""
-        path = self.folder / f"importance-{self.arguments.importance}.safetensors"
-        return load_file(path) if path.exists() else None
 
     def speedup_of(self, network: nn.Module) -> float:
         """Measure a network in turns with the original."""
@@ -136,8 +129,7 @@ class Contest:
         try:
             found = meet_budget(
                 self.original, run.net, run.latency, self.importance, Budget(speedup=speedup), run.backend,
-                score_plan=WholeScores(self.original, run.net, run.data, holdout_images=_HOLDOUT_IMAGES,
-                                       weights=self.shared_weights),
+                score_plan=WholeScores(self.original, run.net, run.data, holdout_images=_HOLDOUT_IMAGES),
             )
         except lf.InfeasibleBudgetError as error:
             return {"reached": False, "most": speedup * error.budget_ms / error.least_ms, "rounds": []}

@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 from record import RESULTS, ROOT, write_record
-from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from shorten_cifar10 import NETWORKS, Run
 
@@ -96,8 +95,7 @@ class Ranking:
         """Return the table by one method, made once."""
         if not path.exists():
             journal = path.with_suffix(".journal")
-            kept = path.with_suffix(".safetensors")
-            self.estimate(method, self.entries, journal, weights_path=kept, **how).write(path)
+            self.estimate(method, self.entries, journal, **how).write(path)
             remove_journal(journal)
         return lf.ImportanceTable.read(path)
 
@@ -138,8 +136,7 @@ class Ranking:
         known = [entry for entry in self.run.latency.entries if entry.key in both]
         latency = lf.LatencyTable(known, provenance=self.run.latency.provenance)
         cheap = self.table(PLANNED, self.folder / f"{PLANNED}.csv")
-        score = WholeScores(self.run.loaded.module, self.run.net, self.run.data, holdout_images=_HOLDOUT,
-                            weights=load_file(self.folder / f"{PLANNED}.safetensors"))
+        score = WholeScores(self.run.loaded.module, self.run.net, self.run.data, holdout_images=_HOLDOUT)
         rows = []
         for speedup in self.arguments.speedups:
             budget_ms = latency.original_ms / speedup

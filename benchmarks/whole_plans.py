@@ -3,11 +3,9 @@
     python benchmarks/whole_plans.py
 
 For every plan of ResNet-20 and MobileNetV2-0.5 on CIFAR-10 that ``importance_rank.py`` and ``accuracy_cifar10.py`` have
-finetuned (and two of a search that was taken back, ``results/whole_plans``): by how much its loss differs from the
-original's on 1,000 holdout images, with BatchNorm statistics measured anew on 256 training images, once with the
-baseline's weights and once with those that ``shared`` trained for the importances (kept under ``--work`` by
-``accuracy_cifar10.py --only tables``). Beside it the test accuracy after finetuning, and the rank correlation of both
-among plans that were finetuned alike. Some seconds a plan.
+finetuned (and two of a search that was taken back, ``results/whole_plans``): the loss on 1,000 holdout images with
+BatchNorm statistics measured anew on 256 training images, beside the test accuracy after finetuning, and the rank
+correlation of both among plans that were finetuned alike. Some seconds a plan.
 """
 
 from __future__ import annotations
@@ -22,12 +20,11 @@ from typing import Any
 
 import torch
 from record import RESULTS, ROOT, write_record
-from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from shorten_cifar10 import Run
 
 import layerfold as lf
-from layerfold.importance import WholeScores
+from layerfold.finetune import evaluate_network, recalibrate_batch_norm
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy")
 _CALIBRATION, _HOLDOUT = 256, 1000
@@ -51,17 +48,11 @@ def finetuned(name: str) -> Iterator[dict[str, Any]]:
                        "solution": choice["solution"], "accuracy_pct": json.loads(path.read_text())["accuracy_pct"]}
 
 
-def scores_of(run: Run) -> dict[str, WholeScores]:
-    """Return what scores a network's plans, by whose weights."""
-    how: dict[str, Any] = {"calibration_images": _CALIBRATION, "holdout_images": _HOLDOUT}
-    trained = load_file(run.folder / "accuracy/importance-shared.safetensors")
-    return {name: WholeScores(run.loaded.module, run.net, run.data, weights=weights, **how)
-            for name, weights in (("baseline", None), ("shared", trained))}
-
-
-def _rank(rows: list[dict[str, Any]], whose: str) -> float:
-    found = spearmanr([row["whole"][whose] for row in rows], [row["accuracy_pct"] for row in rows])
-    return round(float(found.statistic), 4)
+def untrained_loss(run: Run, solution: lf.Solution) -> float:
+    """Return the loss of a plan's network on the holdout, with BatchNorm statistics measured anew."""
+    form = lf.build_train_form(run.teacher, run.net, solution).eval()
+    recalibrate_batch_norm(form, [images for images, _ in run.data.loader("train", 128, limit=_CALIBRATION)])
+    return evaluate_network(form, run.data.loader("holdout", 250, limit=_HOLDOUT)).loss
 
 
 def main() -> int:
@@ -73,20 +64,20 @@ def main() -> int:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for name in ("resnet20", "mobilenetv2_050_cifar"):
-        run = Run(name, arguments)
-        scores, rows = scores_of(run), []
+        run, rows = Run(name, arguments), []
         seen = set()
         for plan in finetuned(name):
             solution = lf.Solution.from_json(plan.pop("solution"))
             if (plan["epochs"], solution.act_pos, solution.plan) in seen:
                 continue  # two ways chose it
             seen.add((plan["epochs"], solution.act_pos, solution.plan))
-            rows.append({**plan, "whole": {whose: round(score(solution), 4) for whose, score in scores.items()}})
+            rows.append({**plan, "untrained_loss": round(untrained_loss(run, solution), 4)})
             print(name, rows[-1], file=sys.stderr, flush=True)
         ranks = {}
         for epochs in sorted({row["epochs"] for row in rows}):
             alike = [row for row in rows if row["epochs"] == epochs]
-            ranks[f"{epochs} epochs"] = {"plans": len(alike)} | {whose: _rank(alike, whose) for whose in scores}
+            found = spearmanr([-row["untrained_loss"] for row in alike], [row["accuracy_pct"] for row in alike])
+            ranks[f"{epochs} epochs"] = {"plans": len(alike), "rank": float(found.statistic)}
         results[name] = {"ranks": ranks, "plans": rows}
     write_record("whole_plans", results, {"calibration": _CALIBRATION, "holdout": _HOLDOUT}, packages=_PACKAGES)
     return 0

@@ -40,9 +40,6 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
                        help="percent of the budget left free while a faster plan exists (default: %(default)s)")
     group.add_argument("--importance-images", type=whole(1), metavar="N",
                        help="with --data, holdout images that a plan's whole network is scored on (default: 1000)")
-    group.add_argument("--shared-weights", metavar="FILE",
-                       help="with --data, score with these, which `layerfold importance --shared-weights` kept "
-                       "(default: the model's own)")
     add_whole_plans_argument(group)
     add_data_arguments(parser, required=False, trains=False)
 
@@ -68,9 +65,8 @@ def meet_budget_of(
             raise UsageError(f"{name} {value}: speaks of predictions; --verify measures instead, leave it out")
     if args.budget_of != "end-to-end":
         raise UsageError(f"--budget-of {args.budget_of}: --verify measures end to end; leave it out")
-    for name, value in (("--importance-images", args.importance_images), ("--shared-weights", args.shared_weights)):
-        if args.data is None and value is not None:
-            raise UsageError(f"{name} {value}: is of no use without --data; give that, or leave it out")
+    if args.data is None and args.importance_images is not None:
+        raise UsageError(f"--importance-images {args.importance_images}: are of --data; give that, or leave it out")
     if args.whole_plans < 0:
         raise UsageError(f"--whole-plans {args.whole_plans}: must be at least 0")
     if args.data is not None and has_random_weights(args):
@@ -92,12 +88,8 @@ def meet_budget_of(
     score = None
     if args.data is not None and args.whole_plans:
         from layerfold.importance import WholeScores
-        from layerfold.models import read_weights
 
-        score = WholeScores(
-            loaded.module, net, open_data_of(args, loaded), holdout_images=args.importance_images,
-            weights=None if args.shared_weights is None else read_weights(args.shared_weights),
-        )  # fmt: skip
+        score = WholeScores(loaded.module, net, open_data_of(args, loaded), holdout_images=args.importance_images)
     return meet_budget(
         loaded.module, net, table, importance, Budget(**asked[0]), backend, alpha=alpha, normalise=args.normalise,
         limits=limits, margin=margin, batch=provenance.batch or 1, score_plan=score,
@@ -150,5 +142,5 @@ def _wholes_text(found: LoopResult) -> str | None:
         return "lost all" if score is None else f"{score:+.4g} nats"
 
     scores = found.whole_scores
-    text = lost(scores[-1])
+    text = f"{lost(scores[-1])} before any training"
     return text + (f"; the plan of highest importance {lost(scores[0])}" if len(scores) > 1 else "")

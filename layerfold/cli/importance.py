@@ -74,9 +74,6 @@ def add_parser(subparsers: Any) -> None:
     adaptive.add_argument("--around", metavar="BUDGET", action="append", default=[],
                           help="refine for this budget, such as 1.2ms; may be given several times (default: the whole "
                           "frontier)")
-    group.add_argument("--shared-weights", metavar="FILE",
-                       help="keep the weights that shared trains here (.safetensors): `solve --verify --data` scores "
-                       "whole plans with them")
     group.add_argument("--seed", type=whole(0), default=0, metavar="N",
                        help="of the images drawn and of training (default: %(default)s)")
     add_executor_arguments(parser, has_threads=True)
@@ -91,8 +88,6 @@ def run(args: argparse.Namespace) -> int:
     from layerfold.tables import LatencyTable
 
     check_output(args.output, suffix=".csv", overwrite=args.overwrite)
-    if args.shared_weights is not None:
-        check_output(args.shared_weights, suffix=".safetensors", overwrite=args.overwrite)
     executor = executor_of(args)
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     loaded = load_model_of(args)
@@ -107,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         fill_slots=args.fill_slots,
         calibration_images=args.calibration_images, holdout_images=args.holdout_images, steps=args.steps,
         epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed,
-        journal_path=journal, weights_path=args.shared_weights,
+        journal_path=journal,
         refinement=Refinement(start_with=args.start_with, refine_with=args.refine_with, most=args.refine_most,
                               budgets_ms=tuple(parse_ms(text, "--around") for text in args.around)),
         executor=executor, model_name=loaded.source, progress=not args.quiet,

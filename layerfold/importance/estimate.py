@@ -53,7 +53,6 @@ def estimate_importance(
     seed: int = 0,
     executor: str | Executor = "local",
     journal_path: str | Path | None = None,
-    weights_path: str | Path | None = None,
     model_name: str | None = None,
     progress: bool = True,
 ) -> ImportanceTable:
@@ -98,8 +97,6 @@ def estimate_importance(
         executor: where entries are estimated: ``local``, ``ray``, or an :class:`Executor` that says more. The table is
             the same to the bit on CPUs of one kind with equally many threads.
         journal_path: file that keeps finished entries, for resuming; ``remove_journal`` takes it away.
-        weights_path: file that gets the weights which ``shared`` trained (safetensors), also where ``adaptive`` starts
-            with it; :class:`layerfold.importance.WholeScores` scores plans with them. Other methods write none.
         model_name: what the user calls the model.
         progress: show a bar on stderr.
 
@@ -173,19 +170,14 @@ def estimate_importance(
             assert latency is not None
             cheap = filling_of(chosen.start_with, Training(batch_size=batch_size, seed=seed), cheap_journal(journal))
             dear = filling_of(chosen.refine_with, training, journal)
-            table = estimate_adaptively(net, latency, requests, asked, cheap, dear, chosen, provenance,
-                                        progress=progress)
-            if weights_path is not None:
-                cheap.keep_weights(Path(weights_path))
-            return table
+            return estimate_adaptively(net, latency, requests, asked, cheap, dear, chosen, provenance,
+                                       progress=progress)
         filling = filling_of(method, training, journal)
         needed = filling.needed(asked)
         unknown = filling.unknown(needed)
         done = len(needed) - len(unknown)
         with progress_bar(f"importance: {method}", len(needed), enabled=progress, done=done) as bar:
             filling.fill(unknown, bar.advance)
-        if weights_path is not None:
-            filling.keep_weights(Path(weights_path))
         entries = [filling.entry(request) for request in requests]
         options = {**provenance.options, **filling.options, "original": filling.original,
                    "seconds": round(filling.seconds, 3)}

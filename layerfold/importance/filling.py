@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -101,13 +100,6 @@ class Filling:
         """
         found = self._journal.get(NOTHING)
         return self._untrained if found is None else found.scores
-
-    def keep_weights(self, path: Path) -> None:
-        """Copy the weights that entries share to a file, where the method has some."""
-        if self._weights is not None:
-            partial = path.with_name(f"{path.name}.partial")
-            shutil.copyfile(weights_beside(self._beside), partial)
-            partial.replace(path)
 
     def needed(self, requests: Iterable[Request]) -> list[Request]:
         """Return what must be estimated so that these entries are known."""

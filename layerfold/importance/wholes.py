@@ -1,22 +1,19 @@
 """What a plan loses as a whole network: importances of single segments do not quite add up.
 
 Two merges side by side can lose far more together than the sum of both says, since the second works on what the first
-has spoilt; no table of single segments knows. The loss of the whole plan's network, not trained itself and with
-BatchNorm statistics measured anew, costs one pass over the images, and tells rather well which of several plans is best
-after finetuning; better still with the weights that ``shared`` trained (docs/importance.md).
+has spoilt; no table of single segments knows. The loss of the whole plan's network, untrained but for BatchNorm
+statistics, costs one pass over the images, and tells rather well which of several plans is best after finetuning
+(docs/importance.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.errors import UsageError
 from layerfold.graph import Network
-from layerfold.importance.recovery import lasting_share_of_plan
 from layerfold.importance.scores import change_of, importance_of
 from layerfold.importance.subject import Subject
 from layerfold.solver import Solution
@@ -32,9 +29,6 @@ class WholeScores:
         data: as in :func:`layerfold.importance.estimate_importance`.
         calibration_images, seed: likewise.
         holdout_images: how many the score is of, at most; None for 1,000, by which docs/importance.md judges it.
-        weights: parameters by name to score with in place of the model's own: those that ``shared`` trained
-            (``weights_path`` of ``estimate_importance``). Scores are then what finetuning is expected to leave of the
-            change, as importances by ``shared`` are.
         device: torch's name of where networks are scored.
 
     Attributes:
@@ -43,27 +37,20 @@ class WholeScores:
     Raises:
         DataError: an image that cannot be read, a holdout of one class, or labels outside the model's classes.
         DeviceUnavailableError: there is no such device.
-        UsageError: weights of another network.
     """
 
     def __init__(
         self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int = 256,
-        holdout_images: int | None = None, seed: int = 0, weights: Mapping[str, Tensor] | None = None,
-        device: str = "cpu",
+        holdout_images: int | None = None, seed: int = 0, device: str = "cpu",
     ) -> None:  # fmt: skip
-        if weights is not None:
-            _check_weights(model, weights)
-        self._looks_ahead = weights is not None
         self.score = "loss" if data.is_labelled else "kl"
         self._subject = Subject(
             model, net, data, calibration_images=calibration_images, holdout_images=holdout_images or _HOLDOUT_IMAGES,
-            seed=seed, is_recalibrated=True, weights=weights, device=device,
+            seed=seed, is_recalibrated=True, device=device,
         )  # fmt: skip
 
     def __call__(self, solution: Solution) -> float:
-        """Return what the score of a plan's network, not trained itself, has changed by, in nats; higher is better.
-
-        With weights that ``shared`` trained, what is expected to last of it.
+        """Return what the score of a plan's network, before any training, has changed by, in nats; higher is better.
 
         A network whose answers are not finite has lost all: minus infinity.
 
@@ -72,13 +59,4 @@ class WholeScores:
         """
         scores = self._subject.score_solution(solution)
         change = importance_of(change_of(scores, self._subject.original), self.score)
-        if self._looks_ahead:
-            change *= lasting_share_of_plan(self._subject.net, solution)
         return change if math.isfinite(change) else -math.inf
-
-
-def _check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
-    if shapes != {name: tuple(each.shape) for name, each in weights.items()}:
-        raise UsageError(f"weights: {len(weights)} parameters that are not the {len(shapes)} of this network; give "
-                         "those that `shared` trained for it")

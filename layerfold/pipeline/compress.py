@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
@@ -45,8 +44,6 @@ from layerfold.solver import Solution
 from layerfold.tables import ImportanceTable, LatencyTable
 
 _MOST_BENCH_TRIES = 3
-_SHARED_WEIGHTS = "importance.safetensors"
-"""Of those importances that have some."""
 _MOST_DIFFERENCE = 1e-3
 _SHARES_OF_BUDGET = (0.9, 0.95, 1.0, 1.05, 1.1)
 """Of merged network and train form in float32, relative to the largest output."""
@@ -153,7 +150,7 @@ class _Run:
         """Do every step that is not done yet."""
         self._step("trace", ["network.json", "original.onnx"], self._trace)
         self._step("profile", _with_sidecar("latency.csv"), self._profile)
-        self._step("importance", _with_sidecar("importance.csv"), self._importance, scratch=[_SHARED_WEIGHTS])
+        self._step("importance", _with_sidecar("importance.csv"), self._importance)
         self._step("solve and verify", ["solution.json", "frontier.csv", "verification.json"], self._solve_and_verify)
         if self.options.finetune_epochs:
             self._step(
@@ -254,8 +251,8 @@ class _Run:
             self.model, self.net, self.data, method, latency=self.latency,
             score=self.options.importance_score, holdout_images=self.options.importance_images,
             steps=self.options.importance_steps, batch_size=self.options.batch_size, seed=self.options.seed,
-            refinement=Refinement(budgets_ms=self._near_the_budget()), journal_path=journal,
-            weights_path=self.folder.file(_SHARED_WEIGHTS), model_name=self.name, progress=self.progress,
+            refinement=Refinement(budgets_ms=self._near_the_budget()), journal_path=journal, model_name=self.name,
+            progress=self.progress,
         )  # fmt: skip
         table.write(self.folder.file("importance.csv"))
         remove_journal(journal)
@@ -300,11 +297,8 @@ class _Run:
         options = self.options
         if options.fastest or not options.whole_plans:
             return None
-        trained = self.folder.file(_SHARED_WEIGHTS)
-        return WholeScores(
-            self.model, self.net, self.data, holdout_images=options.importance_images, seed=options.seed,
-            weights=load_file(trained) if trained.exists() else None,
-        )  # fmt: skip
+        return WholeScores(self.model, self.net, self.data, holdout_images=options.importance_images,
+                           seed=options.seed)
 
     def _train_form(self) -> fx.GraphModule:
         return build_train_form(self.model, self.net, self.solution)

@@ -32,7 +32,6 @@ _FILES = (
     ("network.json", "the traced network: layers, chains, residuals, barriers"),
     ("latency.csv", "latency of every candidate segment, ms; provenance beside it"),
     ("importance.csv", "importance of every segment worth merging; provenance beside it"),
-    ("importance.safetensors", "the weights that were trained for all importances together; whole plans are scored so"),
     ("frontier.csv", "every Pareto-optimal plan"),
     ("solution.json", "the plan taken: act_pos, merge_pos, and kept_layers where layers are dropped"),
     ("verification.json", "every plan that was built and measured"),
@@ -254,9 +253,9 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
     wholes = results["solve and verify"].get("wholes", {"taken": ()})  # older runs have none
     if len(wholes["taken"]) > 1:
         first, last = wholes["taken"][0], wholes["taken"][-1]
-        lost = "lost all" if first is None else f"scored {first:+.3g} nats"
-        notes.append(f"As whole networks ({wholes['score']}, not trained themselves), the plan with the highest sum of "
-                     f"importances {lost} and the one taken {last:+.3g}.")
+        lost = "left no finite answers" if first is None else f"changed the {wholes['score']} by {-first:+.3g} nats"
+        notes.append("As whole networks, before any training, the plan with the highest sum of importances "
+                     f"{lost} and the one taken changed it by {-last:+.3g}.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["profile", *_TRACED, "--max-kernel", "5", "--method", "isolated", "--cap-s", "0.02",
          "--cache", made / "cache.sqlite", "-o", made / "latency.csv"],
         ["importance", *_TRACED, "--data", "mnist5k", "--latency", made / "latency.csv", "--calibration-images", "32",
-         "--holdout-images", "32", "-o", made / "importance.csv", "--shared-weights", made / "shared.safetensors"],
+         "--holdout-images", "32", "-o", made / "importance.csv"],
         ["solve", "--time-path", made / "latency.csv", "--imp-path", made / "importance.csv", "--speedup", "1.05",
          "-o", made / "solution.json"],
         ["finetune", *_TRACED, "--data", "mnist5k", "--steps", "2", "--batch-size", "32", "--no-test",
@@ -84,7 +84,6 @@ def test_tables_go_together_and_say_where_they_come_from(line: Line) -> None:
 
 def test_finished_steps_leave_no_state_behind(line: Line) -> None:
     assert not (line / "importance.csv.journal").exists()
-    assert (line / "shared.safetensors").stat().st_size > 0
     assert not (line / "finetuned.safetensors.checkpoint").exists()
 
 

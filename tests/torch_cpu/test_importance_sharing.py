@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 import layerfold as lf
 from layerfold.data import ImageData
 from layerfold.errors import FinetuneError
-from layerfold.importance import Request, WholeScores, default_method, list_requests, remove_journal
+from layerfold.importance import Request, default_method, list_requests, remove_journal
 from layerfold.importance.estimators import Training
 from layerfold.importance.estimators.shared import Shared, train_together
 from layerfold.importance.requests import NOTHING
@@ -217,36 +217,6 @@ def test_sidecar_names_the_method_that_was_taken(case: Case) -> None:
         assert options["method"] == method
         assert options.get("segment_steps") == (20 if method == "shared" else None)
         assert options.get("segment_batch_size") == (min(32, options["batch_size"]) if method == "shared" else None)
-
-
-@pytest.mark.parametrize("method", ["shared", "adaptive", "recalibrate"])
-def test_weights_that_were_trained_are_kept_for_whole_plans(case: Case, method: str, tmp_path: Path) -> None:
-    model, net, data = case
-    kept, journal = tmp_path / "kept.safetensors", tmp_path / "journal"
-    how: dict[str, Any] = {**_ARGUMENTS, "method": method, "journal_path": journal, "weights_path": kept}
-    if method == "adaptive":
-        how |= {"latency": _latency_of(net), "refinement": lf.Refinement(most=1, refine_with="recalibrate")}
-    lf.estimate_importance(model, net, data, **how)
-    if method == "recalibrate":
-        assert not kept.exists()
-        return
-    beside = tmp_path / ("journal.cheap.weights" if method == "adaptive" else "journal.weights")
-    assert kept.read_bytes() == beside.read_bytes()
-    found = WeightsFile(kept).read()
-    assert {name: each.shape for name, each in found.items()} == {
-        name: each.shape for name, each in model.named_parameters()
-    }
-    assert any(not torch.equal(found[name], each) for name, each in model.named_parameters()), "they were trained"
-    WholeScores(model, net, data, weights=found)(lf.Solution(act_pos=net.original_act_pos,
-                                                             merge_pos=range(1, len(net.layers) + 1)))
-
-
-def _latency_of(net: lf.Network) -> lf.LatencyTable:
-    """Return a table in which every merge is worth it."""
-    entries = [lf.LatencyEntry(start=each.start, end=each.end, latency_ms=each.num_layers**0.5)
-               for each in net.candidates()]
-    return lf.LatencyTable(entries, provenance=lf.Provenance(
-        kind="latency", chains=tuple((each.start, each.end) for each in net.chains)))
 
 
 @pytest.mark.parametrize(("given", "taken"), [(128, 32), (32, 32), (8, 8)])

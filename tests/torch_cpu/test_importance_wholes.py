@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import random
 from dataclasses import replace
@@ -14,7 +13,7 @@ from torch import nn
 
 import layerfold as lf
 from layerfold.data import ImageData
-from layerfold.errors import DataError, SolutionError, UsageError
+from layerfold.errors import DataError, SolutionError
 from layerfold.finetune import Scores, evaluate_network, recalibrate_batch_norm
 from layerfold.importance import WholeScores
 from tests.torch_cpu.small_training import images, network, train
@@ -81,32 +80,6 @@ def test_without_labels_the_divergence_from_the_original_counts(trained) -> None
         assert score(solution) == pytest.approx((original.divergence or 0) - (found.divergence or 0), abs=2e-5)
         wholes.append(score(solution))
     assert min(wholes) < -1e-3
-
-
-def test_other_weights_are_scored_against_themselves(trained) -> None:
-    """As if the model had them; and what counts is the share of it that is expected to last."""
-    model, net, data = trained
-    other = copy.deepcopy(model)
-    train(other, data, epochs=1)
-    other.eval()
-    weights = {name: value.detach().clone() for name, value in other.named_parameters()}
-    score = WholeScores(model, net, data, weights=weights)
-    original = by_hand(other, net, data, lf.Solution(act_pos=range(1, 7), merge_pos=range(1, 7)))
-    differs = 0
-    held = [3 * 8 * 9 + 8, *[8 * 8 * 9 + 8] * 5]  # weights and folded biases of the six convs
-    for solution in plans(10):
-        change = original.loss - by_hand(other, net, data, solution).loss
-        ends = itertools.pairwise((0, *solution.merge_pos))
-        merged = sum(sum(held[start:end]) for start, end in ends if end - start > 1)
-        assert score(solution) == pytest.approx(change * math.sqrt(merged / sum(held)), abs=2e-5)
-        differs += merged not in (0, sum(held)) and abs(score(solution)) > 1e-3
-    assert differs > 0
-
-
-@pytest.mark.parametrize("wrong", [{}, {"0.weight": torch.zeros(8, 3, 3, 3)}])
-def test_weights_of_another_network_are_refused(trained, wrong: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(UsageError, match="parameters that are not the 26 of this network"):
-        WholeScores(*trained, weights=wrong)
 
 
 def test_network_without_finite_answers_has_lost_all(trained) -> None:

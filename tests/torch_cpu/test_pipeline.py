@@ -52,7 +52,6 @@ def test_every_step_leaves_its_files(finished: CompressResult) -> None:
     missing = [name for name in FILES if not (finished.out / name).exists()]
     assert missing == []
     assert not list(finished.out.glob("importance.journal*"))
-    assert (finished.out / "importance.safetensors").exists(), "whole plans are scored with what shared trained"
 
 
 def test_files_keep_the_budget_when_they_are_measured_again(finished: CompressResult) -> None:
@@ -72,7 +71,7 @@ def test_plan_is_no_worse_a_whole_than_the_one_of_highest_importance(finished: C
     assert wholes["taken"] == sorted(set(wholes["taken"]))
     assert len(wholes["taken"]) >= 1
     page = (finished.out / "report.html").read_text()
-    assert ("As whole networks (loss, not trained themselves)" in page) == (len(wholes["taken"]) > 1)
+    assert ("As whole networks, before any training" in page) == (len(wholes["taken"]) > 1)
 
 
 def test_runs_that_knew_no_whole_plans_go_on() -> None:

@@ -214,7 +214,7 @@ def test_scores_that_are_no_number_are_none() -> None:
     found = LoopResult(solution=plan, verification=_unlimited, frontier=None, latency=None, rounds=(), trials=(),
                        wholes=wholes)  # type: ignore[arg-type]
     assert found.whole_scores == [None, -1.0]
-    assert _wholes_text(found) == "-1 nats; the plan of highest importance lost all"
+    assert "any training; the plan of highest importance lost all" in (_wholes_text(found) or "")
 
 
 def test_fastest_plan_is_not_scored(chain, monkeypatch: pytest.MonkeyPatch) -> None:
