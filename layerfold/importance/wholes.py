@@ -2,7 +2,7 @@
 
 Two merges side by side can lose far more together than the sum of both says, since the second works on what the first
 has spoilt; no table of single segments knows. The loss of the whole plan's network, untrained but for BatchNorm
-statistics, costs one pass over the images, and tells rather well which of several plans is best after finetuning
+statistics, costs one pass over the images, and tells plans that are spoilt from those that are not
 (docs/importance.md).
 """
 
