@@ -1,0 +1,52 @@
+"""``layerfold compress``: its options reach the run, and it prints what became of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from layerfold.cli import build_parser, main
+from layerfold.pipeline import CompressOptions
+
+MODEL = '''
+from torch import nn
+
+def make():
+    widths = (1, 16, 16, 16, 16, 16)
+    convs = [part for i, o in zip(widths, widths[1:]) for part in (nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o),
+                                                                   nn.ReLU())]
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+'''
+
+
+def test_options_of_the_command_line_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    given = ["--whole-plans", "0", "--margin", "3", "--max-kernel", "5", "--max-growth", "6", "--score", "kl",
+             "--importance", "recalibrate", "--importance-images", "32", "--alpha", "0.5", "--no-finetune",
+             "--seed", "3", "--formats", "onnx"]
+    code = main(["compress", f"{tmp_path / 'model.py'}:make", "--input", "1x28x28", "--mean", "0.5", "--std", "0.5",
+                 "--data", "mnist5k", "--speedup", "1.001", *given, "--json", "--quiet", "-o", str(tmp_path / "out")])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (0 if found["is_budget_met"] else 3)
+    config = json.loads((tmp_path / "out/run.json").read_text())["config"]
+    expected = CompressOptions(
+        speedup=1.001, whole_plans=0, margin=0.03, max_kernel=5, max_growth=6.0, importance_score="kl",
+        importance_method="recalibrate", importance_images=32, alpha=0.5, finetune_epochs=0, seed=3, formats=("onnx",),
+    ).as_config()  # fmt: skip
+    assert {name: config[name] for name in expected} == json.loads(json.dumps(expected))
+    wholes = json.loads((tmp_path / "out/verification.json").read_text())["wholes"]
+    assert wholes == {"score": None, "taken": []}, "with 0 the solver's plan is taken as it is"
+
+
+def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
+    options = CompressOptions(speedup=1.5)
+    given = vars(build_parser().parse_args(["compress", "m", "--data", "d", "--speedup", "1.5", "-o", "x"]))
+    alike = ("whole_plans", "max_kernel", "max_growth", "threads", "batch", "alpha", "batch_size", "optimizer", "seed",
+             "drop_layers", "merge_pooling", "backend", "importance_images", "importance_steps", "learning_rate")
+    assert {name: given[name] for name in alike} == {name: getattr(options, name) for name in alike}
+    assert (given["score"], given["importance"], given["epochs"]) == (
+        options.importance_score, options.importance_method, options.finetune_epochs
+    )  # fmt: skip
+    assert float(given["margin"]) == pytest.approx(100 * options.margin)
