@@ -51,7 +51,7 @@ def climb_plans(
         advance: called after each.
 
     Returns:
-        The plans taken, in order: scores rise, and the last is the best.
+        The plans taken, in order: scores rise, and the last is the best. None if ``most`` is 0.
     """
     scores: dict[object, float] = {}
     refused: set[object] = set()
@@ -71,7 +71,8 @@ def climb_plans(
             if solution is not None and solution.plan not in refused and (found := scored(solution, left_out)):
                 yield found
 
-    taken = [found for found in [scored(first)] if found is not None]
+    start = scored(first)
+    taken = [] if start is None else [start]
     while taken:
         best = max(neighbours_of(taken[-1]), key=lambda each: each.score, default=taken[-1])
         if best.score <= taken[-1].score:
