@@ -51,7 +51,7 @@ def climb_plans(
         advance: called after each.
 
     Returns:
-        The plans taken, in order: scores rise, and the last is the best. None if ``most`` is 0.
+        The plans taken, in order: scores rise, and the last is the best. Empty if ``most`` is 0.
     """
     scores: dict[object, float] = {}
     refused: set[object] = set()
