@@ -5,8 +5,8 @@
     python benchmarks/accuracy_cifar10.py resnet20 resnet56 --epochs 30 --seeds 0 1 2 --backend torch --device cuda \\
         --train-device cuda
 
-Ways: ``layerfold`` (merging and dropping, the exact solver, plans near its answer scored as wholes: what ``compress``
-does), ``sums`` (the same without those scores), ``paper`` (Kim et al. 2023: merging only, every importance
+Ways: ``layerfold`` (merging and dropping, the exact solver), ``wholes`` (the loop of ``compress``, with plans near the
+solver's scored as wholes), ``paper`` (Kim et al. 2023: merging only, every importance
 by finetuning, time discretised), ``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by
 Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with
 the original, and it chooses again with less until it is within the budget; then every network is finetuned alike, from
@@ -37,7 +37,7 @@ from layerfold.importance import WholeScores, remove_journal
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 
 STEPS = ("tables", "choose", "finetune", "compare")
-WAYS = ("layerfold", "sums", "paper", "uniform", "global pruning", "pruning")
+WAYS = ("layerfold", "wholes", "paper", "uniform", "global pruning", "pruning")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "torch-pruning")
 _PAPER_STEPS = 25
 """Of finetuning an entry: the paper's is an epoch of ImageNet on two GPUs."""
@@ -107,7 +107,7 @@ class Contest:
             if "pruning" in way:
                 found = self._share(way, speedup)
             else:
-                found = self._verified(speedup) if way == "layerfold" else self._solution(way, speedup)
+                found = self._verified(speedup) if way == "wholes" else self._solution(way, speedup)
             print(f"{self.name}, {way}, {speedup:g}x: {found}"[:300], file=sys.stderr, flush=True)
             path.write_text(json.dumps(found) + "\n")
         answer: dict[str, Any] = json.loads(path.read_text())
@@ -115,7 +115,7 @@ class Contest:
 
     def _file(self, way: str) -> str:
         """Return what files of a way begin with."""
-        return f"{way}-by-{self.arguments.importance}" if way in ("layerfold", "sums") else way.replace(" ", "-")
+        return f"{way}-by-{self.arguments.importance}" if way in ("layerfold", "wholes") else way.replace(" ", "-")
 
     def _share(self, way: str, speedup: float) -> dict[str, Any]:
         share, reached = share_for(self.original, speedup, self.speedup_of, is_global=way == "global pruning")
@@ -124,7 +124,7 @@ class Contest:
         return {"reached": True, "share": share, "speedup": reached}
 
     def _verified(self, speedup: float) -> dict[str, Any]:
-        """Choose as ``compress`` does: the loop that measures, and plans as wholes."""
+        """Choose as ``compress --whole-plans 24`` does: the loop that measures, and plans as wholes."""
         run = self.run
         try:
             found = meet_budget(
@@ -153,7 +153,7 @@ class Contest:
             budget_ms *= (1 - _MARGIN) / (found.ratio_high * speedup)
 
     def _solve(self, way: str, budget_ms: float) -> lf.Solution:
-        if way == "sums":
+        if way == "layerfold":
             return lf.solve_frontier(self.run.latency, self.importance).at(budget_ms=budget_ms)
         if way == "paper":
             # Where no plan that keeps every layer is fast enough, no importance would help.

@@ -6,8 +6,8 @@
 
 The reference finetunes the network of each entry (``--steps`` steps of 128 images); ``cheap`` estimates the same
 entries by each other method; ``cost`` times both in turns on a few entries, one thread each; ``plans`` solves with the
-reference and with ``shared``, takes of the latter's plans the best as a whole network (as ``compress`` does, but for
-measuring), and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's
+reference and with ``shared``, takes of the latter's plans the best as a whole network too (as ``compress --whole-plans
+24`` does, but for measuring), and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's
 ``--entries``, spread over lengths and depths, half of them with dropped layers. Resumable: work is kept under
 ``--work``, and the reference, which takes an hour of both cores, and what finetuning its plans gave beside the record.
 """
@@ -44,6 +44,9 @@ from layerfold.tables._kernel import SegmentKey
 STEPS = ("reference", "cheap", "cost", "plans")
 PLANNED = "shared"
 """The cheap method whose plans are finetuned."""
+
+_WHOLES = f"{PLANNED}, wholes"
+"""Of these plans, the best as a whole network."""
 
 CHEAP = ("taylor", "recalibrate", "distill", "shared")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "onnxruntime")
@@ -148,14 +151,14 @@ class Ranking:
                                  most=MOST_WHOLES)
             row["seconds_of_wholes"] = time.perf_counter() - began
             reference = lf.solve_frontier(latency, self.reference).at(budget_ms=budget_ms)
-            chosen = {"finetune": reference, PLANNED: wholes[-1].solution, f"{PLANNED}, sums": first}
+            chosen = {"finetune": reference, PLANNED: first, _WHOLES: wholes[-1].solution}
             for way, solution in chosen.items():
                 row[way] = {
                     "solution": solution.to_json(), "whole": score(solution),
                     "accuracy_pct": [self.accuracy_pct(solution, seed) for seed in self.arguments.seeds],
                 }
-            of_reference, of_cheap = (statistics.mean(row[way]["accuracy_pct"]) for way in ("finetune", PLANNED))
-            row["lost_points"] = round(of_reference - of_cheap, 3)
+            mean_pct = {way: statistics.mean(row[way]["accuracy_pct"]) for way in chosen}
+            row["lost_points"] = {way: round(mean_pct["finetune"] - mean_pct[way], 3) for way in (PLANNED, _WHOLES)}
             rows.append(row)
             print(f"{self.name}: {row}", file=sys.stderr, flush=True)
         return rows

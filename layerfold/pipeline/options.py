@@ -8,7 +8,7 @@ from typing import Any
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
 from layerfold.importance import AUTO, METHODS, SCORES
-from layerfold.pipeline.budget_loop import MOST_WHOLES, Budget
+from layerfold.pipeline.budget_loop import Budget
 
 _CHOICES = {"importance_method": METHODS, "importance_score": SCORES, "optimizer": ("sgd", "adamw")}
 
@@ -28,8 +28,9 @@ class CompressOptions:
             images are those of the holdout, None for all. ``adaptive`` refines what plans near the budget stand on;
             ``auto`` is ``recalibrate`` where nothing is finetuned.
         alpha: see ``solve_frontier``.
-        whole_plans: most plans near the solver's that are scored as whole networks; 0 takes the solver's as it is.
-            With ``fastest`` none is scored. Each is scored on ``importance_images``, None for 1,000.
+        whole_plans: most plans near the solver's that are scored as whole networks, a guard against merges that spoil
+            each other (docs/importance.md); 0 takes the solver's as it is. With ``fastest`` none is scored. Each is
+            scored on ``importance_images``, None for 1,000.
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.
         learning_rate, batch_size, optimizer: of the finetuning.
@@ -53,7 +54,7 @@ class CompressOptions:
     importance_images: int | None = None
     importance_steps: int | None = None
     alpha: float = 0.0
-    whole_plans: int = MOST_WHOLES
+    whole_plans: int = 0
     margin: float = 0.02
     finetune_epochs: int = 3
     learning_rate: float | None = None
@@ -102,7 +103,7 @@ class CompressOptions:
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
-        for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES)):
+        for name, default in (("drop_layers", False), ("whole_plans", 0)):
             if found[name] == default:
                 del found[name]
         return found

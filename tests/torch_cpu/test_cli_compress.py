@@ -21,9 +21,12 @@ def make():
 '''
 
 
-def test_options_of_the_command_line_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("wholes", [0, 5])
+def test_options_of_the_command_line_are_those_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wholes: int
+) -> None:
     (tmp_path / "model.py").write_text(MODEL)
-    given = ["--whole-plans", "0", "--margin", "3", "--max-kernel", "5", "--max-growth", "6", "--score", "kl",
+    given = ["--whole-plans", str(wholes), "--margin", "3", "--max-kernel", "5", "--max-growth", "6", "--score", "kl",
              "--importance", "recalibrate", "--importance-images", "32", "--alpha", "0.5", "--no-finetune",
              "--seed", "3", "--formats", "onnx"]
     code = main(["compress", f"{tmp_path / 'model.py'}:make", "--input", "1x28x28", "--mean", "0.5", "--std", "0.5",
@@ -32,12 +35,13 @@ def test_options_of_the_command_line_are_those_of_the_run(tmp_path: Path, capsys
     assert code == (0 if found["is_budget_met"] else 3)
     config = json.loads((tmp_path / "out/run.json").read_text())["config"]
     expected = CompressOptions(
-        speedup=1.001, whole_plans=0, margin=0.03, max_kernel=5, max_growth=6.0, importance_score="kl",
+        speedup=1.001, whole_plans=wholes, margin=0.03, max_kernel=5, max_growth=6.0, importance_score="kl",
         importance_method="recalibrate", importance_images=32, alpha=0.5, finetune_epochs=0, seed=3, formats=("onnx",),
     ).as_config()  # fmt: skip
     assert {name: config[name] for name in expected} == json.loads(json.dumps(expected))
-    wholes = json.loads((tmp_path / "out/verification.json").read_text())["wholes"]
-    assert wholes == {"score": None, "taken": []}, "with 0 the solver's plan is taken as it is"
+    looked_at = json.loads((tmp_path / "out/verification.json").read_text())["wholes"]
+    assert looked_at["score"] == ("loss" if wholes else None)
+    assert min(wholes, 1) <= len(looked_at["taken"]) <= wholes, "with 0 the solver's plan is taken as it is"
 
 
 def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
