@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+import layerfold as lf
 from layerfold.cli import build_parser, main
+from layerfold.importance import WholeScores
 from layerfold.pipeline import CompressOptions
 
 MODEL = '''
@@ -26,10 +30,12 @@ def test_options_of_the_command_line_are_those_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], wholes: int
 ) -> None:
     (tmp_path / "model.py").write_text(MODEL)
+    source, weights = f"{tmp_path / 'model.py'}:make", tmp_path / "weights.safetensors"
+    save_file(lf.load_model(source).module.state_dict(), weights)
     given = ["--whole-plans", str(wholes), "--margin", "3", "--max-kernel", "5", "--max-growth", "6", "--score", "kl",
              "--importance", "recalibrate", "--importance-images", "32", "--alpha", "0.5", "--no-finetune",
              "--seed", "3", "--formats", "onnx"]
-    code = main(["compress", f"{tmp_path / 'model.py'}:make", "--input", "1x28x28", "--mean", "0.5", "--std", "0.5",
+    code = main(["compress", source, "--weights", str(weights), "--input", "1x28x28", "--mean", "0.5", "--std", "0.5",
                  "--data", "mnist5k", "--speedup", "1.001", *given, "--json", "--quiet", "-o", str(tmp_path / "out")])
     found = json.loads(capsys.readouterr().out)
     assert code == (0 if found["is_budget_met"] else 3)
@@ -42,6 +48,12 @@ def test_options_of_the_command_line_are_those_of_the_run(
     looked_at = json.loads((tmp_path / "out/verification.json").read_text())["wholes"]
     assert looked_at["score"] == ("loss" if wholes else None)
     assert min(wholes, 1) <= len(looked_at["taken"]) <= wholes, "with 0 the solver's plan is taken as it is"
+    if wholes:
+        model = lf.load_model(source, weights=weights).module.eval()
+        data = lf.open_data("mnist5k", input_shape=(1, 28, 28), mean=(0.5,), std=(0.5,), num_classes=10)
+        score = WholeScores(model, lf.trace_network(model, torch.zeros(1, 1, 28, 28)), data, holdout_images=32, seed=3)
+        expected = score(lf.Solution.read(tmp_path / "out/solution.json"))
+        assert looked_at["taken"][-1] == pytest.approx(expected, abs=1e-6), "by the images and the seed asked for"
 
 
 def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
