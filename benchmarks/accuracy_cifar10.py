@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy_cifar10.py                          # both networks, three speed-ups, 3 epochs; hours
     python benchmarks/accuracy_cifar10.py resnet20 --only choose   # what each way chooses, measured
-    python benchmarks/accuracy_cifar10.py resnet20 resnet56 --epochs 30 --seeds 0 1 2 --backend torch --device cuda \\
-        --train-device cuda
+    python benchmarks/accuracy_cifar10.py resnet56 --epochs 30 --batch-size 512 --learning-rate 0.05 \\
+        --mixed-precision bf16 --backend torch --device cuda --train-device cuda
 
 Ways: ``layerfold`` (merging and dropping, the exact solver), ``wholes`` (the loop of ``compress``, with plans near the
 solver's scored as wholes), ``paper`` (Kim et al. 2023: merging only, every importance
@@ -36,7 +36,7 @@ import layerfold as lf
 from layerfold.importance import WholeScores, remove_journal
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 
-STEPS = ("tables", "choose", "finetune", "compare")
+STEPS = ("latency", "importance", "choose", "finetune", "compare")
 WAYS = ("layerfold", "wholes", "paper", "uniform", "global pruning", "pruning")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "torch-pruning")
 _PAPER_STEPS = 25
@@ -56,7 +56,8 @@ class Contest:
         length = f"{arguments.epochs}-epochs" if arguments.steps is None else f"{arguments.steps}-steps"
         self.folder: Path = self.run.folder / "accuracy"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.kept: Path = arguments.kept / name / f"{arguments.backend}-{length}"
+        place = arguments.backend if arguments.device is None else f"{arguments.backend}-{arguments.device}"
+        self.kept: Path = arguments.kept / name / f"{place}-{length}"
         self.kept.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -76,6 +77,12 @@ class Contest:
         return self._importance("paper", "finetune", self.merging_latency, score="accuracy", steps=_PAPER_STEPS,
                                 learning_rate=NETWORKS[self.name][1])
 
+    @property
+    def learning_rate(self) -> float | None:
+        """Of finetuning; None for the optimizer's own."""
+        asked: float | None = self.arguments.learning_rate
+        return NETWORKS[self.name][1] if asked is None else asked
+
     @cached_property
     def importance(self) -> lf.ImportanceTable:
         method = self.arguments.importance
@@ -83,13 +90,27 @@ class Contest:
         adaptive = {"refinement": lf.Refinement(budgets_ms=budgets)} if method == "adaptive" else {}
         return self._importance(method, method, self.run.latency, score="loss", **adaptive)
 
+    @cached_property
+    def least_merging_ms(self) -> float:
+        """The fastest that a plan can be that keeps every layer, whatever the importances."""
+        return lf.solve_frontier(self.merging_latency, _flat(self.merging_latency)).least_ms
+
+    def fill_importances(self) -> None:
+        """Fill the tables that the ways choose by, the paper's where it reaches any of the speed-ups."""
+        if {"layerfold", "wholes"} & set(self.arguments.ways):
+            _ = self.importance
+        slowest_ms = self.run.latency.original_ms / min(self.arguments.speedups)
+        if "paper" in self.arguments.ways and self.least_merging_ms <= slowest_ms:
+            _ = self.paper_importance
+
     def _importance(self, name: str, method: str, latency: lf.LatencyTable, **how: Any) -> lf.ImportanceTable:
         path = self.folder / f"importance-{name}.csv"
         if not path.exists():
             journal = path.with_suffix(".journal")
             lf.estimate_importance(
                 self.original, self.run.net, self.run.data, method, latency=latency, holdout_images=_HOLDOUT_IMAGES,
-                journal_path=journal, model_name=self.name, **how,
+                journal_path=journal, model_name=self.name,
+                executor=lf.Executor(devices=(self.arguments.train_device,)), **how,
             ).write(path)
             remove_journal(journal)
         return lf.ImportanceTable.read(path)
@@ -157,8 +178,7 @@ class Contest:
             return lf.solve_frontier(self.run.latency, self.importance).at(budget_ms=budget_ms)
         if way == "paper":
             # Where no plan that keeps every layer is fast enough, no importance would help.
-            least_ms = lf.solve_frontier(self.merging_latency, _flat(self.merging_latency)).least_ms
-            if least_ms > budget_ms:
+            if (least_ms := self.least_merging_ms) > budget_ms:
                 raise lf.InfeasibleBudgetError(f"budget {budget_ms:.6g} ms", budget_ms=budget_ms, least_ms=least_ms)
             return paper(self.merging_latency, self.paper_importance, budget_ms)
         return uniform(self.run.net, self.run.latency, budget_ms)
@@ -182,10 +202,12 @@ class Contest:
             options = self.arguments
             report = lf.finetune_network(
                 student, self.run.data, teacher=self.run.teacher, epochs=options.epochs, steps=options.steps,
-                learning_rate=NETWORKS[self.name][1], seed=seed, checkpoint_path=checkpoint,
-                device=options.train_device, description=f"{self.name}, {way}, {speedup:g}x",
+                batch_size=options.batch_size, learning_rate=self.learning_rate, seed=seed,
+                mixed_precision=options.mixed_precision, checkpoint_path=checkpoint, device=options.train_device,
+                description=f"{self.name}, {way}, {speedup:g}x",
             )  # fmt: skip
-            accuracy_pct = lf.evaluate_network(student, self.run.data.split("test")).accuracy_pct
+            test = self.run.data.split("test")
+            accuracy_pct = lf.evaluate_network(student.to(options.train_device), test).accuracy_pct
             path.write_text(json.dumps({"accuracy_pct": accuracy_pct, "seconds": report.seconds}) + "\n")
             checkpoint.unlink(missing_ok=True)
         return float(json.loads(path.read_text())["accuracy_pct"])
@@ -281,6 +303,9 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of finetuning")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each training, in place of epochs")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N")
+    parser.add_argument("--learning-rate", type=float, metavar="R", help="of finetuning (default: the network's)")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--backend", default="onnxruntime", metavar="NAME")
     parser.add_argument("--device", metavar="NAME", help="of the backend")
     parser.add_argument("--train-device", default="cpu", metavar="NAME")
@@ -293,8 +318,10 @@ def main() -> int:
     results: dict[str, Any] = {}
     for name in arguments.networks or ["mobilenetv2_050_cifar", "resnet20"]:
         contest = Contest(name, arguments)
-        if "tables" in arguments.only:
-            _ = contest.run.latency, contest.importance
+        if "latency" in arguments.only:
+            _ = contest.run.latency
+        if "importance" in arguments.only:
+            contest.fill_importances()
         for speedup in arguments.speedups:
             for way in arguments.ways:
                 if "choose" in arguments.only:

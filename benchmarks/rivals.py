@@ -22,7 +22,7 @@ from layerfold.search import BestMerging
 from tests.oracles.published import fill_table
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
-DSP = {"resnet20": ("resnet20_g2", "resnet20_g3", "resnet20_g4")}
+DSP = {name: tuple(f"{name}_g{groups}" for groups in (2, 3, 4)) for name in ("resnet20", "resnet56")}
 """Checkpoints by network."""
 
 DSP_MEAN, DSP_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
