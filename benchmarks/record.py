@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def peak_memory_mib() -> float:
 
 def _commit() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
+    if shutil.which("git") is None:
+        return "unknown"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

@@ -25,7 +25,8 @@ def add_executor_arguments(parser: argparse.ArgumentParser, *, has_threads: bool
                          help="processes, on a CPU each pinned to processors of its own (default: 1; with ray: all "
                          "that the cluster has room for)")
     several.add_argument("--devices", type=_names, default=[], metavar="A,B",
-                         help="one process a device, for example cuda:0,cuda:1; all of the same kind")
+                         help="one process each, for example cuda:0,cuda:1; all of the same kind"
+                         + ("; a GPU that one does not fill may be named twice" if has_threads else ""))
     if has_threads:
         group.add_argument("--threads", type=whole(1), metavar="N",
                            help="of each process (default: the processors divided; with ray: its CPUs)")

@@ -26,7 +26,8 @@ class Executor:
         kind: ``local``, this machine, or ``ray``, a cluster (needs the extra ``ray``).
         workers: processes; None for one, or for as many as the cluster has resources for. One local worker is this
             process.
-        devices: ``local``: one process a device, such as ``cuda:0``; none for the CPU.
+        devices: ``local``: one process each, such as ``cuda:0``; none for the CPU. A GPU that one process does not
+            fill may be named several times, though not where latency is measured.
         threads: of each worker; None for the processors divided among the workers, on a cluster for the CPUs of
             ``resources``.
         address: ``ray``: host:port of the cluster; None for the environment's RAY_ADDRESS, and where that is not set,
@@ -81,12 +82,18 @@ class Executor:
         count = len(self.devices) or self.workers or 1
         return None if count == 1 else max(len(processors()) // count, 1)
 
+    def check_apart(self) -> None:
+        """Raise a UsageError where two processes would be on one device."""
+        if len(set(self.devices)) < len(self.devices):
+            raise UsageError(f"devices={','.join(self.devices)} names one twice; two processes on one device "
+                             "disturb each other")
+
     @contextmanager
     def open(self, make_worker: MakeWorker[Any, Any]) -> Iterator[Pool]:
         """Have workers until the block ends.
 
         Raises:
-            UsageError: more workers than processors, a device named twice, something that cannot be sent to a process.
+            UsageError: more workers than processors, something that cannot be sent to a process.
             OptionalDependencyError: Ray is not installed.
             ClusterUnavailableError: no cluster answers, or none of its nodes has the resources.
         """

@@ -36,17 +36,15 @@ def places_of(devices: Sequence[str], workers: int, threads: int) -> list[Place]
     """Return one place a process.
 
     Args:
-        devices: names such as ``cuda:0``; empty for the first, on the processors here.
+        devices: names such as ``cuda:0``, one as often as it is to have processes; empty for the first, on the
+            processors here.
         workers: processes, where no devices are named.
         threads: of each process.
 
     Raises:
-        UsageError: a device given twice, or more threads in all than processors.
+        UsageError: more threads in all than processors.
     """
     if devices:
-        if len(set(devices)) < len(devices):
-            raise UsageError(f"devices={','.join(devices)} names one twice; two processes on one device "
-                             "disturb each other")
         split = [name.partition(":") for name in devices]
         return [Place(device=name, visible=index or None) for name, _, index in split]
     if workers == 1:

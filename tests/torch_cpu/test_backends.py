@@ -241,6 +241,8 @@ OPERATOR_CASES = [
     ("Reshape", {}, [X, [2, -1, 10]]), ("Reshape", {}, [X, [0, -1]]), ("Flatten", {}, [X]),
     ("Transpose", {"perm": [0, 2, 3, 1]}, [X]), ("Concat", {"axis": 1}, [X, (2, 3, 8, 10)]),
     ("Slice", {}, [X, [1, 2], [3, 8], [1, 3], [1, 2]]), ("Split", {"axis": 1}, [X, [1, 3]]),
+    ("Gather", {"axis": 1}, [X, [3, 0, 0]]), ("Gather", {}, [X, [1]]),
+    ("ScatterElements", {"axis": 1}, [X, np.arange(8).reshape(2, 4, 1, 1) % 4, (2, 4, 1, 1)]),
     ("Squeeze", {}, [("x", (2, 1, 3)), [1]]), ("Unsqueeze", {}, [("x", (2, 3)), [1]]),
     ("Expand", {}, [("x", (2, 1, 3)), [2, 4, 3]]),
     ("ReduceMean", {"keepdims": 0}, [X, [2, 3]]), ("ReduceMax", {}, [X, [1]]), ("ReduceSum", {}, [X, [-1]]),
@@ -275,7 +277,7 @@ def one_operator(kind: str, attributes: dict, inputs: list) -> tuple[bytes, dict
         elif isinstance(each, tuple):
             weights.append(numpy_helper.from_array(rng.standard_normal(each).astype(np.float32), name))
         else:
-            kind_of = np.int64 if isinstance(each, list) else np.float32
+            kind_of = np.float32 if isinstance(each, np.ndarray) and each.dtype.kind == "f" else np.int64
             weights.append(numpy_helper.from_array(np.asarray(each, kind_of), name))
     if kind == "Resize":
         names = [names[0], "", "", names[-1]]
@@ -309,6 +311,9 @@ def test_operator_without_a_form_is_named_with_its_node() -> None:
         ("NonZero", {}, [X], r"node the_node \(NonZero\) has no form in the torch backend; measure this network"),
         ("Conv", {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}, [X, (6, 4, 3, 3)],
          r"node the_node \(Conv\): auto_pad=SAME_UPPER has no form"),
+        ("Gather", {}, [X, [-1]], r"node the_node \(Gather\): a negative place has no form"),
+        ("ScatterElements", {"reduction": "add"}, [X, np.zeros((1, 1, 1, 1), np.int64), (1, 1, 1, 1)],
+         r"node the_node \(ScatterElements\): scattering with reduction=add has no form"),
     ):
         onnx_bytes, _ = one_operator(kind, attributes, inputs)
         with pytest.raises(ProfilerError, match=words):

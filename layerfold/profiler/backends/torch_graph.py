@@ -225,6 +225,24 @@ def _concat(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
     return build.call(torch.cat, list(args), attributes["axis"])
 
 
+def _gather(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
+    x, index = args
+    if not isinstance(index, torch.Tensor) or index.ndim != 1:
+        raise _UnsupportedError("gathering by other than one known list of places")
+    axis = attributes.get("axis", 0)
+    if isinstance(x, torch.Tensor):  # a part of a shape
+        return x.index_select(axis, index % x.shape[axis])
+    # A list of places counts from the front; negative ones count from the back, of a size that is not known here.
+    return _raise("a negative place") if bool((index < 0).any()) else build.call(torch.index_select, x, axis, index)
+
+
+def _scatter(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
+    if attributes.get("reduction", "none") != "none":
+        raise _UnsupportedError(f"scattering with reduction={attributes['reduction']}")
+    x, index, updates = args
+    return build.call(torch.scatter, x, attributes.get("axis", 0), index, updates)
+
+
 def _slice(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
     starts, ends = _ints(args[1], "a slice's start"), _ints(args[2], "a slice's end")
     axes = _ints(args[3], "axes") if len(args) > 3 and args[3] is not None else list(range(len(starts)))
@@ -330,6 +348,7 @@ _OPERATORS: dict[str, _Emit] = {
     "Expand": lambda build, args, attributes: build.call(
         torch.broadcast_to, args[0], _ints(args[1], "a shape")),
     "Flatten": _flatten,
+    "Gather": _gather,
     "Gelu": _function(F.gelu, approximate=("approximate", "none")),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda build, args, attributes: build.call(F.adaptive_avg_pool2d, args[0], 1),
@@ -353,6 +372,7 @@ _OPERATORS: dict[str, _Emit] = {
     "Relu": _function(F.relu),
     "Reshape": _reshape,
     "Resize": _resize,
+    "ScatterElements": _scatter,
     "Selu": _function(F.selu),
     "Sigmoid": _function(torch.sigmoid),
     "Slice": _slice,
