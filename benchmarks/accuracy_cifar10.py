@@ -12,14 +12,15 @@ Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What
 the original, and it chooses again with less until it is within the budget; then every network is finetuned alike, from
 the same baseline with the same teacher. Resumable: what was chosen and what accuracy came of it is kept beside the
 record, half-done work under ``--work``; ``--only`` does some of the steps, so that those that measure latency
-(``choose``, ``compare``) can have a core to themselves. ``compare`` takes of ``--seeds`` those that are finetuned, and
-finetunes where none is.
+(``latency``, ``choose``, ``measure``) can have a core or a GPU to themselves. ``compare`` takes of ``--seeds`` those
+that are finetuned, and finetunes where none is.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import statistics
 import sys
@@ -34,10 +35,11 @@ from shorten_cifar10 import NETWORKS, Run
 from torch import nn
 
 import layerfold as lf
+from layerfold.export import export_onnx
 from layerfold.importance import WholeScores, remove_journal
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 
-STEPS = ("latency", "importance", "choose", "finetune", "compare")
+STEPS = ("latency", "importance", "choose", "measure", "finetune", "compare")
 WAYS = ("layerfold", "wholes", "paper", "uniform", "global pruning", "pruning")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "torch-pruning")
 _PAPER_STEPS = 25
@@ -213,37 +215,57 @@ class Contest:
             checkpoint.unlink(missing_ok=True)
         return float(json.loads(path.read_text())["accuracy_pct"])
 
-    def deployed(self, way: str, choice: dict[str, Any]) -> nn.Module:
+    def deployed(self, way: str, choice: dict[str, Any]) -> bytes:
         """Return the network as it is deployed, untrained: latency does not depend on the weights."""
-        student = self.student(way, choice)
-        return (student if "pruning" in way else lf.merge_network(student)).eval()
+        path = self.folder / f"deployed-{hashlib.sha256(json.dumps([way, choice]).encode()).hexdigest()[:12]}.onnx"
+        if not path.exists():
+            student = self.student(way, choice)
+            path.write_bytes(export_onnx((student if "pruning" in way else lf.merge_network(student)).eval(), EXAMPLE))
+        return path.read_bytes()
+
+    def measure(self) -> dict[str, Any]:
+        """Measure everything chosen, and the published checkpoints, in turns with the original, and keep it."""
+        networks: dict[str, Any] = {"original": self.original}
+        for way, x in self._every:
+            if (choice := self.choice(way, x))["reached"]:
+                networks[_name(way, x)] = self.deployed(way, choice)
+        networks |= {each: dsp_onnx(each) for each in DSP.get(self.name, ())}
+        report = lf.benchmark_networks(networks, EXAMPLE, self.run.backend, is_patient=True,
+                                       cap_s=self.arguments.cap_s)
+        found = {"networks": {each.name: _measured(each) for each in report.networks},
+                 "provenance": report.provenance}
+        self._latencies_path.write_text(json.dumps(found, indent=1) + "\n")
+        return found
+
+    @property
+    def _latencies_path(self) -> Path:
+        return self.kept / "latencies.json"
+
+    @property
+    def _every(self) -> list[tuple[str, float]]:
+        return [(way, x) for x in self.arguments.speedups for way in self.arguments.ways]
 
     def compare(self) -> dict[str, Any]:
-        """Measure every finished network, and the published checkpoints, in turns with the original."""
-        every = [(way, x) for x in self.arguments.speedups for way in self.arguments.ways]
+        """Put together what was chosen, measured and trained."""
+        latencies = json.loads(self._latencies_path.read_text()) if self._latencies_path.exists() else self.measure()
+        every = self._every
         rows = [{"way": way, "speedup_asked": x, **self.choice(way, x)} for way, x in every]
-        networks: dict[str, Any] = {"original": self.original}
         for row, (way, x) in zip(rows, every, strict=True):
             if row["reached"]:
-                networks[_name(way, x)] = self.deployed(way, row)
+                row |= latencies["networks"][_name(way, x)]
                 seeds = self.arguments.seeds
                 done = [seed for seed in seeds if self.is_done(way, x, seed)] or seeds
                 row["accuracies_pct"] = {seed: self.accuracy_pct(way, x, seed) for seed in done}
                 row["accuracy_pct"] = statistics.mean(row["accuracies_pct"].values())
-        networks |= {each: dsp_onnx(each) for each in DSP.get(self.name, ())}
-        report = lf.benchmark_networks(networks, EXAMPLE, self.run.backend, is_patient=True)
-        for row, key in zip(rows, every, strict=True):
-            if row["reached"]:
-                row |= _measured(report[_name(*key)])
         original, test = copy.deepcopy(self.original).to(self.arguments.train_device), self.run.data.split("test")
         published = [
-            {"way": "dsp", "checkpoint": each, **_measured(report[each]), "accuracy_pct": self._dsp_accuracy(each)}
+            {"way": "dsp", "checkpoint": each, **latencies["networks"][each], "accuracy_pct": self._dsp_accuracy(each)}
             for each in DSP.get(self.name, ())
         ]
         return {"settings": {key: value for key, value in vars(self.arguments).items() if key not in _NO_SETTINGS},
                 "original_accuracy_pct": lf.evaluate_network(original, test).accuracy_pct,
-                "original_ms": report["original"].median_ms, "rows": rows, "published": published,
-                "provenance": report.provenance}
+                "original_ms": latencies["networks"]["original"]["latency_ms"], "rows": rows, "published": published,
+                "provenance": latencies["provenance"]}
 
     def _dsp_accuracy(self, name: str) -> float:
         path = self.kept.parent / f"{name}.json"
@@ -316,6 +338,7 @@ def main() -> int:
     parser.add_argument("--backend", default="onnxruntime", metavar="NAME")
     parser.add_argument("--device", metavar="NAME", help="of the backend")
     parser.add_argument("--train-device", default="cpu", metavar="NAME")
+    parser.add_argument("--cap-s", type=float, default=10.0, metavar="S", help="most seconds of measuring a network")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that fill the importance tables")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
@@ -337,6 +360,8 @@ def main() -> int:
                 for seed in arguments.seeds:
                     if "finetune" in arguments.only and contest.choice(way, speedup)["reached"]:
                         contest.accuracy_pct(way, speedup, seed)
+        if "measure" in arguments.only:
+            contest.measure()
         if "compare" in arguments.only:
             results[name] = contest.compare()
             print_rows(name, results[name])
