@@ -60,8 +60,8 @@ def add_parser(subparsers: Any) -> None:
                         "needed), distill (segments alone are trained), finetune (the paper's), taylor, or adaptive "
                         "(shared, then finetune near the budget) (default: shared; without labels or finetuning "
                         "recalibrate)")
-    search.add_argument("--score", default="accuracy", metavar="NAME",
-                        help="accuracy, loss, agreement or kl, both with the original and without need of labels "
+    search.add_argument("--score", default="loss", metavar="NAME",
+                        help="loss, accuracy, agreement or kl, both with the original and without need of labels "
                         "(default: %(default)s)")
     search.add_argument("--importance-images", type=int, metavar="N", help="holdout images a score (default: all)")
     search.add_argument("--importance-steps", type=int, metavar="N",

@@ -16,8 +16,6 @@ from layerfold.pipeline.run_folder import RunFolder
 MODEL = "timm:mobilenetv2_100"
 INPUT_SHAPE = (1, 64, 64)
 NUM_CLASSES = 10
-SCORE = "loss"
-"""Accuracy of 500 images moves in steps of 0.2 points, as much as a merge does: by it the plan would be noise."""
 BATCH_SIZE = 64
 """Of both trainings: 4,000 images give too few steps an epoch at the usual 128."""
 
@@ -67,12 +65,12 @@ def run_demo(
     loaded = load_model(MODEL, weights=weights, num_classes=NUM_CLASSES, in_channels=1)
     options = CompressOptions(
         speedup=chosen.speedup, finetune_epochs=chosen.finetune_epochs, batch_size=BATCH_SIZE,
-        importance_score=SCORE, importance_images=chosen.importance_images, margin=chosen.margin, seed=seed,
+        importance_images=chosen.importance_images, margin=chosen.margin, seed=seed,
     )  # fmt: skip
     command = (
         f"layerfold compress {MODEL} --weights {weights} --num-classes {NUM_CLASSES} --input 1x64x64 "
         f"--mean 0.5 --std 0.5 --data mnist5k --speedup {chosen.speedup:g} --epochs {chosen.finetune_epochs} "
-        f"--batch-size {BATCH_SIZE} --score {SCORE} --margin {100 * chosen.margin:g} -o {out}"
+        f"--batch-size {BATCH_SIZE} --margin {100 * chosen.margin:g} -o {out}"
     )
     return compress_network(
         loaded, data, out=out, options=options, overwrite=overwrite, progress=progress, command=command

@@ -50,7 +50,7 @@ class CompressOptions:
     max_growth: float = 4.0
     drop_layers: bool = False
     importance_method: str = AUTO
-    importance_score: str = "accuracy"
+    importance_score: str = "loss"
     importance_images: int | None = None
     importance_steps: int | None = None
     alpha: float = 0.0
