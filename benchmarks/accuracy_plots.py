@@ -33,7 +33,7 @@ def draw(results: dict[str, Any]) -> None:
             points = sorted((row["measured_speedup"], row["accuracy_pct"]) for row in rows if row["way"] == way)
             axes.plot(*(zip(*points, strict=True) if points else ((), ())), marker=marker, color=colour, linewidth=1,
                       label=way)
-        axes.set_title(network, loc="left", fontsize=11, fontweight="bold")
+        axes.set_title(_title(network, found), loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("measured speed-up")
     every[0].set_ylabel("test accuracy after finetuning (%)")
     shown = {row["way"] for found in results.values() for row in (*found["rows"], *found["published"])}
@@ -47,6 +47,7 @@ def rows_of(results: dict[str, Any]) -> list[str]:
     """Return the table of every way and budget."""
     rows = []
     for name, found in results.items():
+        name = _title(name, found)
         rows.append([name, "original", "", "1.000x", f"{found['original_accuracy_pct']:.2f} %"])
         for row in found["rows"]:
             cells = [f"not reached: at most {row['most']:.2f}x", ""] if not row["reached"] else _cells(row)
@@ -55,6 +56,12 @@ def rows_of(results: dict[str, Any]) -> list[str]:
             rows.append([name, row["way"], f"{row['speedup_asked']:g}x", *cells])
         rows += [[name, f"published DSP, `{row['checkpoint']}`", "", *_cells(row)] for row in found["published"]]
     return table_of(["network", "way", "asked", "measured", "accuracy"], rows)
+
+
+def _title(name: str, found: dict[str, Any]) -> str:
+    """Return a network's name, and what it was measured on where that is no CPU."""
+    device = found["provenance"]["device"].partition(",")[0]
+    return name if found["provenance"]["options"]["device"] == "cpu" else f"{name} on {device}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -314,6 +314,8 @@ def test_operator_without_a_form_is_named_with_its_node() -> None:
         ("Gather", {}, [X, [-1]], r"node the_node \(Gather\): a negative place has no form"),
         ("ScatterElements", {"reduction": "add"}, [X, np.zeros((1, 1, 1, 1), np.int64), (1, 1, 1, 1)],
          r"node the_node \(ScatterElements\): scattering with reduction=add has no form"),
+        ("ScatterElements", {}, [X, np.full((1, 1, 1, 1), -1), (1, 1, 1, 1)],
+         r"node the_node \(ScatterElements\): scattering to places that are negative or not known has no form"),
     ):
         onnx_bytes, _ = one_operator(kind, attributes, inputs)
         with pytest.raises(ProfilerError, match=words):

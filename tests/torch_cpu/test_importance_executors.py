@@ -79,11 +79,12 @@ def _assert_equal(path: Path, expected: ImportanceTable) -> None:
     assert not path.with_name(f"{path.name}.journal").exists()
 
 
+@pytest.mark.parametrize("which", [["--workers", "2"], ["--devices", "cpu,cpu"]], ids=lambda each: each[0])
 def test_two_processes_give_the_table_of_one(
-    arguments: list[str], expected: ImportanceTable, tmp_path: Path
+    which: list[str], arguments: list[str], expected: ImportanceTable, tmp_path: Path
 ) -> None:
     out = tmp_path / "importance.csv"
-    assert main([*arguments, "--workers", "2", "-o", str(out)]) == 0
+    assert main([*arguments, *which, "-o", str(out)]) == 0
     _assert_equal(out, expected)
 
 

@@ -232,14 +232,17 @@ def _gather(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
     axis = attributes.get("axis", 0)
     if isinstance(x, torch.Tensor):  # a part of a shape
         return x.index_select(axis, index % x.shape[axis])
-    # A list of places counts from the front; negative ones count from the back, of a size that is not known here.
-    return _raise("a negative place") if bool((index < 0).any()) else build.call(torch.index_select, x, axis, index)
+    if bool((index < 0).any()):  # from the back, of a size that is not known here
+        raise _UnsupportedError("a negative place")
+    return build.call(torch.index_select, x, axis, index)
 
 
 def _scatter(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
     if attributes.get("reduction", "none") != "none":
         raise _UnsupportedError(f"scattering with reduction={attributes['reduction']}")
     x, index, updates = args
+    if not isinstance(index, torch.Tensor) or bool((index < 0).any()):  # torch knows no places from the back
+        raise _UnsupportedError("scattering to places that are negative or not known")
     return build.call(torch.scatter, x, attributes.get("axis", 0), index, updates)
 
 
