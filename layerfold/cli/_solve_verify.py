@@ -40,7 +40,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
                        help="percent of the budget left free while a faster plan exists (default: %(default)s)")
     group.add_argument("--importance-images", type=whole(1), metavar="N",
                        help="with --data, holdout images that a plan's whole network is scored on (default: 1000)")
-    add_whole_plans_argument(group, default=24)  # --data asks for it
+    add_whole_plans_argument(group)
     add_data_arguments(parser, required=False, trains=False)
 
 

@@ -91,11 +91,11 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         )
 
 
-def add_whole_plans_argument(group: argparse._ArgumentGroup, *, default: int) -> None:
+def add_whole_plans_argument(group: argparse._ArgumentGroup) -> None:
     """Add ``--whole-plans``."""
-    group.add_argument("--whole-plans", type=int, default=default, metavar="N",
+    group.add_argument("--whole-plans", type=int, default=24, metavar="N",
                        help="most plans near the solver's that are scored as whole networks, of which the best that "
-                       "keeps the budget is taken, such as 24; 0 takes the solver's (default: %(default)s)")
+                       "keeps the budget is taken; 0 takes the solver's (default: %(default)s)")
 
 
 def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) -> LoadedModel:

@@ -8,7 +8,7 @@ from typing import Any
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
 from layerfold.importance import AUTO, METHODS, SCORES
-from layerfold.pipeline.budget_loop import Budget
+from layerfold.pipeline.budget_loop import MOST_WHOLES, Budget
 
 _CHOICES = {"importance_method": METHODS, "importance_score": SCORES, "optimizer": ("sgd", "adamw")}
 
@@ -54,7 +54,7 @@ class CompressOptions:
     importance_images: int | None = None
     importance_steps: int | None = None
     alpha: float = 0.0
-    whole_plans: int = 0
+    whole_plans: int = MOST_WHOLES
     margin: float = 0.02
     finetune_epochs: int = 3
     learning_rate: float | None = None
@@ -103,7 +103,7 @@ class CompressOptions:
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
-        for name, default in (("drop_layers", False), ("whole_plans", 0)):
+        for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES)):
             if found[name] == default:
                 del found[name]
         return found

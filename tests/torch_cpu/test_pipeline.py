@@ -37,7 +37,6 @@ def data() -> ImageData:
 def options(speedup: float) -> CompressOptions:
     return CompressOptions(
         speedup=speedup, finetune_epochs=1, importance_images=64, importance_score="loss", formats=("onnx",),
-        whole_plans=24,
     )
 
 
@@ -76,8 +75,8 @@ def test_plan_is_no_worse_a_whole_than_the_one_of_highest_importance(finished: C
 
 
 def test_runs_that_knew_no_whole_plans_go_on() -> None:
-    assert "whole_plans" not in CompressOptions(speedup=1.1).as_config()
-    assert options(1.1).as_config()["whole_plans"] == 24
+    assert "whole_plans" not in options(1.1).as_config()
+    assert CompressOptions(speedup=1.1, whole_plans=0).as_config()["whole_plans"] == 0
 
 
 def test_onnx_file_computes_what_the_merged_network_does(finished: CompressResult) -> None:
