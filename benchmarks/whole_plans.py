@@ -35,7 +35,7 @@ def finetuned(name: str) -> Iterator[dict[str, Any]]:
     record = json.loads((RESULTS / "importance_rank.json").read_text())
     for row in record["results"].get(name, {}).get("plans", ()):
         for method, found in row.items():
-            if not isinstance(found, dict):
+            if not isinstance(found, dict) or "solution" not in found:
                 continue
             yield {"from": f"importance_rank, {method}, {row['speedup']:g}x",
                    "epochs": record["settings"]["plan_epochs"],
