@@ -80,7 +80,6 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.summaries, flag="--summaries", suffix=".json", overwrite=args.overwrite)
     check_output(args.log, flag="--log", overwrite=True)
     executor = executor_of(args)
-    executor.check_apart()
     if not executor.is_here and args.no_cache:
         raise UsageError("--no-cache: several processes share what they measure through the cache; leave it out")
     if executor.devices and args.device is not None:

@@ -82,12 +82,6 @@ class Executor:
         count = len(self.devices) or self.workers or 1
         return None if count == 1 else max(len(processors()) // count, 1)
 
-    def check_apart(self) -> None:
-        """Raise a UsageError where two processes would be on one device."""
-        if len(set(self.devices)) < len(self.devices):
-            raise UsageError(f"devices={','.join(self.devices)} names one twice; two processes on one device "
-                             "disturb each other")
-
     @contextmanager
     def open(self, make_worker: MakeWorker[Any, Any]) -> Iterator[Pool]:
         """Have workers until the block ends.

@@ -103,7 +103,6 @@ def profile_network(
     choice = BackendChoice.of(backend, device, threads) if isinstance(backend, str) else backend
     where = Executor.of(executor)
     if not where.is_here:
-        where.check_apart()
         make_filler = MakeFiller.of(model, net, choice, where, batch=batch, dtype=dtype, candidates=candidates,
                                     method=method, num_plans=num_plans, target=target, cap_s=cap_s)
         with filled_together(where, make_filler, shared_path(cache)) as filling:

@@ -107,6 +107,9 @@ class MakeFiller:
         if not isinstance(backend, BackendChoice):
             raise UsageError(f"backend={type(backend).__name__}: is open in this process, and every worker of the "
                              "executor needs one of its own; name it, for example backend='onnxruntime'")
+        if len(set(executor.devices)) < len(executor.devices):
+            raise UsageError(f"devices={','.join(executor.devices)} names one twice; two processes on one device "
+                             "disturb each other")
         if executor.devices:
             if backend.device is not None:
                 raise UsageError(f"--device {backend.device} and --devices {','.join(executor.devices)}: give one of "
