@@ -241,7 +241,7 @@ OPERATOR_CASES = [
     ("Reshape", {}, [X, [2, -1, 10]]), ("Reshape", {}, [X, [0, -1]]), ("Flatten", {}, [X]),
     ("Transpose", {"perm": [0, 2, 3, 1]}, [X]), ("Concat", {"axis": 1}, [X, (2, 3, 8, 10)]),
     ("Slice", {}, [X, [1, 2], [3, 8], [1, 3], [1, 2]]), ("Split", {"axis": 1}, [X, [1, 3]]),
-    ("Gather", {"axis": 1}, [X, [3, 0, 0]]), ("Gather", {}, [X, [1]]),
+    ("Gather", {"axis": 1}, [X, [3, 0, 0]]), ("Gather", {}, [X, [1]]), ("Gather", {}, [[5, 6, 7], [-1, 0]]),
     ("ScatterElements", {"axis": 1}, [X, np.arange(8).reshape(2, 4, 1, 1) % 4, (2, 4, 1, 1)]),
     ("Squeeze", {}, [("x", (2, 1, 3)), [1]]), ("Unsqueeze", {}, [("x", (2, 3)), [1]]),
     ("Expand", {}, [("x", (2, 1, 3)), [2, 4, 3]]),

@@ -58,6 +58,7 @@ def test_options_of_the_command_line_are_those_of_the_run(
 
 def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
     options = CompressOptions(speedup=1.5)
+    assert (options.importance_score, options.whole_plans) == ("loss", 24), "what docs/importance.md judges"
     given = vars(build_parser().parse_args(["compress", "m", "--data", "d", "--speedup", "1.5", "-o", "x"]))
     alike = ("whole_plans", "max_kernel", "max_growth", "threads", "batch", "alpha", "batch_size", "optimizer", "seed",
              "drop_layers", "merge_pooling", "backend", "importance_images", "importance_steps", "learning_rate")

@@ -36,7 +36,7 @@ def data() -> ImageData:
 
 def options(speedup: float) -> CompressOptions:
     return CompressOptions(
-        speedup=speedup, finetune_epochs=1, importance_images=64, importance_score="loss", formats=("onnx",),
+        speedup=speedup, finetune_epochs=1, importance_images=64, importance_score="loss", formats=("onnx",)
     )
 
 
