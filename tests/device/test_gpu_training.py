@@ -73,8 +73,8 @@ def test_training_goes_on_from_its_checkpoint(model: nn.Module, data: lf.ImageDa
     assert lf.evaluate_network(model, data.test).accuracy_pct > 60
 
 
-@pytest.mark.parametrize(("method", "steps", "tolerance"), [("recalibrate", None, 1e-3), ("shared", 2, 0.1),
-                                                            ("finetune", 4, 0.1)])
+@pytest.mark.parametrize(("method", "steps", "tolerance"), [("recalibrate", None, 1e-3), ("shared", 2, 1e-2),
+                                                            ("finetune", 4, 1e-2)])
 def test_importances_agree_with_those_of_the_cpu(
     model: nn.Module, data: lf.ImageData, tmp_path: Path, method: str, steps: int | None, tolerance: float
 ) -> None:
@@ -91,7 +91,7 @@ def test_importances_agree_with_those_of_the_cpu(
     expected, found = ([entry.importance for entry in tables[device].entries] for device in ("cpu", "cuda"))
     assert len(found) == len(expected) > 3
     assert max(abs(one - other) for one, other in zip(found, expected, strict=True)) < tolerance
-    assert max(expected) - min(expected) > 1e-3  # or agreeing would say nothing
+    assert max(expected) - min(expected) > 5 * tolerance  # or agreeing would say nothing
 
 
 def test_merged_network_gives_on_the_gpu_what_its_train_form_does(model: nn.Module, data: lf.ImageData) -> None:
