@@ -6,11 +6,12 @@
         --mixed-precision bf16 --backend torch --device cuda --train-device cuda
 
 Ways: ``layerfold`` (merging and dropping, the exact solver), ``wholes`` (the loop of ``compress``, with plans near the
-solver's scored as wholes), ``paper`` (Kim et al. 2023: merging only, every importance
-by finetuning, time discretised), ``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by
-Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with
-the original, and it chooses again with less until it is within the budget; then every network is finetuned alike, from
-the same baseline with the same teacher. Resumable: what was chosen and what accuracy came of it is kept beside the
+solver's scored as wholes), ``paper`` (Kim et al. 2023: merging only, every importance by finetuning, time discretised),
+``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by Torch-Pruning), and the published
+checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with the original, and it chooses
+again with less until it is within the budget (``--by-table``: neither); then every network is finetuned alike, from the
+same baseline with the same teacher.
+Resumable: what was chosen and what accuracy came of it is kept beside the
 record, half-done work under ``--work``; ``--only`` does some of the steps, so that those that measure latency
 (``latency``, ``choose``, ``measure``) can have a core or a GPU to themselves. ``compare`` takes of ``--seeds`` those
 that are finetuned, and finetunes where none is.
@@ -148,7 +149,7 @@ class Contest:
         return {"reached": True, "share": share, "speedup": reached}
 
     def _verified(self, speedup: float) -> dict[str, Any]:
-        """Choose as ``compress --whole-plans 24`` does: the loop that measures, and plans as wholes."""
+        """Choose as ``compress`` does: the loop that measures, and plans as wholes."""
         run = self.run
         try:
             found = meet_budget(
@@ -163,13 +164,16 @@ class Contest:
                 "wholes": [each.score for each in found.wholes]}
 
     def _solution(self, way: str, speedup: float) -> dict[str, Any]:
-        latency, rounds = self.run.latency, []
-        budget_ms = latency.original_ms / speedup
+        latency, rounds, by_table = self.run.latency, [], self.arguments.by_table
+        budget_ms = latency.original_ms / (speedup * (1 + (by_table or 0) / 100))
         while True:
             try:
                 solution = self._solve(way, budget_ms)
             except lf.InfeasibleBudgetError as error:
                 return {"reached": False, "most": latency.original_ms / error.least_ms, "rounds": rounds}
+            if by_table is not None:
+                return {"reached": True, "solution": solution.to_json(),
+                        "predicted_speedup": latency.original_ms / latency.predict_ms(solution), "rounds": []}
             found = lf.verify_solution(self.original, self.run.net, solution, self.run.backend, speedup=speedup)
             rounds.append({"budget_ms": budget_ms, "speedup": 1 / found.ratio})
             if found.is_within_budget or len(rounds) == _MOST_ROUNDS:
@@ -217,7 +221,7 @@ class Contest:
 
     def deployed(self, way: str, choice: dict[str, Any]) -> bytes:
         """Return the network as it is deployed, untrained: latency does not depend on the weights."""
-        path = self.folder / f"deployed-{hashlib.sha256(json.dumps([way, choice]).encode()).hexdigest()[:12]}.onnx"
+        path = self.folder / f"deployed-{_digest(way, choice)}.onnx"
         if not path.exists():
             student = self.student(way, choice)
             path.write_bytes(export_onnx((student if "pruning" in way else lf.merge_network(student)).eval(), EXAMPLE))
@@ -226,16 +230,28 @@ class Contest:
     def measure(self) -> dict[str, Any]:
         """Measure everything chosen, and the published checkpoints, in turns with the original, and keep it."""
         networks: dict[str, Any] = {"original": self.original}
+        chosen = {}
         for way, x in self._every:
             if (choice := self.choice(way, x))["reached"]:
                 networks[_name(way, x)] = self.deployed(way, choice)
+                chosen[_name(way, x)] = _digest(way, choice)
         networks |= {each: dsp_onnx(each) for each in DSP.get(self.name, ())}
         report = lf.benchmark_networks(networks, EXAMPLE, self.run.backend, is_patient=True,
                                        cap_s=self.arguments.cap_s)
-        found = {"networks": {each.name: _measured(each) for each in report.networks},
+        found = {"networks": {each.name: _measured(each) for each in report.networks}, "chosen": chosen,
                  "provenance": report.provenance}
         self._latencies_path.write_text(json.dumps(found, indent=1) + "\n")
         return found
+
+    def latencies(self) -> dict[str, Any]:
+        """Return what was measured, anew where something else has been chosen since."""
+        wanted = {_name(way, x): _digest(way, choice) for way, x in self._every
+                  if (choice := self.choice(way, x))["reached"]}
+        if self._latencies_path.exists():
+            found: dict[str, Any] = json.loads(self._latencies_path.read_text())
+            if wanted.items() <= found["chosen"].items():
+                return found
+        return self.measure()
 
     @property
     def _latencies_path(self) -> Path:
@@ -247,8 +263,7 @@ class Contest:
 
     def compare(self) -> dict[str, Any]:
         """Put together what was chosen, measured and trained."""
-        latencies = json.loads(self._latencies_path.read_text()) if self._latencies_path.exists() else self.measure()
-        every = self._every
+        latencies, every = self.latencies(), self._every
         rows = [{"way": way, "speedup_asked": x, **self.choice(way, x)} for way, x in every]
         for row, (way, x) in zip(rows, every, strict=True):
             if row["reached"]:
@@ -287,6 +302,10 @@ def _cifar() -> Path:
     from record import shared_path
 
     return shared_path() / "data/cifar10"
+
+
+def _digest(way: str, choice: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([way, choice]).encode()).hexdigest()[:12]
 
 
 def _name(way: str, speedup: float) -> str:
@@ -338,6 +357,8 @@ def main() -> int:
     parser.add_argument("--backend", default="onnxruntime", metavar="NAME")
     parser.add_argument("--device", metavar="NAME", help="of the backend")
     parser.add_argument("--train-device", default="cpu", metavar="NAME")
+    parser.add_argument("--by-table", type=float, metavar="PCT",
+                        help="choose by the table alone, for a speed-up larger by so much, and measure at the end only")
     parser.add_argument("--cap-s", type=float, default=10.0, metavar="S", help="most seconds of measuring a network")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that fill the importance tables")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))

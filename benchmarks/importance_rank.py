@@ -6,9 +6,10 @@
 
 The reference finetunes the network of each entry (``--steps`` steps of 128 images); ``cheap`` estimates the same
 entries by each other method; ``cost`` times both in turns on a few entries, one thread each; ``plans`` solves with the
-reference and with ``shared``, takes of the latter's plans the best as a whole network too (as ``compress --whole-plans
-24`` does, but for measuring), and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's
-``--entries``, spread over lengths and depths, half of them with dropped layers. Resumable: work is kept under
+reference and with ``shared``, takes of the latter's plans the best as a whole network too (as ``compress`` does, but
+for measuring), and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's ``--entries``,
+spread over lengths and depths, half of them with dropped layers.
+Resumable: work is kept under
 ``--work``, and the reference, which takes an hour of both cores, and what finetuning its plans gave beside the record.
 """
 
