@@ -23,8 +23,10 @@ import argparse
 import copy
 import hashlib
 import json
+import multiprocessing
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,10 @@ class Contest:
         """Return what files of a way begin with."""
         return f"{way}-by-{self.arguments.importance}" if way in ("layerfold", "wholes") else way.replace(" ", "-")
 
+    def _trained(self, way: str, speedup: float, seed: int) -> str:
+        """Return what files of a finetuned network are called."""
+        return f"{self._file(way)}-{speedup:g}-{seed}"
+
     def _share(self, way: str, speedup: float) -> dict[str, Any]:
         share, reached = share_for(self.original, speedup, self.speedup_of, is_global=way == "global pruning")
         if share is None:
@@ -197,15 +203,16 @@ class Contest:
         return lf.build_train_form(self.original, self.run.net, lf.Solution.from_json(choice["solution"]))
 
     def is_done(self, way: str, speedup: float, seed: int) -> bool:
-        """Say whether what a way chose was finetuned with this seed."""
-        return (self.kept / f"{self._file(way)}-{speedup:g}-{seed}.json").exists()
+        """Say whether what a way chooses was finetuned with this seed."""
+        path = self.kept / f"{self._trained(way, speedup, seed)}.json"
+        return path.exists() and json.loads(path.read_text()).get("chosen") == _digest(way, self.choice(way, speedup))
 
     def accuracy_pct(self, way: str, speedup: float, seed: int) -> float:
         """Finetune what a way chose, once, and return its accuracy on the test images."""
-        name = f"{self._file(way)}-{speedup:g}-{seed}"
+        name, choice = self._trained(way, speedup, seed), self.choice(way, speedup)
         path, checkpoint = self.kept / f"{name}.json", self.folder / f"{name}-{self.kept.name}.checkpoint"
-        if not path.exists():
-            student = self.student(way, self.choice(way, speedup)).to(memory_format=torch.channels_last)
+        if not self.is_done(way, speedup, seed):
+            student = self.student(way, choice).to(memory_format=torch.channels_last)
             options = self.arguments
             report = lf.finetune_network(
                 student, self.run.data, teacher=self.run.teacher, epochs=options.epochs, steps=options.steps,
@@ -215,7 +222,8 @@ class Contest:
             )  # fmt: skip
             test = self.run.data.split("test")
             accuracy_pct = lf.evaluate_network(student.to(options.train_device), test).accuracy_pct
-            path.write_text(json.dumps({"accuracy_pct": accuracy_pct, "seconds": report.seconds}) + "\n")
+            found = {"accuracy_pct": accuracy_pct, "seconds": report.seconds, "chosen": _digest(way, choice)}
+            path.write_text(json.dumps(found) + "\n")
             checkpoint.unlink(missing_ok=True)
         return float(json.loads(path.read_text())["accuracy_pct"])
 
@@ -327,6 +335,24 @@ def _flat(latency: lf.LatencyTable) -> lf.ImportanceTable:
     )  # fmt: skip
 
 
+def finetune(contest: Contest) -> None:
+    """Finetune what every way chose with every seed, several at once where there are to be more processes than one."""
+    arguments = contest.arguments
+    tasks = [(contest.name, arguments, way, x, seed) for seed in arguments.seeds for x in arguments.speedups
+             for way in arguments.ways if contest.choice(way, x)["reached"] and not contest.is_done(way, x, seed)]
+    if arguments.processes == 1:
+        for task in tasks:
+            finetune_one(*task)
+    else:
+        with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
+            for training in [pool.submit(finetune_one, *task) for task in tasks]:
+                training.result()
+
+
+def finetune_one(name: str, arguments: argparse.Namespace, way: str, speedup: float, seed: int) -> None:
+    Contest(name, arguments).accuracy_pct(way, speedup, seed)
+
+
 def print_rows(name: str, found: dict[str, Any]) -> None:
     """Print the table of one network."""
     print(f"\n{name}: original {found['original_accuracy_pct']:.2f} %, {found['original_ms']:.4g} ms")
@@ -360,7 +386,8 @@ def main() -> int:
     parser.add_argument("--by-table", type=float, metavar="PCT",
                         help="choose by the table alone, for a speed-up larger by so much, and measure at the end only")
     parser.add_argument("--cap-s", type=float, default=10.0, metavar="S", help="most seconds of measuring a network")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that fill the importance tables")
+    parser.add_argument("--processes", type=int, default=1, metavar="N",
+                        help="that fill importance tables and finetune, at once")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
     parser.add_argument("--kept", type=Path, default=RESULTS / "accuracy_cifar10", metavar="FOLDER",
@@ -378,9 +405,8 @@ def main() -> int:
             for way in arguments.ways:
                 if "choose" in arguments.only:
                     contest.choice(way, speedup)
-                for seed in arguments.seeds:
-                    if "finetune" in arguments.only and contest.choice(way, speedup)["reached"]:
-                        contest.accuracy_pct(way, speedup, seed)
+        if "finetune" in arguments.only:
+            finetune(contest)
         if "measure" in arguments.only:
             contest.measure()
         if "compare" in arguments.only:
