@@ -115,6 +115,10 @@ class FinetuneError(LayerfoldError):
     """Training could not go on, for example because the loss is NaN."""
 
 
+class DivergenceError(FinetuneError):
+    """A loss or answers that are not finite."""
+
+
 class ExportError(LayerfoldError):
     """A network could not be exported, or the exported file disagrees with it."""
 

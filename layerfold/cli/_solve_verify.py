@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
 from layerfold.cli._options import open_backend, whole
-from layerfold.cli._sources import add_data_arguments, add_whole_plans_argument, load_model_of, open_data_of
+from layerfold.cli._sources import add_data_arguments, add_plan_scores_arguments, load_model_of, open_data_of
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
+    from layerfold.graph import Network
+    from layerfold.importance import FinalistScores, WholeScores
+    from layerfold.models import LoadedModel
     from layerfold.pipeline.budget_loop import LoopResult
     from layerfold.solver import Limits, Solution
     from layerfold.tables import ImportanceTable, LatencyTable
@@ -40,7 +43,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
                        help="percent of the budget left free while a faster plan exists (default: %(default)s)")
     group.add_argument("--importance-images", type=whole(1), metavar="N",
                        help="with --data, holdout images that a plan's whole network is scored on (default: 1000)")
-    add_whole_plans_argument(group)
+    add_plan_scores_arguments(group, default_steps="60; 0 where DATA has no train split or no labels")
     add_data_arguments(parser, required=False, trains=False)
 
 
@@ -67,8 +70,9 @@ def meet_budget_of(
         raise UsageError(f"--budget-of {args.budget_of}: --verify measures end to end; leave it out")
     if args.data is None and args.importance_images is not None:
         raise UsageError(f"--importance-images {args.importance_images}: are of --data; give that, or leave it out")
-    if args.whole_plans < 0:
-        raise UsageError(f"--whole-plans {args.whole_plans}: must be at least 0")
+    for name, value in (("--whole-plans", args.whole_plans), ("--finalist-steps", args.finalist_steps or 0)):
+        if value < 0:
+            raise UsageError(f"{name} {value}: must be at least 0")
     if args.data is not None and has_random_weights(args):
         raise UsageError(f"--data {args.data}: plans are scored on it, and random weights have no score to lose; give "
                          "--weights, or leave --data out")
@@ -85,16 +89,32 @@ def meet_budget_of(
 
     net = trace_of(args, loaded := load_model_of(args))
     check_table(net, table, table.source)
-    score = None
-    if args.data is not None and args.whole_plans:
-        from layerfold.importance import WholeScores
-
-        score = WholeScores(loaded.module, net, open_data_of(args, loaded), holdout_images=args.importance_images)
+    score, finalists = _scores_of_plans(args, loaded, net)
     return meet_budget(
         loaded.module, net, table, importance, Budget(**asked[0]), backend, alpha=alpha, normalise=args.normalise,
-        limits=limits, margin=margin, batch=provenance.batch or 1, score_plan=score,
-        most_wholes=args.whole_plans, progress=not args.json,
+        limits=limits, margin=margin, batch=provenance.batch or 1, score_plan=score, most_wholes=args.whole_plans,
+        score_finalist=finalists, progress=not args.json,
     )  # fmt: skip
+
+
+def _scores_of_plans(
+    args: argparse.Namespace, loaded: LoadedModel, net: Network
+) -> tuple[WholeScores | None, FinalistScores | None]:
+    """Return what scores plans before any training and after a short one, each None where it is not to."""
+    if args.data is None or not args.whole_plans:
+        return None, None
+    from layerfold.finetune import FinetuneOptions
+    from layerfold.importance import FinalistScores, WholeScores
+
+    data, images = open_data_of(args, loaded), args.importance_images
+    wholes = WholeScores(loaded.module, net, data, holdout_images=images)
+    steps, can_train = args.finalist_steps, data.is_labelled and data.train is not None
+    if steps == 0 or (steps is None and not can_train):
+        return wholes, None
+    if not can_train:
+        raise UsageError(f"--finalist-steps {steps}: {args.data} has no labelled images to train on; leave it out")
+    options = FinetuneOptions(steps=steps)
+    return wholes, FinalistScores(loaded.module, net, data, options, holdout_images=images, progress=not args.json)
 
 
 def verified_solution(found: LoopResult) -> Solution:
@@ -113,7 +133,7 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
             "original_ms": verification.original_ms, "points": len(found.frontier),
             "solutions": [verified_solution(found).to_json()], "verification": verification.to_json(),
             "rounds": [each.verification.to_json() for each in found.rounds], "trials": len(found.trials),
-            "wholes": found.whole_scores,
+            "wholes": found.whole_scores, "finalists": found.finalist_scores,
         }, indent=1))  # fmt: skip
         return
     solution = found.solution
@@ -126,6 +146,7 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
         ("budget", f"{verification.budget_ms:.4g} ms, met; {used:.0f} % used"),
         ("importance", f"{solution.importance:.6g}"),
         ("as a whole", _wholes_text(found)),
+        ("finalists", _finalists_text(found)),
         ("tried", f"{len(found.trials)} plans timed, {len(found.rounds)} built and verified"),
         ("act_pos", ",".join(map(str, solution.act_pos)) or "none"),
         ("merge_pos", ",".join(map(str, solution.merge_pos))),
@@ -142,5 +163,12 @@ def _wholes_text(found: LoopResult) -> str | None:
         return "lost all" if score is None else f"{score:+.4g} nats"
 
     scores = found.whole_scores
-    text = f"{lost(scores[-1])} before any training"
-    return text + (f"; the plan of highest importance {lost(scores[0])}" if len(scores) > 1 else "")
+    text = f"{lost(scores[found.chosen_whole])} before any training"
+    return text + (f"; the plan of highest importance {lost(scores[0])}" if found.chosen_whole else "")
+
+
+def _finalists_text(found: LoopResult) -> str | None:
+    if not found.finalists:
+        return None
+    losses = ["no finite loss" if score is None else f"{-score:.4g}" for score in found.finalist_scores]
+    return f"losses after a short finetuning {', '.join(losses)}; the first is the plan of highest importance"

@@ -91,11 +91,15 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         )
 
 
-def add_whole_plans_argument(group: argparse._ArgumentGroup) -> None:
-    """Add ``--whole-plans``."""
+def add_plan_scores_arguments(group: argparse._ArgumentGroup, *, default_steps: str) -> None:
+    """Add ``--whole-plans`` and ``--finalist-steps``, of which ``default_steps`` says the default."""
     group.add_argument("--whole-plans", type=int, default=24, metavar="N",
                        help="most plans near the solver's that are scored as whole networks, of which the best that "
                        "keeps the budget is taken; 0 takes the solver's (default: %(default)s)")
+    group.add_argument("--finalist-steps", type=int, metavar="N",
+                       help="where that leads to other plans than the solver's, steps for which each is finetuned, to "
+                       "choose among them; 0 takes the one whose whole scores best (default: "
+                       f"{default_steps})")
 
 
 def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) -> LoadedModel:

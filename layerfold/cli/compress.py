@@ -13,7 +13,7 @@ from layerfold.cli._quantities import parse_ms, parse_number
 from layerfold.cli._sources import (
     add_data_arguments,
     add_model_arguments,
-    add_whole_plans_argument,
+    add_plan_scores_arguments,
     load_model_of,
     open_data_of,
 )
@@ -68,7 +68,7 @@ def add_parser(subparsers: Any) -> None:
                         help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
     search.add_argument("--alpha", type=float, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
-    add_whole_plans_argument(search)
+    add_plan_scores_arguments(search, default_steps="60, a quarter of the finetuning at most")
     search.add_argument("--margin", default="2", metavar="PCT",
                         help="percent of the budget left free while a faster plan exists, so that measuring again "
                         "confirms it (default: 2)")
@@ -111,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         importance_method=arguments.importance,
         importance_score=arguments.score, importance_images=arguments.importance_images,
         importance_steps=arguments.importance_steps, alpha=arguments.alpha, whole_plans=arguments.whole_plans,
+        finalist_steps=arguments.finalist_steps,
         margin=parse_number(arguments.margin, "--margin", least=0.0, most=50.0, example="2") / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
         learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.data import BatchLoader, ImageData, Share
-from layerfold.errors import FinetuneError, UsageError
+from layerfold.errors import DivergenceError, UsageError
 from layerfold.finetune._averaging import AveragedWeights
 from layerfold.finetune._checkpoint import (
     TrainingState,
@@ -189,7 +189,7 @@ class Run:
             self._model.load_state_dict(before)
             return is_finite
 
-    def _diverged(self, what: str) -> FinetuneError:
+    def _diverged(self, what: str) -> DivergenceError:
         """Go back to the last good state; return the error to raise."""
         self._model.load_state_dict(self._good_weights)
         kept = f"the model holds the weights of step {self._good_step} again"
@@ -199,7 +199,7 @@ class Run:
             remedy += ", which goes on from there, or delete the file too, to begin anew"
             if self._accelerator.is_main_process:
                 mark_diverged(self._path)
-        return FinetuneError(f"finetuning: {what} of {self.total_steps}; {kept}; {remedy}")
+        return DivergenceError(f"finetuning: {what} of {self.total_steps}; {kept}; {remedy}")
 
     @property
     def _rows_a_step(self) -> int:

@@ -18,7 +18,8 @@ from layerfold.importance.scores import change_of, importance_of
 from layerfold.importance.subject import Subject
 from layerfold.solver import Solution
 
-_HOLDOUT_IMAGES = 1000
+HOLDOUT_IMAGES = 1000
+"""That plans are scored on, unless another number is asked for."""
 
 
 class WholeScores:
@@ -45,7 +46,7 @@ class WholeScores:
     ) -> None:  # fmt: skip
         self.score = "loss" if data.is_labelled else "kl"
         self._subject = Subject(
-            model, net, data, calibration_images=calibration_images, holdout_images=holdout_images or _HOLDOUT_IMAGES,
+            model, net, data, calibration_images=calibration_images, holdout_images=holdout_images or HOLDOUT_IMAGES,
             seed=seed, is_recalibrated=True, device=device,
         )  # fmt: skip
 

@@ -84,7 +84,8 @@ class LoopResult:
         rounds: every verification, in order.
         trials: every plan that was timed on the way, in order.
         wholes: where plans were scored as wholes, the verified ones that were taken, in order: from the one of highest
-            importance to that of ``solution``.
+            importance to the one whose whole scores best.
+        finalists: where a second score decided between these, the same plans with it; ``solution`` is the best.
     """
 
     solution: Solution
@@ -94,11 +95,22 @@ class LoopResult:
     rounds: tuple[Round, ...]
     trials: tuple[MeasuredPlan, ...]
     wholes: tuple[ScoredPlan, ...] = ()
+    finalists: tuple[ScoredPlan, ...] = ()
 
     @property
     def whole_scores(self) -> list[float | None]:
         """Scores of ``wholes``; None for a network without finite answers, which JSON has no number for."""
-        return [each.score if math.isfinite(each.score) else None for each in self.wholes]
+        return _finite(self.wholes)
+
+    @property
+    def chosen_whole(self) -> int:
+        """Return which of ``wholes`` was chosen."""
+        return [_structure(each.solution) for each in self.wholes].index(_structure(self.solution))
+
+    @property
+    def finalist_scores(self) -> list[float | None]:
+        """Scores of ``finalists``, likewise."""
+        return _finite(self.finalists)
 
 
 def meet_budget(
@@ -119,6 +131,7 @@ def meet_budget(
     cap_s: float = 6.0,
     score_plan: Callable[[Solution], float] | None = None,
     most_wholes: int = MOST_WHOLES,
+    score_finalist: Callable[[Solution], float] | None = None,
     progress: bool = True,
 ) -> LoopResult:
     """Find the best solution whose measured latency is within the budget.
@@ -130,7 +143,8 @@ def meet_budget(
     higher importance that lie between it and the budget, until little of the budget is left.
 
     With ``score_plan``, the plan found is left for one whose whole network scores better, as long as there is one
-    nearby that is measured within the budget too (:func:`layerfold.solver.climb_plans`).
+    nearby that is measured within the budget too (:func:`layerfold.solver.climb_plans`). Where that led to another
+    plan, ``score_finalist`` decides between all that were taken on the way, the first among them.
 
     Args:
         latency: of any method; fitted ones (``method="plans"``) need the fewest turns.
@@ -141,6 +155,8 @@ def meet_budget(
         score_plan: score of a plan's whole network, higher is better (:class:`layerfold.importance.WholeScores`).
             The fastest plan is what it is, and not scored.
         most_wholes: most plans to score.
+        score_finalist: another score of plans, higher is better, which may be dearer
+            (:class:`layerfold.importance.FinalistScores`); None takes the plan whose whole scores best.
 
     Raises:
         InfeasibleBudgetError: nothing meets the budget; names what can be met.
@@ -161,8 +177,13 @@ def meet_budget(
         with progress_bar("verify: plans as wholes", most_wholes, enabled=progress) as bar:
             wholes = climb_plans(best.solution, score_plan, loop.solve_without, take=loop.is_kept_by, most=most_wholes,
                                  advance=bar.advance)
-        if len(wholes) > 1:
-            best = next(each for each in loop.rounds[::-1] if each.is_safe)
+    finalists: list[ScoredPlan] = []
+    if len(wholes) > 1:
+        chosen = wholes[-1]
+        if score_finalist is not None:
+            finalists = [replace(each, score=score_finalist(each.solution)) for each in wholes]
+            chosen = max(finalists, key=lambda each: each.score)
+        best = loop.round_of(chosen.solution)
     return LoopResult(
         solution=best.solution,
         verification=best.verification,
@@ -171,7 +192,12 @@ def meet_budget(
         rounds=tuple(loop.rounds),
         trials=tuple(search.trials),
         wholes=tuple(wholes),
+        finalists=tuple(finalists),
     )
+
+
+def _finite(plans: Sequence[ScoredPlan]) -> list[float | None]:
+    return [each.score if math.isfinite(each.score) else None for each in plans]
 
 
 class _Loop:
@@ -247,6 +273,10 @@ class _Loop:
             within, key=lambda each: (each.is_safe, each.solution.importance or 0.0, -each.verification.ratio_high)
         )
 
+    def round_of(self, solution: Solution) -> Round:
+        """Return the round in which a plan was verified."""
+        return next(each for each in self.rounds if _structure(each.solution) == _structure(solution))
+
     def solve_without(self, left_out: Collection[SegmentKey]) -> Solution | None:
         """Return the plan of highest importance without some segments that is likely to keep the budget."""
         return self._search.best_without(left_out, self._limit)
@@ -310,6 +340,10 @@ def _check_fixed(budget: Budget, search: PlanSearch) -> None:
             budget_ms=budget_ms,
             least_ms=least_ms,
         )
+
+
+def _structure(solution: Solution) -> object:
+    return solution.act_pos, solution.plan
 
 
 def _is_open(verification: Verification, budget: Budget) -> bool:

@@ -22,7 +22,6 @@ from layerfold.graph import Network, layer_norms, trace_network
 from layerfold.importance import (
     AUTO,
     Refinement,
-    WholeScores,
     default_method,
     estimate_importance,
     remove_journal,
@@ -33,6 +32,7 @@ from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
 from layerfold.pipeline.options import CompressOptions
+from layerfold.pipeline.plan_scores import finalist_scores, whole_scores
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
 from layerfold.pipeline.summary import write_summary
 from layerfold.profiler import BenchmarkReport, benchmark_networks, get_backend, profile_network
@@ -264,12 +264,13 @@ class _Run:
         return tuple(share * budget_ms for share in _SHARES_OF_BUDGET)
 
     def _solve_and_verify(self) -> dict[str, Any]:
-        scores = self._whole_scores()
+        of_plans = self.model, self.net, self.data, self.options
+        scores, finalists = whole_scores(*of_plans), finalist_scores(*of_plans, progress=self.progress)
         found = meet_budget(
             self.model, self.net, self.latency, self.importance, self.options.budget, self.backend,
             alpha=self.options.alpha, margin=self.options.margin, batch=self.options.batch,
-            original_onnx=self.original_onnx, score_plan=scores,
-            most_wholes=self.options.whole_plans, progress=self.progress,
+            original_onnx=self.original_onnx, score_plan=scores, most_wholes=self.options.whole_plans,
+            score_finalist=finalists, progress=self.progress,
         )  # fmt: skip
         solution = replace(
             found.solution, model=self.name, network_hash=self.net.hash, measured_ms=found.verification.measured_ms,
@@ -286,19 +287,14 @@ class _Run:
             }
             for each in found.rounds
         ]  # fmt: skip
-        wholes = {"score": scores and scores.score, "taken": found.whole_scores}
+        wholes: dict[str, Any] = {"score": scores and scores.score, "taken": found.whole_scores}
+        if finalists is not None and found.finalists:
+            wholes |= {"finalists": found.finalist_scores, "finalist_steps": finalists.steps}
         self.folder.write_json(
             "verification.json", {"chosen": found.verification.to_json(), "rounds": rounds, "wholes": wholes}
         )
         points = [[point.predicted_ms, point.importance] for point in found.frontier]
         return {"rounds": rounds, "frontier": points, "wholes": wholes}
-
-    def _whole_scores(self) -> WholeScores | None:
-        options = self.options
-        if options.fastest or not options.whole_plans:
-            return None
-        return WholeScores(self.model, self.net, self.data, holdout_images=options.importance_images,
-                           seed=options.seed)
 
     def _train_form(self) -> fx.GraphModule:
         return build_train_form(self.model, self.net, self.solution)

@@ -31,6 +31,9 @@ class CompressOptions:
         whole_plans: most plans near the solver's that are scored as whole networks, a guard against merges that spoil
             each other (docs/importance.md); 0 takes the solver's as it is. With ``fastest`` none is scored. Each is
             scored on ``importance_images``, None for 1,000.
+        finalist_steps: where these led to other plans than the solver's, steps for which each is finetuned to choose
+            among them; None for 60, or a quarter of the finetuning's where that is less; 0 leaves it to the whole's
+            score. Without finetuning or labels it is 0.
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.
         learning_rate, batch_size, optimizer: of the finetuning.
@@ -55,6 +58,7 @@ class CompressOptions:
     importance_steps: int | None = None
     alpha: float = 0.0
     whole_plans: int = MOST_WHOLES
+    finalist_steps: int | None = None
     margin: float = 0.02
     finetune_epochs: int = 3
     learning_rate: float | None = None
@@ -80,10 +84,12 @@ class CompressOptions:
         for each in self.formats or ():
             if each not in FORMATS:
                 raise UsageError(f"formats: {each!r} is none of {', '.join(FORMATS)}{nearest_names(each, FORMATS)}")
-        leasts = {"finetune_epochs": 0, "whole_plans": 0, "threads": 1, "batch": 1, "max_kernel": 1}
+        leasts = {"finetune_epochs": 0, "whole_plans": 0, "finalist_steps": 0, "threads": 1, "batch": 1,
+                  "max_kernel": 1}
         for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)}: must be at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name}={value}: must be at least {least}")
         for name in ("max_growth", "importance_images", "importance_steps", "batch_size", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -103,7 +109,7 @@ class CompressOptions:
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
-        for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES)):
+        for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES), ("finalist_steps", None)):
             if found[name] == default:
                 del found[name]
         return found

@@ -255,7 +255,11 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
         first, last = wholes["taken"][0], wholes["taken"][-1]
         lost = "left no finite answers" if first is None else f"changed the {wholes['score']} by {-first:+.3g} nats"
         notes.append("As whole networks, before any training, the plan with the highest sum of importances "
-                     f"{lost} and the one taken changed it by {-last:+.3g}.")
+                     f"{lost} and the best that keeps the budget changed it by {-last:+.3g}.")
+    if finalists := wholes.get("finalists"):
+        losses = ", ".join("no finite loss" if each is None else f"{-each:.3g}" for each in finalists)
+        notes.append(f"Finetuned for {wholes['finalist_steps']} steps each, the {len(finalists)} plans on the way from "
+                     f"one to the other came to losses of {losses} on the holdout; the first of the best was taken.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

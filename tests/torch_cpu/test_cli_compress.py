@@ -32,17 +32,18 @@ def test_options_of_the_command_line_are_those_of_the_run(
     (tmp_path / "model.py").write_text(MODEL)
     source, weights = f"{tmp_path / 'model.py'}:make", tmp_path / "weights.safetensors"
     save_file(lf.load_model(source).module.state_dict(), weights)
-    given = ["--whole-plans", str(wholes), "--margin", "3", "--max-kernel", "5", "--max-growth", "6", "--score", "kl",
-             "--importance", "recalibrate", "--importance-images", "32", "--alpha", "0.5", "--no-finetune",
-             "--seed", "3", "--formats", "onnx"]
+    given = ["--whole-plans", str(wholes), "--finalist-steps", "7", "--margin", "3", "--max-kernel", "5",
+             "--max-growth", "6", "--score", "kl", "--importance", "recalibrate", "--importance-images", "32",
+             "--alpha", "0.5", "--no-finetune", "--seed", "3", "--formats", "onnx"]
     code = main(["compress", source, "--weights", str(weights), "--input", "1x28x28", "--mean", "0.5", "--std", "0.5",
                  "--data", "mnist5k", "--speedup", "1.001", *given, "--json", "--quiet", "-o", str(tmp_path / "out")])
     found = json.loads(capsys.readouterr().out)
     assert code == (0 if found["is_budget_met"] else 3)
     config = json.loads((tmp_path / "out/run.json").read_text())["config"]
     expected = CompressOptions(
-        speedup=1.001, whole_plans=wholes, margin=0.03, max_kernel=5, max_growth=6.0, importance_score="kl",
-        importance_method="recalibrate", importance_images=32, alpha=0.5, finetune_epochs=0, seed=3, formats=("onnx",),
+        speedup=1.001, whole_plans=wholes, finalist_steps=7, margin=0.03, max_kernel=5, max_growth=6.0,
+        importance_score="kl", importance_method="recalibrate", importance_images=32, alpha=0.5,
+        finetune_epochs=0, seed=3, formats=("onnx",),
     ).as_config()  # fmt: skip
     assert {name: config[name] for name in expected} == json.loads(json.dumps(expected))
     looked_at = json.loads((tmp_path / "out/verification.json").read_text())["wholes"]
@@ -60,8 +61,9 @@ def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
     options = CompressOptions(speedup=1.5)
     assert (options.importance_score, options.whole_plans) == ("loss", 24), "what docs/importance.md judges"
     given = vars(build_parser().parse_args(["compress", "m", "--data", "d", "--speedup", "1.5", "-o", "x"]))
-    alike = ("whole_plans", "max_kernel", "max_growth", "threads", "batch", "alpha", "batch_size", "optimizer", "seed",
-             "drop_layers", "merge_pooling", "backend", "importance_images", "importance_steps", "learning_rate")
+    alike = ("whole_plans", "finalist_steps", "max_kernel", "max_growth", "threads", "batch", "alpha", "batch_size",
+             "optimizer", "seed", "drop_layers", "merge_pooling", "backend", "importance_images", "importance_steps",
+             "learning_rate")
     assert {name: given[name] for name in alike} == {name: getattr(options, name) for name in alike}
     assert (given["score"], given["importance"], given["epochs"]) == (
         options.importance_score, options.importance_method, options.finetune_epochs

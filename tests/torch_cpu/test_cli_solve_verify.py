@@ -77,6 +77,9 @@ def test_plans_are_scored_as_wholes_on_images(
     assert found["wholes"] == [pytest.approx(0, abs=1e-6)], "the original loses nothing, and nothing is better"
     assert solve(folder, "--budget", "1000ms", *images, "--importance-images", "4") == 0
     assert "nats before any training" in capsys.readouterr().out
+    assert solve(folder, "--budget", "1000ms", *images, "--finalist-steps", "5") == 2
+    assert "images:" in (said := capsys.readouterr().err)
+    assert "has no labelled images to train on" in said
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("timm:mobilenetv2_050", ["--speedup", "1.2"], "random weights have no score to lose; give --weights"),
     (None, ["--speedup", "1.2"], "plans are scored on it with --verify MODEL"),
     ("timm:mobilenetv2_050", ["--speedup", "1.2", "--whole-plans", "-1"], "--whole-plans -1: must be at least 0"),
+    ("timm:mobilenetv2_050", ["--speedup", "1.2", "--finalist-steps", "-1"], "--finalist-steps -1: must be at least 0"),
 ])
 def test_images_without_what_they_are_for_are_refused(
     folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str], model: str | None, more: list[str], message: str

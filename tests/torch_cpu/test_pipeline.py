@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 import layerfold as lf
 from layerfold.data import ImageData
 from layerfold.errors import InfeasibleBudgetError, UsageError
+from layerfold.importance import FinalistScores
 from layerfold.models import LoadedModel
-from layerfold.pipeline import CompressOptions, CompressResult
+from layerfold.pipeline import CompressOptions, CompressResult, plan_scores
 from layerfold.pipeline.run_folder import RunFolder
 
 FILES = (
@@ -72,6 +74,34 @@ def test_plan_is_no_worse_a_whole_than_the_one_of_highest_importance(finished: C
     assert len(wholes["taken"]) >= 1
     page = (finished.out / "report.html").read_text()
     assert ("As whole networks, before any training" in page) == (len(wholes["taken"]) > 1)
+
+
+def test_finalists_are_trained_and_the_best_is_taken(
+    loaded: LoadedModel, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Restless:
+        """Likes every plan better than the one before, so that the loop goes on to others."""
+
+        score = "loss"
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.asked = 0
+
+        def __call__(self, _: lf.Solution) -> float:
+            self.asked += 1
+            return float(self.asked)
+
+    monkeypatch.setattr(plan_scores, "WholeScores", Restless)
+    asked = replace(options(1.05), importance_method="recalibrate", whole_plans=8, finalist_steps=2)
+    found = lf.compress_network(loaded, data, out=tmp_path / "out", options=asked, progress=False)
+    wholes = json.loads((found.out / "verification.json").read_text())["wholes"]
+    assert len(wholes["finalists"]) == len(wholes["taken"]) > 1
+    assert wholes["finalist_steps"] == 2
+    model = loaded.module.eval()
+    net = lf.trace_network(model, torch.zeros(1, *data.input_shape))
+    score = FinalistScores(model, net, data, lf.FinetuneOptions(steps=2), holdout_images=64)
+    assert score(found.solution) == pytest.approx(max(wholes["finalists"]), abs=1e-5)
+    assert "Finetuned for 2 steps each" in (found.out / "report.html").read_text()
 
 
 def test_runs_that_knew_no_whole_plans_go_on() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import layerfold as lf
-from layerfold.cli._solve_verify import _wholes_text
+from layerfold.cli._solve_verify import _finalists_text, _wholes_text
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.graph import Network
 from layerfold.pipeline import budget_loop
@@ -164,6 +164,39 @@ def test_better_wholes_are_taken_where_they_keep_the_budget(chain, monkeypatch: 
     assert refused >= 1
 
 
+def test_second_score_decides_between_plans_that_were_taken(chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, net = chain
+    chosen = set()
+    for seed in range(12):
+        machine = Machine(net, seed)
+        machine.play(monkeypatch)
+        speedup = machine.rng.uniform(1.1, 1.4)
+        if machine.least_ratio() > 0.95 / speedup:
+            continue
+        second: dict[tuple[int, ...], float] = {}
+
+        def train(solution: lf.Solution, second: dict[Any, float] = second, machine: Machine = machine) -> float:
+            assert solution.merge_pos not in second, "each is dear"
+            return second.setdefault(solution.merge_pos, machine.rng.random())
+
+        found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
+                            score_plan=SpoiltNeighbours(machine), score_finalist=train, progress=False)
+        if len(found.wholes) == 1:
+            assert (found.finalists, second) == ((), {}), "nothing to choose"
+            continue
+        assert [each.solution for each in found.finalists] == [each.solution for each in found.wholes]
+        assert found.finalist_scores == list(second.values())
+        best = found.finalist_scores.index(max(second.values()))
+        assert found.chosen_whole == best
+        assert found.solution.merge_pos == found.wholes[best].solution.merge_pos
+        assert found.verification.ratio_high <= 1 / speedup
+        assert found.verification == next(
+            each for each in found.rounds if each.solution.merge_pos == found.solution.merge_pos
+        ).verification
+        chosen.add("first" if best == 0 else "last" if best == len(second) - 1 else "between")
+    assert {"first", "last"} <= chosen
+
+
 def test_without_plans_to_score_the_one_of_highest_importance_is_taken(chain, monkeypatch: pytest.MonkeyPatch) -> None:
     model, net = chain
     found = []
@@ -209,12 +242,16 @@ def test_solution_that_options_were_left_out_for_claims_no_proof(chain, monkeypa
 
 
 def test_scores_that_are_no_number_are_none() -> None:
-    plan = lf.Solution(act_pos=(1,), merge_pos=(1,))
-    wholes = tuple(ScoredPlan(solution=plan, score=score, left_out=frozenset()) for score in (float("-inf"), -1.0))
-    found = LoopResult(solution=plan, verification=_unlimited, frontier=None, latency=None, rounds=(), trials=(),
-                       wholes=wholes)  # type: ignore[arg-type]
-    assert found.whole_scores == [None, -1.0]
-    assert "any training; the plan of highest importance lost all" in (_wholes_text(found) or "")
+    plans = [lf.Solution(act_pos=(1,), merge_pos=(1,)), lf.Solution(act_pos=(1, 2), merge_pos=(1, 2))]
+    wholes = tuple(ScoredPlan(solution=plan, score=score, left_out=frozenset())
+                   for plan, score in zip(plans, (float("-inf"), -1.0), strict=True))
+    found = LoopResult(solution=plans[1], verification=_unlimited, frontier=None, latency=None, rounds=(), trials=(),
+                       wholes=wholes, finalists=wholes)  # type: ignore[arg-type]
+    assert found.whole_scores == found.finalist_scores == [None, -1.0]
+    assert "-1 nats before any training; the plan of highest importance lost all" in (_wholes_text(found) or "")
+    assert "no finite loss, 1;" in (_finalists_text(found) or "")
+    stayed = replace(found, solution=plans[0])
+    assert _wholes_text(stayed) == "lost all before any training"
 
 
 def test_fastest_plan_is_not_scored(chain, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,41 @@
+"""What decides between plans beside the sum of importances, as the settings of a compression ask for it."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from torch import nn
+
+from layerfold.data import ImageData
+from layerfold.finetune import FinetuneOptions
+from layerfold.graph import Network
+from layerfold.importance import FinalistScores, WholeScores
+from layerfold.importance.finalists import STEPS
+from layerfold.pipeline.options import CompressOptions
+
+_SHARE = 4
+"""A finalist is trained for a quarter of the steps of the finetuning, at most."""
+
+
+def whole_scores(model: nn.Module, net: Network, data: ImageData, options: CompressOptions) -> WholeScores | None:
+    """Return the score of plans before any training, or None where the solver's plan is taken as it is."""
+    if options.fastest or not options.whole_plans:
+        return None
+    return WholeScores(model, net, data, holdout_images=options.importance_images, seed=options.seed)
+
+
+def finalist_scores(
+    model: nn.Module, net: Network, data: ImageData, options: CompressOptions, *, progress: bool
+) -> FinalistScores | None:
+    """Return the score of plans after a short finetuning, or None where none is to come or is wanted."""
+    steps = STEPS if options.finalist_steps is None else options.finalist_steps
+    if not options.finetune_epochs or not steps or not data.is_labelled:
+        return None
+    if options.finalist_steps is None:
+        in_all = options.finetune_epochs * len(data.loader("train", options.batch_size, drop_last=True))
+        steps = min(steps, max(1, in_all // _SHARE))
+    training = FinetuneOptions(
+        steps=steps, batch_size=options.batch_size, learning_rate=options.learning_rate,
+        optimizer=cast(Literal["sgd", "adamw"], options.optimizer), seed=options.seed,
+    )  # fmt: skip
+    return FinalistScores(model, net, data, training, holdout_images=options.importance_images, progress=progress)

@@ -1,0 +1,101 @@
+"""Scores of plans after a short finetuning, against networks that are built, trained and scored by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import layerfold as lf
+from layerfold.data import ImageData
+from layerfold.errors import DataError, SolutionError
+from layerfold.importance import FinalistScores
+from layerfold.importance.finalists import STEPS
+from layerfold.pipeline.options import CompressOptions
+from layerfold.pipeline.plan_scores import finalist_scores
+from tests.torch_cpu.small_training import images, is_same, network, train
+
+IMAGES = 64
+PLANS = [lf.Solution(act_pos=(1, 2), merge_pos=(1, 2)), lf.Solution(act_pos=(2,), merge_pos=(1, 2)),
+         lf.Solution(act_pos=(2,), merge_pos=(2,))]
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, lf.Network, ImageData]:
+    data, model = images(IMAGES), network()
+    train(model, data, epochs=4)
+    model.eval()
+    return model, lf.trace_network(model, torch.zeros(1, 3, 8, 8)), data
+
+
+def by_hand(model: nn.Module, net: lf.Network, data: ImageData, solution: lf.Solution, steps: int) -> float:
+    form = lf.build_train_form(model, net, solution)
+    lf.finetune_network(form, data, teacher=model, steps=steps, batch_size=16, learning_rate=0.02, seed=5,
+                        progress=False)
+    return lf.evaluate_network(form, data.loader("holdout", IMAGES)).loss
+
+
+def test_finalist_is_scored_as_its_network_after_that_training(trained) -> None:
+    model, net, data = trained
+    before = copy.deepcopy(model)
+    options = lf.FinetuneOptions(steps=6, batch_size=16, learning_rate=0.02, seed=5)
+    score = FinalistScores(model, net, data, options)
+    found = [score(solution) for solution in PLANS]
+    assert found == pytest.approx([-by_hand(model, net, data, solution, 6) for solution in PLANS], abs=1e-6)
+    assert abs(found[0] - found[2]) > 0.01, "plans differ, or nothing was compared"
+    assert found[1] == pytest.approx(found[2], abs=1e-4), "merged or not, the same network"
+    assert [score(solution) for solution in PLANS] == found
+    assert is_same(model, before)
+
+
+def test_longer_training_is_another_score(trained) -> None:
+    model, net, data = trained
+    options = lf.FinetuneOptions(batch_size=16, learning_rate=0.02, seed=5)
+    scores = [FinalistScores(model, net, data, replace(options, steps=steps))(PLANS[2]) for steps in (1, 40)]
+    assert scores[1] > scores[0] + 0.01
+    assert FinalistScores(model, net, data, options).steps == STEPS == FinalistScores(model, net, data).steps
+
+
+def test_training_that_diverges_has_lost_all(trained) -> None:
+    model, net, data = trained
+    options = lf.FinetuneOptions(steps=8, batch_size=16, learning_rate=1e30, grad_clip_norm=None)
+    assert FinalistScores(model, net, data, options)(PLANS[2]) == -math.inf
+
+
+def test_what_cannot_be_trained_or_scored_is_refused(trained) -> None:
+    model, net, data = trained
+    with pytest.raises(DataError, match="train"):
+        FinalistScores(model, net, replace(data, train=None))
+    with pytest.raises(DataError, match="one label"):
+        FinalistScores(model, net, replace(data, holdout=TensorDataset(torch.zeros(8, 3, 8, 8), torch.zeros(8).long())))
+    with pytest.raises(SolutionError):
+        FinalistScores(model, net, data)(lf.Solution(act_pos=(9,), merge_pos=(3, 9)))
+
+
+@pytest.mark.parametrize(("asked", "steps"), [
+    ({"finetune_epochs": 3}, 3),  # a quarter of 12 steps
+    ({"finetune_epochs": 1}, 1),
+    ({"finetune_epochs": 100}, 60),
+    ({"finetune_epochs": 1, "finalist_steps": 7}, 7),
+    ({"finetune_epochs": 1, "finalist_steps": 0}, None),
+    ({"finetune_epochs": 0}, None),
+    ({"finetune_epochs": 0, "finalist_steps": 7}, None),
+])
+def test_steps_are_a_quarter_of_the_finetunings_at_most(trained, asked: dict[str, int], steps: int | None) -> None:
+    model, net, data = trained
+    options = CompressOptions(speedup=1.1, batch_size=16, learning_rate=0.02, seed=5, **asked)
+    found = finalist_scores(model, net, data, options, progress=False)
+    assert (found and found.steps) == steps
+    if found and steps == 3:
+        assert found(PLANS[1]) == pytest.approx(-by_hand(model, net, data, PLANS[1], 3), abs=1e-6)
+    assert finalist_scores(model, net, replace(data, is_labelled=False), options, progress=False) is None
+
+
+def test_runs_that_knew_no_finalists_go_on() -> None:
+    assert "finalist_steps" not in CompressOptions(speedup=1.1).as_config()
+    assert CompressOptions(speedup=1.1, finalist_steps=0).as_config()["finalist_steps"] == 0
