@@ -5,16 +5,15 @@
     python benchmarks/accuracy_cifar10.py resnet56 --epochs 30 --batch-size 512 --learning-rate 0.05 \\
         --mixed-precision bf16 --backend torch --device cuda --train-device cuda
 
-Ways: ``layerfold`` (merging and dropping, the exact solver), ``wholes`` (the loop of ``compress``, with plans near the
-solver's scored as wholes), ``paper`` (Kim et al. 2023: merging only, every importance by finetuning, time discretised),
-``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by Torch-Pruning), and the published
-checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with the original, and it chooses
-again with less until it is within the budget (``--by-table``: neither); then every network is finetuned alike, from the
-same baseline with the same teacher.
-Resumable: what was chosen and what accuracy came of it is kept beside the
-record, half-done work under ``--work``; ``--only`` does some of the steps, so that those that measure latency
-(``latency``, ``choose``, ``measure``) can have a core or a GPU to themselves. ``compare`` takes of ``--seeds`` those
-that are finetuned, and finetunes where none is.
+Ways: ``layerfold`` (merging and dropping, the exact solver), ``compress`` (its whole loop: plans near the solver's
+scored as wholes, and finalists finetuned for a short while), ``paper`` (Kim et al. 2023: merging only, every importance
+by finetuning, time discretised), ``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by
+Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with
+the original, and it chooses again with less until it is within the budget (``--by-table``: neither); then every network
+is finetuned alike, from the same baseline with the same teacher.
+Resumable: what was chosen and what accuracy came of it is kept beside the record, half-done work under ``--work``;
+``--only`` does some of the steps, so that those that measure latency (``latency``, ``choose``, ``measure``) can have a
+core or a GPU to themselves. ``compare`` takes of ``--seeds`` those that are finetuned, and finetunes where none is.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from torch import nn
 
 import layerfold as lf
 from layerfold.export import export_onnx
-from layerfold.importance import WholeScores, remove_journal
+from layerfold.importance import FinalistScores, WholeScores, remove_journal
 from layerfold.pipeline.budget_loop import Budget, meet_budget
 
 STEPS = ("latency", "importance", "choose", "measure", "finetune", "compare")
-WAYS = ("layerfold", "wholes", "paper", "uniform", "global pruning", "pruning")
+WAYS = ("layerfold", "compress", "paper", "uniform", "global pruning", "pruning")
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "torch-pruning")
 _PAPER_STEPS = 25
 """Of finetuning an entry: the paper's is an epoch of ImageNet on two GPUs."""
@@ -103,7 +102,7 @@ class Contest:
 
     def fill_importances(self) -> None:
         """Fill the tables that the ways choose by, the paper's where it reaches any of the speed-ups."""
-        if {"layerfold", "wholes"} & set(self.arguments.ways):
+        if {"layerfold", "compress"} & set(self.arguments.ways):
             _ = self.importance
         slowest_ms = self.run.latency.original_ms / min(self.arguments.speedups)
         if "paper" in self.arguments.ways and self.least_merging_ms <= slowest_ms:
@@ -134,7 +133,7 @@ class Contest:
             if "pruning" in way:
                 found = self._share(way, speedup)
             else:
-                found = self._verified(speedup) if way == "wholes" else self._solution(way, speedup)
+                found = self._verified(speedup) if way == "compress" else self._solution(way, speedup)
             print(f"{self.name}, {way}, {speedup:g}x: {found}"[:300], file=sys.stderr, flush=True)
             path.write_text(json.dumps(found) + "\n")
         answer: dict[str, Any] = json.loads(path.read_text())
@@ -142,7 +141,7 @@ class Contest:
 
     def _file(self, way: str) -> str:
         """Return what files of a way begin with."""
-        return f"{way}-by-{self.arguments.importance}" if way in ("layerfold", "wholes") else way.replace(" ", "-")
+        return f"{way}-by-{self.arguments.importance}" if way in ("layerfold", "compress") else way.replace(" ", "-")
 
     def _trained(self, way: str, speedup: float, seed: int) -> str:
         """Return what files of a finetuned network are called."""
@@ -155,19 +154,22 @@ class Contest:
         return {"reached": True, "share": share, "speedup": reached}
 
     def _verified(self, speedup: float) -> dict[str, Any]:
-        """Choose as ``compress`` does: the loop that measures, and plans as wholes."""
+        """Choose as ``compress`` does: the loop that measures, plans as wholes, and finalists."""
         run = self.run
+        of_plans = self.original, run.net, run.data
+        training = lf.FinetuneOptions(learning_rate=self.learning_rate, batch_size=self.arguments.batch_size)
         try:
             found = meet_budget(
                 self.original, run.net, run.latency, self.importance, Budget(speedup=speedup), run.backend,
-                score_plan=WholeScores(self.original, run.net, run.data, holdout_images=_HOLDOUT_IMAGES),
+                score_plan=WholeScores(*of_plans, holdout_images=_HOLDOUT_IMAGES),
+                score_finalist=FinalistScores(*of_plans, training, holdout_images=_HOLDOUT_IMAGES, progress=True),
             )
         except lf.InfeasibleBudgetError as error:
             return {"reached": False, "most": speedup * error.budget_ms / error.least_ms, "rounds": []}
         return {"reached": True, "solution": found.solution.to_json(), "speedup": 1 / found.verification.ratio,
                 "rounds": [{"predicted_ms": each.predicted_ms, "speedup": 1 / each.verification.ratio}
                            for each in found.rounds],
-                "wholes": [each.score for each in found.wholes]}
+                "wholes": [each.score for each in found.wholes], "finalists": found.finalist_scores}
 
     def _solution(self, way: str, speedup: float) -> dict[str, Any]:
         latency, rounds, by_table = self.run.latency, [], self.arguments.by_table

@@ -15,7 +15,7 @@ from record import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "accuracy.md"
 _STYLES = {
-    "layerfold": ("D", "#0072b2"), "wholes": ("d", "#7fb8d8"), "paper": ("o", "#e69f00"), "uniform": ("s", "#8d97a3"),
+    "layerfold": ("D", "#0072b2"), "compress": ("d", "#7fb8d8"), "paper": ("o", "#e69f00"), "uniform": ("s", "#8d97a3"),
     "global pruning": ("^", "#009e73"), "pruning": ("v", "#56b4e9"), "dsp": ("*", "#cc79a7"),
 }  # fmt: skip
 """Marker and colour, by way."""

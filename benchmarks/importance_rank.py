@@ -6,9 +6,10 @@
 
 The reference finetunes the network of each entry (``--steps`` steps of 128 images); ``cheap`` estimates the same
 entries by each other method; ``cost`` times both in turns on a few entries, one thread each; ``plans`` solves with the
-reference and with ``shared``, takes of the latter's plans the best as a whole network too (as ``compress`` does, but
-for measuring), and finetunes what they choose alike. Entries: all of ResNet-20's; of MobileNetV2's ``--entries``,
-spread over lengths and depths, half of them with dropped layers.
+reference and with ``shared``, takes of the latter's plans the best as a whole network too, and of those on the way to
+it the best after a short finetuning (as ``compress`` does, but for measuring), and finetunes what they choose alike.
+Entries: all of ResNet-20's; of MobileNetV2's ``--entries``, spread over lengths and depths, half of them with dropped
+layers.
 Resumable: work is kept under
 ``--work``, and the reference, which takes an hour of both cores, and what finetuning its plans gave beside the record.
 """
@@ -36,7 +37,7 @@ from shorten_cifar10 import NETWORKS, Run
 
 import layerfold as lf
 from layerfold.graph import Segment
-from layerfold.importance import WholeScores, remove_journal
+from layerfold.importance import FinalistScores, WholeScores, remove_journal
 from layerfold.importance.requests import NOTHING
 from layerfold.pipeline.budget_loop import MOST_WHOLES
 from layerfold.solver import climb_plans
@@ -46,8 +47,8 @@ STEPS = ("reference", "cheap", "cost", "plans")
 PLANNED = "shared"
 """The cheap method whose plans are finetuned."""
 
-_WHOLES = f"{PLANNED}, wholes"
-"""Of these plans, the best as a whole network."""
+_WHOLES, _FINALISTS = f"{PLANNED}, wholes", f"{PLANNED}, finalists"
+"""Of these plans, the best as a whole network; and of those on the way there, the best after a short finetuning."""
 
 CHEAP = ("taylor", "recalibrate", "distill", "shared")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "onnxruntime")
@@ -140,7 +141,10 @@ class Ranking:
         known = [entry for entry in self.run.latency.entries if entry.key in both]
         latency = lf.LatencyTable(known, provenance=self.run.latency.provenance)
         cheap = self.table(PLANNED, self.folder / f"{PLANNED}.csv")
-        score = WholeScores(self.run.loaded.module, self.run.net, self.run.data, holdout_images=_HOLDOUT)
+        of_plans = self.run.loaded.module, self.run.net, self.run.data
+        score = WholeScores(*of_plans, holdout_images=_HOLDOUT)
+        training = lf.FinetuneOptions(learning_rate=NETWORKS[self.name][1])
+        finalist = FinalistScores(*of_plans, training, holdout_images=_HOLDOUT)
         rows = []
         for speedup in self.arguments.speedups:
             budget_ms = latency.original_ms / speedup
@@ -151,15 +155,20 @@ class Ranking:
             wholes = climb_plans(first, score, partial(_without, latency=latency, table=cheap, budget_ms=budget_ms),
                                  most=MOST_WHOLES)
             row["seconds_of_wholes"] = time.perf_counter() - began
+            began = time.perf_counter()
+            after = [finalist(each.solution) for each in wholes] if len(wholes) > 1 else [0.0]
+            row |= {"seconds_of_finalists": time.perf_counter() - began, "finalists": after}
+            best = wholes[after.index(max(after))].solution
             reference = lf.solve_frontier(latency, self.reference).at(budget_ms=budget_ms)
-            chosen = {"finetune": reference, PLANNED: first, _WHOLES: wholes[-1].solution}
+            chosen = {"finetune": reference, PLANNED: first, _WHOLES: wholes[-1].solution, _FINALISTS: best}
             for way, solution in chosen.items():
                 row[way] = {
                     "solution": solution.to_json(), "whole": score(solution),
                     "accuracy_pct": [self.accuracy_pct(solution, seed) for seed in self.arguments.seeds],
                 }
             mean_pct = {way: statistics.mean(row[way]["accuracy_pct"]) for way in chosen}
-            row["lost_points"] = {way: round(mean_pct["finetune"] - mean_pct[way], 3) for way in (PLANNED, _WHOLES)}
+            ours = PLANNED, _WHOLES, _FINALISTS
+            row["lost_points"] = {way: round(mean_pct["finetune"] - mean_pct[way], 3) for way in ours}
             rows.append(row)
             print(f"{self.name}: {row}", file=sys.stderr, flush=True)
         return rows
