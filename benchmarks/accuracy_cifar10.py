@@ -349,8 +349,10 @@ def _flat(latency: lf.LatencyTable) -> lf.ImportanceTable:
 def finetune(contest: Contest) -> None:
     """Finetune what every way chose with every seed, several at once where there are to be more processes than one."""
     arguments = contest.arguments
-    tasks = [(contest.name, arguments, way, x, seed) for seed in arguments.seeds for x in arguments.speedups
-             for way in arguments.ways if contest.choice(way, x)["reached"] and not contest.is_done(way, x, seed)]
+    each_once = {(_digest(way, choice), seed): (contest.name, arguments, way, x, seed)
+                 for seed in arguments.seeds for x in arguments.speedups for way in arguments.ways
+                 if (choice := contest.choice(way, x))["reached"] and not contest.is_done(way, x, seed)}
+    tasks = list(each_once.values())
     if arguments.processes == 1:
         for task in tasks:
             finetune_one(*task)
