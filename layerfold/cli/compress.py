@@ -77,6 +77,8 @@ def add_parser(subparsers: Any) -> None:
     train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
     train.add_argument("--learning-rate", type=float, metavar="R", help="highest learning rate")
     train.add_argument("--optimizer", default="sgd", metavar="NAME", help="sgd or adamw (default: sgd)")
+    train.add_argument("--train-device", default="cpu", metavar="NAME",
+                       help="where networks are trained and scored: cpu, cuda, cuda:1, ... (default: cpu)")
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="everything is written here")
     out.add_argument("--formats", metavar="LIST", help="onnx,tensorrt (default: onnx, and tensorrt where installed)")
@@ -115,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         margin=parse_number(arguments.margin, "--margin", least=0.0, most=50.0, example="2") / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
         learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
+        train_device=arguments.train_device,
         formats=tuple(arguments.formats.split(",")) if arguments.formats is not None else None, seed=arguments.seed,
     )  # fmt: skip
     loaded = load_model_of(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from layerfold.finetune._batch_norm import averaging_batch_norm, recalibrate_batch_norm
+from layerfold.finetune._device import check_device
 from layerfold.finetune._memory import is_out_of_memory
 from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._presets import PRESETS, preset
@@ -18,6 +19,7 @@ __all__ = [
     "FinetuneReport",
     "Scores",
     "averaging_batch_norm",
+    "check_device",
     "check_labels",
     "ending_together",
     "evaluate_network",

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from layerfold.errors import DeviceUnavailableError, FinetuneError, LayerfoldError, UsageError
+from layerfold.errors import FinetuneError, LayerfoldError, UsageError
+from layerfold.finetune._device import check_device
 
 # As Accelerate reads them: set by torchrun and `accelerate launch`, or by mpirun.
 _RANK_NAMES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -42,8 +43,7 @@ def open_accelerator(device: str, mixed_precision: str, *, changes: bool) -> Any
 
     # Accelerate keeps one state a process and refuses another precision or device; each run here has its own.
     AcceleratorState._reset_state(reset_partial_state=True)
-    if device != "cpu" and not torch.cuda.is_available():
-        raise DeviceUnavailableError(f"device={device!r}: torch finds no CUDA device; use device='cpu'")
+    check_device(device)
     if device.startswith("cuda:"):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError(f"device={device!r}: several processes take a device each; use device='cuda'")

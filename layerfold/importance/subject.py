@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
-from layerfold.errors import DataError, DeviceUnavailableError
-from layerfold.finetune import averaging_batch_norm, check_labels, recalibrate_batch_norm
+from layerfold.errors import DataError
+from layerfold.finetune import averaging_batch_norm, check_device, check_labels, recalibrate_batch_norm
 from layerfold.graph import Network
 from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.requests import Request
@@ -64,7 +64,7 @@ class Subject:
         device: str = "cpu",
     ) -> None:  # fmt: skip
         self.net, self.data, self.device = net, data, device
-        _check_device(device)
+        check_device(device)
         # Channels last is several times faster in depthwise convs on a CPU.
         self._model = copy.deepcopy(model).eval().to(device).to(memory_format=torch.channels_last)
         holdout = self._on_device(data.loader("holdout", 256, limit=holdout_images, seed=seed))
@@ -158,11 +158,6 @@ def logits_of(network: nn.Module, batches: list[tuple[Tensor, ...]]) -> Tensor:
     """Return a network's answers [images, classes] to batches of inputs, without gradients."""
     with torch.no_grad():
         return torch.cat([network(*values) for values in batches])
-
-
-def _check_device(device: str) -> None:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceUnavailableError(f"device={device!r}: torch finds no CUDA device; use device='cpu'")
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
 from layerfold.errors import EquivalenceError
+from layerfold.executor import Executor
 from layerfold.export import export_network, export_onnx
 from layerfold.export.network import FORMATS
-from layerfold.finetune import Scores, evaluate_network, finetune_network
+from layerfold.finetune import Scores, check_device, evaluate_network, finetune_network
 from layerfold.graph import Network, layer_norms, trace_network
 from layerfold.importance import (
     AUTO,
@@ -31,6 +32,7 @@ from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
+from layerfold.pipeline.network_json import describe_network
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.plan_scores import finalist_scores, whole_scores
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
@@ -129,6 +131,7 @@ class _Run:
         self.model, self.loaded, self.data, self.options = model, loaded, data, options
         self.progress, self.command = progress, command
         self.name = loaded.source if loaded is not None else type(model).__name__
+        check_device(options.train_device)
         if options.finetune_epochs:
             data.split("train")  # said now, not after the profile
         self.backend: Backend = get_backend(options.backend, threads=options.threads)
@@ -252,7 +255,7 @@ class _Run:
             score=self.options.importance_score, holdout_images=self.options.importance_images,
             steps=self.options.importance_steps, batch_size=self.options.batch_size, seed=self.options.seed,
             refinement=Refinement(budgets_ms=self._near_the_budget()), journal_path=journal, model_name=self.name,
-            progress=self.progress,
+            executor=Executor(devices=(self.options.train_device,)), progress=self.progress,
         )  # fmt: skip
         table.write(self.folder.file("importance.csv"))
         remove_journal(journal)
@@ -306,7 +309,8 @@ class _Run:
             student, self.data, teacher=self.model, epochs=self.options.finetune_epochs,
             batch_size=self.options.batch_size, learning_rate=self.options.learning_rate,
             optimizer=cast(Literal["sgd", "adamw"], self.options.optimizer), seed=self.options.seed,
-            checkpoint_path=checkpoint, progress=self.progress, description="finetune",
+            checkpoint_path=checkpoint, device=self.options.train_device, progress=self.progress,
+            description="finetune",
         )  # fmt: skip
         save_form(student, self.folder.file("finetuned.safetensors"), kind="train", recipe=self.recipe,
                   facts={"finetune": report.as_dict()})
@@ -335,10 +339,10 @@ class _Run:
         """Without finetuning, BatchNorm statistics are measured anew: what the importances stand for."""
         from layerfold.finetune import recalibrate_batch_norm
 
-        student = self._train_form()
+        student = self._train_form().to(self.options.train_device)
         split = "holdout" if self.data.train is None else "train"
         recalibrate_batch_norm(student, self.data.loader(split, self.options.batch_size, limit=2048))
-        return student
+        return student.to("cpu")
 
     def _export(self) -> dict[str, Any]:
         asked = self.options.formats
@@ -349,9 +353,13 @@ class _Run:
         return report.to_json()
 
     def _evaluate(self) -> dict[str, Any]:
-        original = evaluate_network(self.model, self.data.test)
-        compressed = evaluate_network(self.merged, self.data.test, teacher=self.model)
-        scores: dict[str, Scores] = {"original": original, "compressed": compressed}
+        device, test = self.options.train_device, self.data.test
+        original, compressed = copy.deepcopy(self.model).to(device), self.merged.to(device)
+        scores: dict[str, Scores] = {
+            "original": evaluate_network(original, test),
+            "compressed": evaluate_network(compressed, test, teacher=original),
+        }
+        compressed.to("cpu")
         self.folder.write_json("scores.json", {name: asdict(each) for name, each in scores.items()})
         return {name: asdict(each) for name, each in scores.items()}
 
@@ -375,18 +383,3 @@ def _is_within(report: BenchmarkReport, options: CompressOptions) -> bool:
 
 def _with_sidecar(name: str) -> list[str]:
     return [name, f"{name}.json"]
-
-
-def describe_network(net: Network) -> dict[str, Any]:
-    """Return a network's description as plain JSON."""
-    return {
-        "name": net.name,
-        "hash": net.hash,
-        "input_shapes": net.input_shapes,
-        "macs": net.macs,
-        "num_params": net.num_params,
-        "layers": [asdict(layer) for layer in net.layers],
-        "chains": [asdict(chain) for chain in net.chains],
-        "residuals": [asdict(residual) for residual in net.residuals],
-        "barriers": [asdict(barrier) for barrier in net.barriers],
-    }

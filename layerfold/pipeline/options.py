@@ -37,6 +37,7 @@ class CompressOptions:
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.
         learning_rate, batch_size, optimizer: of the finetuning.
+        train_device: torch's name of where networks are trained and scored; latency is the backend's alone.
         formats: ``onnx``, ``tensorrt``; None for onnx, and tensorrt where it is installed.
         seed: of splits, order of images, random plans.
     """
@@ -64,6 +65,7 @@ class CompressOptions:
     learning_rate: float | None = None
     batch_size: int = 128
     optimizer: str = "sgd"
+    train_device: str = "cpu"
     formats: tuple[str, ...] | None = None
     seed: int = 0
 
@@ -109,7 +111,8 @@ class CompressOptions:
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
-        for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES), ("finalist_steps", None)):
+        for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES), ("finalist_steps", None),
+                              ("train_device", "cpu")):
             if found[name] == default:
                 del found[name]
         return found

@@ -21,7 +21,8 @@ def whole_scores(model: nn.Module, net: Network, data: ImageData, options: Compr
     """Return the score of plans before any training, or None where the solver's plan is taken as it is."""
     if options.fastest or not options.whole_plans:
         return None
-    return WholeScores(model, net, data, holdout_images=options.importance_images, seed=options.seed)
+    return WholeScores(model, net, data, holdout_images=options.importance_images, seed=options.seed,
+                       device=options.train_device)
 
 
 def finalist_scores(
@@ -38,4 +39,5 @@ def finalist_scores(
         steps=steps, batch_size=options.batch_size, learning_rate=options.learning_rate,
         optimizer=cast(Literal["sgd", "adamw"], options.optimizer), seed=options.seed,
     )  # fmt: skip
-    return FinalistScores(model, net, data, training, holdout_images=options.importance_images, progress=progress)
+    return FinalistScores(model, net, data, training, holdout_images=options.importance_images,
+                          device=options.train_device, progress=progress)

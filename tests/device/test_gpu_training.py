@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import layerfold as lf
-from layerfold.importance import remove_journal
+from layerfold.importance import FinalistScores, WholeScores, remove_journal
 
 pytestmark = [pytest.mark.device, pytest.mark.skipif("not torch.cuda.is_available()", reason="no NVIDIA GPU here")]
 
@@ -92,6 +94,29 @@ def test_importances_agree_with_those_of_the_cpu(
     assert len(found) == len(expected) > 3
     assert max(abs(one - other) for one, other in zip(found, expected, strict=True)) < tolerance
     assert max(expected) - min(expected) > 5 * tolerance  # or agreeing would say nothing
+
+
+def test_plans_score_on_the_gpu_as_on_the_cpu(model: nn.Module, data: lf.ImageData) -> None:
+    train(model, data)
+    net = lf.trace_network(model, torch.zeros(1, 3, 16, 16))
+    plans = [lf.Solution(act_pos=stops, merge_pos=stops) for stops in ((1, 2, 3, 4), (2, 4), (4,))]
+    training = lf.FinetuneOptions(steps=4, batch_size=32, learning_rate=0.02)
+    for score, tolerance in ((WholeScores, 1e-3), (partial(FinalistScores, options=training), 5e-3)):
+        expected, found = ([score(model, net, data, device=device)(plan) for plan in plans]
+                           for device in ("cpu", "cuda"))
+        assert found == pytest.approx(expected, abs=tolerance)
+        assert max(expected) - min(expected) > 5 * tolerance
+
+
+def test_compress_trains_on_the_gpu(model: nn.Module, data: lf.ImageData, tmp_path: Path) -> None:
+    train(model, data)
+    options = lf.CompressOptions(speedup=1.001, max_kernel=5, finetune_epochs=1, batch_size=32, formats=("onnx",),
+                                 train_device="cuda")
+    found = lf.compress_network(model, data, out=tmp_path / "out", options=options, progress=False)
+    assert all(each.device.type == "cpu" for each in (*found.merged.parameters(), *model.parameters()))
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    again = lf.evaluate_network(found.merged, data.test)
+    assert scores["compressed"]["loss"] == pytest.approx(again.loss, abs=1e-2)
 
 
 def test_merged_network_gives_on_the_gpu_what_its_train_form_does(model: nn.Module, data: lf.ImageData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 import layerfold as lf
 from layerfold.cli import build_parser, main
 from layerfold.importance import WholeScores
-from layerfold.pipeline import CompressOptions
+from layerfold.pipeline import CompressOptions, compress, plan_scores
 
 MODEL = '''
 from torch import nn
@@ -69,3 +70,52 @@ def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
         options.importance_score, options.importance_method, options.finetune_epochs
     )  # fmt: skip
     assert float(given["margin"]) == pytest.approx(100 * options.margin)
+
+
+def test_everything_trained_and_scored_is_on_the_device_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+
+    def spied(module: object, name: str) -> None:
+        real = getattr(module, name)
+
+        def spy(*args: Any, **given: Any) -> Any:
+            if "executor" in given:
+                seen[name] = given.pop("executor").devices
+            else:
+                seen[name] = given.pop("device")
+            return real(*args, **given)  # here, on the CPU
+
+        monkeypatch.setattr(module, name, spy)
+
+    spied(compress, "estimate_importance")
+    spied(compress, "finetune_network")
+    spied(plan_scores, "WholeScores")
+    spied(plan_scores, "FinalistScores")
+    monkeypatch.setattr(compress, "check_device", seen.setdefault)
+    (tmp_path / "model.py").write_text(MODEL)
+    loaded = lf.load_model(f"{tmp_path / 'model.py'}:make")
+    data = lf.open_data("mnist5k", input_shape=(1, 28, 28), mean=(0.5,), std=(0.5,), num_classes=10)
+    options = CompressOptions(
+        speedup=1.001, importance_method="recalibrate", importance_images=32, max_kernel=5, finetune_epochs=1,
+        batch_size=2000, formats=("onnx",), train_device="cpu:0",
+    )  # fmt: skip
+    found = lf.compress_network(loaded, data, out=tmp_path / "out", options=options, progress=False)
+    assert seen == {"cpu:0": None, "estimate_importance": ("cpu:0",), "finetune_network": "cpu:0",
+                    "WholeScores": "cpu:0", "FinalistScores": "cpu:0"}
+    assert all(each.device.type == "cpu" for each in found.merged.state_dict().values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_device_that_is_missing_shows_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    code = main(["compress", f"{tmp_path / 'model.py'}:make", "--input", "1x28x28", "--data", "mnist5k",
+                 "--mean", "0.5", "--std", "0.5", "--speedup", "1.2", "--train-device", "cuda",
+                 "-o", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert "device='cuda': torch finds no CUDA device" in said
+    assert code == 4
+    assert not (tmp_path / "out").exists()

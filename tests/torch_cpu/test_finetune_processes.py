@@ -147,5 +147,6 @@ def test_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_device_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="device='cuda:1': several processes take a device each"):
         open_accelerator("cuda:1", "no", changes=False)

@@ -13,7 +13,7 @@ from torch import nn
 
 from layerfold.data import ImageData, open_data
 from layerfold.errors import DataError, DeviceUnavailableError, FinetuneError, UsageError
-from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network
+from layerfold.finetune import FinetuneOptions, check_device, evaluate_network, finetune_network
 from layerfold.finetune._objective import distillation_loss
 
 
@@ -187,6 +187,21 @@ def test_model_with_too_few_outputs_is_refused(digits: ImageData) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
     with pytest.raises(DataError, match=r"outside 0\.\.3"):
         train(model, digits)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:", "cuda:x", "cuda1"])
+def test_device_of_another_name_is_refused(digits: ImageData, device: str) -> None:
+    with pytest.raises(UsageError, match=f"device='{device}': must be cpu, cuda or"):
+        train(small_network(), digits, device=device)
+
+
+def test_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:0", "cuda:1"):
+        check_device(device)
+    with pytest.raises(DeviceUnavailableError, match=r"device='cuda:2': torch finds 2, numbered from 0"):
+        check_device("cuda:2")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
