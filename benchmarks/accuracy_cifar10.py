@@ -230,7 +230,9 @@ class Contest:
             test = self.run.data.split("test")
             accuracy_pct = lf.evaluate_network(student.to(options.train_device), test).accuracy_pct
             found = {"accuracy_pct": accuracy_pct, "seconds": report.seconds, "chosen": _digest(way, choice)}
-            path.write_text(json.dumps(found) + "\n")
+            partial = path.with_suffix(".part")  # other processes read what is there
+            partial.write_text(json.dumps(found) + "\n")
+            partial.replace(path)
             checkpoint.unlink(missing_ok=True)
         return float(found["accuracy_pct"])
 

@@ -156,9 +156,9 @@ class Ranking:
                                  most=MOST_WHOLES)
             row["seconds_of_wholes"] = time.perf_counter() - began
             began = time.perf_counter()
-            after = [finalist(each.solution) for each in wholes] if len(wholes) > 1 else [0.0]
+            after = [finalist(each.solution) for each in wholes] if len(wholes) > 1 else []
             row |= {"seconds_of_finalists": time.perf_counter() - began, "finalists": after}
-            best = wholes[after.index(max(after))].solution
+            best = wholes[after.index(max(after)) if after else 0].solution
             reference = lf.solve_frontier(latency, self.reference).at(budget_ms=budget_ms)
             chosen = {"finetune": reference, PLANNED: first, _WHOLES: wholes[-1].solution, _FINALISTS: best}
             for way, solution in chosen.items():

@@ -43,7 +43,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
                        help="percent of the budget left free while a faster plan exists (default: %(default)s)")
     group.add_argument("--importance-images", type=whole(1), metavar="N",
                        help="with --data, holdout images that a plan's whole network is scored on (default: 1000)")
-    add_plan_scores_arguments(group, default_steps="60; 0 where DATA has no train split or no labels")
+    add_plan_scores_arguments(group, default_steps="0")
     add_data_arguments(parser, required=False, trains=False)
 
 
@@ -68,8 +68,12 @@ def meet_budget_of(
             raise UsageError(f"{name} {value}: speaks of predictions; --verify measures instead, leave it out")
     if args.budget_of != "end-to-end":
         raise UsageError(f"--budget-of {args.budget_of}: --verify measures end to end; leave it out")
-    if args.data is None and args.importance_images is not None:
-        raise UsageError(f"--importance-images {args.importance_images}: are of --data; give that, or leave it out")
+    for name, value in (("--importance-images", args.importance_images), ("--finalist-steps", args.finalist_steps)):
+        if args.data is None and value:
+            raise UsageError(f"{name} {value}: are of --data; give that, or leave it out")
+    if args.finalist_steps and not args.whole_plans:
+        raise UsageError(f"--finalist-steps {args.finalist_steps}: choose among plans that --whole-plans led to; leave "
+                         "one of the two out")
     for name, value in (("--whole-plans", args.whole_plans), ("--finalist-steps", args.finalist_steps or 0)):
         if value < 0:
             raise UsageError(f"{name} {value}: must be at least 0")
@@ -107,14 +111,11 @@ def _scores_of_plans(
     from layerfold.importance import FinalistScores, WholeScores
 
     data, images = open_data_of(args, loaded), args.importance_images
-    wholes = WholeScores(loaded.module, net, data, holdout_images=images)
-    steps, can_train = args.finalist_steps, data.is_labelled and data.train is not None
-    if steps == 0 or (steps is None and not can_train):
-        return wholes, None
-    if not can_train:
-        raise UsageError(f"--finalist-steps {steps}: {args.data} has no labelled images to train on; leave it out")
-    options = FinetuneOptions(steps=steps)
-    return wholes, FinalistScores(loaded.module, net, data, options, holdout_images=images, progress=not args.json)
+    finalists = None
+    if args.finalist_steps:
+        options = FinetuneOptions(steps=args.finalist_steps)
+        finalists = FinalistScores(loaded.module, net, data, options, holdout_images=images, progress=not args.json)
+    return WholeScores(loaded.module, net, data, holdout_images=images), finalists
 
 
 def verified_solution(found: LoopResult) -> Solution:
@@ -134,6 +135,7 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
             "solutions": [verified_solution(found).to_json()], "verification": verification.to_json(),
             "rounds": [each.verification.to_json() for each in found.rounds], "trials": len(found.trials),
             "wholes": found.whole_scores, "finalists": found.finalist_scores,
+            "chosen_finalist": found.chosen_finalist,
         }, indent=1))  # fmt: skip
         return
     solution = found.solution
@@ -171,4 +173,4 @@ def _finalists_text(found: LoopResult) -> str | None:
     if not found.finalists:
         return None
     losses = ["no finite loss" if score is None else f"{-score:.4g}" for score in found.finalist_scores]
-    return f"losses after a short finetuning {', '.join(losses)}; the first is the plan of highest importance"
+    return f"losses after a short finetuning {', '.join(losses)}: number {(found.chosen_finalist or 0) + 1} was taken"

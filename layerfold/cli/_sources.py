@@ -97,8 +97,8 @@ def add_plan_scores_arguments(group: argparse._ArgumentGroup, *, default_steps: 
                        help="most plans near the solver's that are scored as whole networks, of which the best that "
                        "keeps the budget is taken; 0 takes the solver's (default: %(default)s)")
     group.add_argument("--finalist-steps", type=int, metavar="N",
-                       help="where that leads to other plans than the solver's, steps for which each is finetuned, to "
-                       "choose among them; 0 takes the one whose whole scores best (default: "
+                       help="where that leads to other plans than the solver's, steps for which each (four at most) "
+                       "is finetuned, to choose among them; 0 takes the one whose whole scores best (default: "
                        f"{default_steps})")
 
 

@@ -68,7 +68,7 @@ def add_parser(subparsers: Any) -> None:
                         help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
     search.add_argument("--alpha", type=float, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
-    add_plan_scores_arguments(search, default_steps="60, a quarter of the finetuning at most")
+    add_plan_scores_arguments(search, default_steps="60, or 0 where that is more than a quarter of the finetuning")
     search.add_argument("--margin", default="2", metavar="PCT",
                         help="percent of the budget left free while a faster plan exists, so that measuring again "
                         "confirms it (default: 2)")

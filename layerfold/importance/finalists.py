@@ -13,8 +13,8 @@ from dataclasses import replace
 from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.errors import DivergenceError
-from layerfold.finetune import FinetuneOptions, evaluate_network, train_network
+from layerfold.errors import DataError, DivergenceError
+from layerfold.finetune import FinetuneOptions, check_device, evaluate_network, train_network
 from layerfold.graph import Network
 from layerfold.importance.wholes import HOLDOUT_IMAGES
 from layerfold.merge import build_train_form
@@ -33,7 +33,7 @@ class FinalistScores:
         model: the trained model that ``net`` was traced from, which is the teacher too; left untouched.
         data: labelled images; its train split is learnt, its holdout scored.
         options: of the training, None for the defaults; without ``steps`` there are 60. The learning rate goes through
-            its whole schedule in them.
+            its whole schedule in them. Much fewer leave BatchNorm statistics behind, and tell less.
         holdout_images: how many the score is of, at most; None for 1,000.
         device: torch's name of where networks are trained.
         progress: show a bar on stderr for each.
@@ -42,17 +42,23 @@ class FinalistScores:
         steps: of each training.
 
     Raises:
-        DataError: no train split, a holdout of one class, or images that cannot be read.
+        DataError: no train split, no labels, a holdout of one class, or images that cannot be read.
+        DeviceUnavailableError: there is no such device.
+        UsageError: no device has that name.
     """
 
     def __init__(
         self, model: nn.Module, net: Network, data: ImageData, options: FinetuneOptions | None = None, *,
         holdout_images: int | None = None, device: str = "cpu", progress: bool = False,
     ) -> None:  # fmt: skip
+        check_device(device)
         data.split("train")
         data.check_holdout()
+        if not data.is_labelled:
+            raise DataError(f"{data.name}: has no labels, and a network cannot be finetuned without; give labelled "
+                            "images, or choose among plans as wholes (WholeScores)")
         self.steps = (options and options.steps) or STEPS
-        self._options = replace(options or FinetuneOptions(), steps=self.steps)
+        self._options = replace(options or FinetuneOptions(), steps=self.steps, keep="last")
         self._model, self._net, self._data = model, net, data
         self._images, self._device, self._progress = holdout_images or HOLDOUT_IMAGES, device, progress
 
@@ -63,7 +69,6 @@ class FinalistScores:
 
         Raises:
             SolutionError: a solution of another network.
-            DeviceUnavailableError: there is no such device.
             FinetuneError: memory is too small.
         """
         student = build_train_form(self._model, self._net, solution)

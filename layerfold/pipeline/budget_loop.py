@@ -26,6 +26,8 @@ _ENOUGH = 0.975
 """A plan that uses this much of the limit is not worth another verification."""
 MOST_WHOLES = 24
 """Plans that are scored as whole networks at most."""
+MOST_FINALISTS = 4
+"""Of those taken that a dearer score decides between at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,8 @@ class LoopResult:
         trials: every plan that was timed on the way, in order.
         wholes: where plans were scored as wholes, the verified ones that were taken, in order: from the one of highest
             importance to the one whose whole scores best.
-        finalists: where a second score decided between these, the same plans with it; ``solution`` is the best.
+        finalists: those of these that a second score decided between, with it; ``solution`` is the best, or where none
+            has a finite score, the one whose whole scores best.
     """
 
     solution: Solution
@@ -104,12 +107,19 @@ class LoopResult:
 
     @property
     def chosen_whole(self) -> int:
-        """Return which of ``wholes`` was chosen."""
+        """Index of the one of ``wholes`` that was chosen; there must be some."""
         return [_structure(each.solution) for each in self.wholes].index(_structure(self.solution))
 
     @property
+    def chosen_finalist(self) -> int | None:
+        """Index of the one of ``finalists`` that was chosen; None where there are none."""
+        found = [index for index, each in enumerate(self.finalists)
+                 if _structure(each.solution) == _structure(self.solution)]
+        return found[0] if found else None
+
+    @property
     def finalist_scores(self) -> list[float | None]:
-        """Scores of ``finalists``, likewise."""
+        """Scores of ``finalists``; None likewise."""
         return _finite(self.finalists)
 
 
@@ -144,7 +154,7 @@ def meet_budget(
 
     With ``score_plan``, the plan found is left for one whose whole network scores better, as long as there is one
     nearby that is measured within the budget too (:func:`layerfold.solver.climb_plans`). Where that led to another
-    plan, ``score_finalist`` decides between all that were taken on the way, the first among them.
+    plan, ``score_finalist`` decides between the first and the last three that were taken on the way.
 
     Args:
         latency: of any method; fitted ones (``method="plans"``) need the fewest turns.
@@ -180,9 +190,12 @@ def meet_budget(
     finalists: list[ScoredPlan] = []
     if len(wholes) > 1:
         chosen = wholes[-1]
-        if score_finalist is not None:
-            finalists = [replace(each, score=score_finalist(each.solution)) for each in wholes]
-            chosen = max(finalists, key=lambda each: each.score)
+        latest = wholes[1:][1 - MOST_FINALISTS :]
+        entered = [each for each in (wholes[0], *latest) if loop.round_of(each.solution).is_safe]
+        if score_finalist is not None and len(entered) > 1:
+            finalists = [replace(each, score=score_finalist(each.solution)) for each in entered]
+            chosen = max((each for each in finalists if math.isfinite(each.score)), key=lambda each: each.score,
+                         default=chosen)
         best = loop.round_of(chosen.solution)
     return LoopResult(
         solution=best.solution,
@@ -274,8 +287,8 @@ class _Loop:
         )
 
     def round_of(self, solution: Solution) -> Round:
-        """Return the round in which a plan was verified."""
-        return next(each for each in self.rounds if _structure(each.solution) == _structure(solution))
+        """Return the round in which a plan was verified last."""
+        return next(each for each in self.rounds[::-1] if _structure(each.solution) == _structure(solution))
 
     def solve_without(self, left_out: Collection[SegmentKey]) -> Solution | None:
         """Return the plan of highest importance without some segments that is likely to keep the budget."""

@@ -46,8 +46,8 @@ from layerfold.solver import Solution
 from layerfold.tables import ImportanceTable, LatencyTable
 
 _MOST_BENCH_TRIES = 3
-_MOST_DIFFERENCE = 1e-3
 _SHARES_OF_BUDGET = (0.9, 0.95, 1.0, 1.05, 1.1)
+_MOST_DIFFERENCE = 1e-3
 """Of merged network and train form in float32, relative to the largest output."""
 
 
@@ -292,7 +292,8 @@ class _Run:
         ]  # fmt: skip
         wholes: dict[str, Any] = {"score": scores and scores.score, "taken": found.whole_scores}
         if finalists is not None and found.finalists:
-            wholes |= {"finalists": found.finalist_scores, "finalist_steps": finalists.steps}
+            wholes |= {"finalists": found.finalist_scores, "finalist_steps": finalists.steps,
+                       "chosen": found.chosen_finalist}
         self.folder.write_json(
             "verification.json", {"chosen": found.verification.to_json(), "rounds": rounds, "wholes": wholes}
         )

@@ -31,9 +31,9 @@ class CompressOptions:
         whole_plans: most plans near the solver's that are scored as whole networks, a guard against merges that spoil
             each other (docs/importance.md); 0 takes the solver's as it is. With ``fastest`` none is scored. Each is
             scored on ``importance_images``, None for 1,000.
-        finalist_steps: where these led to other plans than the solver's, steps for which each is finetuned to choose
-            among them; None for 60, or a quarter of the finetuning's where that is less; 0 leaves it to the whole's
-            score. Without finetuning or labels it is 0.
+        finalist_steps: where these led to other plans than the solver's, steps for which each (four at most) is
+            finetuned to choose among them; 0 takes the best whole. None for 60, or for 0 where that is more than a
+            quarter of the finetuning, or there are no labels.
         margin: see ``meet_budget``.
         finetune_epochs: passes over the train split; 0 for no finetuning.
         learning_rate, batch_size, optimizer: of the finetuning.
@@ -96,6 +96,9 @@ class CompressOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{name}={value}: must be above 0")
+        if self.finalist_steps and (self.fastest or not self.whole_plans or not self.finetune_epochs):
+            raise UsageError(f"finalist_steps={self.finalist_steps}: choose among plans that wholes led to, before a "
+                             "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0")
         if not 0 <= self.margin < 1:
             raise UsageError(f"margin={self.margin}: must be at least 0 and below 1")
         if not abs(self.alpha) < float("inf"):

@@ -13,8 +13,8 @@ from layerfold.importance import FinalistScores, WholeScores
 from layerfold.importance.finalists import STEPS
 from layerfold.pipeline.options import CompressOptions
 
-_SHARE = 4
-"""A finalist is trained for a quarter of the steps of the finetuning, at most."""
+_MOST_SHARE = 0.25
+"""Of the finetuning's steps, that one finalist may take: a shorter finetuning is not worth the choice."""
 
 
 def whole_scores(model: nn.Module, net: Network, data: ImageData, options: CompressOptions) -> WholeScores | None:
@@ -28,13 +28,14 @@ def whole_scores(model: nn.Module, net: Network, data: ImageData, options: Compr
 def finalist_scores(
     model: nn.Module, net: Network, data: ImageData, options: CompressOptions, *, progress: bool
 ) -> FinalistScores | None:
-    """Return the score of plans after a short finetuning, or None where none is to come or is wanted."""
-    steps = STEPS if options.finalist_steps is None else options.finalist_steps
-    if not options.finetune_epochs or not steps or not data.is_labelled:
+    """Return the score of plans after a short finetuning, or None where none is wanted or worth it."""
+    steps = options.finalist_steps
+    if not options.finetune_epochs or not data.is_labelled or steps == 0:
         return None
-    if options.finalist_steps is None:
+    if steps is None:
         in_all = options.finetune_epochs * len(data.loader("train", options.batch_size, drop_last=True))
-        steps = min(steps, max(1, in_all // _SHARE))
+        if _MOST_SHARE * in_all < STEPS:
+            return None
     training = FinetuneOptions(
         steps=steps, batch_size=options.batch_size, learning_rate=options.learning_rate,
         optimizer=cast(Literal["sgd", "adamw"], options.optimizer), seed=options.seed,

@@ -224,6 +224,7 @@ def _provenance(run: _Run, results: dict[str, Any]) -> tuple[tuple[str, str], ..
         ("device", str(facts["device"])),
         ("backend", f"{facts['backend']} ({versions})"),
         ("threads", str(run.options.threads)),
+        ("trained and scored on", run.options.train_device),
         ("importance", f"{run.importance.provenance.options['method']}, {run.options.importance_score}"),
         ("network hash", run.net.hash),
         ("data fingerprint", run.data.fingerprint),
@@ -258,8 +259,9 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
                      f"{lost} and the best that keeps the budget changed it by {-last:+.3g}.")
     if finalists := wholes.get("finalists"):
         losses = ", ".join("no finite loss" if each is None else f"{-each:.3g}" for each in finalists)
-        notes.append(f"Finetuned for {wholes['finalist_steps']} steps each, the {len(finalists)} plans on the way from "
-                     f"one to the other came to losses of {losses} on the holdout; the first of the best was taken.")
+        notes.append(f"Finetuned for {wholes['finalist_steps']} steps each, {len(finalists)} plans on the way from one "
+                     f"to the other came to losses of {losses} on the holdout; number {wholes['chosen'] + 1} was "
+                     "taken.")
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

@@ -108,9 +108,10 @@ def test_plans_score_on_the_gpu_as_on_the_cpu(model: nn.Module, data: lf.ImageDa
         assert max(expected) - min(expected) > 5 * tolerance
 
 
-def test_compress_trains_on_the_gpu(model: nn.Module, data: lf.ImageData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_compress_trains_on_the_gpu(model: nn.Module, data: lf.ImageData, tmp_path: Path, epochs: int) -> None:
     train(model, data)
-    options = lf.CompressOptions(speedup=1.001, max_kernel=5, finetune_epochs=1, batch_size=32, formats=("onnx",),
+    options = lf.CompressOptions(speedup=1.001, max_kernel=5, finetune_epochs=epochs, batch_size=32, formats=("onnx",),
                                  train_device="cuda")
     found = lf.compress_network(model, data, out=tmp_path / "out", options=options, progress=False)
     assert all(each.device.type == "cpu" for each in (*found.merged.parameters(), *model.parameters()))

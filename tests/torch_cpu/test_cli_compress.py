@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import layerfold as lf
 from layerfold.cli import build_parser, main
@@ -33,7 +35,7 @@ def test_options_of_the_command_line_are_those_of_the_run(
     (tmp_path / "model.py").write_text(MODEL)
     source, weights = f"{tmp_path / 'model.py'}:make", tmp_path / "weights.safetensors"
     save_file(lf.load_model(source).module.state_dict(), weights)
-    given = ["--whole-plans", str(wholes), "--finalist-steps", "7", "--margin", "3", "--max-kernel", "5",
+    given = ["--whole-plans", str(wholes), "--finalist-steps", "0", "--margin", "3", "--max-kernel", "5",
              "--max-growth", "6", "--score", "kl", "--importance", "recalibrate", "--importance-images", "32",
              "--alpha", "0.5", "--no-finetune", "--seed", "3", "--formats", "onnx"]
     code = main(["compress", source, "--weights", str(weights), "--input", "1x28x28", "--mean", "0.5", "--std", "0.5",
@@ -42,7 +44,7 @@ def test_options_of_the_command_line_are_those_of_the_run(
     assert code == (0 if found["is_budget_met"] else 3)
     config = json.loads((tmp_path / "out/run.json").read_text())["config"]
     expected = CompressOptions(
-        speedup=1.001, whole_plans=wholes, finalist_steps=7, margin=0.03, max_kernel=5, max_growth=6.0,
+        speedup=1.001, whole_plans=wholes, finalist_steps=0, margin=0.03, max_kernel=5, max_growth=6.0,
         importance_score="kl", importance_method="recalibrate", importance_images=32, alpha=0.5,
         finetune_epochs=0, seed=3, formats=("onnx",),
     ).as_config()  # fmt: skip
@@ -94,17 +96,30 @@ def test_everything_trained_and_scored_is_on_the_device_asked_for(
     spied(plan_scores, "WholeScores")
     spied(plan_scores, "FinalistScores")
     monkeypatch.setattr(compress, "check_device", seen.setdefault)
+    moved: list[object] = []
+    move = nn.Module.to
+
+    def moving(module: nn.Module, *to: Any, **how: Any) -> nn.Module:
+        moved.extend(to[:1])
+        return move(module, *to, **how)
+
+    monkeypatch.setattr(nn.Module, "to", moving)
     (tmp_path / "model.py").write_text(MODEL)
     loaded = lf.load_model(f"{tmp_path / 'model.py'}:make")
     data = lf.open_data("mnist5k", input_shape=(1, 28, 28), mean=(0.5,), std=(0.5,), num_classes=10)
     options = CompressOptions(
         speedup=1.001, importance_method="recalibrate", importance_images=32, max_kernel=5, finetune_epochs=1,
-        batch_size=2000, formats=("onnx",), train_device="cpu:0",
+        batch_size=2000, formats=("onnx",), train_device="cpu:0", finalist_steps=1,
     )  # fmt: skip
-    found = lf.compress_network(loaded, data, out=tmp_path / "out", options=options, progress=False)
+    lf.compress_network(loaded, data, out=tmp_path / "out", options=options, progress=False)
+    assert moved.count("cpu:0") == 2, "both networks, to be scored"
+    assert moved[-1] == "cpu", "and back"
     assert seen == {"cpu:0": None, "estimate_importance": ("cpu:0",), "finetune_network": "cpu:0",
                     "WholeScores": "cpu:0", "FinalistScores": "cpu:0"}
-    assert all(each.device.type == "cpu" for each in found.merged.state_dict().values())
+    moved.clear()
+    lf.compress_network(loaded, data, out=tmp_path / "untrained", options=replace(
+        options, finetune_epochs=0, finalist_steps=None), progress=False)
+    assert moved.count("cpu:0") == 3, "and the one whose statistics are measured anew"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

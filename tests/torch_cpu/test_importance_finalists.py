@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import layerfold as lf
 from layerfold.data import ImageData
-from layerfold.errors import DataError, SolutionError
+from layerfold.errors import DataError, SolutionError, UsageError
 from layerfold.importance import FinalistScores
 from layerfold.importance.finalists import STEPS
 from layerfold.pipeline.options import CompressOptions
@@ -71,6 +72,10 @@ def test_what_cannot_be_trained_or_scored_is_refused(trained) -> None:
     model, net, data = trained
     with pytest.raises(DataError, match="train"):
         FinalistScores(model, net, replace(data, train=None))
+    with pytest.raises(DataError, match="has no labels"):
+        FinalistScores(model, net, replace(data, is_labelled=False))
+    with pytest.raises(UsageError, match="device='gpu'"):
+        FinalistScores(model, net, data, device="gpu")
     with pytest.raises(DataError, match="one label"):
         FinalistScores(model, net, replace(data, holdout=TensorDataset(torch.zeros(8, 3, 8, 8), torch.zeros(8).long())))
     with pytest.raises(SolutionError):
@@ -78,15 +83,13 @@ def test_what_cannot_be_trained_or_scored_is_refused(trained) -> None:
 
 
 @pytest.mark.parametrize(("asked", "steps"), [
-    ({"finetune_epochs": 3}, 3),  # a quarter of 12 steps
-    ({"finetune_epochs": 1}, 1),
-    ({"finetune_epochs": 100}, 60),
-    ({"finetune_epochs": 1, "finalist_steps": 7}, 7),
-    ({"finetune_epochs": 1, "finalist_steps": 0}, None),
+    ({"finetune_epochs": 60}, 60),  # of 4 steps each
+    ({"finetune_epochs": 59}, None),
+    ({"finetune_epochs": 1, "finalist_steps": 3}, 3),
+    ({"finetune_epochs": 100, "finalist_steps": 0}, None),
     ({"finetune_epochs": 0}, None),
-    ({"finetune_epochs": 0, "finalist_steps": 7}, None),
 ])
-def test_steps_are_a_quarter_of_the_finetunings_at_most(trained, asked: dict[str, int], steps: int | None) -> None:
+def test_finalists_are_for_a_finetuning_four_times_as_long(trained, asked: dict[str, int], steps: int | None) -> None:
     model, net, data = trained
     options = CompressOptions(speedup=1.1, batch_size=16, learning_rate=0.02, seed=5, **asked)
     found = finalist_scores(model, net, data, options, progress=False)
@@ -94,6 +97,13 @@ def test_steps_are_a_quarter_of_the_finetunings_at_most(trained, asked: dict[str
     if found and steps == 3:
         assert found(PLANS[1]) == pytest.approx(-by_hand(model, net, data, PLANS[1], 3), abs=1e-6)
     assert finalist_scores(model, net, replace(data, is_labelled=False), options, progress=False) is None
+
+
+@pytest.mark.parametrize("other", [{"finetune_epochs": 0}, {"whole_plans": 0}, {"fastest": True, "speedup": None}])
+def test_finalists_without_what_leads_to_them_are_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"finalist_steps=7: .* leave it out with"):
+        CompressOptions(**{"speedup": 1.1, "finalist_steps": 7, **other})
+    CompressOptions(**{"speedup": 1.1, "finalist_steps": 0, **other})
 
 
 def test_runs_that_knew_no_finalists_go_on() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from layerfold.data import ImageData
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.importance import FinalistScores
 from layerfold.models import LoadedModel
-from layerfold.pipeline import CompressOptions, CompressResult, plan_scores
+from layerfold.pipeline import CompressOptions, CompressResult, budget_loop, plan_scores
 from layerfold.pipeline.run_folder import RunFolder
 
 FILES = (
@@ -91,11 +92,19 @@ def test_finalists_are_trained_and_the_best_is_taken(
             self.asked += 1
             return float(self.asked)
 
+    def keep(loop: Any, solution: lf.Solution) -> bool:
+        loop.verify(solution)
+        return True
+
     monkeypatch.setattr(plan_scores, "WholeScores", Restless)
+    # A busy machine must not decide whether there are finalists.
+    monkeypatch.setattr(budget_loop, "_is_within", lambda *_: True)
+    monkeypatch.setattr(budget_loop._Loop, "is_kept_by", keep)
     asked = replace(options(1.05), importance_method="recalibrate", whole_plans=8, finalist_steps=2)
     found = lf.compress_network(loaded, data, out=tmp_path / "out", options=asked, progress=False)
     wholes = json.loads((found.out / "verification.json").read_text())["wholes"]
-    assert len(wholes["finalists"]) == len(wholes["taken"]) > 1
+    assert len(wholes["finalists"]) == min(len(wholes["taken"]), 4) > 1
+    assert wholes["chosen"] == wholes["finalists"].index(max(wholes["finalists"]))
     assert wholes["finalist_steps"] == 2
     model = loaded.module.eval()
     net = lf.trace_network(model, torch.zeros(1, *data.input_shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -166,7 +167,7 @@ def test_better_wholes_are_taken_where_they_keep_the_budget(chain, monkeypatch: 
 
 def test_second_score_decides_between_plans_that_were_taken(chain, monkeypatch: pytest.MonkeyPatch) -> None:
     model, net = chain
-    chosen = set()
+    chosen, rng = set(), random.Random(0)
     for seed in range(12):
         machine = Machine(net, seed)
         machine.play(monkeypatch)
@@ -175,26 +176,61 @@ def test_second_score_decides_between_plans_that_were_taken(chain, monkeypatch: 
             continue
         second: dict[tuple[int, ...], float] = {}
 
-        def train(solution: lf.Solution, second: dict[Any, float] = second, machine: Machine = machine) -> float:
+        def train(solution: lf.Solution, second: dict[Any, float] = second) -> float:
             assert solution.merge_pos not in second, "each is dear"
-            return second.setdefault(solution.merge_pos, machine.rng.random())
+            return second.setdefault(solution.merge_pos, rng.random())
 
         found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
                             score_plan=SpoiltNeighbours(machine), score_finalist=train, progress=False)
         if len(found.wholes) == 1:
             assert (found.finalists, second) == ((), {}), "nothing to choose"
             continue
-        assert [each.solution for each in found.finalists] == [each.solution for each in found.wholes]
+        every = [each.solution for each in found.wholes]
+        assert [each.solution for each in found.finalists] == every[:1] + every[1:][-3:]
         assert found.finalist_scores == list(second.values())
         best = found.finalist_scores.index(max(second.values()))
-        assert found.chosen_whole == best
-        assert found.solution.merge_pos == found.wholes[best].solution.merge_pos
+        assert found.chosen_finalist == best
+        assert found.chosen_whole == (0 if best == 0 else len(every) - len(second) + best)
+        assert found.solution.merge_pos == found.finalists[best].solution.merge_pos
         assert found.verification.ratio_high <= 1 / speedup
         assert found.verification == next(
             each for each in found.rounds if each.solution.merge_pos == found.solution.merge_pos
         ).verification
         chosen.add("first" if best == 0 else "last" if best == len(second) - 1 else "between")
     assert {"first", "last"} <= chosen
+
+
+def test_finalists_that_all_diverge_leave_the_best_whole(chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, net = chain
+    found = []
+    for second in (None, lambda _: -math.inf):
+        machine = Machine(net, 4)
+        machine.play(monkeypatch)
+        found.append(meet_budget(model, net, machine.table, machine.importance, Budget(speedup=1.15), lf_backend(),
+                                 score_plan=SpoiltNeighbours(machine), score_finalist=second, progress=False))
+    assert len(found[0].wholes) > 1
+    assert found[1].solution == found[0].solution
+    assert found[1].chosen_whole == len(found[1].wholes) - 1
+    assert set(found[1].finalist_scores) == {None}
+
+
+def test_plan_without_the_margin_is_no_finalist(chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, net = chain
+    machine = Machine(net, 4)
+    machine.play(monkeypatch)
+    safe, asked = iter([False]), []
+    monkeypatch.setattr(budget_loop, "_is_within", lambda *_: next(safe, True))
+
+    def train(solution: lf.Solution) -> float:
+        asked.append(solution)
+        return -float(len(asked))
+
+    found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=1.15), lf_backend(), max_rounds=1,
+                        score_plan=SpoiltNeighbours(machine), score_finalist=train, progress=False)
+    assert not found.rounds[0].is_safe
+    assert found.wholes[0].solution == found.rounds[0].solution
+    assert found.wholes[0].solution not in asked
+    assert found.chosen_whole > 0
 
 
 def test_without_plans_to_score_the_one_of_highest_importance_is_taken(chain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +285,7 @@ def test_scores_that_are_no_number_are_none() -> None:
                        wholes=wholes, finalists=wholes)  # type: ignore[arg-type]
     assert found.whole_scores == found.finalist_scores == [None, -1.0]
     assert "-1 nats before any training; the plan of highest importance lost all" in (_wholes_text(found) or "")
-    assert "no finite loss, 1;" in (_finalists_text(found) or "")
+    assert "no finite loss, 1: number 2 was taken" in (_finalists_text(found) or "")
     stayed = replace(found, solution=plans[0])
     assert _wholes_text(stayed) == "lost all before any training"
 
