@@ -224,6 +224,10 @@ def record(name: str, step: str, found: Any, arguments: argparse.Namespace) -> N
     path = RESULTS / "importance_rank.json"
     results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
     of_network = results.setdefault(name, {})
+    if step == "plans":
+        speedups = {row["speedup"] for row in found}
+        found = [*(row for row in of_network.get(step, ()) if row["speedup"] not in speedups), *found]
+        found.sort(key=lambda row: float(row["speedup"]))
     of_network[step] = found
     of_network.setdefault("made", {})[step] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     settings = {key: value for key, value in vars(arguments).items() if key not in ("work", "only", "networks")}
