@@ -36,7 +36,8 @@ def draw(results: dict[str, Any]) -> None:
         axes.set_title(_title(network, found), loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("measured speed-up")
     every[0].set_ylabel("test accuracy after finetuning (%)")
-    shown = {row["way"] for found in results.values() for row in (*found["rows"], *found["published"])}
+    shown = {row["way"] for found in results.values() for row in (*found["rows"], *found["published"])
+             if "accuracy_pct" in row}
     legend = [(handle, label) for handle, label in zip(*every[0].get_legend_handles_labels(), strict=True)
               if label in shown]
     figure.legend(*zip(*legend, strict=True), frameon=False, fontsize=8.5, loc="outside lower center", ncols=6)
