@@ -86,8 +86,9 @@ def run(args: argparse.Namespace) -> int:
     latencies = [LatencyTable.read(path) for path in args.time_path]
     importance = ImportanceTable.read(args.imp_path)
 
-    if args.model is None and args.data is not None:
-        raise UsageError(f"--data {args.data}: plans are scored on it with --verify MODEL; give that, or leave it out")
+    for name, value in (("--data", args.data), ("--finalist-steps", args.finalist_steps)):
+        if args.model is None and value:
+            raise UsageError(f"{name} {value}: plans are scored with --verify MODEL; give that, or leave it out")
     if args.model is not None:
         found = meet_budget_of(args, asked, latencies, importance, alpha=alpha, limits=limits)
         _write(args, found.frontier, [verified_solution(found)])

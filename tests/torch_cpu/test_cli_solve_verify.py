@@ -81,6 +81,9 @@ def test_plans_are_scored_as_wholes_on_images(
     assert "has no" in capsys.readouterr().err
     assert solve(folder, "--budget", "1000ms", "--finalist-steps", "5") == 2
     assert "--finalist-steps 5: are of --data" in capsys.readouterr().err
+    tables = ["--time-path", str(folder / "time.csv"), "--imp-path", str(folder / "imp.csv")]
+    assert main(["solve", *tables, "--speedup", "1.2", "--finalist-steps", "5"]) == 2
+    assert "--finalist-steps 5: plans are scored with --verify MODEL" in capsys.readouterr().err
     assert solve(folder, "--budget", "1000ms", *images, "--finalist-steps", "5", "--whole-plans", "0") == 2
     assert "--finalist-steps 5: choose among plans that --whole-plans led to" in capsys.readouterr().err
 
@@ -95,7 +98,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("model", "more", "message"), [
     ("timm:mobilenetv2_050", ["--speedup", "1.2"], "random weights have no score to lose; give --weights"),
-    (None, ["--speedup", "1.2"], "plans are scored on it with --verify MODEL"),
+    (None, ["--speedup", "1.2"], "plans are scored with --verify MODEL"),
     ("timm:mobilenetv2_050", ["--speedup", "1.2", "--whole-plans", "-1"], "--whole-plans -1: must be at least 0"),
     ("timm:mobilenetv2_050", ["--speedup", "1.2", "--finalist-steps", "-1"], "--finalist-steps -1: must be at least 0"),
 ])
