@@ -108,14 +108,13 @@ class LoopResult:
     @property
     def chosen_whole(self) -> int:
         """Index of the one of ``wholes`` that was chosen; there must be some."""
-        return [_structure(each.solution) for each in self.wholes].index(_structure(self.solution))
+        return [each.solution.structure for each in self.wholes].index(self.solution.structure)
 
     @property
     def chosen_finalist(self) -> int | None:
         """Index of the one of ``finalists`` that was chosen; None where there are none."""
-        found = [index for index, each in enumerate(self.finalists)
-                 if _structure(each.solution) == _structure(self.solution)]
-        return found[0] if found else None
+        entered = [each.solution.structure for each in self.finalists]
+        return entered.index(self.solution.structure) if entered else None
 
     @property
     def finalist_scores(self) -> list[float | None]:
@@ -288,7 +287,7 @@ class _Loop:
 
     def round_of(self, solution: Solution) -> Round:
         """Return the round in which a plan was verified last."""
-        return next(each for each in self.rounds[::-1] if _structure(each.solution) == _structure(solution))
+        return next(each for each in self.rounds[::-1] if each.solution.structure == solution.structure)
 
     def solve_without(self, left_out: Collection[SegmentKey]) -> Solution | None:
         """Return the plan of highest importance without some segments that is likely to keep the budget."""
@@ -353,10 +352,6 @@ def _check_fixed(budget: Budget, search: PlanSearch) -> None:
             budget_ms=budget_ms,
             least_ms=least_ms,
         )
-
-
-def _structure(solution: Solution) -> object:
-    return solution.act_pos, solution.plan
 
 
 def _is_open(verification: Verification, budget: Budget) -> bool:

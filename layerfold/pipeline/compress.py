@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -309,7 +309,7 @@ class _Run:
         report = finetune_network(
             student, self.data, teacher=self.model, epochs=self.options.finetune_epochs,
             batch_size=self.options.batch_size, learning_rate=self.options.learning_rate,
-            optimizer=cast(Literal["sgd", "adamw"], self.options.optimizer), seed=self.options.seed,
+            optimizer=self.options.optimizer, seed=self.options.seed,
             checkpoint_path=checkpoint, device=self.options.train_device, progress=self.progress,
             description="finetune",
         )  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
-
 from torch import nn
 
 from layerfold.data import ImageData
@@ -38,7 +36,7 @@ def finalist_scores(
             return None
     training = FinetuneOptions(
         steps=steps, batch_size=options.batch_size, learning_rate=options.learning_rate,
-        optimizer=cast(Literal["sgd", "adamw"], options.optimizer), seed=options.seed,
+        optimizer=options.optimizer, seed=options.seed,
     )  # fmt: skip
     return FinalistScores(model, net, data, training, holdout_images=options.importance_images,
                           device=options.train_device, progress=progress)

@@ -57,11 +57,10 @@ def climb_plans(
     refused: set[object] = set()
 
     def scored(solution: Solution, left_out: LeftOut = frozenset()) -> ScoredPlan | None:
-        structure = solution.act_pos, solution.plan
-        if structure not in scores and len(scores) < most:
-            scores[structure] = score(solution)
+        if solution.structure not in scores and len(scores) < most:
+            scores[solution.structure] = score(solution)
             advance()
-        known = scores.get(structure)
+        known = scores.get(solution.structure)
         return None if known is None else ScoredPlan(solution=solution, score=known, left_out=left_out)
 
     def neighbours_of(plan: ScoredPlan) -> Iterator[ScoredPlan]:

@@ -104,6 +104,11 @@ class Solution:
         """What decides the structure but for activations: merge positions and kept layers."""
         return self.merge_pos, self.kept_layers
 
+    @property
+    def structure(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
+        """What decides the network: activations, merge positions and kept layers."""
+        return self.act_pos, self.merge_pos, self.kept_layers
+
     @classmethod
     def read(cls, path: str | Path) -> Solution:
         """Read a solution: our JSON, or a published ``checkpoint.pth`` (a dict with ``act_pos`` and ``merge_pos``).
