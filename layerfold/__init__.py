@@ -30,6 +30,7 @@ from layerfold.errors import (
     UnstableMeasurementError,
     UnsupportedGraphError,
     UsageError,
+    WriteError,
 )
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ __all__ = [
     "UnstableMeasurementError",
     "UnsupportedGraphError",
     "UsageError",
+    "WriteError",
     "__version__",
     "add_fading",
     "benchmark_networks",

@@ -10,6 +10,7 @@
     |   |   +-- ProvenanceMismatchError   tables of different devices, dtypes or input shapes
     |   +-- SolutionError             2   a solution that does not fit the network
     |   +-- DataError                 2   a broken image, a label outside the range
+    +-- WriteError                    1   a file could not be written; what was there before is untouched
     +-- InfeasibleBudgetError         3   no plan meets the budget; carries the least reachable one
     +-- ProfilerError                 1
     |   +-- DeviceUnavailableError    4   the device or its driver is not there
@@ -71,6 +72,10 @@ class SolutionError(UsageError):
 
 class DataError(UsageError):
     """Images or labels that cannot be used."""
+
+
+class WriteError(LayerfoldError):
+    """A file could not be written: a full disk, a missing right. What was there before is untouched."""
 
 
 class InfeasibleBudgetError(LayerfoldError):

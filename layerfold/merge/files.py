@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.errors import SolutionError, UsageError, nearest_names
+from layerfold.files import write_text
 from layerfold.graph import Network, trace_network
 from layerfold.graph.specs import ConvSpec, Shape
 from layerfold.merge.algebra import AffineConv
@@ -25,7 +26,6 @@ from layerfold.merge.train_form import build_train_form
 from layerfold.models import load_model
 from layerfold.models._weights import file_sha256
 from layerfold.solver import Solution
-from layerfold.tables._csv import replace_text
 
 SCHEMA = 1
 Kind = Literal["train", "deploy"]
@@ -166,7 +166,7 @@ def save_form(
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
-        replace_text(sidecar_path(target), text)
+        write_text(sidecar_path(target), text)
     except OSError as error:
         raise UsageError(f"{target}: cannot be written ({error.strerror}); choose another place") from error
 

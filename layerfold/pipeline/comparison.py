@@ -16,6 +16,7 @@ from torch import nn
 from layerfold.data import ImageData
 from layerfold.errors import MissingEntryError, UsageError
 from layerfold.export import export_onnx
+from layerfold.files import write_text
 from layerfold.finetune import evaluate_network
 from layerfold.graph import Network
 from layerfold.merge import build_train_form, merge_network
@@ -26,7 +27,6 @@ from layerfold.progress import progress_bar
 from layerfold.report.comparison import ComparedPoint, comparison_plot
 from layerfold.solver import Solution, importance_of
 from layerfold.tables import ImportanceTable, LatencyTable
-from layerfold.tables._csv import replace_text
 
 ORIGINAL = "original"
 
@@ -110,7 +110,7 @@ class SolutionComparison:
         writer = csv.DictWriter(buffer, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows())
-        replace_text(Path(path), buffer.getvalue())
+        write_text(Path(path), buffer.getvalue())
 
     def plot(self, path: str | Path, *, title: str = "") -> Path:
         """Draw accuracy against measured latency (without any accuracy, importance, or latency alone).

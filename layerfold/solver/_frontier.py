@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import InfeasibleBudgetError, UsageError
+from layerfold.files import write_text
 from layerfold.solver._labels import ChainFrontier
 from layerfold.solver._options import Option
 from layerfold.solver._refine import refine_budget
@@ -24,7 +25,6 @@ from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
 from layerfold.solver._vector_costs import CostColumns
 from layerfold.tables import ImportanceTable, LatencyTable
-from layerfold.tables._csv import replace_text
 from layerfold.tables._kernel import SegmentKey
 
 Floats = NDArray[np.float64]
@@ -204,7 +204,7 @@ class Frontier:
 
     def write_json(self, path: str | Path) -> None:
         """Write :meth:`to_json` to a file, by an atomic replace."""
-        replace_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     def write_csv(self, path: str | Path) -> None:
         """Write one row a point: latency a device, speed-up, importance, gap, act_pos, merge_pos.
@@ -228,7 +228,7 @@ class Frontier:
                 repr(float(self.gaps[index])), ",".join(map(str, solution.act_pos)),
                 ",".join(map(str, solution.merge_pos)), *kept,
             ])
-        replace_text(Path(path), buffer.getvalue())
+        write_text(Path(path), buffer.getvalue())
 
     def plot(
         self, path: str | Path, *, budget_ms: float | None = None, chosen: Solution | None = None, title: str = ""

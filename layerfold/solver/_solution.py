@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold.errors import OptionalDependencyError, SolutionError
-from layerfold.tables._csv import replace_text
+from layerfold.files import write_text
 from layerfold.tables._kernel import SegmentKey, is_kernel_text
 
 SCHEMA = 1
@@ -141,7 +141,7 @@ class Solution:
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, by an atomic replace."""
-        replace_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     def write_checkpoint(self, path: str | Path) -> None:
         """Write as a published ``checkpoint.pth``: a dict with ``act_pos`` and ``merge_pos``. Needs torch."""

@@ -5,21 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerfold.errors import TableError
+from layerfold.files import FORMULA_SIGNS, csv_text, write_json, write_text
 from layerfold.tables._provenance import Provenance, read_sidecar, sidecar_path
 
 LARGEST = 1e9
 """No latency in ms and no importance in points is as large; beyond it sums lose their digits."""
 _LARGEST_POSITION = 1_000_000
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +71,7 @@ class Row:
     def text(self, column: str) -> str:
         """Return text that is safe to open in a spreadsheet: no quote, no line break, no formula."""
         value = self.cells.get(column, "")
-        if any(mark in value for mark in '"\n\r\x00') or value.startswith(_FORMULA):
+        if any(mark in value for mark in '"\n\r\x00') or value.startswith(FORMULA_SIGNS):
             raise self.error(column, "plain text without quotes, line breaks or a formula")
         return value
 
@@ -156,34 +153,6 @@ def _check_header(source: str, header: list[str], required: Sequence[str]) -> No
 
 def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], provenance: Provenance) -> None:
     """Write the CSV and its sidecar, each by an atomic replace: a killed process leaves the old file or the new."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([_cell(value) for value in row])
-    sidecar = {**provenance.to_json(), "rows": len(rows)}
     # The sidecar goes first: a table beside a newer sidecar is refused by its row count rather than misread.
-    replace_text(sidecar_path(path), json.dumps(sidecar, indent=1, default=str) + "\n")
-    replace_text(path, buffer.getvalue())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` by way of a temporary file in the same folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return repr(float(value)) if isinstance(value, float) else str(value)
+    write_json(sidecar_path(path), {**provenance.to_json(), "rows": len(rows)})
+    write_text(path, csv_text(header, rows))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerfold.errors import MissingEntryError, ProvenanceMismatchError, TableError
+from layerfold.errors import MissingEntryError, ProvenanceMismatchError, TableError, WriteError
 from layerfold.solver import Solution
 from layerfold.tables import (
     ImportanceEntry,
@@ -136,7 +136,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WriteError, match="No space"):
         latency_table({(0, 1): 2.0}).write(path)
     assert (path.read_bytes(), (tmp_path / "time.csv.json").read_bytes()) == before
     assert sorted(each.name for each in tmp_path.iterdir()) == ["time.csv", "time.csv.json"]

@@ -1,0 +1,21 @@
+"""Files in and out: bounded, typed reading; writing that leaves the old file or the whole new one."""
+
+from layerfold.files._json import Count, Finite, parse_json, read_json
+from layerfold.files._reading import read_bytes, read_text
+from layerfold.files._sheets import FORMULA_SIGNS, csv_text
+from layerfold.files._writing import replacing, write_bytes, write_json, write_text
+
+__all__ = [
+    "FORMULA_SIGNS",
+    "Count",
+    "Finite",
+    "csv_text",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "replacing",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

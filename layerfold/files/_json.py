@@ -1,0 +1,87 @@
+"""JSON of a known shape: every field has a type and a bound, and an error names file and field."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from annotated_types import Ge, Le
+
+from layerfold.errors import LayerfoldError, UsageError
+from layerfold.files._reading import read_bytes
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+Finite = Annotated[float, Ge(-1e300), Le(1e300)]
+"""A number that is neither NaN nor infinite."""
+Count = Annotated[int, Ge(0), Le(2**53)]
+"""A whole number of at least 0 that a float holds exactly."""
+MOST_BYTES = 256 << 20
+_SHOWN = 60
+
+
+def read_json(
+    path: str | Path, shape: type[T], *, remedy: str = "write it again", most_bytes: int = MOST_BYTES,
+    error: type[LayerfoldError] = UsageError,
+) -> T:
+    """Return the value that a JSON file holds, checked field by field against a type.
+
+    Args:
+        path: a regular file.
+        shape: what is expected: a dataclass, a ``TypedDict``, ``list[int]``, ... Bounds are those of
+            ``annotated_types``, such as ``Annotated[float, Ge(0), Le(1e9)]``, which refuses NaN as well. Fields that
+            ``shape`` does not have are passed over. Nothing is converted: a text is no number.
+        remedy: what to do about a bad file, the end of the error line.
+        most_bytes: a larger file is refused.
+        error: the class to raise.
+
+    Raises:
+        error: unreadable, no JSON, nested too deeply, or a field that is missing, of another type or out of bounds.
+            One line: file, field, value, what was expected.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()) / "limits.json"
+        >>> _ = place.write_text('{"threads": [1, 2]}')
+        >>> read_json(place, dict[str, list[int]])
+        {'threads': [1, 2]}
+    """
+    content = read_bytes(path, most_bytes=most_bytes, remedy=remedy, error=error)
+    return parse_json(content, shape, source=str(path), remedy=remedy, error=error)
+
+
+def parse_json(
+    content: bytes | str, shape: type[T], *, source: str, remedy: str = "write it again",
+    error: type[LayerfoldError] = UsageError,
+) -> T:
+    """Return the value of JSON text; as :func:`read_json`, with ``source`` in place of the file's name."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(shape).validate_json(content, strict=True)  # type: ignore[no-any-return]
+    except ValidationError as cause:
+        raise error(f"{source}: {_first(cause)}; {remedy}") from None
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
+
+
+def _first(cause: ValidationError) -> str:
+    """Return the first of all faults: field, rule, value."""
+    found = cause.errors(include_url=False, include_context=False)[0]
+    text = found["msg"].replace("Input should be", "expected").replace("Field required", "is missing")
+    if found["type"] == "json_invalid":
+        return f"is no JSON ({text.removeprefix('Invalid JSON: ')})"
+    field = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "missing":
+        return f"{field} is missing"
+    shown = " ".join(repr(found["input"])[: 4 * _SHOWN].split())
+    shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
+    return f"{field}={shown}: {text}" if field else f"{shown}: {text}"

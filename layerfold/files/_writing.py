@@ -1,0 +1,109 @@
+"""Every file is written beside its place, synced and renamed: a failure leaves what was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from layerfold.errors import WriteError
+
+# Libraries write files in their own ways, and say in words what the system told them as a number.
+_SIGNS_OF_THE_SYSTEM = ("no space left", "i/o error", "disk quota", "file too large", "os error", "pytorchstreamwriter")
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; afterwards what lies there takes the place of ``path``, all of it or nothing.
+
+    Missing folders are made. A symbolic link stays, and the file that it leads to is replaced. The new file gets the
+    permissions of the old one.
+
+    Args:
+        path: the file to write; the path that is yielded lies beside it and has the same suffix.
+
+    Raises:
+        WriteError: it cannot be written; names the cause. What was there is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()) / "plot.svg"
+        >>> with replacing(place) as partial:
+        ...     _ = partial.write_text("<svg/>")
+        >>> place.read_text()
+        '<svg/>'
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise WriteError(f"{path}: is {what}, so no file can take its place; give another name")
+    partial = target.with_name(f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        os.chmod(partial, target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
+        os.replace(partial, target)
+        _sync(target.parent)
+    except Exception as error:
+        text = " ".join(str(error).split()).lower()
+        if isinstance(error, WriteError) or not (
+            isinstance(error, OSError) or any(sign in text for sign in _SIGNS_OF_THE_SYSTEM)
+        ):
+            raise
+        raise WriteError(
+            f"{path}: cannot be written ({_cause(error)}); make room or choose another place (what was there before "
+            "is untouched)"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, all of it or nothing; see :func:`replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` in UTF-8, line breaks as they are, all of it or nothing; see :func:`replacing`."""
+    write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write plain values as JSON, all of it or nothing; what is no plain value is written as text."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def _sync(path: Path) -> None:
+    """Let what was written reach the disk; a folder that cannot be synced (on some systems) is left."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200]
