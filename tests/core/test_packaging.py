@@ -15,7 +15,8 @@ import layerfold
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MODULE_OF = {
-    "annotated-types": "annotated_types", "huggingface-hub": "huggingface_hub", "pillow": "PIL", "tensorrt-rtx-cu13": "tensorrt_rtx",
+    "annotated-types": "annotated_types", "huggingface-hub": "huggingface_hub", "pillow": "PIL",
+    "tensorrt-rtx-cu13": "tensorrt_rtx",
     "torch-tensorrt": "torch_tensorrt",
 }  # fmt: skip
 # Not imported by name: torch.onnx.export is built on it.
