@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from annotated_types import Ge, Le
 
@@ -61,13 +62,14 @@ def parse_json(
     from pydantic import ValidationError
 
     try:
-        return _adapter(shape).validate_json(content, strict=True)  # type: ignore[no-any-return]
+        found: T = _adapter(cast(Hashable, shape)).validate_json(content, strict=True)
     except ValidationError as cause:
         raise error(f"{source}: {_first(cause)}; {remedy}") from None
+    return found
 
 
 @cache
-def _adapter(shape: Any) -> TypeAdapter[Any]:
+def _adapter(shape: Hashable) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(shape)
