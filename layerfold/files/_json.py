@@ -72,7 +72,7 @@ def parse_json(
 def _adapter(shape: Hashable) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(shape)
+    return TypeAdapter(cast(Any, shape))
 
 
 def _first(cause: ValidationError) -> str:
