@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from layerfold.cli._networks import add_candidate_arguments, add_trace_arguments, candidates_of, trace_of
 from layerfold.cli._options import add_command, add_result_arguments, check_output
 from layerfold.cli._sources import add_model_arguments, load_model_of
+from layerfold.files import write_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
         text = inspect_text(net, candidates, solution, loaded.source, drops, brief=args.brief)
     if args.svg is not None:
         svg = network_svg(net, solution, title=loaded.source, candidates=candidates)
-        Path(args.svg).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.svg).write_text(svg, encoding="utf-8")
+        write_text(args.svg, svg)
         print(f"wrote {args.svg}", file=sys.stderr)
     print(text)
     return 0

@@ -12,6 +12,7 @@ from layerfold.cli._options import add_command, add_output_arguments, add_result
 from layerfold.cli._sources import load_model_of
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
+from layerfold.files import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         onnx_bytes = export_onnx(merged, example)
         found["onnx"] = args.onnx
         found["onnx_difference"] = check_onnx(onnx_bytes, merged, _random_images(recipe, args.batch, seed=1)).max_rel
-        _write(args.onnx, onnx_bytes)
+        write_bytes(args.onnx, onnx_bytes)
+        print(f"wrote {args.onnx}", file=sys.stderr)
     save_form(merged, args.output, kind="deploy", recipe=recipe, facts={**kept, "merge": found})
     print(f"wrote {args.output}", file=sys.stderr)
     print(json.dumps(found, indent=1) if args.json else _as_text(found))
@@ -128,15 +130,6 @@ def _difference(student: nn.Module, merged: nn.Module, images: Tensor) -> float:
         images = images.to(next(student.parameters()).dtype)
         expected, got = student(images), merged(images)
     return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
-
-
-def _write(path: str, content: bytes) -> None:
-    from pathlib import Path
-
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content)
-    print(f"wrote {path}", file=sys.stderr)
 
 
 def _as_text(found: dict[str, Any]) -> str:

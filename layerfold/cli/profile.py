@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._executor import add_executor_arguments, executor_of
@@ -25,6 +24,7 @@ from layerfold.cli._options import (
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import UsageError
+from layerfold.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         table.write(args.output)
         if args.summaries:
             known = store.summaries([*store.report.new, *store.report.cached])
-            Path(args.summaries).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            write_json(args.summaries, known)
     print(f"wrote {args.output}", file=sys.stderr)
     return _print(args, {"table": args.output, **_summary(table)})
 

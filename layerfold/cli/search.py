@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from layerfold.cli._sources import add_data_arguments, add_model_arguments, load
 from layerfold.cli._text import columns, facts
 from layerfold.cli._training import add_training_arguments, history_text, training_of
 from layerfold.errors import UsageError, nearest_names
+from layerfold.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,10 +176,8 @@ def _search(args: argparse.Namespace, target: dict[str, Any], table: LatencyTabl
 def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous() for name, value in weights.items()}, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file({name: value.contiguous() for name, value in weights.items()}, partial)
     print(f"wrote {path}", file=sys.stderr)
 
 

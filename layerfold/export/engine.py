@@ -25,6 +25,7 @@ from layerfold.export.trt_library import (
     logging_to,
     parser_errors,
 )
+from layerfold.files import replacing_all, write_bytes
 
 _SCHEMA = 2
 _BUILD_LOCK = threading.Lock()
@@ -119,13 +120,22 @@ def build_engine(
         build_s=round(plan.build_s, 3), check=check, preprocessing=preprocessing,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-        target.with_name(target.name + ".json").write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise ExportError(f"path={str(path)!r} cannot be written: {error.strerror}; choose another place") from error
+    write_with_facts(target, content, report.to_json())
     return report
+
+
+def write_with_facts(path: Path, content: bytes, facts: Mapping[str, Any] | None) -> None:
+    """Write a file, and what is known of it as JSON into ``<path>.json``: both or neither; without facts it alone.
+
+    Raises:
+        WriteError: one of them cannot be written.
+    """
+    if facts is None:
+        write_bytes(path, content)
+        return
+    with replacing_all(path, path.with_name(path.name + ".json")) as (partial, partial_facts):
+        partial.write_bytes(content)
+        partial_facts.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,15 +235,7 @@ class _TimingCache:
     def save(self) -> None:
         with _no_deprecation():
             content = bytes(self._config.get_timing_cache().serialize())
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            os.replace(partial, self._path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ExportError(f"timing_cache={str(self._path)!r} cannot be written: {error.strerror}; "
-                              "choose another place") from error
+        write_bytes(self._path, content)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
-from layerfold.export.engine import EngineReport, build_engine
+from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
+from layerfold.export.engine import EngineReport, build_engine, write_with_facts
 from layerfold.export.onnx import Inputs, OnnxCheck, check_onnx, export_onnx
 
 FORMATS = ("onnx", "tensorrt")
@@ -83,16 +82,11 @@ def export_network(
     example = _remembered_input(merged) if example_input is None else example_input
     folder = Path(out)
     onnx_path = folder / f"{name}.onnx"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"out={str(out)!r} is no folder that can be written ({error.strerror})") from error
+    if folder.exists() and not folder.is_dir():  # said before the export takes its time
+        raise ExportError(f"out={str(out)!r}: is no folder; name another")
     onnx_bytes = export_onnx(merged, example)
     check = check_onnx(onnx_bytes, merged, _random_like(example), tolerance)
-    _write(onnx_path, onnx_bytes)  # only a file that has passed the check is left behind
-    if preprocessing is not None:
-        text = json.dumps({"preprocessing": dict(preprocessing)}, indent=2) + "\n"
-        _write(onnx_path.with_name(onnx_path.name + ".json"), text.encode())
+    write_with_facts(onnx_path, onnx_bytes, None if preprocessing is None else {"preprocessing": dict(preprocessing)})
     engine, skipped = None, {}
     if "tensorrt" in formats:
         try:
@@ -112,13 +106,6 @@ def check_formats(formats: Sequence[str]) -> None:
         if each not in FORMATS:
             known = ", ".join(FORMATS)
             raise UsageError(f"format {each!r} is not known; choose from {known}{nearest_names(each, FORMATS)}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ExportError(f"{str(path)!r} cannot be written: {error.strerror}; choose another folder") from error
 
 
 def _remembered_input(module: nn.Module) -> tuple[torch.Tensor, ...]:

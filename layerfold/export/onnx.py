@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from layerfold.errors import ExportError, OptionalDependencyError, UsageError
+from layerfold.files import write_bytes
 
 Inputs = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -58,12 +59,7 @@ def export_onnx(
         if onnx_bytes is None:
             onnx_bytes = _export_dynamo(module, inputs, names)
     if path is not None:
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(onnx_bytes)
-        except OSError as error:
-            raise ExportError(f"path={str(path)!r} cannot be written: {error.strerror}; choose another") from error
+        write_bytes(Path(path), onnx_bytes)
     return onnx_bytes
 
 

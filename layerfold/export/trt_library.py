@@ -7,6 +7,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
@@ -112,6 +113,7 @@ def logging_to(logger: Any, path: str | os.PathLike[str] | None, heading: str) -
         yield
         return
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed below; errors of the block are not its own)
     except OSError as error:
         raise ExportError(f"log={str(path)!r} cannot be written: {error.strerror}; choose another place") from error

@@ -3,7 +3,7 @@
 from layerfold.files._json import Count, Finite, parse_json, read_json
 from layerfold.files._reading import read_bytes, read_text
 from layerfold.files._sheets import FORMULA_SIGNS, csv_text
-from layerfold.files._writing import replacing, write_bytes, write_json, write_text
+from layerfold.files._writing import replacing, replacing_all, write_bytes, write_json, write_text
 
 __all__ = [
     "FORMULA_SIGNS",
@@ -15,6 +15,7 @@ __all__ = [
     "read_json",
     "read_text",
     "replacing",
+    "replacing_all",
     "write_bytes",
     "write_json",
     "write_text",

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,43 @@ def replacing(path: str | Path) -> Iterator[Path]:
         >>> place.read_text()
         '<svg/>'
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        what = "a folder" if target.is_dir() else "no regular file"
-        raise WriteError(f"{path}: is {what}, so no file can take its place; give another name")
-    partial = target.with_name(f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{target.suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_all(path) as (partial,):
         yield partial
-        _sync(partial)
-        os.chmod(partial, target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
-        os.replace(partial, target)
-        _sync(target.parent)
+
+
+@contextlib.contextmanager
+def replacing_all(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
+    """Yield a path to write to for each of several files that belong together, as a table and its sidecar.
+
+    None takes its place before all are on the disk, so that a full disk leaves all the old ones. See
+    :func:`replacing`.
+
+    Args:
+        paths: the files to write. They are renamed in this order; the last is the one that vouches for the others.
+
+    Raises:
+        WriteError: one of them cannot be written.
+    """
+    targets = [Path(os.path.realpath(path)) for path in paths]
+    for path, target in zip(paths, targets, strict=True):
+        if target.exists() and not target.is_file():
+            what = "a folder" if target.is_dir() else "no regular file"
+            raise WriteError(f"{path}: is {what}, so no file can take its place; give another name")
+    partials = tuple(
+        target.with_name(f".{target.stem[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part{target.suffix}")
+        for target in targets
+    )
+    try:
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield partials
+        for target, partial in zip(targets, partials, strict=True):
+            _sync(partial)
+            os.chmod(partial, target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
+        for target, partial in zip(targets, partials, strict=True):
+            os.replace(partial, target)
+        for folder in {target.parent for target in targets}:
+            _sync(folder)
     except Exception as error:
         text = " ".join(str(error).split()).lower()
         if isinstance(error, WriteError) or not (
@@ -56,12 +81,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ):
             raise
         raise WriteError(
-            f"{path}: cannot be written ({_cause(error)}); make room or choose another place (what was there before "
-            "is untouched)"
+            f"{_named_in(error, paths, partials)}: cannot be written ({_cause(error)}); make room or choose another "
+            "place (what was there before is untouched)"
         ) from error
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        for partial in partials:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -97,6 +123,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _named_in(error: Exception, paths: Sequence[str | Path], partials: Sequence[Path]) -> str | Path:
+    """Return which of several files an error is about; the first where it does not say."""
+    text = f"{getattr(error, 'filename', '')} {getattr(error, 'filename2', '')} {error}"
+    for path, partial in zip(paths, partials, strict=True):
+        if partial.name in text:
+            return path
+    return paths[0]
+
+
 def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
@@ -104,6 +139,8 @@ def _umask() -> int:
 
 
 def _cause(error: Exception) -> str:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return "what should be its folder is a file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())[:200]

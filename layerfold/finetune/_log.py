@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from layerfold.errors import OptionalDependencyError
+from layerfold.files import write_text
 from layerfold.finetune._report import EpochRow
 
 _COLUMNS = tuple(field.name for field in fields(EpochRow))
@@ -35,7 +35,7 @@ class EpochLog:
     def write(self, rows: Sequence[EpochRow]) -> None:
         """Write the rows of all epochs so far; the last one is new."""
         if self._path is not None:
-            _replace_text(self._path, _as_csv(rows))
+            write_text(self._path, _as_csv(rows))
         if self._board is not None:
             row = rows[-1]
             for name in _COLUMNS:
@@ -59,13 +59,6 @@ def _as_csv(rows: Sequence[EpochRow]) -> str:
         writer.writerow(["" if value is None else f"{value:.6g}" if isinstance(value, float) else value
                          for value in values])
     return text.getvalue()
-
-
-def _replace_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _summary_writer(folder: Path) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from layerfold.files import replacing
+
 
 class _Shared(nn.Parameter):
     """A parameter that a copy of its module holds too."""
@@ -70,6 +72,5 @@ class WeightsFile:
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
         """Keep parameters, in place of what the file held."""
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        save_file({name: value.contiguous() for name, value in weights.items()}, partial)
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            save_file({name: value.contiguous() for name, value in weights.items()}, partial)

@@ -7,7 +7,6 @@ the weights. Nothing in either file is code: a form is built anew from its model
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.errors import SolutionError, UsageError, nearest_names
-from layerfold.files import write_text
+from layerfold.files import replacing_all
 from layerfold.graph import Network, trace_network
 from layerfold.graph.specs import ConvSpec, Shape
 from layerfold.merge.algebra import AffineConv
@@ -138,7 +137,8 @@ def save_form(
         facts: further plain values to keep, for example accuracies.
 
     Raises:
-        UsageError: another suffix, or a place that cannot be written.
+        UsageError: another suffix.
+        WriteError: a place that cannot be written; the old pair of files stays.
     """
     from safetensors.torch import save_file
 
@@ -151,24 +151,15 @@ def save_form(
         raise UsageError(f"kind={kind!r}: must be one of {', '.join(_KINDS)}")
     # Clones, since the format takes no two names of one storage; loading writes equal values into both again.
     state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(state, partial)
-            content = {
-                "schema": SCHEMA, "kind": kind, "recipe": recipe.to_json(), "facts": dict(facts or {}),
-                "kernels": _kernels(module),
-                "weights_sha256": file_sha256(partial), "version": __version__,
-            }  # fmt: skip
-            # As text where facts come from a user's own data and are no plain values: nothing is lost by that.
-            text = json.dumps(content, indent=1, default=str) + "\n"
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        write_text(sidecar_path(target), text)
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be written ({error.strerror}); choose another place") from error
+    content: dict[str, Any] = {
+        "schema": SCHEMA, "kind": kind, "recipe": recipe.to_json(), "facts": dict(facts or {}),
+        "kernels": _kernels(module),
+    }  # fmt: skip
+    with replacing_all(target, sidecar_path(target)) as (partial, partial_sidecar):
+        save_file(state, partial)
+        content |= {"weights_sha256": file_sha256(partial), "version": __version__}
+        # As text where facts come from a user's own data and are no plain values: nothing is lost by that.
+        partial_sidecar.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold.data import ImageData, open_data
+from layerfold.files import replacing
 from layerfold.finetune import finetune_network
 from layerfold.models import LoadedModel, load_model
 from layerfold.pipeline.compress import CompressResult, compress_network
@@ -95,7 +96,8 @@ def train_baseline(
             seed=seed, checkpoint_path=checkpoint, progress=progress, description="train the baseline",
         )  # fmt: skip
         state = {name: value.contiguous() for name, value in loaded.module.state_dict().items()}
-        save_file(state, path)
+        with replacing(path) as partial:
+            save_file(state, partial)
         checkpoint.unlink(missing_ok=True)
         return report.as_dict()
 

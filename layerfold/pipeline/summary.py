@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold import __version__
+from layerfold.files import write_text
 from layerfold.graph import Network, Segment
 from layerfold.graph.dropping import dropped_layers
 from layerfold.graph.network import shortcut_macs
@@ -54,7 +55,7 @@ def write_summary(run: _Run) -> ReportData:
     """Draw the pictures, write ``report.html`` and return what it shows."""
     results = {record.name: record.result for record in run.folder.records}
     svg = network_svg(run.net, run.solution, title=f"{run.name}: what was merged")
-    run.folder.file("network.svg").write_text(svg, encoding="utf-8")
+    write_text(run.folder.file("network.svg"), svg)
     frontier_path = _draw_frontier(run, results)
     rows = _rows(run, results)
     report = ReportData(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerfold.errors import UsageError
+from layerfold.files import replacing
 from layerfold.report.words import ms_text
 from layerfold.tables import LatencyTable
 from layerfold.tables._kernel import SegmentKey
@@ -228,7 +229,8 @@ def _save(figure: Any, path: str | Path, title: str) -> Path:
         raise UsageError(f"path={str(path)!r}: expected a name that ends in .png, .svg or .pdf")
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK, x=0.01, ha="left")
-    figure.savefig(path, dpi=_DPI)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=_DPI)
     return Path(path)
 
 

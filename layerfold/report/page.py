@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from layerfold.files import write_text
 from layerfold.report import words
 from layerfold.report.data import MergedSegment, ReportData, ResultRow
 from layerfold.report.page_style import STYLE
@@ -23,7 +24,7 @@ def write_report(run: ReportData, path: str | Path) -> Path:
     Returns:
         ``path``.
     """
-    Path(path).write_text(report_html(run), encoding="utf-8")
+    write_text(path, report_html(run))
     return Path(path)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.files import replacing
+
 if TYPE_CHECKING:
     from layerfold.finetune import EpochRow
 
@@ -53,8 +55,8 @@ def training_png(
     if title:
         figure.suptitle(title, fontsize=11)
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
+    with replacing(target) as partial:
+        figure.savefig(partial, dpi=130)
     return target
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfold.errors import OptionalDependencyError
+from layerfold.files import replacing
 from layerfold.solver._solution import Solution
 
 if TYPE_CHECKING:
@@ -52,6 +53,6 @@ def plot_frontier(
     axes.spines[["top", "right"]].set_visible(False)
     if title:
         axes.set_title(title, fontsize=11, loc="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replacing(path) as partial:
+        figure.savefig(partial)
     pyplot.close(figure)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold.errors import OptionalDependencyError, SolutionError
-from layerfold.files import write_text
+from layerfold.files import replacing, write_text
 from layerfold.tables._kernel import SegmentKey, is_kernel_text
 
 SCHEMA = 1
@@ -146,13 +146,11 @@ class Solution:
     def write_checkpoint(self, path: str | Path) -> None:
         """Write as a published ``checkpoint.pth``: a dict with ``act_pos`` and ``merge_pos``. Needs torch."""
         torch = _torch(Path(path))
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(path).with_name(Path(path).name + ".part")
         found = {"act_pos": list(self.act_pos), "merge_pos": list(self.merge_pos)}
         if self.kept_layers is not None:
             found["kept_layers"] = list(self.kept_layers)
-        torch.save(found, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(found, partial)
 
     def to_json(self) -> dict[str, Any]:
         """Return what the JSON file holds."""

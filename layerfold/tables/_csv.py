@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerfold.errors import TableError
-from layerfold.files import FORMULA_SIGNS, csv_text, write_json, write_text
+from layerfold.files import FORMULA_SIGNS, csv_text, replacing_all
 from layerfold.tables._provenance import Provenance, read_sidecar, sidecar_path
 
 LARGEST = 1e9
@@ -154,5 +155,7 @@ def _check_header(source: str, header: list[str], required: Sequence[str]) -> No
 def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], provenance: Provenance) -> None:
     """Write the CSV and its sidecar, each by an atomic replace: a killed process leaves the old file or the new."""
     # The sidecar goes first: a table beside a newer sidecar is refused by its row count rather than misread.
-    write_json(sidecar_path(path), {**provenance.to_json(), "rows": len(rows)})
-    write_text(path, csv_text(header, rows))
+    with replacing_all(sidecar_path(path), path) as (partial_sidecar, partial):
+        facts = json.dumps({**provenance.to_json(), "rows": len(rows)}, indent=1, default=str)
+        partial_sidecar.write_text(facts + "\n", encoding="utf-8")
+        partial.write_text(csv_text(header, rows), encoding="utf-8", newline="")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from layerfold.errors import LayerfoldError, SolutionError, UsageError
+from layerfold.errors import LayerfoldError, SolutionError, UsageError, WriteError
 from layerfold.graph import trace_network
 from layerfold.merge import Recipe, build_train_form, load_form, merge_network, save_form
 from layerfold.models import load_model
@@ -205,5 +205,5 @@ def test_save_refuses_another_suffix_and_leaves_no_parts(
         save_form(forms[1], tmp_path / "model.pth", kind="train", recipe=forms[3])
     save_form(forms[1], tmp_path / "deep" / "model.safetensors", kind="train", recipe=forms[3])
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["model.safetensors", "model.safetensors.json"]
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(WriteError, match="cannot be written"):
         save_form(forms[1], "/dev/null/model.safetensors", kind="train", recipe=forms[3])
