@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
+from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
 from layerfold.export.engine import EngineReport, build_engine, write_with_facts
 from layerfold.export.onnx import Inputs, OnnxCheck, check_onnx, export_onnx
 

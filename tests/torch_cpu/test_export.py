@@ -111,7 +111,7 @@ def test_bad_arguments_are_named(model, tmp_path):
     with pytest.raises(UsageError, match="example_input=None"):
         export_network(model, tmp_path)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ExportError, match="no folder"):
+    with pytest.raises(ExportError, match="is no folder"):
         export_network(model, tmp_path / "file", example_input=INPUT)
     with pytest.raises(UsageError, match="tolerance=0"):
         check_onnx(b"", model, INPUT, tolerance=0)
