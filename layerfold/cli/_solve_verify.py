@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
 from layerfold.cli._options import open_backend, whole
+from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import add_data_arguments, add_plan_scores_arguments, load_model_of, open_data_of
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
@@ -130,17 +130,17 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
     """Print what was measured."""
     verification = found.verification
     if args.json:
-        print(json.dumps({
+        show_json({
             "original_ms": verification.original_ms, "points": len(found.frontier),
             "solutions": [verified_solution(found).to_json()], "verification": verification.to_json(),
             "rounds": [each.verification.to_json() for each in found.rounds], "trials": len(found.trials),
             "wholes": found.whole_scores, "finalists": found.finalist_scores,
             "chosen_finalist": found.chosen_finalist,
-        }, indent=1))  # fmt: skip
+        })  # fmt: skip
         return
     solution = found.solution
     used = 100 * verification.measured_ms / verification.budget_ms if verification.budget_ms else 0.0
-    print(facts([
+    show(facts([
         ("original", f"{verification.original_ms:.4g} ms"),
         ("measured", f"{verification.measured_ms:.4g} ms (95 % {verification.low_ms:.4g} to "
                      f"{verification.high_ms:.4g}), {1 / verification.ratio:.3f}x as fast"),

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from layerfold.terminal import printable
+
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "", indent: str = "") -> str:
     """Return lines of aligned columns under a header.
@@ -16,7 +18,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: s
         right: names of the columns to align right, separated by spaces.
         indent: put before each line.
     """
-    cells = [[str(name) for name in header], *(["" if cell is None else str(cell) for cell in row] for row in rows)]
+    cells = [[_cell(each) for each in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     to_the_right = {i for i, name in enumerate(header) if name in right.split()}
     lines = []
@@ -29,9 +31,14 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: s
 
 def facts(pairs: Sequence[tuple[str, object]]) -> str:
     """Return one line a (name, value), values aligned; a value of None leaves its line out."""
-    shown = [(name, str(value)) for name, value in pairs if value is not None]
+    shown = [(name, _cell(value)) for name, value in pairs if value is not None]
     width = max((len(name) for name, _ in shown), default=0)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in shown)
+
+
+def _cell(value: object) -> str:
+    """Return a cell's text; a line break of a file name would spoil the table."""
+    return "" if value is None else printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def plural(number: int, noun: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 from typing import Any
 
 from layerfold.cli._options import add_command, add_result_arguments
+from layerfold.cli._output import show, show_json
 from layerfold.cli._text import columns
 
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = {"backends": [_look_at(name) for name in backend_names()], "exports": _look_at_exports()}
     if args.json:
-        print(json.dumps(found, indent=1))
+        show_json(found)
         return 0
     rows = []
     for each in found["backends"]:
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
         missing = (each["remedy"] or "").removeprefix(f"backend={each['name']!r} ")
         rows.append((each["name"], each["status"], ", ".join(each["devices"]), _shown_precisions(each["devices"]),
                      versions or missing))
-    print(columns(("backend", "status", "devices", "precisions", "version, or what is missing"), rows))
+    show(columns(("backend", "status", "devices", "precisions", "version, or what is missing"), rows))
     exports = [(each["name"], each["status"], each["remedy"]) for each in found["exports"]]
-    print("\n" + columns(("export", "status", "what is missing"), exports))
+    show("\n" + columns(("export", "status", "what is missing"), exports))
     return 0
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend, whole
+from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_shape
 from layerfold.cli._text import columns, warn_of_conditions
 from layerfold.errors import UsageError
@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar(f"bench: {len(networks)} networks in turns", 1, enabled=not args.quiet) as bar:
         report = benchmark_networks(networks, None, backend, target=args.target, cap_s=args.cap_s)
         bar.advance()
-    print(json.dumps(report.to_json(), indent=1) if args.json else _as_text(report))
+    if args.json:
+        show_json(report.to_json())
+    else:
+        show(_as_text(report))
     warn_of_conditions(report.provenance)
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from layerfold.cli._options import (
     check_output,
     open_backend,
 )
+from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns
 from layerfold.errors import ProvenanceMismatchError, UsageError
@@ -117,7 +117,10 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         found.plot(args.plot, title=f"{args.model} on {found.provenance.get('device')}")
         print(f"wrote {args.plot}", file=sys.stderr)
-    print(json.dumps(found.to_json(), indent=1) if args.json else _as_text(found))
+    if args.json:
+        show_json(found.to_json())
+    else:
+        show(_as_text(found))
     return 0
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_drop_argument
+from layerfold.cli._output import results_stream, show, show_json
 from layerfold.cli._quantities import parse_ms, parse_number
 from layerfold.cli._sources import (
     add_data_arguments,
@@ -141,9 +141,10 @@ def print_result(result: CompressResult, arguments: argparse.Namespace) -> int:
                  "budget_ms": result.report.budget_ms, "act_pos": list(result.solution.act_pos),
                  "merge_pos": list(result.solution.merge_pos), "kept_layers": result.solution.kept_layers,
                  "networks": rows}
-        print(json.dumps(facts, indent=1))
+        show_json(facts)
     else:
-        print(result_table_text(result.report.rows, is_coloured=sys.stdout.isatty()))
-        print(result.report.verdict)
-        print(f"Report: {result.out / 'report.html'}")
+        is_coloured = results_stream().isatty()
+        show(result_table_text(result.report.rows, is_coloured=is_coloured), is_coloured=is_coloured)
+        show(result.report.verdict)
+        show(f"Report: {result.out / 'report.html'}")
     return 0 if result.is_budget_met else 3

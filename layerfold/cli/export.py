@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._output import show, show_json
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     export = _engine_of_onnx if is_onnx else _export
     found = export(args, source, folder, formats, options)
     if args.json:
-        print(json.dumps(found, indent=1))
+        show_json(found)
     return 0
 
 
@@ -90,7 +90,7 @@ def _export(
                             preprocessing=_preprocessing_of(form), **options)
     print(f"wrote {report.onnx_path}", file=sys.stderr)
     if not args.json:
-        print(facts([
+        show(facts([
             ("ONNX", f"{report.onnx_path}, {report.onnx_path.stat().st_size / 2**20:.1f} MiB"),
             ("check", f"differs from the network by {report.check.max_rel:.2g} of the largest output"),
             *_engine_facts(report.engine),
@@ -115,7 +115,7 @@ def _engine_of_onnx(
                           preprocessing=read_facts(source).get("preprocessing"), **options)
     print(f"wrote {report.engine_path}", file=sys.stderr)
     if not args.json:
-        print(facts(_engine_facts(report)))
+        show(facts(_engine_facts(report)))
     return {"onnx_path": str(source), "check": None, "engine": report.to_json(), "skipped": {}}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, at_least, check_output
+from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import facts
 from layerfold.cli._training import add_training_arguments, history_text, training_of
@@ -130,9 +130,9 @@ def _finetune(args: argparse.Namespace) -> int:
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"output": args.output, "finetune": report.as_dict(), "test": test}, indent=1))
+        show_json({"output": args.output, "finetune": report.as_dict(), "test": test})
     else:
-        print(_as_text(report, test))
+        show(_as_text(report, test))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from layerfold.cli._networks import (
     trace_of,
 )
 from layerfold.cli._options import above, add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._output import show, show_json
 from layerfold.cli._quantities import parse_ms
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
@@ -111,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
     remove_journal(journal)
     print(f"wrote {args.output}", file=sys.stderr)
     found = _summary(args, table)
-    print(json.dumps(found, indent=1) if args.json else _as_text(found))
+    if args.json:
+        show_json(found)
+    else:
+        show(_as_text(found))
     return 0
 
 

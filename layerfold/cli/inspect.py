@@ -9,6 +9,7 @@ from typing import Any
 
 from layerfold.cli._networks import add_candidate_arguments, add_trace_arguments, candidates_of, trace_of
 from layerfold.cli._options import add_command, add_result_arguments, check_output
+from layerfold.cli._output import show
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.files import write_text
 
@@ -61,5 +62,5 @@ def run(args: argparse.Namespace) -> int:
         svg = network_svg(net, solution, title=loaded.source, candidates=candidates)
         write_text(args.svg, svg)
         print(f"wrote {args.svg}", file=sys.stderr)
-    print(text)
+    show(text)
     return 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import load_model_of
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
@@ -78,7 +78,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {args.onnx}", file=sys.stderr)
     save_form(merged, args.output, kind="deploy", recipe=recipe, facts={**kept, "merge": found})
     print(f"wrote {args.output}", file=sys.stderr)
-    print(json.dumps(found, indent=1) if args.json else _as_text(found))
+    if args.json:
+        show_json(found)
+    else:
+        show(_as_text(found))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from layerfold.cli._options import (
     check_output,
     open_backend,
 )
+from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import UsageError
@@ -142,14 +142,14 @@ def _plan(
 
 def _print_plan(args: argparse.Namespace, plan: dict[str, Any]) -> int:
     if args.json:
-        print(json.dumps(plan, indent=1))
+        show_json(plan)
         return 0
     further = [
         (words, f"{plan[key]} at most, {plan[key + '_cached']} measured already")
         for key, words in (("in_context", "in their surroundings"), ("whole_networks", "whole networks"))
         if plan[key]
     ]
-    print(facts([
+    show(facts([
         ("model", plan["model"]),
         ("segments", f"{plan['segments']}, of which {plan['segments_merged']} would merge layers"),
         ("distinct shapes", f"{plan['distinct_shapes']}, {plan['cached']} measured already"),
@@ -189,12 +189,12 @@ def _summary(table: LatencyTable) -> dict[str, Any]:
 
 def _print(args: argparse.Namespace, found: dict[str, Any]) -> int:
     if args.json:
-        print(json.dumps(found, indent=1))
+        show_json(found)
         return 0
     seen = found["measurement"]
     bounded = found["entries"] - found["measured"]
     left = f", {bounded} plainly slow and not measured" if bounded else ""
-    print(facts([
+    show(facts([
         ("model", found["model"]),
         ("device", f"{found['device']} ({found['backend']}, {found['dtype']}, batch {found['batch']})"),
         ("entries", f"{found['measured']} measured{left}"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend, whole
+from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_channel_values
 from layerfold.cli._text import columns
 from layerfold.errors import UsageError
@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         images = [{"image": image, "top": [asdict(guess) for guess in guesses]}
                   for image, guesses in zip(args.input, found, strict=True)]
-        print(json.dumps({"network": str(path), "device": device, "images": images}, indent=1))
+        show_json({"network": str(path), "device": device, "images": images})
         return 0
     rows = [(image if rank == 0 else "", guess.index, guess.label, f"{100 * guess.probability:.1f} %")
             for image, guesses in zip(args.input, found, strict=True) for rank, guess in enumerate(guesses)]
     print(f"{path} on {device}", file=sys.stderr)
-    print(columns(("image", "class", "label", "probability"), rows, right="class probability"))
+    show(columns(("image", "class", "label", "probability"), rows, right="class probability"))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from layerfold.cli._options import (
     check_output,
     whole,
 )
+from layerfold.cli._output import show, show_json
 from layerfold.cli._quantities import parse_ms, parse_number
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
@@ -140,9 +140,9 @@ def _take_pattern(args: argparse.Namespace, table: LatencyTable | None) -> int:
     solution.write(args.output)
     print(f"wrote {args.output}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"output": args.output, "solution": solution.to_json()}, indent=1))
+        show_json({"output": args.output, "solution": solution.to_json()})
     else:
-        print(facts(_solution_facts(net, solution, table)))
+        show(facts(_solution_facts(net, solution, table)))
     return 0
 
 
@@ -167,9 +167,9 @@ def _search(args: argparse.Namespace, target: dict[str, Any], table: LatencyTabl
     checkpoint.unlink(missing_ok=True)
     print(f"wrote {args.output}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"output": args.output, **found.as_dict()}, indent=1))
+        show_json({"output": args.output, **found.as_dict()})
     else:
-        print(_as_text(net, found, table))
+        show(_as_text(net, found, table))
     return 0
 
 

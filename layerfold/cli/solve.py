@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._output import show, show_json
 from layerfold.cli._quantities import parse_ms, parse_number, parse_positions
 from layerfold.cli._solve_verify import add_verify_arguments, meet_budget_of, print_verified, verified_solution
 from layerfold.errors import UsageError
@@ -122,22 +122,22 @@ def run(args: argparse.Namespace) -> int:
     price = _price_of_risk(args, asked, latencies, importance, alpha, limits, solutions) if risk is not None else []
     explanations = [explain_point(frontier, point) for point in points] if args.explain else []
     if args.json:
-        print(json.dumps({
+        show_json({
             "original_ms": frontier.original_ms,
             "points": len(frontier),
             "solutions": [solution.to_json() for solution in solutions],
             **({"without_risk": price} if price else {}),
             **({"explanations": [each.to_json() for each in explanations]} if explanations else {}),
-        }, indent=1))
+        })
         return 0
-    print(_table(frontier, solutions))
+    show(_table(frontier, solutions))
     for solution, without in zip(solutions, price, strict=False):
         cost = (without["importance"] or 0.0) - (solution.importance or 0.0)
-        print(f"risk {risk:g}: costs {cost:.4g} points against the same budget without it "
-              f"(importance {without['importance']:.6g}, predicted {without['predicted_ms']:.6g} ms)")
+        show(f"risk {risk:g}: costs {cost:.4g} points against the same budget without it "
+             f"(importance {without['importance']:.6g}, predicted {without['predicted_ms']:.6g} ms)")
     for explanation in explanations:
-        print(f"\nat {explanation.solution.predicted_ms:.6g} ms:")
-        print("\n".join(explanation.lines()))
+        show(f"\nat {explanation.solution.predicted_ms:.6g} ms:")
+        show("\n".join(explanation.lines()))
     return 0
 
 

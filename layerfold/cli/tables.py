@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._output import show, show_json
 from layerfold.errors import TableError, UsageError
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def _check(args: argparse.Namespace) -> int:
             check_coverage(against, table)
         found.append(_facts(path, table))
     if args.json:
-        print(json.dumps(found, indent=1))
+        show_json(found)
     else:
         for facts in found:
-            print(f"{facts.pop('file')}: " + ", ".join(f"{name} {value}" for name, value in facts.items() if value))
+            show(f"{facts.pop('file')}: " + ", ".join(f"{name} {value}" for name, value in facts.items() if value))
     return 0
 
 
@@ -105,7 +105,10 @@ def _merge(args: argparse.Namespace) -> int:
     print(f"wrote {args.output}", file=sys.stderr)
     facts = _facts(args.output, merged)
     text = f"{args.output}: {len(merged)} entries from {len(args.files)} files"
-    print(json.dumps(facts, indent=1) if args.json else text)
+    if args.json:
+        show_json(facts)
+    else:
+        show(text)
     return 0
 
 
@@ -119,9 +122,9 @@ def _diff(args: argparse.Namespace) -> int:
         raise TableError(f"{args.files[0]} and {args.files[1]}: a latency and an importance table, expected two alike")
     difference = diff_tables(first, second)
     if args.json:
-        print(json.dumps(difference.to_json(), indent=1))
+        show_json(difference.to_json())
     else:
-        print("\n".join(difference.lines(int(args.most))))
+        show("\n".join(difference.lines(int(args.most))))
     return 0
 
 

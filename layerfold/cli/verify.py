@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from layerfold.cli._options import (
     check_output,
     open_backend,
 )
+from layerfold.cli._output import show, show_json
 from layerfold.cli._quantities import parse_ms, parse_number
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
@@ -100,7 +100,10 @@ def run(args: argparse.Namespace) -> int:
         time_png(table, solution, args.plot, title=f"{args.model}: where the time goes",
                  measured_ms=(found.original_ms, found.measured_ms))
         print(f"wrote {args.plot}", file=sys.stderr)
-    print(json.dumps(found.to_json(), indent=1) if args.json else _as_text(found))
+    if args.json:
+        show_json(found.to_json())
+    else:
+        show(_as_text(found))
     warn_of_conditions(found.provenance)
     if found.is_within_budget is False:
         print(f"layerfold: over budget: {found.high_ms:.4g} ms (upper end of the interval) is above "

@@ -1,0 +1,57 @@
+"""argparse, with errors of one line that name what is nearest."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from layerfold.errors import UsageError, nearest_names
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error is said."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the whole usage."""
+        if message.endswith("expected one argument"):
+            message += "; a value that begins with - is given with =, as in --name=-1"
+        commands = subcommands(self)
+        if commands and " are required" in message:
+            message = f"{self.prog.split()[-1]}: say what to do: {', '.join(commands)}"
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest of the choices as well."""
+        if action.choices is not None and value not in action.choices:
+            known = [str(each) for each in action.choices]
+            raise argparse.ArgumentError(action, f"invalid choice: {str(value)!r}; choose from {', '.join(known)}"
+                                         f"{nearest_names(str(value), known)}")
+
+
+def refuse_unknown_options(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Name the nearest options of a misspelt one, which argparse does not, and does after what is missing.
+
+    Raises:
+        UsageError: an option that the command does not have.
+    """
+    position = 0
+    while position < len(arguments) and arguments[position] in (commands := subcommands(parser)):
+        parser, position = commands[arguments[position]], position + 1
+    if subcommands(parser):
+        return
+    known = [option for option in parser._option_string_actions if option.startswith("--")]
+    for argument in arguments[position:]:
+        if argument == "--":
+            break
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            parser.error(f"unknown argument {name}{nearest_names(name, known)}")
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of a parser's commands."""
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
