@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from layerfold.terminal import printable
+
 
 class Progress(Protocol):
     """What a long step reports to."""
@@ -46,17 +48,18 @@ def progress_bar(description: str, total: float, *, enabled: bool = True, done: 
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("ETA"), TimeRemainingColumn())
-        with RichProgress(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task(description, total=total, completed=int(done))
+        columns = (TextColumn("{task.description:<34}", markup=False), BarColumn(), MofNCompleteColumn(),
+                   TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        console = Console(file=getattr(sys.stderr, "unfiltered", sys.stderr))
+        with RichProgress(*columns, console=console) as bars:
+            task = bars.add_task(printable(description), total=total, completed=int(done))
 
             class _Rich:
                 def advance(self, steps: float = 1.0) -> None:
                     bars.advance(task, steps)
 
                 def describe(self, text: str) -> None:
-                    bars.update(task, description=text)
+                    bars.update(task, description=printable(text))
 
             yield _Rich()
     else:

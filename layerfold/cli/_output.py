@@ -8,12 +8,17 @@ from typing import Any
 
 from layerfold.terminal import results_stream, show
 
-__all__ = ["results_stream", "show", "show_json"]
+__all__ = ["json_text", "results_stream", "show", "show_json"]
 
 
 def show_json(value: Any) -> None:
-    """Print one JSON document; a number that JSON does not have (NaN, infinity) is null."""
-    show(json.dumps(_plain(value), indent=1, allow_nan=False))
+    """Print one JSON document; see :func:`json_text`."""
+    show(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return one JSON document; a number that JSON does not have (NaN, infinity) is null."""
+    return json.dumps(_plain(value), indent=1, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -71,10 +72,23 @@ def is_gone(stream: Any) -> bool:
 
     Python would complain once more when it closes the stream.
     """
-    try:
+    with suppress(OSError, ValueError):  # ValueError: closed
         stream.flush()
-    except (OSError, ValueError):
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return True
-    return False
+        if not _has_hung_up(stream):
+            return False
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return True
+
+
+def _has_hung_up(stream: Any) -> bool:
+    """Say whether nobody reads the pipe: what was written before the error is lost, and writing nothing succeeds."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # no stream of the system, as in a test
+        return False
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))

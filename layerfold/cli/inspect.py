@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
 from layerfold.cli._networks import add_candidate_arguments, add_trace_arguments, candidates_of, trace_of
 from layerfold.cli._options import add_command, add_result_arguments, check_output
-from layerfold.cli._output import show
+from layerfold.cli._output import json_text, show
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.files import write_text
 
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         from layerfold.cli._inspect_json import inspect_json
 
-        text = json.dumps(inspect_json(net, candidates, solution, loaded.source, drops), indent=1)
+        text = json_text(inspect_json(net, candidates, solution, loaded.source, drops))
     else:
         from layerfold.cli._inspect_text import inspect_text
 
