@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.data._encoded import reason_of
 from layerfold.data._stores import Pixels, PixelStore, Places, Sizes
 from layerfold.data._threads import for_each
 from layerfold.errors import DataError
@@ -21,8 +23,8 @@ class StoredImages(Protocol):
 
     labels: NDArray[np.int64]
 
-    def open(self, row: int) -> Any:
-        """Return a Pillow image, which need not be decoded yet."""
+    def open(self, row: int) -> AbstractContextManager[Any]:
+        """Return a Pillow image to be used within a ``with``, which need not be decoded yet."""
 
     def locate(self, row: int) -> str:
         """Say where the row comes from, for an error: file and row."""
@@ -99,6 +101,9 @@ class DecodedImages:
             with self._source.open(row) as image:
                 return self._decode(image), (image.height, image.width)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
-            text = " ".join(str(error).split())[:120]
-            raise DataError(f"{self._source.locate(row)}: not a readable image ({text}); "
-                            "repair or remove it") from error
+            raise unreadable(self._source, row, error) from error
+
+
+def unreadable(source: StoredImages, row: int, error: Exception) -> DataError:
+    """Return the error to raise for an image that could not be read."""
+    return DataError(f"{source.locate(row)}: not a readable image ({reason_of(error)}); repair or remove it")

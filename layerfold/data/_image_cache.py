@@ -16,8 +16,9 @@ from layerfold.data._decoded import DecodedImages, StoredImages
 from layerfold.data._stores import MappedStore, MemoryStore, Pixels, PixelStore, Places
 from layerfold.errors import UsageError
 
-# Files of another version of this layout, or of another decoder, have other names.
-_LAYOUT = 1
+# Files of another layout, or of another way to make pixels of an image, have other names; so have those of other
+# versions of Pillow. 2: images of 16 bits are scaled.
+_LAYOUT = 2
 
 
 class ImageCache:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layerfold.data._eight_bits import in_eight_bits
+from layerfold.data._encoded import check_header, opened
 from layerfold.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -61,16 +63,19 @@ class Preprocessing:
         height, width = self.input_shape[1:]
         return (round(height * _WHOLE), round(width * _WHOLE)) if self.is_resized else (height, width)
 
-    def pixels(self, encoded: bytes) -> NDArray[np.uint8]:
-        """Return one image as uint8 [height, width, channels]; raises what Pillow raises for a broken image."""
-        from PIL import Image
+    def pixels(self, encoded: Path | bytes) -> NDArray[np.uint8]:
+        """Return the image in a file or in bytes as uint8 [height, width, channels].
 
-        with Image.open(io.BytesIO(encoded)) as image:
+        Raises:
+            Exception: whatever it is that makes the image unreadable; ``reason_of`` says it in words.
+        """
+        with opened(encoded) as image:
+            check_header(image)
             return self.fit(image)
 
     def fit(self, image: Any) -> NDArray[np.uint8]:
         """Return a Pillow image as the model sees it, uint8 [height, width, channels]."""
-        image = self._in_mode(image)
+        image = in_eight_bits(image, self.input_shape[0])
         height, width = self.input_shape[1:]
         if self.is_resized or image.size != (width, height):
             pixels = np.moveaxis(np.asarray(self._resize(image)), 0, -1)
@@ -81,11 +86,8 @@ class Preprocessing:
     def squash(self, image: Any) -> NDArray[np.uint8]:
         """Return a whole Pillow image, its sides changed to ``whole_size``, uint8 [height, width, channels]."""
         height, width = self.whole_size
-        resized = self._in_mode(image).resize((width, height), self.pillow_interpolation)
+        resized = in_eight_bits(image, self.input_shape[0]).resize((width, height), self.pillow_interpolation)
         return np.asarray(resized).reshape(height, width, self.input_shape[0])
-
-    def _in_mode(self, image: Any) -> Any:
-        return image.convert("L" if self.input_shape[0] == 1 else "RGB")
 
     @cached_property
     def pillow_interpolation(self) -> Any:

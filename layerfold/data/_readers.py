@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.data._encoded import opened, shown
 from layerfold.data._stored import IMAGE_COLUMNS, LABEL_COLUMNS, POOL_NAMES, StoredData, choose_column, state_of
 from layerfold.errors import DataError, OptionalDependencyError, UsageError, nearest_names
 
@@ -29,14 +30,18 @@ class TorchvisionImages:
 
     def __init__(self, dataset: Any, name: str) -> None:
         self._dataset, self._name = dataset, name
+        self.is_encoded = hasattr(dataset, "loader")
+        if self.is_encoded:  # torchvision's own would make 16 bits white, wait for pipes, run PostScript
+            dataset.loader = _open_file
         self.labels = _labels_of(dataset)
 
-    def open(self, row: int) -> Any:
-        return self._dataset[row][0]
+    def open(self, row: int) -> AbstractContextManager[Any]:
+        image = self._dataset[row][0]
+        return image if isinstance(image, AbstractContextManager) else nullcontext(image)
 
     def locate(self, row: int) -> str:
-        files = getattr(self._dataset, "samples", None)
-        return str(files[row][0]) if files is not None else f"{self._name}, item {row}"
+        files = getattr(self._dataset, "samples", None) or getattr(self._dataset, "imgs", None)
+        return shown(files[row][0]) if files is not None else f"{self._name}, item {row}"
 
 
 class HubImages:
@@ -46,13 +51,20 @@ class HubImages:
         self._reader, self._name = reader, name
         self.labels = np.asarray(reader.dataset[reader.label_key][:], dtype=np.int64)
 
-    def open(self, row: int) -> Any:
-        from PIL import Image
-
-        return Image.open(self._reader[row][0])
+    def open(self, row: int) -> AbstractContextManager[Any]:
+        value = self._reader.dataset[row][self._reader.image_key] or {}
+        if value.get("bytes"):
+            return opened(bytes(value["bytes"]))
+        if value.get("path"):
+            return opened(Path(value["path"]))
+        raise ValueError("no bytes in this row")
 
     def locate(self, row: int) -> str:
         return f"{self._name}, row {row}"
+
+
+def _open_file(path: str) -> AbstractContextManager[Any]:
+    return opened(Path(path))
 
 
 def read_torchvision(text: str, download: bool) -> StoredData:

@@ -12,12 +12,14 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.data._encoded import opened, shown
 from layerfold.data._stored import POOL_NAMES, StoredData, state_of
 from layerfold.errors import DataError, UsageError
 
@@ -35,16 +37,42 @@ class ShardImages:
     ) -> None:
         self._shards, self._shard, self._spans, self._keys, self.labels = shards, shard, spans, keys, labels
 
-    def open(self, row: int) -> Any:
-        from PIL import Image
-
+    @contextmanager
+    def open(self, row: int) -> Iterator[Any]:
         start, size = (int(value) for value in self._spans[row])
-        with self._shards[self._shard[row]].open("rb") as stream:
-            stream.seek(start)
-            return Image.open(io.BytesIO(stream.read(size)))
+        with (
+            self._shards[self._shard[row]].open("rb", buffering=0) as stream,
+            io.BufferedReader(_Part(stream, start, size)) as part,
+            opened(part) as image,
+        ):
+            yield image
 
     def locate(self, row: int) -> str:
-        return f"{self._shards[self._shard[row]]}, {self._keys[row]}"
+        return f"{shown(self._shards[self._shard[row]])}, {shown(self._keys[row])}"
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file: its header can be looked at without reading all of it."""
+
+    def __init__(self, stream: io.FileIO, start: int, size: int) -> None:
+        self._stream, self._start, self._size, self._at = stream, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self._size - self._at)]
+        self._stream.seek(self._start + self._at)
+        count = self._stream.readinto(view)
+        self._at += count
+        return count
 
 
 def read_shards(root: Path) -> StoredData:

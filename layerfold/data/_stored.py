@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.data._decoded import StoredImages
+from layerfold.data._encoded import opened, shown
 from layerfold.errors import DataError, OptionalDependencyError, UsageError
 
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
@@ -32,13 +33,11 @@ class FolderImages:
     def __init__(self, paths: Sequence[Path], labels: NDArray[np.int64]) -> None:
         self._paths, self.labels = paths, labels
 
-    def open(self, row: int) -> Any:
-        from PIL import Image
-
-        return Image.open(self._paths[row])
+    def open(self, row: int) -> AbstractContextManager[Any]:
+        return opened(self._paths[row])
 
     def locate(self, row: int) -> str:
-        return str(self._paths[row])
+        return shown(self._paths[row])
 
 
 class ParquetImages:
@@ -55,17 +54,15 @@ class ParquetImages:
         self.__dict__.update(state)
         self._column = _read_columns(self._path, [self._name]).column(self._name)
 
-    def open(self, row: int) -> Any:
-        from PIL import Image
-
+    def open(self, row: int) -> AbstractContextManager[Any]:
         value = self._column[row].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
-        if encoded is None:
+        if not isinstance(encoded, bytes):
             raise ValueError("no bytes in this row")
-        return Image.open(io.BytesIO(encoded))
+        return opened(encoded)
 
     def locate(self, row: int) -> str:
-        return f"{self._path}, row {row}"
+        return f"{shown(self._path)}, row {row}"
 
 
 class DigitImages:
@@ -74,10 +71,10 @@ class DigitImages:
     def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         self._pixels, self.labels = pixels, labels
 
-    def open(self, row: int) -> Any:
+    def open(self, row: int) -> AbstractContextManager[Any]:
         from PIL import Image
 
-        return Image.fromarray(self._pixels[row])
+        return nullcontext(Image.fromarray(self._pixels[row]))
 
     def locate(self, row: int) -> str:
         return f"mnist5k, row {row}"

@@ -74,7 +74,8 @@ class Classifier:
     def classify(self, paths: Sequence[str | Path], top: int = 5) -> list[list[Guess]]:
         """Return the ``top`` most probable classes of each image, best first.
 
-        Images go through the network in its own batch size; a last batch that is not full is filled with zeros.
+        Images go through the network in its own batch size; where the last batch is not full, its last image is
+        repeated.
 
         Raises:
             DataError: a file that is missing or no image.
@@ -85,23 +86,27 @@ class Classifier:
         found: list[list[Guess]] = []
         for first in range(0, len(images), batch):
             chunk = images[first : first + batch]
-            values = np.zeros(self._spec.shape, np.float32)
-            values[: len(chunk)] = np.concatenate(chunk)
+            values = np.concatenate([*chunk, *chunk[-1:] * (batch - len(chunk))])
             logits = np.asarray(self._infer({self._spec.name: values})[0], np.float64)
             if logits.ndim != 2 or len(logits) != batch:
                 raise UsageError(f"the network's output has the shape {list(logits.shape)}, expected [{batch}, "
                                  "classes]: `layerfold run` is for classifiers")
             if self._labels and len(self._labels) != logits.shape[1]:
                 raise UsageError(f"--labels: has {len(self._labels)} lines, the network {logits.shape[1]} classes")
+            for row, path in zip(logits, paths[first:], strict=False):
+                if not np.isfinite(row).all():
+                    raise DataError(f"--input {path}: the network's answer is not finite; see whether --mean, --std "
+                                    "and the weights are those that it was trained with")
             found += [self._best(row, top) for row in logits[: len(chunk)]]
         return found
 
     def _image(self, path: Path) -> _Array:
+        from layerfold.data import reason_of, shown
+
         try:
-            pixels = self._preprocessing.pixels(path.read_bytes())
-        except OSError as error:  # Pillow's own error for what is no image is one as well
-            reason = error.strerror or "is no image that Pillow can read"
-            raise DataError(f"--input {path}: {reason}") from error
+            pixels = self._preprocessing.pixels(path)
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
+            raise DataError(f"--input {shown(path)}: {reason_of(error)}") from error
         return self._preprocessing.normalise(pixels[np.newaxis]).numpy()
 
     def _best(self, logits: _Array, top: int) -> list[Guess]:
