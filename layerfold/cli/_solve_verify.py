@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
 from layerfold.cli._options import open_backend, whole
 from layerfold.cli._output import show, show_json
-from layerfold.cli._sources import add_data_arguments, add_plan_scores_arguments, load_model_of, open_data_of
+from layerfold.cli._sources import (
+    add_data_arguments,
+    add_plan_scores_arguments,
+    add_weights_arguments,
+    load_model_of,
+    open_data_of,
+)
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 
@@ -29,7 +35,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("verification", "measure the answer, and solve again until it keeps the budget")
     group.add_argument("--verify", dest="model", metavar="MODEL",
                        help="timm:NAME, torchvision:NAME or path/to/file.py:factory; the table's own network")
-    group.add_argument("--weights", metavar="FILE", help="its weights (default: random; latency is the same)")
+    add_weights_arguments(group, "its weights (default: random; latency is the same)")
     group.add_argument("--num-classes", type=int, metavar="N", help="outputs of the classifier")
     group.add_argument("--input", metavar="CxHxW", help="input shape (default: the latency table's)")
     group.add_argument("--backend", metavar="NAME", help="what measures (default: the latency table's backend)")

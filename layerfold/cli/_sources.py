@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfold.errors import UsageError
+from layerfold.terminal import one_line
 
 if TYPE_CHECKING:
     from layerfold.data import ImageData
@@ -45,18 +47,25 @@ def parse_channel_values(text: str, argument: str) -> tuple[float, ...]:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, ``--weights``, ``--num-classes`` and ``--input``; read them with ``load_model_of``."""
+    """Add MODEL, its weights, ``--num-classes`` and ``--input``; read them with ``load_model_of``."""
     group = parser.add_argument_group("model")
     group.add_argument("model", metavar="MODEL", help="timm:NAME, torchvision:NAME or path/to/file.py:factory")
-    group.add_argument(
-        "--weights", metavar="FILE", help="a .safetensors file or a saved state_dict (default: random weights)"
-    )
+    add_weights_arguments(group, "a .safetensors file, a saved state_dict or a checkpoint (default: random weights)")
     group.add_argument(
         "--num-classes", type=int, metavar="N", help="outputs of the classifier (default: the model's own)"
     )
     group.add_argument(
         "--input", metavar="CxHxW", help="input shape, for example 3x224x224 (default: the model's own)"
     )
+
+
+def add_weights_arguments(group: argparse._ArgumentGroup, weights_help: str) -> None:
+    """Add ``--weights`` and ``--weights-key``."""
+    group.add_argument("--weights", metavar="FILE", help=weights_help)
+    group.add_argument(
+        "--weights-key", metavar="KEY", help="which set of weights of that file, for example ema or state_dict.model "
+        "(default: averaged weights where there are any, else the only ones that fit)",
+    )  # fmt: skip
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True, trains: bool = True) -> None:
@@ -111,9 +120,12 @@ def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) 
 
     shape = parse_shape(arguments.input) if arguments.input is not None else None
     loaded = load_model(
-        arguments.model, weights=weights or arguments.weights, num_classes=arguments.num_classes,
+        arguments.model, weights=weights or arguments.weights,
+        weights_key=arguments.weights_key if weights is None else None, num_classes=arguments.num_classes,
         in_channels=shape[0] if shape is not None else None,
     )  # fmt: skip
+    if loaded.weights_note:
+        print(one_line(f"layerfold: note: {loaded.weights_note}"), file=sys.stderr)
     return loaded if shape is None else replace(loaded, input_shape=shape)
 
 

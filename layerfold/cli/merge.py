@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, check_output, whole
 from layerfold.cli._output import show, show_json
-from layerfold.cli._sources import load_model_of
+from layerfold.cli._sources import add_weights_arguments, load_model_of
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 from layerfold.files import write_bytes
@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     group = parser.add_argument_group("without finetuning")
     group.add_argument("--model", metavar="MODEL", help="timm:NAME, torchvision:NAME or path/to/file.py:factory")
     group.add_argument("--solution", metavar="JSON", help="a solution of `layerfold solve`")
-    group.add_argument("--weights", metavar="FILE", help="a .safetensors file or a saved state_dict")
+    add_weights_arguments(group, "a .safetensors file, a saved state_dict or a checkpoint")
     group.add_argument("--num-classes", type=whole(1), metavar="N", help="outputs of the classifier")
     group.add_argument("--input", metavar="CxHxW", help="input shape, for example 3x224x224")
     add_trace_arguments(parser)
@@ -93,7 +93,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.model is not None and args.solution is None:
         raise UsageError(f"--model {args.model}: say what to merge with --solution solution.json")
     if args.checkpoint is not None:
-        model_only = ("solution", "weights", "num_classes", "input", "exclude", "merge_pooling")
+        model_only = ("solution", "weights", "weights_key", "num_classes", "input", "exclude", "merge_pooling")
         given = [name for name in model_only if getattr(args, name)]
         if given:
             flag = "--" + given[0].replace("_", "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerfold.arguments import checked, image_shape, shown
 from layerfold.errors import UsageError, nearest_names
-from layerfold.factories import call_factory, is_factory_source
-from layerfold.models._weights import load_weights
+from layerfold.factories import is_factory_source, load_factory
+from layerfold.models._config import data_config, default_config, per_channel
+from layerfold.models._weights import take_weights
+from layerfold.modules import plain_module
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _INIT_SEED = 0
+_HUBS = ("hf-hub", "hf_hub", "local-dir", "hub", "torchhub", "huggingface", "hf", "http", "https", "ftp", "s3", "gs")
+_OTHER_FORMATS = {
+    ".onnx": "an ONNX file, which layerfold writes and times but does not read as a model yet",
+    ".safetensors": "a file of weights", ".pth": "a file of weights", ".pt": "a file of weights",
+    ".ckpt": "a file of weights", ".bin": "a file of weights", ".th": "a file of weights", ".tar": "a file of weights",
+    ".pkl": "a file of weights", ".engine": "a TensorRT engine", ".h5": "an HDF5 file", ".keras": "a Keras file",
+    ".tflite": "a TFLite file", ".pb": "a TensorFlow graph", ".pt2": "an exported program", ".xml": "an OpenVINO file",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +42,8 @@ class LoadedModel:
         crop_pct: share of the resized image's side that the centre crop keeps.
         num_classes: outputs of the classifier, or None where it cannot be told.
         weights_sha256: of the weights file, or None for random weights.
+        weights_key: the name of the set of weights that was taken from the file; empty for one at its top.
+        weights_note: what there is to say about that choice, as one line; empty where the file holds nothing else.
     """
 
     module: nn.Module
@@ -44,12 +56,16 @@ class LoadedModel:
     crop_pct: float
     num_classes: int | None
     weights_sha256: str | None
+    weights_key: str = ""
+    weights_note: str = ""
 
 
+@checked
 def load_model(
     source: str,
     *,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
 ) -> LoadedModel:
@@ -61,47 +77,75 @@ def load_model(
         source: ``timm:NAME``, ``torchvision:NAME`` or ``path/to/file.py:factory``. A factory may have parameters
             ``num_classes`` and ``in_chans`` (or ``in_channels``); its module may carry timm's ``pretrained_cfg``,
             a dict that names ``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct``.
-        weights: a .safetensors file, or a pickle of tensors only.
+        weights: a .safetensors file, or what ``torch.save`` wrote: a state_dict, or a checkpoint that holds one.
+        weights_key: which set of weights, where the file holds several: ``ema``, ``state_dict.model``. By default
+            averaged weights (EMA, SWA) where they fit, else the only set that fits.
         num_classes: outputs of the classifier; None for the model's own default.
         in_channels: channels of the input image; None for the model's own default.
 
     Raises:
         UsageError: an unknown source or name (with the nearest ones), a bad factory, weights that do not fit.
     """
-    for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name}={value}: must be at least 1")
+    if weights_key is not None and weights is None:
+        raise UsageError(f"weights_key={weights_key!r}: names a set in a weights file; give weights, too")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_INIT_SEED)
-        module, config = _build(source, num_classes, in_channels)
-    weights_sha256 = load_weights(module, weights) if weights is not None else None
-    channels, height, width = config["input_size"]
+        module, config, takes_classes = _build(source, num_classes, in_channels)
+    taken = None
+    if weights is not None:
+        taken = take_weights(module, weights, weights_key, can_set_classes=takes_classes)
+    module.eval()
+    channels, height, width = image_shape(f"MODEL={source!r}: input_size", config["input_size"])
     if in_channels is not None:
         channels = in_channels
     return LoadedModel(
-        module=module.eval(),
+        module=module,
         source=source,
         name=_short_name(source),
         input_shape=(channels, height, width),
-        mean=_per_channel(config["mean"], channels),
-        std=_per_channel(config["std"], channels),
+        mean=per_channel(config["mean"], channels),
+        std=per_channel(config["std"], channels),
         interpolation=config["interpolation"],
         crop_pct=float(config["crop_pct"]),
-        num_classes=_count_classes(module),
-        weights_sha256=weights_sha256,
+        num_classes=_count_classes(module, (channels, height, width), num_classes, source),
+        weights_sha256=taken.sha256 if taken is not None else None,
+        weights_key=taken.key if taken is not None else "",
+        weights_note=taken.note if taken is not None else "",
     )
 
 
-def _build(source: str, num_classes: int | None, in_channels: int | None) -> tuple[nn.Module, dict[str, Any]]:
+def _build(source: str, num_classes: int | None, in_channels: int | None) -> tuple[nn.Module, dict[str, Any], bool]:
+    """Return the module, what it says of its images, and whether it can be built with another number of classes."""
     kind, colon, name = source.partition(":")
     if colon and kind == "timm":
-        return _build_timm(source, name, num_classes, in_channels)
+        return *_build_timm(source, name, num_classes, in_channels), True
     if colon and kind == "torchvision":
-        return _build_torchvision(source, name, num_classes, in_channels)
+        return *_build_torchvision(source, name, num_classes, in_channels), True
     if is_factory_source(source):
         return _build_from_file(source, num_classes, in_channels)
-    hint = nearest_names(kind, ("timm", "torchvision")) if colon else _family_hint(source)
-    raise UsageError(f"MODEL={source!r}: give timm:NAME, torchvision:NAME or path/to/file.py:factory{hint}")
+    raise UsageError(f"MODEL={shown(source)}: {_other_source(source)}")
+
+
+def _other_source(source: str) -> str:
+    """Say what a source is that names no model here, and what to give instead."""
+    give = "give timm:NAME, torchvision:NAME or path/to/file.py:factory"
+    kind, colon, _ = source.partition(":")
+    if (colon and kind.lower() in _HUBS) or "://" in source:
+        return f"nothing is downloaded; {give}, and a weights file that is on this machine"
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        if suffix == ".onnx":
+            return f"is {_OTHER_FORMATS[suffix]}; {give} for the network it was exported from, with its weights file"
+        what = _OTHER_FORMATS[suffix]
+        return f"is {what}, and no model; {give}" + (", and this file as weights" if "weights" in what else "")
+    if suffix == ".py":
+        return f"names a file, but not its factory; give {source}:FUNCTION, a function that returns your nn.Module"
+    if colon and kind.endswith(".py"):
+        return f"the part behind the colon is no name of a function; {give}"
+    if os.path.isdir(source):
+        return f"is a folder; {give}"
+    return give + (nearest_names(kind, ("timm", "torchvision")) if colon else _family_hint(source))
 
 
 def _build_timm(
@@ -109,10 +153,17 @@ def _build_timm(
 ) -> tuple[nn.Module, dict[str, Any]]:
     import timm
 
-    architecture = name.partition(".")[0]
+    if name.partition(":")[0].lower() in _HUBS or "/" in name:
+        raise UsageError(f"MODEL={shown(source)}: nothing is downloaded; give timm:NAME with a name of "
+                         "timm.list_models(), and a weights file that is on this machine")
+    architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = timm.list_models()
         raise UsageError(f"MODEL={source!r}: timm has no model {architecture!r}{nearest_names(architecture, known)}")
+    known_tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")] if dot else []
+    if dot and tag not in known_tags:
+        raise UsageError(f"MODEL={source!r}: timm knows no tag {tag!r} of {architecture}"
+                         f"{nearest_names(tag, known_tags) or '; leave it out'}")
     arguments: dict[str, Any] = {}
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -122,7 +173,7 @@ def _build_timm(
         module = timm.create_model(name, pretrained=False, **arguments)
     except Exception as error:  # timm's factories check their own arguments, each in its own way
         raise UsageError(f"MODEL={source!r}: timm could not build it with {arguments}: {_one_line(error)}") from error
-    return module, _timm_config(module)
+    return module, data_config(module, source)
 
 
 def _build_torchvision(
@@ -138,7 +189,7 @@ def _build_torchvision(
         raise UsageError(f"in_channels={in_channels}: torchvision models take 3 channels; use timm:NAME instead")
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     module = torchvision.models.get_model(name, weights=None, **arguments)
-    config = _default_config()
+    config = default_config()
     # The transforms that go with the first published weights say which images the network was made for.
     preset = next(iter(torchvision.models.get_model_weights(name))).transforms()
     size, resized = preset.crop_size[0], preset.resize_size[0]
@@ -151,41 +202,41 @@ def _build_torchvision(
 
 def _build_from_file(
     source: str, num_classes: int | None, in_channels: int | None
-) -> tuple[nn.Module, dict[str, Any]]:
-    module = call_factory(source, num_classes=num_classes, in_chans=in_channels, in_channels=in_channels)
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"MODEL={source!r}: the factory returned a {type(module).__name__}, not a torch.nn.Module")
-    return module, _timm_config(module)
+) -> tuple[nn.Module, dict[str, Any], bool]:
+    factory = load_factory(source)
+    made = factory.call(num_classes=num_classes, in_chans=in_channels, in_channels=in_channels)
+    module = plain_module(made, f"MODEL={source!r}: the factory", verb="returned")
+    config = data_config(made if isinstance(made, nn.Module) else module, source)
+    return module, config, factory.has_parameter("num_classes")
 
 
-def _timm_config(module: nn.Module) -> dict[str, Any]:
-    config = _default_config()
-    found = getattr(module, "pretrained_cfg", None) or {}
-    for key in config:
-        value = found.get(key) if isinstance(found, dict) else getattr(found, key, None)
-        if value is not None:
-            config[key] = value
-    return config
-
-
-def _default_config() -> dict[str, Any]:
-    return {"input_size": (3, 224, 224), "mean": _IMAGENET_MEAN, "std": _IMAGENET_STD,
-            "interpolation": "bicubic", "crop_pct": 0.875}
-
-
-def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Three channels' numbers for another number of channels: their average for each."""
-    if len(values) == channels:
-        return tuple(float(value) for value in values)
-    return (sum(values) / len(values),) * channels
-
-
-def _count_classes(module: nn.Module) -> int | None:
+def _count_classes(
+    module: nn.Module, input_shape: tuple[int, int, int], asked: int | None, source: str
+) -> int | None:
+    """Return how many outputs the classifier has: as the module states it, else as it answers, else None."""
     stated = getattr(module, "num_classes", None)
-    if isinstance(stated, int):
-        return stated
-    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    return linears[-1].out_features if linears else None
+    is_stated = isinstance(stated, int) and not isinstance(stated, bool) and stated >= 1
+    found = stated if is_stated else _answered_classes(module, input_shape)
+    if found is None:
+        linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+        return linears[-1].out_features if linears else asked
+    if asked is not None and found != asked:
+        raise UsageError(f"num_classes={asked}: MODEL={source!r} answers with {found} outputs; leave num_classes out, "
+                         "or let the factory have a parameter num_classes")
+    return found
+
+
+def _answered_classes(module: nn.Module, input_shape: tuple[int, int, int]) -> int | None:
+    images = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(_INIT_SEED))
+    some = next(module.parameters(), None)
+    images = images if some is None else images.to(some)
+    try:
+        with torch.no_grad():
+            answer = module(images)
+    except Exception:  # another input than the configured one, perhaps: tracing says what is wrong with it
+        return None
+    is_scores = isinstance(answer, torch.Tensor) and answer.ndim == 2 and answer.shape[0] == 1
+    return int(answer.shape[1]) if is_scores else None
 
 
 def _short_name(source: str) -> str:

@@ -3,68 +3,84 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251  (only what torch.load raises)
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layerfold.errors import UsageError, nearest_names
+from layerfold.models._checkpoint import read_sets
+from layerfold.models._choice import Fit, choose, fits_of
 
-_WRAPPING_KEYS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
+
+@dataclass(frozen=True, kw_only=True)
+class TakenWeights:
+    """Which weights of a file a module has taken.
+
+    Attributes:
+        sha256: of the file.
+        key: the name of the set in the file; empty for one at its top.
+        note: what there is to say about the choice, as one line; empty where the file holds nothing else.
+    """
+
+    sha256: str
+    key: str
+    note: str
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file or from a pickle that holds only tensors and plain values.
+    """Read the first set of weights of a file: safetensors, or a pickle that holds tensors and plain values.
 
-    A state dict inside ``state_dict``, ``model`` or ``model_state_dict`` is found; the prefixes that
-    ``DataParallel`` (``module.``) and ``torch.compile`` (``_orig_mod.``) put before every key are taken off.
+    A set inside another (``state_dict``, ``model``, ``ema``, ...) is found; ``module.``, which ``DataParallel`` puts
+    before every key, is taken off.
 
     Raises:
         UsageError: no such file, not a weights file, a TorchScript archive, or a pickle with code in it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"weights={path}: no such file; give a .safetensors file or a saved state_dict")
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if isinstance(loaded, Mapping):
-        for key in _WRAPPING_KEYS:
-            if isinstance(loaded.get(key), Mapping):
-                loaded = loaded[key]
-                break
-    if not isinstance(loaded, Mapping):
-        raise UsageError(f"weights={path}: holds a {type(loaded).__name__}; save model.state_dict()")
-    state = {}
-    for key, value in loaded.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UsageError(
-                f"weights={path}: entry {key!r} is a {type(value).__name__}, not a tensor; save model.state_dict()"
-            )
-        state[key] = value
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = next(iter(read_sets(Path(path)).values()))
+    while state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
 
 
-def load_weights(module: nn.Module, path: str | Path) -> str:
-    """Load the weights of ``path`` into ``module``, every key of it, and return the file's SHA-256.
+def load_weights(module: nn.Module, path: str | Path, key: str | None = None) -> str:
+    """Load weights as :func:`take_weights` does, and return the file's SHA-256."""
+    return take_weights(module, path, key).sha256
 
-    Counters named ``num_batches_tracked`` may be missing: old checkpoints have none, and nothing in eval mode
-    reads them.
+
+def take_weights(
+    module: nn.Module, path: str | Path, key: str | None = None, *, can_set_classes: bool = True
+) -> TakenWeights:
+    """Load weights of a file into a module, every key of it.
+
+    A checkpoint may hold several sets: averaged ones (EMA, SWA) are taken where they fit, since they are what trainers
+    score and publish; else the only one that fits. Counters named ``num_batches_tracked`` may be missing: old
+    checkpoints have none, and nothing in eval mode reads them.
+
+    Args:
+        module: takes the weights, in its own dtypes.
+        path: a .safetensors file, or what ``torch.save`` wrote.
+        key: the set's name, for example ``ema`` or ``state_dict.model``; None for the choice above.
+        can_set_classes: whether ``num_classes`` and ``in_channels`` can be given to whoever built the module.
 
     Raises:
-        UsageError: as ``read_weights``; or a key is missing, unexpected or of another shape (the first is named).
+        UsageError: as ``read_weights``; no set fits (the first key that is missing, unexpected or of another shape
+            is named), several fit equally, or a tensor holds no finite numbers of the right kind.
     """
     path = Path(path)
-    state = read_weights(path)
-    _check_state(module, state, path)
-    module.load_state_dict(state, strict=False)
-    return file_sha256(path)
+    expected = module.state_dict()
+    fits = fits_of(read_sets(path), expected)
+    try:
+        taken = choose(fits, key)
+        if not taken.is_whole:
+            raise UsageError(_misfit(taken, expected, can_set_classes=can_set_classes))
+        values = {name: _checked(name, taken.state[name], expected[name]) for name in expected if name in taken.state}
+    except UsageError as error:
+        raise UsageError(f"weights={path}: {error}") from error
+    module.load_state_dict(values, strict=False)
+    return TakenWeights(sha256=file_sha256(path), key=taken.name, note=_note(path, taken, fits))
 
 
 def file_sha256(path: Path) -> str:
@@ -73,60 +89,90 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    expected = module.state_dict()
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in expected]
-    wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
-    counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(wrong)} of another shape"
-    if missing:
-        hint = nearest_names(missing[0], unexpected) or "; are these weights of another model?"
-        raise UsageError(f"weights={path}: key {missing[0]!r} is missing ({counts}){hint}")
-    if unexpected:
-        raise UsageError(f"weights={path}: key {unexpected[0]!r} is not in the model ({counts}); "
-                         "are these weights of another model?")
-    if wrong:
-        key = wrong[0]
-        stored, wanted = tuple(state[key].shape), tuple(expected[key].shape)
-        remedy = "are these weights of another model?"
-        if len(wrong) <= 2 and stored[1:] == wanted[1:]:
-            remedy = f"for a classifier of {stored[0]} classes pass num_classes={stored[0]}"
-        elif len(stored) == 4 and stored[0] == wanted[0] and stored[2:] == wanted[2:] and len(wrong) == 1:
-            remedy = f"for {stored[1]}-channel input pass in_channels={stored[1]}"
-        raise UsageError(f"weights={path}: key {key!r} has shape {stored}, the model's is {wanted} ({counts}); "
-                         f"{remedy}")
+def _note(path: Path, taken: Fit, fits: list[Fit]) -> str:
+    others = [fit for fit in fits if fit.is_whole and fit is not taken]
+    unfit = [fit for fit in fits if fit.is_averaged and not fit.is_whole and fit.state]
+    parts = []
+    if others:
+        parts.append(f"{', '.join(fit.called for fit in others[:4])} would fit, too: --weights-key chooses")
+    if unfit:
+        parts.append(f"{unfit[0].called} does not fit ({_first_fault(unfit[0])})")
+    if taken.beside:
+        parts.append(f"{len(taken.beside)} entries beside it are no part of the model, such as {taken.beside[0]!r}")
+    if not parts and not taken.name:
+        return ""
+    return f"weights={path}: took {taken.called}{'; ' if parts else ''}{'; '.join(parts)}"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"weights={path}: not a safetensors file ({_first_line(error)})") from error
+def _first_fault(fit: Fit) -> str:
+    for what, keys in (("is missing", fit.missing), ("is not in the model", fit.unexpected),
+                       ("has another shape", fit.wrong)):  # fmt: skip
+        if keys:
+            return f"{keys[0]!r} {what}"
+    return "nothing"
 
 
-def _read_pickle(path: Path) -> Any:
-    if _is_torchscript(path):
-        raise UsageError(f"weights={path}: is a TorchScript archive, which holds code; save model.state_dict() instead")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise UsageError(
-            f"weights={path}: holds Python objects other than tensors, so loading it would run code; "
-            "save model.state_dict(), or convert it to safetensors"
-        ) from error
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise UsageError(f"weights={path}: not a PyTorch checkpoint ({_first_line(error)})") from error
+def _misfit(fit: Fit, expected: Mapping[str, Tensor], *, can_set_classes: bool) -> str:
+    counts = f"{len(fit.missing)} missing, {len(fit.unexpected)} unexpected, {len(fit.wrong)} of another shape"
+    where = f" in {fit.name!r}" if fit.name else ""
+    if fit.missing:
+        hint = nearest_names(fit.missing[0], fit.unexpected) or "; are these weights of another model?"
+        return f"key {fit.missing[0]!r} is missing{where} ({counts}){hint}"
+    if fit.unexpected:
+        return (f"key {fit.unexpected[0]!r}{where} is not in the model ({counts}); "
+                "are these weights of another model?")
+    key = fit.wrong[0]
+    stored, wanted = tuple(fit.state[key].shape), tuple(expected[key].shape)
+    remedy = "are these weights of another model?"
+    if len(fit.wrong) <= 2 and stored[1:] == wanted[1:] and _is_last(key, expected):
+        remedy = f"for a classifier of {stored[0]} classes "
+        remedy += f"pass num_classes={stored[0]}" if can_set_classes else "let the factory build one"
+    elif len(stored) == 4 and stored[0] == wanted[0] and stored[2:] == wanted[2:] and len(fit.wrong) == 1:
+        remedy = f"for {stored[1]}-channel input "
+        remedy += f"pass in_channels={stored[1]}" if can_set_classes else "let the factory build such a network"
+    return f"key {key!r}{where} has shape {stored}, the model's is {wanted} ({counts}); {remedy}"
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist())
+def _is_last(key: str, expected: Mapping[str, Tensor]) -> bool:
+    """Whether a key belongs to the last part of a model that has weights: its classifier."""
+    return key.rpartition(".")[0] == list(expected)[-1].rpartition(".")[0]
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _checked(name: str, value: Tensor, wanted: Tensor) -> Tensor:
+    """Return a tensor in the dtype of the model's own.
+
+    Raises:
+        UsageError: it is no plain tensor, of another kind of number, or not finite where the model's own is.
+    """
+    if value.is_quantized:
+        raise UsageError(f"{name!r} is quantised ({_short(value.dtype)}); give the weights in floating point")
+    if value.layout != torch.strided or value.is_nested:
+        raise UsageError(f"{name!r} is sparse ({str(value.layout).removeprefix('torch.')}); save it with to_dense()")
+    if value.is_meta:
+        raise UsageError(f"{name!r} lies on the meta device, so it has no values; save the trained weights")
+    if _kind(value) != _kind(wanted) and not name.endswith("num_batches_tracked"):
+        is_quantised = (_kind(value), _kind(wanted)) == ("integer", "float")
+        remedy = ("quantised weights need their scales, give them in floating point" if is_quantised
+                  else "are these weights of another model?")
+        raise UsageError(f"{name!r} is {_short(value.dtype)}, the model's is {_short(wanted.dtype)}; {remedy}")
+    found = value.to(wanted.dtype)
+    if _kind(wanted) == "float":
+        bad = ~torch.isfinite(found)
+        if bool(bad.any()) and bool(torch.isfinite(wanted).all()):
+            raise UsageError(f"{name!r} holds {int(bad.sum())} of {bad.numel()} numbers that are NaN or infinite as "
+                             f"{_short(wanted.dtype)}; was the training stable?")
+        if name.endswith("running_var") and bool((found < 0).any()):
+            raise UsageError(f"{name!r} holds a negative variance ({float(found.min()):.3g}); the file is damaged")
+    return found
+
+
+def _kind(value: Tensor) -> str:
+    if value.is_complex():
+        return "complex"
+    if value.is_floating_point():
+        return "float"
+    return "bool" if value.dtype == torch.bool else "integer"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

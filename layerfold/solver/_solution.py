@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layerfold.errors import OptionalDependencyError, SolutionError
+from layerfold.arguments import shown, whole
+from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
 from layerfold.files import replacing, write_text
 from layerfold.tables._kernel import SegmentKey, is_kernel_text
+from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
 SCHEMA = 1
+_MOST_POSITIONS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,17 +183,17 @@ class Solution:
 
 def _positions(values: Iterable[object], name: str) -> tuple[int, ...]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise SolutionError(f"{name}={values!r}: expected a list of positions")
+        raise SolutionError(f"{name}={shown(values)}: expected a list of positions")
     found = []
     for value in values:
-        if not isinstance(value, int):
-            try:
-                value = value.__index__()  # type: ignore[attr-defined]
-            except (AttributeError, TypeError, RuntimeError):
-                raise SolutionError(f"{name}: {value!r} is no position, expected whole numbers of at least 1") from None
-        if isinstance(value, bool) or not 0 <= value <= 1_000_000:
-            raise SolutionError(f"{name}: {value!r} is no position, expected whole numbers of at least 1")
-        found.append(int(value))
+        try:
+            found.append(whole(name, value, least=0, most=_MOST_POSITIONS))
+        except UsageError:
+            raise SolutionError(
+                f"{name}: {shown(value)} is no position, expected whole numbers of at least 1"
+            ) from None
+        except RuntimeError:  # a tensor of several numbers
+            raise SolutionError(f"{name}: {shown(value)} is no position, expected whole numbers") from None
     # Published programs list 0, the network's input, among the positions.
     return tuple(sorted(set(found) - {0}))
 
@@ -220,23 +223,33 @@ def _torch(path: Path) -> Any:
 
 
 def _load_checkpoint(path: Path) -> dict[str, Any]:
-    torch = _torch(path)
     try:
-        # Only tensors, numbers and containers: a file that would run code is refused.
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        data = load_torch_file(path)
+    except UsageError as error:
         raise SolutionError(
-            f"{path}: no published checkpoint that is safe to load ({reason}); "
+            f"{path}: no published checkpoint that is safe to load ({error}); "
             "expected a dict with the lists act_pos and merge_pos"
         ) from None
     if not isinstance(data, dict):
-        raise SolutionError(f"{path}: holds a {type(data).__name__}, expected a dict with act_pos and merge_pos")
-    found = {}
-    for name in ("act_pos", "merge_pos", "kept_layers"):
-        if name in data:
-            found[name] = data[name].tolist() if hasattr(data[name], "tolist") else data[name]
-    return found
+        raise SolutionError(f"{path}: holds a {stands_for(data)}, expected a dict with act_pos and merge_pos")
+    return {name: _plain_list(data[name], name, path) for name in ("act_pos", "merge_pos", "kept_layers")
+            if name in data}
+
+
+def _plain_list(value: Any, name: str, path: Path) -> Any:
+    """Return a tensor or an array of NumPy as a list; others as they are."""
+    value = plain_array(value)
+    if not hasattr(value, "tolist"):
+        return value
+    shape = tuple(value.shape)
+    # Shape first: a tensor of a few bytes may claim to be of any size.
+    if len(shape) != 1 or shape[0] > _MOST_POSITIONS:
+        raise SolutionError(f"{path}: {name} is of shape {shape}, expected a list of at most {_MOST_POSITIONS}")
+    try:
+        return value.tolist()
+    except Exception as error:  # a tensor without values, or sparse
+        reason = " ".join(str(error).split())[:100]
+        raise SolutionError(f"{path}: {name} is no plain list of positions ({reason})") from None
 
 
 def _checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -157,3 +158,32 @@ def test_checkpoint_by_content_not_by_name(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("x")
     with pytest.raises(SolutionError, match="not valid JSON"):
         Solution.read(tmp_path / "other")
+
+
+def test_checkpoint_of_the_published_solver_with_numbers_of_todays_numpy_loads(shared_path: Path) -> None:
+    solution = Solution.read(shared_path / "cases" / "published_checkpoint.pth")
+    assert len(solution.act_pos) == len(solution.merge_pos) == 39
+    assert (solution.merge_pos[0], solution.merge_pos[-1]) == (1, 50)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [[np.int64(2), np.int32(1)], np.array([1, 2]), np.array([2, 1], dtype=">u2"), frozenset({1, 2}), (1, 2),
+     [torch.tensor(1), torch.tensor(2)], {np.int8(1), 2}],
+)  # fmt: skip
+def test_positions_may_be_numbers_and_arrays_of_numpy(tmp_path: Path, positions: object) -> None:
+    torch.save({"act_pos": [], "merge_pos": positions, "sum": np.float64(1)}, tmp_path / "checkpoint.pth")
+    assert Solution.read(tmp_path / "checkpoint.pth").merge_pos == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [[10**600], [-(10**200)], [[1]], np.array([[1]]), np.array([1.5]), np.array([None]), [np.bool_(True)], [None],
+     torch.zeros(1, dtype=torch.int64).expand(10**12), torch.tensor([1]).to_sparse(), torch.zeros(2, device="meta"),
+     5, {"a": 1}, b"12", [torch.tensor([1, 2])], ["1"], 1j],
+)  # fmt: skip
+def test_positions_that_are_none_are_one_bounded_line(tmp_path: Path, positions: object) -> None:
+    torch.save({"act_pos": [], "merge_pos": positions}, tmp_path / "checkpoint.pth")
+    with pytest.raises(SolutionError, match=r"^[^\n]*merge_pos[^\n]*$") as caught:
+        Solution.read(tmp_path / "checkpoint.pth")
+    assert len(str(caught.value)) < len(str(tmp_path)) + 250

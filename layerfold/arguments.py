@@ -1,0 +1,216 @@
+"""Argument checks of public functions, read off their annotations: one place, so that all speak alike. No torch here.
+
+A parameter annotated ``int``, ``float``, ``bool``, ``str`` or a path (or one of them or None) is checked by that, and
+what is plainly meant is accepted: NumPy's numbers, ``Decimal``, a ``Path`` for a text. A name that has limits in
+``LIMITS`` has them in every function. Classes of this package are known by name. What else a function asks of its
+arguments is its own to check.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+import operator
+import os
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from layerfold.errors import UsageError
+from layerfold.terminal import one_line
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+LIMITS: Mapping[str, tuple[int, int]] = {
+    "num_classes": (1, 100_000),
+    "in_channels": (1, 65_536),
+    "batch": (1, 65_536),
+    "batch_size": (1, 65_536),
+    "threads": (1, 1_024),
+    "workers": (1, 1_024),
+    "seed": (0, 2**63 - 1),
+}
+"""Least and most of whole numbers, by the parameter's name; what is beyond could only end in a failed allocation."""
+MOST_NUMBERS = 2**28
+"""Numbers that one batch of input may hold: 1 GiB as float32."""
+
+_CLASSES = frozenset({
+    "Network", "Solution", "LatencyTable", "ImportanceTable", "ImageData", "Frontier", "CompressOptions",
+    "FinetuneOptions", "Limits", "Refinement",
+})
+_PATHS = frozenset({"Path", "os.PathLike[str]"})
+
+
+def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make a public function check its arguments by their annotations before it runs.
+
+    Raises:
+        UsageError: from the function: an argument of a wrong type or outside ``LIMITS``.
+    """
+    signature = inspect.signature(function)
+    kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = checked_value(name, value, kinds[name])
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def check_fields(options: Any) -> None:
+    """Check the fields of a frozen dataclass by their annotations, in place; call it first in ``__post_init__``.
+
+    Raises:
+        UsageError: a field of a wrong type or outside ``LIMITS``.
+    """
+    for field in fields(options):
+        value = getattr(options, field.name)
+        found = checked_value(field.name, value, field.type)
+        if found is not value:
+            object.__setattr__(options, field.name, found)
+
+
+def checked_value(name: str, value: Any, annotation: object) -> Any:
+    """Return an argument as the type that its annotation says; as it is where the annotation says another kind.
+
+    Raises:
+        UsageError: a wrong type, or outside ``LIMITS``.
+    """
+    kinds = set(annotation.split(" | ")) if isinstance(annotation, str) and "[" not in _plain(annotation) else set()
+    if not kinds or (value is None and "None" in kinds):
+        return value
+    if value is None and kinds <= {"int", "float", "bool", "str", *_PATHS, *_CLASSES}:
+        raise UsageError(f"{name}=None: expected {_words(kinds)}")
+    if kinds <= {"int", "None"}:
+        return whole(name, value)
+    if kinds <= {"float", "None"}:
+        return number(name, value)
+    if kinds <= {"bool", "None"}:
+        return flag(name, value)
+    if kinds & {"str"} and kinds <= {"str", "None", *_PATHS}:
+        return text_or_path(name, value, may_be_path=bool(kinds & _PATHS))
+    if kinds - {"None"} <= _CLASSES and not _CLASSES & kinds & {each.__name__ for each in type(value).__mro__}:
+        raise UsageError(f"{name}={shown(value)}: expected {_words(kinds)}, got a {type(value).__name__}")
+    return value
+
+
+def whole(name: str, value: object, *, least: int | None = None, most: int | None = None) -> int:
+    """Return a whole number, also one of NumPy.
+
+    Args:
+        name: of the argument, for the error.
+        value: what was given.
+        least, most: limits; by default those of the name in ``LIMITS``, if any.
+
+    Raises:
+        UsageError: another type, a truth value included; or outside the limits.
+    """
+    limits = LIMITS.get(name)
+    least = limits[0] if least is None and limits else least
+    most = limits[1] if most is None and limits else most
+    try:
+        if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+            raise TypeError
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise UsageError(f"{name}={shown(value)}: must be a whole number, got a {type(value).__name__}") from None
+    if least is not None and found < least:
+        raise UsageError(f"{name}={shown(found)}: must be at least {least}")
+    if most is not None and found > most:
+        raise UsageError(f"{name}={shown(found)}: must be at most {most}")
+    return found
+
+
+def number(name: str, value: object) -> float:
+    """Return a number as a float: also a ``Decimal``, a fraction, or one of NumPy.
+
+    Raises:
+        UsageError: another type, truth values and texts included; or not a number (NaN).
+    """
+    is_number = isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, bool)
+    if not is_number:
+        raise UsageError(f"{name}={shown(value)}: must be a number, got a {type(value).__name__}")
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (OverflowError, ValueError):
+        found = math.nan
+    if math.isnan(found):
+        raise UsageError(f"{name}={shown(value)}: must be a number that a float can hold")
+    return value if type(value) in (int, float) else found  # type: ignore[return-value]
+
+
+def flag(name: str, value: object) -> bool:
+    """Return a truth value, also one of NumPy or 0 and 1.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if type(value).__name__ in ("bool", "bool_") or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise UsageError(f"{name}={shown(value)}: must be True or False, got a {type(value).__name__}")
+
+
+def text_or_path(name: str, value: object, *, may_be_path: bool) -> Any:
+    """Return a text, or a path where that is taken; a path for a text becomes one.
+
+    Raises:
+        UsageError: another type, or a path with a NUL in it.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{name}={shown(value)}: must be {'a path' if may_be_path else 'text'}, "
+                         f"got a {type(value).__name__}")
+    found = os.fspath(value)
+    if not isinstance(found, str):
+        raise UsageError(f"{name}={shown(value)}: must be text, got bytes")
+    if may_be_path and "\0" in found:
+        raise UsageError(f"{name}={shown(value)}: a path holds no NUL character")
+    return value if may_be_path or isinstance(value, str) else str(Path(found))
+
+
+def image_shape(name: str, value: object) -> tuple[int, int, int]:
+    """Return (channels, height, width) of plain whole numbers.
+
+    Raises:
+        UsageError: not three, one below 1, or more than ``MOST_NUMBERS`` numbers together.
+    """
+    sizes = tuple(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else ()
+    if len(sizes) != 3:
+        raise UsageError(f"{name}={shown(value)}: must be (channels, height, width), for example (3, 224, 224)")
+    channels, height, width = (whole(name, size, least=1) for size in sizes)
+    check_size(name, (channels, height, width))
+    return channels, height, width
+
+
+def check_size(name: str, shape: tuple[int, ...]) -> None:
+    """Raise UsageError for a shape of more than ``MOST_NUMBERS`` numbers, before anything of it is allocated."""
+    if math.prod(shape) > MOST_NUMBERS:
+        raise UsageError(f"{name}={'x'.join(str(size) for size in shape)[:100]}: holds more than {MOST_NUMBERS} "
+                         "numbers, which is the most that one input may; give a smaller one")
+
+
+def shown(value: object) -> str:
+    """Return a value for an error line: short, and without line breaks."""
+    try:
+        return one_line(reprlib.repr(value), most=80)
+    except Exception:  # a repr of the caller's own
+        return f"a {type(value).__name__}"
+
+
+def _plain(annotation: str) -> str:
+    """Return an annotation without the brackets of those that are known."""
+    return annotation.replace("os.PathLike[str]", "")
+
+
+def _words(kinds: set[str]) -> str:
+    names = {"int": "a whole number", "float": "a number", "bool": "True or False", "str": "text", "Path": "a path",
+             "os.PathLike[str]": "a path"}
+    return " or ".join(sorted({names.get(kind, f"a layerfold.{kind}") for kind in kinds - {"None"}}))

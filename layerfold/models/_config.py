@@ -1,0 +1,66 @@
+"""What a model says of its images: size, normalisation, resizing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from layerfold.arguments import image_shape, shown
+from layerfold.errors import UsageError
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def default_config() -> dict[str, Any]:
+    """Return the settings of a model that says nothing."""
+    return {"input_size": (3, 224, 224), "mean": _IMAGENET_MEAN, "std": _IMAGENET_STD,
+            "interpolation": "bicubic", "crop_pct": 0.875}
+
+
+def data_config(module: nn.Module, source: str) -> dict[str, Any]:
+    """Return the settings in a module's ``pretrained_cfg``, and the default for those that it does not have.
+
+    Raises:
+        UsageError: one is of a wrong type or outside its range.
+    """
+    config = default_config()
+    found = getattr(module, "pretrained_cfg", None) or {}
+    for key in config:
+        value = found.get(key) if isinstance(found, dict) else getattr(found, key, None)
+        if value is not None:
+            config[key] = _checked(key, value, f"MODEL={source!r}: its pretrained_cfg")
+    return config
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return three channels' numbers for another number of channels: their average for each."""
+    if len(values) == channels:
+        return tuple(float(value) for value in values)
+    return (sum(float(value) for value in values) / len(values),) * channels
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    if key == "input_size":
+        return image_shape(f"{where}: input_size", value)
+    if key == "interpolation":
+        if not isinstance(value, str):
+            raise UsageError(f"{where}: interpolation={shown(value)}: must be a name, for example bicubic")
+        return value
+    if key == "crop_pct":
+        if not _is_number(value) or not 0 < value <= 1:
+            raise UsageError(f"{where}: crop_pct={shown(value)}: must be above 0 and at most 1")
+        return float(value)
+    numbers = [value] if _is_number(value) else value
+    if not isinstance(numbers, (list, tuple)) or not numbers or not all(_is_number(each) for each in numbers):
+        raise UsageError(f"{where}: {key}={shown(value)}: must be numbers, one a channel")
+    if key == "std" and min(numbers) <= 0:
+        raise UsageError(f"{where}: std={shown(value)}: must be above 0")
+    return tuple(float(each) for each in numbers)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,205 @@
+"""What module is this: the one place that says which of the caller's modules are worked on, and in which torch state.
+
+Wrappers come off (``DataParallel``, ``torch.compile``, ``AveragedModel``); what cannot be worked on at all is refused
+with what to pass instead. Public functions that take modules are marked with :func:`entry`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from layerfold.arguments import check_size, checked_value, shown
+from layerfold.errors import UsageError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_WRAPPED_AS = {
+    "DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wrapped_module",
+}  # fmt: skip
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized",
+              "torch.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")  # fmt: skip
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_DEPTH = threading.local()
+
+
+def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make a public function check its arguments by their annotations, unwrap modules, and run in its own torch state.
+
+    Raises:
+        UsageError: from the function: a module that cannot be worked on, or an argument of a wrong type.
+    """
+    signature = inspect.signature(function)
+    kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = _checked(name, value, str(kinds[name]))
+        _check_batch(bound.arguments)
+        with own_state():
+            return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def plain_module(model: object, name: str = "model", *, verb: str = "is") -> nn.Module:
+    """Return the module to work on: the same object, or the one in its wrapper.
+
+    Args:
+        model: of the caller.
+        name: of the argument, for the error.
+        verb: between the name and what was found there.
+
+    Raises:
+        UsageError: no module, or one whose code or weights cannot be worked on: scripted, quantised, lazy, sharded,
+            on the meta device, sparse, complex, whole numbers, NaN or infinite.
+    """
+    while True:
+        inner = getattr(model, _WRAPPED_AS.get(type(model).__name__, ""), None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} {verb} {_not_a_module(model)}")
+    what = f"{name} of class {type(model).__name__}"
+    _check_parts(model, what)
+    for key, value in [*model.named_parameters(), *model.named_buffers()]:
+        _check_tensor(value, key, what, is_parameter=isinstance(value, nn.Parameter))
+    return model
+
+
+def _checked(name: str, value: Any, annotation: str) -> Any:
+    kinds = set(annotation.split(" | "))
+    if "nn.Module" in kinds and not (value is None and "None" in kinds):
+        if isinstance(value, nn.Module) or kinds <= {"nn.Module", "None"}:
+            return plain_module(value, name)
+        if not kinds & {each.__name__ for each in type(value).__mro__}:
+            raise UsageError(f"{name} is {_not_a_module(value)}")
+        return value
+    if annotation.startswith("torch.Tensor | tuple[torch.Tensor") and value is not None:
+        return _inputs(name, value)
+    return checked_value(name, value, annotation)
+
+
+def _inputs(name: str, value: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    found = []
+    for each in values:
+        if type(each).__module__ == "numpy" and hasattr(each, "dtype") and each.dtype.kind in "fiub":
+            each = torch.from_numpy(each.copy()) if each.ndim else each
+            each = each.float() if isinstance(each, torch.Tensor) and each.dtype == torch.float64 else each
+        if not isinstance(each, torch.Tensor):
+            got = ", ".join(type(one).__name__ for one in values) or "an empty tuple"
+            raise UsageError(f"{name}: expected a tensor [N, C, H, W], or a tuple of tensors, got {got}")
+        if each.is_meta or each.layout != torch.strided or each.is_quantized:
+            raise UsageError(f"{name}: expected plain tensors with values, got one that is "
+                             f"{'on the meta device' if each.is_meta else 'sparse or quantised'}")
+        check_size(f"{name} of shape", tuple(each.shape))
+        found.append(each)
+    if not found:
+        raise UsageError(f"{name}: expected a tensor [N, C, H, W], or a tuple of tensors, got an empty tuple")
+    return tuple(found) if isinstance(value, (tuple, list)) else found[0]
+
+
+def _check_batch(arguments: Mapping[str, Any]) -> None:
+    """Refuse a batch whose input alone would be too large, before anything of it is allocated."""
+    shapes = getattr(arguments.get("net"), "input_shapes", ())
+    if isinstance(arguments.get("batch"), int):
+        for shape in shapes:
+            check_size(f"batch={arguments['batch']}: an input of", (arguments["batch"], *shape[1:]))
+
+
+@contextlib.contextmanager
+def own_state() -> Iterator[None]:
+    """Run with gradients, outside of inference mode, with float32 and the CPU as defaults; the caller's come back.
+
+    Default dtype is the whole process's: another thread that makes tensors meanwhile sees float32, too.
+    """
+    depth = getattr(_DEPTH, "value", 0)
+    _DEPTH.value = depth + 1
+    dtype = torch.get_default_dtype()
+    try:
+        with contextlib.ExitStack() as stack:
+            if depth == 0:
+                if torch.is_inference_mode_enabled():
+                    stack.enter_context(torch.inference_mode(False))
+                if not torch.is_grad_enabled():
+                    stack.enter_context(torch.enable_grad())
+                if torch.get_default_device().type != "cpu":
+                    stack.enter_context(torch.device("cpu"))
+                if dtype != torch.float32:
+                    torch.set_default_dtype(torch.float32)
+            yield
+    finally:
+        _DEPTH.value = depth
+        if depth == 0 and dtype != torch.float32:
+            torch.set_default_dtype(dtype)
+
+
+def _not_a_module(model: object) -> str:
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return f"the class {model.__name__}, not an object of it; call it"
+    if isinstance(model, Mapping) and model and all(isinstance(each, torch.Tensor) for each in model.values()):
+        return "a state_dict; build the module and load it: module.load_state_dict(...)"
+    if isinstance(model, (tuple, list)):
+        held = ", ".join(type(each).__name__ for each in model[:4])
+        return f"a {type(model).__name__} ({held}), not a torch.nn.Module; give the module alone"
+    if type(model).__name__ == "ExportedProgram":
+        return "an exported program; give the torch.nn.Module that it was made from"
+    if isinstance(getattr(model, "module", None), nn.Module):
+        return f"a {type(model).__name__}, not a torch.nn.Module; give its .module"
+    if callable(model) and not isinstance(model, type):
+        return f"{shown(model)}, not a torch.nn.Module; call it if it makes one"
+    return f"a {type(model).__name__}, not a torch.nn.Module"
+
+
+def _check_parts(model: nn.Module, what: str) -> None:
+    for path, part in model.named_modules():
+        where = f" in {path!r}" if path else ""
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UsageError(f"{what} is TorchScript{where}, whose code cannot be traced; give the torch.nn.Module "
+                             "that it was made from, with its weights")
+        if type(part).__module__.startswith(_QUANTISED):
+            raise UsageError(f"{what} is quantised{where} ({type(part).__name__}); give the network in floating point, "
+                             "and quantise what comes out")
+        if type(part).__name__ == "FullyShardedDataParallel":
+            raise UsageError(f"{what} is sharded{where}; gather its full state_dict and load it into a plain module")
+
+
+def _check_tensor(value: torch.Tensor, key: str, what: str, *, is_parameter: bool) -> None:
+    if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
+        raise UsageError(f"{what}: {key!r} has no shape yet (a lazy module); run it once on an image first")
+    if value.is_meta:
+        raise UsageError(f"{what}: {key!r} lies on the meta device, so it has no values; move the module with "
+                         "to_empty(device='cpu') and load its weights")
+    if value.is_quantized or (is_parameter and not value.dtype.is_floating_point):
+        raise UsageError(f"{what}: {key!r} is {str(value.dtype).removeprefix('torch.')}; give the network in floating "
+                         "point")
+    if value.layout != torch.strided or value.is_nested:
+        raise UsageError(f"{what}: {key!r} is sparse ({str(value.layout).removeprefix('torch.')}); make it dense with "
+                         "to_dense()")
+    if is_parameter and value.dtype not in _FLOATS:
+        raise UsageError(f"{what}: {key!r} is {str(value.dtype).removeprefix('torch.')}; convert the module with "
+                         "float()")
+    if (is_parameter or key.endswith(("running_mean", "running_var"))) and not _is_finite(value):
+        raise UsageError(f"{what}: {key!r} holds numbers that are NaN or infinite; were the weights trained and loaded "
+                         "rightly?")
+
+
+@torch.no_grad()
+def _is_finite(value: torch.Tensor) -> bool:
+    if not value.numel():
+        return True
+    # One pass without a copy: a sum is NaN or infinite if any number is; else it may have overflowed, so look at all.
+    return bool(torch.isfinite(value.detach().sum(dtype=torch.float64))) or bool(torch.isfinite(value).all())
