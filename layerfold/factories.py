@@ -166,7 +166,8 @@ def _users_code(path: Path, what: str) -> Iterator[None]:
         raise
     except SystemExit as error:
         where = _where(error, path)
-        raise UsageError(f"{what} called sys.exit({one_line(repr(error.code), most=100)}); a file of models or data must not "
+        code = one_line(repr(error.code), most=100)
+        raise UsageError(f"{what} called sys.exit({code}); a file of models or data must not "
                          f"end the program{where}") from error
     except SyntaxError as error:
         where = f" ({Path(error.filename).name}:{error.lineno})" if error.filename and error.lineno else ""
