@@ -7,7 +7,7 @@ cost is the least sum over break points of entries that drop just these layers b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +48,14 @@ class DropSums:
         entries: what may be used, of every chain.
         importances: rows with drops: they say which layers a merged kernel stands for.
         columns: the costs.
+        stops: as in :func:`layerfold.solver._stage1.optimal_sums`.
     """
 
     def __init__(
-        self, entries: Sequence[LatencyEntry], importances: Sequence[ImportanceEntry], columns: CostColumns
+        self, entries: Sequence[LatencyEntry], importances: Sequence[ImportanceEntry], columns: CostColumns,
+        stops: Container[int] | None,
     ) -> None:
+        self._stops = stops
         self._entries = {entry.key: entry for entry in entries}
         self._columns = columns
         self._costs: dict[SegmentKey, tuple[float, ...]] = {}
@@ -87,6 +90,8 @@ class DropSums:
         for here in range(start + 1, end + 1):
             met = []
             for before in sorted(position for position in self._starts.get(here, ()) if position in best):
+                if not (before == start or self._stops is None or before in self._stops):
+                    continue
                 key = (start, end, merged) if (before, here) == (start, end) else self._key(before, here, dropped)
                 if key in self._entries:
                     costs = self._costs_of(key)

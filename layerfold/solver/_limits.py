@@ -22,6 +22,9 @@ class Limits:
         drop_activations: positions that get no activation.
         never_merge: layers that stay convs of their own, and are not dropped.
         max_kernel: largest kernel height or width of a merged segment; single layers may be larger.
+        allow_bare_stops: whether merging may stop where an activation was removed, as the published solver allows.
+            By default nothing is removed for nothing: an activation stays where its removal frees no merge, and a
+            segment that is not faster than its parts is no option.
     """
 
     max_params: float | None = None
@@ -31,6 +34,7 @@ class Limits:
     drop_activations: frozenset[int] = frozenset()
     never_merge: frozenset[int] = frozenset()
     max_kernel: int | None = None
+    allow_bare_stops: bool = False
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -38,7 +42,7 @@ class Limits:
             if each.name.startswith("max_"):
                 if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1e18):
                     raise UsageError(f"{each.name}={value!r}: expected a number of at least 0")
-            else:
+            elif not each.name.startswith("allow_"):
                 object.__setattr__(self, each.name, frozenset(value))
         both = sorted(self.keep_activations & self.drop_activations)
         if both:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +43,13 @@ def check_tables(latencies: Sequence[LatencyTable], importance: ImportanceTable)
 
 def build_options(
     latencies: Sequence[LatencyTable], importances: dict[Key, float], limits: Limits, columns: CostColumns,
-    drops: Sequence[tuple[ImportanceEntry, float]] = (),
+    drops: Sequence[tuple[ImportanceEntry, float]] = (), *, empty_slots: Container[int],
 ) -> list[ChainOptions]:
     """Return the options of every chain.
 
     Args:
         importances: of stretches that keep every layer.
+        empty_slots: where merging may stop without an activation.
         drops: rows in which layers are dropped, with their importance.
 
     Raises:
@@ -59,17 +60,47 @@ def build_options(
     allowed = [entry for entry in latency.entries if entry.breaks is None or len(entry.breaks) == 2]
     if limits.has_segment_rules:
         allowed = [entry for entry in allowed if limits.allows(entry, latency.source)]
-    sums = DropSums(allowed, [entry for entry, _ in drops], columns)
+    stops = None if limits.allow_bare_stops else empty_slots
+    if stops is not None:
+        allowed = [entry for chain in latency.chains for entry in _faster_than_parts(allowed, chain, columns)]
+    drop_sums = DropSums(allowed, [entry for entry, _ in drops], columns, stops) if drops else None
     allowed = [entry for entry in allowed if not entry.drops]
     found = []
     for chain in latency.chains:
         extended = extended_importance(importances, chain)
         if columns.is_single:
-            options = _single_cost_options(allowed, extended, chain, limits)
+            options = _single_cost_options(optimal_sums(allowed, chain, stops), extended, chain, limits)
         else:
-            options = _vector_options(allowed, extended, chain, limits, columns)
-        found.append(_with_drops(options, drop_options(drops, chain, limits, sums)))
+            options = _vector_options(vector_sums(allowed, chain, columns, stops), extended, chain, limits, columns)
+        if drop_sums is not None:
+            options = _with_drops(options, drop_options(drops, chain, limits, drop_sums))
+        found.append(options)
     return found
+
+
+def _faster_than_parts(
+    entries: Sequence[LatencyEntry], chain: tuple[int, int], columns: CostColumns
+) -> list[LatencyEntry]:
+    """Return the entries of one chain that gain something in at least one of the costs.
+
+    Where the layers of a segment cost no more in parts, merging them gains nothing and removes activations; where they
+    cost no more with every layer, dropping some gains nothing. Such segments are no options, whatever is said of their
+    importance.
+    """
+    inside = [entry for entry in entries if chain[0] <= entry.start and entry.end <= chain[1]]
+    whole = [entry for entry in inside if not entry.drops]
+    if not columns.is_single:
+        fronts = vector_sums(whole, chain, columns, None)
+        return [
+            entry for entry in inside
+            if not fronts.has_better(entry.start, entry.end, columns.of(entry), or_equal=entry.drops)
+        ]
+    sums = optimal_sums(whole, chain)
+    best = sums.sums_ms[[each.start - chain[0] for each in inside], [each.end - chain[0] for each in inside]].tolist()
+    return [
+        entry for entry, least_ms in zip(inside, best, strict=True)
+        if entry.latency_ms < least_ms or (entry.latency_ms == least_ms and not entry.drops)
+    ]
 
 
 def _with_drops(options: ChainOptions, drops: Sequence[DropOption]) -> ChainOptions:
@@ -88,9 +119,8 @@ def _with_drops(options: ChainOptions, drops: Sequence[DropOption]) -> ChainOpti
 
 
 def _single_cost_options(
-    entries: list[LatencyEntry], extended: ExtendedImportance, chain: tuple[int, int], limits: Limits
+    sums: OptimalSums, extended: ExtendedImportance, chain: tuple[int, int], limits: Limits
 ) -> ChainOptions:
-    sums = optimal_sums(entries, chain)
     rows, columns, from_state, to_state, values = _candidates(extended, chain, limits)
     keep = np.isfinite(sums.sums_ms[rows, columns])
     # An importance extended over k without a merge across k is the same as two options that meet in (k, 0).
@@ -111,10 +141,8 @@ def _plan_of(sums: OptimalSums, rows: Ints, columns: Ints) -> Callable[[int], Pl
 
 
 def _vector_options(
-    entries: list[LatencyEntry], extended: ExtendedImportance, chain: tuple[int, int], limits: Limits,
-    columns: CostColumns,
+    sums: VectorSums, extended: ExtendedImportance, chain: tuple[int, int], limits: Limits, columns: CostColumns
 ) -> ChainOptions:
-    sums: VectorSums = vector_sums(entries, chain, columns)
     rows, ends, from_state, to_state, values = _candidates(extended, chain, limits)
     picked: list[int] = []
     costs: list[tuple[float, ...]] = []

@@ -65,7 +65,7 @@ def solve_frontier(
     caps = _caps(columns, budgets_ms)
     importances = normalised_importances(importance, alpha, normalise)
     whole, drops = split_importances(importances, importance.entries)
-    all_options = build_options(tables, whole, limits, columns, drops)
+    all_options = build_options(tables, whole, limits, columns, drops, empty_slots=importance.empty_slots)
     to_go = [least_to_go(options) for options in all_options]
     least = np.array([each[1] for each in to_go])
     for options, least_costs in zip(all_options, least, strict=True):

@@ -1,9 +1,16 @@
-"""Stage 1: the least latency of every stretch of layers in which no activation is left."""
+"""Stage 1: the least latency of every stretch of layers in which no activation is left.
+
+Inside such a stretch merging may stop. The published algorithm stops wherever that is fastest; so it removes
+activations between two convs that stay two convs, which gains no time. Here an activation whose removal frees no merge
+stays: inside a stretch, merging stops only in slots that may be empty (:attr:`ImportanceTable.empty_slots`). The same
+convs with the activation kept are another choice, made of two stretches.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,11 +30,13 @@ class OptimalSums:
         sums_ms: sums_ms[i, j] = T_opt(start + i, start + j); infinite where nothing leads from i to j.
         into: row of a position to the entries that end there: their starts' rows, rising, and their latencies. The
             last break before it is worked out from these when somebody asks, which is for a few pairs only.
+        may_stop: [rows] whether merging may stop there inside a stretch.
     """
 
     start: int
     sums_ms: Floats
     into: dict[int, tuple[NDArray[np.int64], Floats]]
+    may_stop: NDArray[np.bool_]
 
     def breaks(self, start: int, end: int) -> tuple[int, ...]:
         """Return the positions, ``start`` and ``end`` included, where merging stops on the best way."""
@@ -36,12 +45,16 @@ class OptimalSums:
         while position > row:
             before, latencies_ms = self.into[position]
             # Sums as in :func:`optimal_sums`; of equal ones the entry that starts nearest to the chain's start.
-            position = int(before[(self.sums_ms[row].take(before) + latencies_ms).argmin()])
+            ways = self.sums_ms[row].take(before) + latencies_ms
+            ways[~self.may_stop.take(before) & (before != row)] = math.inf
+            position = int(before[ways.argmin()])
             found.append(position + self.start)
         return tuple(reversed(found))
 
 
-def optimal_sums(entries: list[LatencyEntry], chain: tuple[int, int]) -> OptimalSums:
+def optimal_sums(
+    entries: list[LatencyEntry], chain: tuple[int, int], stops: Container[int] | None = None
+) -> OptimalSums:
     """Compute T_opt(i, j) = min(T(i, j), min over k of T_opt(i, k) + T(k, j)) for all i < j of one chain.
 
     Where two ways are equally fast, the one whose last break is nearer to the start is taken, so that merging
@@ -50,11 +63,13 @@ def optimal_sums(entries: list[LatencyEntry], chain: tuple[int, int]) -> Optimal
     Args:
         entries: the latency entries; those outside the chain are passed over.
         chain: (start, end).
+        stops: the positions k; None for all, as published.
 
     Paper: section 4.1.
     """
     chain_start, chain_end = chain
     size = chain_end - chain_start + 1
+    may_stop = np.array([stops is None or position in stops for position in range(chain_start, chain_end + 1)])
     # [end, start] while they are filled: what is read and written together lies together.
     sums = np.full((size, size), math.inf)
     sums.ravel()[:: size + 1] = 0.0
@@ -71,10 +86,18 @@ def optimal_sums(entries: list[LatencyEntry], chain: tuple[int, int]) -> Optimal
     for first, stop in itertools.pairwise([*edges, len(ends)]):
         here = ends[first]
         into[here] = before, parts_ms = rows[first:stop], latencies_ms[first:stop]
+        if stops is not None:
+            sums[here, before] = parts_ms
+            free = may_stop.take(before)
+            if not free.any():
+                continue
+            before, parts_ms = before[free], parts_ms[free]
         ways = sums.take(before, axis=0)[:, :here]
         ways += parts_ms[:, None]
+        if stops is not None:
+            ways = np.vstack((ways, sums[here, :here]))
         np.minimum.reduce(ways, axis=0, out=sums[here, :here])
-    return OptimalSums(start=chain_start, sums_ms=sums.T, into=into)
+    return OptimalSums(start=chain_start, sums_ms=sums.T, into=into, may_stop=may_stop)
 
 
 def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:

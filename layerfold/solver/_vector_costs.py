@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,9 +95,27 @@ class VectorSums:
             for costs, breaks in zip(front[0].tolist(), front[1], strict=True):
                 yield tuple(costs), breaks
 
+    def has_better(self, start: int, end: int, costs: tuple[float, ...], *, or_equal: bool) -> bool:
+        """Say whether some way from one position to another costs no more in any column, and less in one.
 
-def vector_sums(entries: Sequence[LatencyEntry], chain: tuple[int, int], columns: CostColumns) -> VectorSums:
-    """Compute stage 1 for several costs: every non-dominated sum over break points, for all i < j of a chain."""
+        Args:
+            or_equal: count what costs the same as well.
+        """
+        front = self._fronts.get((start, end))
+        if front is None:
+            return False
+        no_more = (front[0] <= costs).all(axis=1)
+        return bool((no_more if or_equal else no_more & (front[0] < costs).any(axis=1)).any())
+
+
+def vector_sums(
+    entries: Sequence[LatencyEntry], chain: tuple[int, int], columns: CostColumns, stops: Container[int] | None
+) -> VectorSums:
+    """Compute stage 1 for several costs: every non-dominated sum over break points, for all i < j of a chain.
+
+    Args:
+        stops: as in :func:`layerfold.solver._stage1.optimal_sums`.
+    """
     inside = sorted(
         (each for each in entries if chain[0] <= each.start and each.end <= chain[1]),
         key=lambda each: (each.end, each.start),
@@ -113,7 +131,8 @@ def vector_sums(entries: Sequence[LatencyEntry], chain: tuple[int, int], columns
             sums, breaks = [], []
             for before in into.get(end, ()):
                 front = fronts.get((start, before))
-                if before >= start and front is not None:
+                may_stop = before == start or stops is None or before in stops
+                if before >= start and front is not None and may_stop:
                     sums.append(front[0] + costs[before, end])
                     breaks += [(*way, end) for way in front[1]]
             if sums:

@@ -127,6 +127,16 @@ class ImportanceTable:
         return frozenset((entry.start, entry.end) for entry in self.entries if entry.kept is None)
 
     @cached_property
+    def empty_slots(self) -> frozenset[int]:
+        """Positions that some entry says may be without activation where merging stops.
+
+        By the rule for entries these are the slots that are empty in the original, and a chain's end without one.
+        """
+        return frozenset(entry.start for entry in self.entries if entry.start_act == 0).union(
+            entry.end for entry in self.entries if entry.end_act == 0
+        )
+
+    @cached_property
     def hash(self) -> str:
         """Hash of the numbers, whatever the order of the rows."""
         rows = sorted((*entry.key[:4], entry.importance, *entry.key[4:]) for entry in self.entries)

@@ -60,6 +60,10 @@ def _problem(
 
 _THREE = {(0, 1): 1.0, (1, 2): 1.0, (2, 3): 1.0, (0, 2): 1.2, (1, 3): 1.4}
 _THREE_IMP = {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0, (0, 2): -1.0, (1, 3): -0.5}
+_FOUR = {(0, 1): 1.0, (1, 2): 1.0, (2, 3): 1.0, (3, 4): 1.0, (0, 3): 1.0, (1, 4): 2.5, (0, 4): 9.0}
+_FOUR_IMP: dict[Segment | tuple[int, int, int, int], float] = {
+    (0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0, (3, 4): 0.0, (0, 3): -2.0, (1, 4): -2.0, (0, 4): -1.0,
+}  # fmt: skip
 
 BANK = (
     Solved(
@@ -92,18 +96,48 @@ BANK = (
         importance=-1.0, act_pos=(2, 3), merge_pos=(2, 3), latencies_ms=(2.2,),
     ),
     Solved(
-        name="activation removed, not merged",
-        why="0.3 points for dropping activation 1 beat keeping it; merging is slower",
-        problem=_problem({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}, {(0, 1): -1.0, (1, 2): -1.0, (0, 2): 0.3}, 9.0),
+        name="activation stays where its removal frees no merge",
+        why="dropping activation 1 is said to gain 0.3 points, but nothing merges over it: by the rule it stays",
+        problem=_problem({(0, 1): 1.0, (1, 2): 1.0}, {(0, 1): -1.0, (1, 2): -1.0, (0, 2): 0.3}, 9.0),
+        importance=-2.0, act_pos=(1, 2), merge_pos=(1, 2), latencies_ms=(2.0,),
+    ),
+    Solved(
+        name="activation removed, not merged, as published", why="where that is allowed, 0.3 points beat -2",
+        problem=_problem(
+            {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}, {(0, 1): -1.0, (1, 2): -1.0, (0, 2): 0.3}, 9.0,
+            limits=Limits(allow_bare_stops=True),
+        ),
         importance=0.3, act_pos=(2,), merge_pos=(1, 2), latencies_ms=(2.0,),
     ),
     Solved(
-        name="stage 1 merges across activations that went",
-        why="without activations 1-3, 0-3 and 3-4 is the fastest cut",
+        name="merge that is not faster is no option", why="0.3 points for merging, which takes longer than two convs",
+        problem=_problem({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}, {(0, 1): -1.0, (1, 2): -1.0, (0, 2): 0.3}, 9.0),
+        importance=-2.0, act_pos=(1, 2), merge_pos=(1, 2), latencies_ms=(2.0,),
+    ),
+    Solved(
+        name="merge that is faster on one device is an option", why="slower on the first device, faster on the second",
         problem=_problem(
-            {(0, 1): 1.0, (1, 2): 1.0, (2, 3): 1.0, (3, 4): 1.0, (0, 3): 1.0, (1, 4): 2.5, (0, 4): 9.0},
-            {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0, (3, 4): 0.0, (0, 3): -2.0, (1, 4): -2.0, (0, 4): -1.0}, 2.2,
+            [{(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}, {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 1.9}],
+            {(0, 1): -1.0, (1, 2): -1.0, (0, 2): 0.3}, (9.0, 9.0),
         ),
+        importance=0.3, act_pos=(2,), merge_pos=(2,), latencies_ms=(5.0, 1.9),
+    ),
+    Solved(
+        name="stage 1 stops where an activation stays",
+        why="0-3 and 3-4 is the fastest cut; the -1 of 0-4 is for a network without activation 3, which stays",
+        problem=_problem(_FOUR, _FOUR_IMP, 2.2),
+        importance=-2.0, act_pos=(3, 4), merge_pos=(3, 4), latencies_ms=(2.0,),
+    ),
+    Solved(
+        name="stage 1 merges across activations that went, as published",
+        why="without activations 1-3, 0-3 and 3-4 is the fastest cut",
+        problem=_problem(_FOUR, _FOUR_IMP, 2.2, limits=Limits(allow_bare_stops=True)),
+        importance=-1.0, act_pos=(4,), merge_pos=(3, 4), latencies_ms=(2.0,),
+    ),
+    Solved(
+        name="stage 1 stops in an empty slot",
+        why="slot 3 is empty in the original: 0-4 without activations may be cut there, for -1 point",
+        problem=_problem(_FOUR, {**_FOUR_IMP, (0, 3, 1, 0): -2.0, (3, 4, 0, 1): 0.0}, 2.2),
         importance=-1.0, act_pos=(4,), merge_pos=(3, 4), latencies_ms=(2.0,),
     ),
     Solved(
@@ -170,7 +204,9 @@ BANK = (
     Solved(
         name="slower cut that saves parameters", why="merging whole is faster but has 100 parameters; in parts 2 + 2",
         problem=_problem(
-            {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 1.0}, {(0, 1): 0.0, (1, 2): 0.0, (0, 2): 1.0}, 9.0,
+            {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 1.0},
+            # Slot 1 is empty: what has an activation there would keep it.
+            {(0, 1, 1, 0): 0.0, (1, 2, 0, 1): 0.0, (0, 2): 1.0}, 9.0,
             sizes={(0, 1): 2, (1, 2): 2, (0, 2): 100}, limits=Limits(max_params=4),
         ),
         importance=1.0, act_pos=(2,), merge_pos=(1, 2), latencies_ms=(2.0,),

@@ -1,7 +1,8 @@
 """The answer by enumeration: every choice of activations A and of merge positions S, straight from the definitions.
 
 Shares no code with ``layerfold.solver``. No stage 1, no extension, no frontier: importances are summed along every
-sequence of (position, activation) and latencies over every S that holds A.
+sequence of (position, activation) and latencies over every S that holds A and otherwise only slots that may be empty;
+what is removed for nothing, by :mod:`tests.oracles.rules`, is no solution.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from itertools import combinations, pairwise, product
 from statistics import NormalDist
 
 from tests.oracles.instances import Problem
+from tests.oracles.rules import is_worth_it, may_be_bare, whole_costs
 
 Positions = frozenset[int]
 
@@ -80,6 +82,8 @@ def _chain_solutions(
     start, end = chain
     inner = range(start + 1, end)
     limits = problem.limits
+    bare, whole = may_be_bare(problem), whole_costs(problem)
+    worth_it = {segment for segment, costs in whole.items() if is_worth_it(problem, segment, costs, whole)}
     best: dict[Positions, float] = {}
     for states in product((None, 0, 1), repeat=len(inner)):
         for end_state in (0, 1):
@@ -98,15 +102,10 @@ def _chain_solutions(
             continue
         if acts & limits.drop_activations:
             continue
-        free = [p for p in inner if p not in acts]
+        free = [p for p in inner if p not in acts and p in bare]
         for count in range(len(free) + 1):
             for extra in combinations(free, count):
                 stops = [start, *sorted((acts - {end}) | set(extra)), end]
                 segments = list(pairwise(stops))
-                if all(
-                    segment in problem.latencies[0]
-                    and not (segment[1] - segment[0] > 1
-                             and any(segment[0] < layer <= segment[1] for layer in limits.never_merge))
-                    for segment in segments
-                ):
+                if worth_it.issuperset(segments):
                     yield acts, importance, segments

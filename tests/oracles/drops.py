@@ -2,8 +2,10 @@
 
 A solution is a sequence of importance rows through each chain, each of which says which layers stay between its two
 positions, and merge positions S. Its importance is the sum over rows. S holds every position with an activation; a
-position between two rows that has none may be left out of S where both rows keep every layer. Each segment between two
-positions of S needs a latency entry that drops just what the rows drop there. Shares no code with ``layerfold.solver``.
+position between two rows that has none may be left out of S where both rows keep every layer. Inside a row, S holds
+only slots that may be empty. Each segment between two positions of S needs a latency entry that drops just what the
+rows drop there; what is removed for nothing, by :mod:`tests.oracles.rules`, is no solution. Shares no code with
+``layerfold.solver``.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.solver import solve_frontier
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable
 from tests.oracles.instances import Problem, random_problem
+from tests.oracles.rules import costs_of, is_worth_it, may_be_bare, whole_costs
 
 TOLERANCE = 1e-9
 Layers = tuple[int, ...]
@@ -90,7 +93,15 @@ def enumerate_drop_solutions(problem: Problem) -> list[Found]:
     measured = {
         device: {(e.start, e.end, _lost(e)): e for e in each.entries} for device, each in enumerate(problem.latencies)
     }
-    parts = [list(_chain_solutions(problem, chain, by_start, measured[0])) for chain in table.chains]
+    whole = whole_costs(problem)
+    worth_it = {
+        (start, end, lost) for start, end, lost in measured[0]
+        if is_worth_it(
+            problem, (start, end), costs_of(problem, [each[start, end, lost] for each in measured.values()]), whole,
+            drops=bool(lost),
+        )
+    }
+    parts = [list(_chain_solutions(problem, chain, by_start, worth_it)) for chain in table.chains]
     found = []
     for chosen in product(*parts):
         keys = [key for part in chosen for key in part[2]]
@@ -158,10 +169,11 @@ def compare_drops(seed: int, *, most_layers: int = 5) -> tuple[list[str], bool, 
 
 def _chain_solutions(
     problem: Problem, chain: tuple[int, int], by_start: dict[int, list[ImportanceEntry]],
-    measured: dict[tuple[int, int, Layers], LatencyEntry],
+    usable: set[tuple[int, int, Layers]],
 ) -> Iterator[tuple[list[ImportanceEntry], None, list[tuple[int, int, Layers]]]]:
     """Yield (rows, None, segments with what they drop) of one chain."""
     limits = problem.limits
+    bare_slots = may_be_bare(problem)
 
     def sequences(position: int, state: int) -> Iterator[list[ImportanceEntry]]:
         if position == chain[1]:
@@ -180,7 +192,10 @@ def _chain_solutions(
         lost = {index for row in rows for index in _lost(row)}
         bare = {one.end for one, other in pairwise(rows) if not one.end_act and (_lost(one) or _lost(other))}
         needed = acts | bare | {chain[1]}
-        free = [position for position in range(chain[0] + 1, chain[1]) if position not in needed]
+        free = [
+            position for position in range(chain[0] + 1, chain[1])
+            if position not in needed and position in bare_slots
+        ]
         for count in range(len(free) + 1):
             for extra in combinations(free, count):
                 stops = [chain[0], *sorted(needed | set(extra))]
@@ -188,7 +203,7 @@ def _chain_solutions(
                     (start, end, tuple(i for i in range(start + 1, end + 1) if i in lost))
                     for start, end in pairwise(stops)
                 ]
-                if all(key in measured and not _is_forbidden(key, limits.never_merge) for key in keys):
+                if all(key in usable and not _is_forbidden(key, limits.never_merge) for key in keys):
                     yield rows, None, keys
 
 

@@ -96,7 +96,9 @@ def random_problem(seed: int, *, most_layers: int = 6, most_devices: int = 2, pl
     problem = replace(problem, budgets_ms=_budgets(rng, tables))
     if plain:
         return replace(problem, alpha=0.0)
-    return replace(problem, limits=_limits(rng, chains, tables[0]), risk=rng.choice([None, None, None, 0.05, 0.3]))
+    limits = _limits(rng, chains, tables[0])
+    limits = replace(limits, allow_bare_stops=random.Random(f"bare stops {seed}").random() < 0.15)
+    return replace(problem, limits=limits, risk=rng.choice([None, None, None, 0.05, 0.3]))
 
 
 def _budgets(rng: random.Random, tables: list[LatencyTable]) -> tuple[float, ...]:

@@ -1,7 +1,8 @@
 """The answer by SciPy's MILP (HiGHS), from a formulation that has neither T_opt nor I_ext.
 
 One flow goes through (position, activation) states along measured importances, another through positions along
-measured segments; where the first passes a position with an activation, the second must stop.
+measured segments; where the first passes a position with an activation, the second must stop. It may stop elsewhere
+only in slots that may be empty (:mod:`tests.oracles.rules`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import numpy as np
 
 from tests.oracles.instances import Problem
+from tests.oracles.rules import is_worth_it, may_be_bare, whole_costs
 
 
 def best_importance(problem: Problem) -> float | None:
@@ -23,13 +25,14 @@ def best_importance(problem: Problem) -> float | None:
     singles = [entry.importance for entry in problem.importance.entries if entry.end == entry.start + 1]
     shift = problem.alpha * sum(singles) / len(singles) if problem.alpha else 0.0
     steps, segments = [], []
+    bare, whole = may_be_bare(problem), whole_costs(problem)
     for chain in table.chains:
         inside = [e for e in problem.importance.entries if chain[0] <= e.start and e.end <= chain[1]]
         steps += [(chain, entry) for entry in inside]
         segments += [
             (chain, entry) for entry in table.entries
             if chain[0] <= entry.start and entry.end <= chain[1]
-            and not (entry.end - entry.start > 1 and any(entry.start < x <= entry.end for x in limits.never_merge))
+            and (segment := (entry.start, entry.end)) in whole and is_worth_it(problem, segment, whole[segment], whole)
         ]
     count = len(steps) + len(segments)
     rows: list[tuple[dict[int, float], float, float]] = []
@@ -62,6 +65,15 @@ def best_importance(problem: Problem) -> float | None:
                 if where == chain and e.start < position < e.end:
                     row[index] = 1.0
             rows.append((row, -math.inf, 1.0))
+            if position not in bare:
+                row = {
+                    index: 1.0 for index, (where, e) in enumerate(steps)
+                    if where == chain and (e.end, e.end_act) == (position, 1)
+                }
+                for index, (where, e) in enumerate(segments, start=len(steps)):
+                    if where == chain and e.end == position:
+                        row[index] = -1.0
+                rows.append((row, 0.0, math.inf))
         for position in range(start + 1, end + 1):
             row = {
                 index: 1.0 for index, (where, e) in enumerate(steps)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError
-from layerfold.solver import solve_alternatives, solve_frontier
+from layerfold.solver import Limits, Solution, solve_alternatives, solve_frontier
 from tests.oracles.brute_force import enumerate_solutions
 from tests.oracles.compare import compare
-from tests.oracles.drops import compare_drops
-from tests.oracles.instances import random_problem
+from tests.oracles.drops import compare_drops, random_drop_problem
+from tests.oracles.instances import Problem, random_problem
 from tests.oracles.published import fill_table
 
 
@@ -69,7 +72,8 @@ def test_solver_is_at_least_as_good_as_the_published_algorithm_within_budget() -
         table = problem.latencies[0].with_calibration(fixed_ms=0.0, scale=1.0)
         if len(table.chains) > 1:
             continue
-        frontier = solve_frontier(table, problem.importance)
+        # It removes activations where merging stops all the same.
+        frontier = solve_frontier(table, problem.importance, limits=Limits(allow_bare_stops=True))
         times = {(entry.start, entry.end): entry.latency_ms for entry in table.entries}
         gains = {entry.key: entry.importance for entry in problem.importance.entries}
         published = fill_table(times, gains, table.chains[0][1], 50.0, 2)
@@ -90,3 +94,53 @@ def test_solver_with_dropped_layers_matches_brute_force() -> None:
     assert [line for lines, _, _ in found for line in lines] == []
     assert sum(is_feasible for _, is_feasible, _ in found) > 600, "the problems must have answers to compare"
     assert sum(drops for *_, drops in found) > 280, "and answers that drop layers"
+
+
+def needlessly_removed(problem: Problem, solution: Solution) -> set[int]:
+    """Return where merging stops and the original's activation is gone all the same."""
+    entries = problem.importance.entries
+    empty = {e.start for e in entries if not e.start_act} | {e.end for e in entries if not e.end_act}
+    return set(solution.merge_pos) - set(solution.act_pos) - empty
+
+
+@pytest.mark.parametrize(
+    ("problem_of", "count"),
+    [(random_problem, 400), (random_drop_problem, 200), (lambda seed: random_problem(seed, most_layers=14), 150),
+     (lambda seed: random_problem(seed, most_layers=1), 20), (lambda seed: random_problem(seed, most_layers=2), 60)],
+    ids=["merging", "dropping", "longer", "one layer", "two layers"],
+)  # fmt: skip
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
+def test_no_solution_removes_an_activation_whose_removal_frees_no_merge(
+    problem_of: Callable[[int], Problem], count: int, epsilon: float
+) -> None:
+    points = allowed = 0
+    for seed in range(count):
+        problem = problem_of(seed)
+        try:
+            frontier = solve_frontier(
+                problem.latencies, problem.importance, problem.alpha, limits=problem.limits, risk=problem.risk,
+                epsilon=epsilon,
+            )
+        except (InfeasibleBudgetError, MissingEntryError):
+            continue
+        needless = [needlessly_removed(problem, solution) for solution in frontier]
+        if problem.limits.allow_bare_stops:
+            allowed += any(needless)
+        else:
+            points += len(needless)
+            assert not any(needless), f"seed {seed}: {needless}"
+    assert points > count / 4, "there must be something to check"
+    assert allowed or count < 100, "the rule that is checked changes nothing"
+
+
+def test_alternatives_remove_no_activation_needlessly() -> None:
+    checked = 0
+    for seed in range(80):
+        problem = replace(random_problem(seed, most_layers=6), limits=Limits(), risk=None)
+        try:
+            found = solve_alternatives(problem.latencies, problem.importance, count=6, budgets_ms=problem.budgets_ms)
+        except (InfeasibleBudgetError, MissingEntryError):
+            continue
+        assert not any(needlessly_removed(problem, solution) for solution in found), f"seed {seed}"
+        checked += len(found)
+    assert checked > 150
