@@ -1,4 +1,4 @@
-"""What counts as removed for nothing, straight from the definitions, for the oracles. Shares no code with the solver."""
+"""What is removed for nothing, straight from the definitions, for the oracles. Shares no code with the solver."""
 
 from __future__ import annotations
 
