@@ -109,6 +109,8 @@ def _run(arguments: list[str]) -> int:
     if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise UsageError(f"unknown command {arguments[0]!r}{nearest_names(arguments[0], COMMANDS)}; "
                          "see `layerfold --help`")
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
+        parser.error(f"unrecognized arguments: {' '.join(arguments)}; a command comes first")
     try:
         refuse_unknown_options(parser, arguments)
         parsed = parser.parse_args(arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from layerfold.cli._options import whole
+from layerfold.cli._options import THREADS, whole
 from layerfold.errors import UsageError
 from layerfold.executor import EXECUTORS, Executor, parse_resources
 
@@ -21,21 +21,21 @@ def add_executor_arguments(parser: argparse.ArgumentParser, *, has_threads: bool
     group.add_argument("--executor", choices=EXECUTORS, default="local",
                        help="this machine, or a Ray cluster (default: %(default)s)")
     several = group.add_mutually_exclusive_group()
-    several.add_argument("--workers", type=whole(1), metavar="N",
+    several.add_argument("--workers", type=whole(1, THREADS), metavar="N",
                          help="processes, on a CPU each pinned to processors of its own (default: 1; with ray: all "
                          "that the cluster has room for)")
     several.add_argument("--devices", type=_names, default=[], metavar="A,B",
                          help="one process each, for example cuda:0,cuda:1; all of the same kind"
                          + ("; a GPU that one does not fill may be named twice" if has_threads else ""))
     if has_threads:
-        group.add_argument("--threads", type=whole(1), metavar="N",
+        group.add_argument("--threads", type=whole(1, THREADS), metavar="N",
                            help="of each process (default: the processors divided; with ray: its CPUs)")
     group.add_argument("--ray-address", metavar="HOST:PORT",
                        help="a running cluster (default: RAY_ADDRESS, or one of this machine that ends with the "
                        "command)")
     group.add_argument("--ray-resources", metavar="NAME:N,...",
                        help="what each worker takes of the cluster, for example GPU:1 or GPU:1,h200:1 (default: CPU:1)")
-    group.add_argument("--retries", type=whole(0), default=3, metavar="N",
+    group.add_argument("--retries", type=whole(0, 1000), default=3, metavar="N",
                        help="times that an entry is tried again (default: %(default)s)")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._quantities import finite_number
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,12 +26,23 @@ def add_command(subparsers: Any, name: str, help_text: str, description: str, ex
     return parser
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return argparse's type for a whole number of at least ``least``."""
+MOST = 10**9
+"""Of what is counted, unless a flag says less."""
+THREADS = 4096
+BATCH = 65_536
+CLASSES = 1_000_000
+SEED = 2**32 - 1
+"""The largest seed that every library takes."""
+
+
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Return argparse's type for a whole number from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) >= least):
-            raise argparse.ArgumentTypeError(f"{text}: a whole number of at least {least} is expected")
+        is_number = text.isascii() and text.isdigit() and len(text) <= 20
+        if not (is_number and least <= int(text) <= most):
+            limit = f", at most {most}," if is_number and int(text) > most else ""
+            raise argparse.ArgumentTypeError(f"{text}: a whole number of at least {least}{limit} is expected")
         return int(text)
 
     return parse
@@ -48,10 +60,7 @@ def at_least(bound: float, most: float = math.inf) -> Callable[[str], float]:
 
 def _number(is_fine: Callable[[float], bool], rule: str, most: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+        value = finite_number(text)
         if not (math.isfinite(value) and is_fine(value)):
             limit = "" if math.isinf(most) else f", at most {most:g},"
             raise argparse.ArgumentTypeError(f"{text}: a number {rule}{limit} is expected")
@@ -108,7 +117,7 @@ def add_backend_arguments(parser: argparse.ArgumentParser, *, batch: bool = True
     group.add_argument("--backend", default="onnxruntime", metavar="NAME",
                        help="what runs the network, see `layerfold backends` (default: %(default)s)")
     group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
-    group.add_argument("--threads", type=whole(1), metavar="N", help="worker threads on a CPU (default: 1)")
+    group.add_argument("--threads", type=whole(1, THREADS), metavar="N", help="worker threads on a CPU (default: 1)")
     group.add_argument("--precision", metavar="NAME",
                        help="float32, float16, or int8 for a quantised model (default: float32)")
     group.add_argument("--layout", metavar="NAME",
@@ -116,7 +125,7 @@ def add_backend_arguments(parser: argparse.ArgumentParser, *, batch: bool = True
     group.add_argument("--backend-option", action="append", default=[], metavar="NAME=VALUE",
                        help="an option of that backend alone, for example compile_mode=default; may be given again")
     if batch:
-        group.add_argument("--batch", type=whole(1), default=1, metavar="N",
+        group.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
                            help="images in one forward pass (default: %(default)s)")
 
 

@@ -23,6 +23,12 @@ class Parser(argparse.ArgumentParser):
             message = f"{self.prog.split()[-1]}: say what to do: {', '.join(commands)}"
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse ``--budget --``, of which argparse makes an empty list."""
+        if action.option_strings and action.nargs is None and (len(arg_strings) != 1 or arg_strings[0] == "--"):
+            raise argparse.ArgumentError(action, "expected one argument")
+        return super()._get_values(action, arg_strings)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Name the nearest of the choices as well."""
         if action.choices is not None and value not in action.choices:

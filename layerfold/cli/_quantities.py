@@ -8,7 +8,9 @@ import re
 from layerfold.errors import UsageError
 
 _MS_PER_UNIT = {"": 1.0, "ms": 1.0, "s": 1000.0, "us": 0.001, "µs": 0.001, "ns": 1e-6}
-_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s]*)")
+_DIGITS = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_NUMBER = re.compile(_DIGITS)
+_QUANTITY = re.compile(rf"({_DIGITS})\s*([^\d\s]*)")
 
 
 def parse_ms(text: str, argument: str) -> float:
@@ -31,6 +33,58 @@ def parse_ms(text: str, argument: str) -> float:
     return value_ms
 
 
+def finite_number(text: str) -> float:
+    """Return the number that ``text`` is in plain digits, as ``1.5`` or ``1e-3``; NaN for anything else."""
+    match = _NUMBER.fullmatch(text.strip())
+    value = float(text) if match else math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def parse_speedup(text: str, argument: str = "--speedup") -> float:
+    """Return how many times as fast, from ``1.5`` or ``1.5x``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        return parse_number(text.strip().removesuffix("x"), argument, least=1e-6, most=1e6, example="1.5")
+    except UsageError:
+        raise UsageError(f"{argument} {text}: a number from 1e-06 to 1e+06 is expected, for example 1.5") from None
+
+
+def parse_percent(text: str, argument: str, *, most: float, example: str) -> float:
+    """Return a share from percent: 0.02 from ``2``.
+
+    Raises:
+        UsageError: no number, or outside 0 to ``most`` percent.
+    """
+    return parse_number(text.strip().removesuffix("%"), argument, least=0.0, most=most, example=example) / 100
+
+
+def parse_margin(text: str) -> float:
+    """Return ``--margin``, in percent of the budget."""
+    return 100 * parse_percent(text, "--margin", most=50.0, example="2")
+
+
+def parse_alpha(text: str) -> float:
+    """Return ``--alpha``."""
+    return parse_number(text, "--alpha", least=0.0, most=1e6, example="1.0")
+
+
+def parse_whole(text: str, argument: str, *, least: int, most: int = 10**9) -> int:
+    """Return a whole number from ``least`` to ``most``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+        raise UsageError(f"{argument} {text}: a whole number of at least {least} is expected")
+    if not least <= int(text) <= most:
+        limit = f"at least {least}" if int(text) < least else f"at most {most}"
+        raise UsageError(f"{argument} {text}: must be {limit}")
+    return int(text)
+
+
 def parse_positions(text: str, argument: str) -> frozenset[int]:
     """Return positions from ``3,7,12-15``.
 
@@ -39,7 +93,7 @@ def parse_positions(text: str, argument: str) -> frozenset[int]:
     """
     found: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,7})(?:-(\d{1,7}))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,7})(?:-([0-9]{1,7}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last or last > 1_000_000:
             raise UsageError(f"{argument} {text}: positions are expected, for example 3,7,12-15")
@@ -53,10 +107,7 @@ def parse_number(text: str, argument: str, *, least: float, most: float, example
     Raises:
         UsageError: anything else.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = finite_number(text)
     if not least <= value <= most:
         raise UsageError(f"{argument} {text}: a number from {least:g} to {most:g} is expected, for example {example}")
     return value

@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
-from layerfold.cli._options import open_backend, whole
+from layerfold.cli._options import CLASSES, THREADS, open_backend, whole
 from layerfold.cli._output import show, show_json
+from layerfold.cli._quantities import parse_margin
 from layerfold.cli._sources import (
     add_data_arguments,
     add_plan_scores_arguments,
     add_weights_arguments,
     load_model_of,
     open_data_of,
+    parse_shape,
 )
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
@@ -36,16 +38,17 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--verify", dest="model", metavar="MODEL",
                        help="timm:NAME, torchvision:NAME or path/to/file.py:factory; the table's own network")
     add_weights_arguments(group, "its weights (default: random; latency is the same)")
-    group.add_argument("--num-classes", type=int, metavar="N", help="outputs of the classifier")
-    group.add_argument("--input", metavar="CxHxW", help="input shape (default: the latency table's)")
+    group.add_argument("--num-classes", type=whole(1, CLASSES), metavar="N", help="outputs of the classifier")
+    group.add_argument("--input", type=parse_shape, metavar="CxHxW", help="input shape (default: the latency table's)")
     group.add_argument("--backend", metavar="NAME", help="what measures (default: the latency table's backend)")
     group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
-    group.add_argument("--threads", type=int, metavar="N", help="worker threads on a CPU (default: the table's)")
+    group.add_argument("--threads", type=whole(1, THREADS), metavar="N",
+                       help="worker threads on a CPU (default: the table's)")
     group.add_argument("--precision", metavar="NAME", help="of weights and feature maps (default: the table's)")
     group.add_argument("--layout", metavar="NAME", help="of feature maps (default: the table's)")
     group.add_argument("--backend-option", action="append", default=[], metavar="NAME=VALUE",
                        help="as for `layerfold profile`")
-    group.add_argument("--margin", default="2", metavar="PCT",
+    group.add_argument("--margin", type=parse_margin, default="2", metavar="PCT",
                        help="percent of the budget left free while a faster plan exists (default: %(default)s)")
     group.add_argument("--importance-images", type=whole(1), metavar="N",
                        help="with --data, holdout images that a plan's whole network is scored on (default: 1000)")
@@ -64,9 +67,6 @@ def meet_budget_of(
         InfeasibleBudgetError: nothing meets the budget; names what can be met.
         DataError: images or labels that cannot be used.
     """
-    from layerfold.cli._quantities import parse_number
-
-    margin = parse_number(args.margin, "--margin", least=0.0, most=50.0, example="2") / 100
     if len(latencies) != 1 or len(asked) != 1 or not {"budget_ms", "speedup"} & set(asked[0]):
         raise UsageError("--verify: give one --time-path and one --budget or --speedup")
     for name, value in (("--risk", args.risk), ("--alternatives", args.alternatives)):
@@ -80,16 +80,13 @@ def meet_budget_of(
     if args.finalist_steps and not args.whole_plans:
         raise UsageError(f"--finalist-steps {args.finalist_steps}: choose among plans that --whole-plans led to; leave "
                          "one of the two out")
-    for name, value in (("--whole-plans", args.whole_plans), ("--finalist-steps", args.finalist_steps or 0)):
-        if value < 0:
-            raise UsageError(f"{name} {value}: must be at least 0")
     if args.data is not None and has_random_weights(args):
         raise UsageError(f"--data {args.data}: plans are scored on it, and random weights have no score to lose; give "
                          "--weights, or leave --data out")
     table = latencies[0]
     provenance = table.provenance
     if args.input is None and len(provenance.input_shape) >= 3:
-        args.input = "x".join(map(str, provenance.input_shape[-3:]))
+        args.input = tuple(provenance.input_shape[-3:])
     args.backend = args.backend or provenance.backend or "onnxruntime"
     for name in ("threads", "precision", "layout"):
         if getattr(args, name) is None:
@@ -102,8 +99,8 @@ def meet_budget_of(
     score, finalists = _scores_of_plans(args, loaded, net)
     return meet_budget(
         loaded.module, net, table, importance, Budget(**asked[0]), backend, alpha=alpha, normalise=args.normalise,
-        limits=limits, margin=margin, batch=provenance.batch or 1, score_plan=score, most_wholes=args.whole_plans,
-        score_finalist=finalists, progress=not args.json,
+        limits=limits, margin=args.margin / 100, batch=provenance.batch or 1, score_plan=score,
+        most_wholes=args.whole_plans, score_finalist=finalists, progress=not args.json,
     )  # fmt: skip
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from layerfold.cli._options import BATCH, CLASSES, SEED, above, at_least, whole
+from layerfold.cli._quantities import finite_number, parse_whole
 from layerfold.errors import UsageError
 from layerfold.terminal import one_line
 
 if TYPE_CHECKING:
     from layerfold.data import ImageData
     from layerfold.models import LoadedModel
+
+
+_MOST_VALUES = 2**28
+"""Of one image: 1 GiB in float32."""
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -22,8 +31,11 @@ def parse_shape(text: str) -> tuple[int, int, int]:
         UsageError: not three whole numbers of at least 1.
     """
     parts = text.strip().lower().split("x")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(f"--input {text}: give channels x height x width as whole numbers, for example 3x224x224")
+    if math.prod(map(int, parts)) > _MOST_VALUES:
+        raise UsageError(f"--input {text}: is more than {_MOST_VALUES:,} values an image, which no network here takes; "
+                         "give channels x height x width, for example 3x224x224")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
 
@@ -38,12 +50,12 @@ def parse_channel_values(text: str, argument: str) -> tuple[float, ...]:
     Raises:
         UsageError: not numbers.
     """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
+    found = tuple(finite_number(part) for part in text.split(","))
+    if not all(map(math.isfinite, found)):
         raise UsageError(
             f"{argument} {text}: give one number a channel with commas between, for example 0.485,0.456,0.406"
-        ) from None
+        )
+    return found
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +64,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("model", metavar="MODEL", help="timm:NAME, torchvision:NAME or path/to/file.py:factory")
     add_weights_arguments(group, "a .safetensors file, a saved state_dict or a checkpoint (default: random weights)")
     group.add_argument(
-        "--num-classes", type=int, metavar="N", help="outputs of the classifier (default: the model's own)"
+        "--num-classes", type=whole(1, CLASSES), metavar="N",
+        help="outputs of the classifier (default: the model's own)"
     )
     group.add_argument(
-        "--input", metavar="CxHxW", help="input shape, for example 3x224x224 (default: the model's own)"
+        "--input", type=parse_shape, metavar="CxHxW",
+        help="input shape, for example 3x224x224 (default: the model's own)"
     )
 
 
@@ -76,17 +90,20 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER or "
         "path/to/file.py:factory",
     )  # fmt: skip
-    group.add_argument("--mean", metavar="M,M,M", help="mean of each channel, images in 0..1")
-    group.add_argument("--std", metavar="S,S,S", help="standard deviation of each channel, images in 0..1")
+    group.add_argument("--mean", type=partial(parse_channel_values, argument="--mean"), metavar="M,M,M",
+                       help="mean of each channel, images in 0..1")
+    group.add_argument("--std", type=partial(parse_channel_values, argument="--std"), metavar="S,S,S",
+                       help="standard deviation of each channel, images in 0..1")
     group.add_argument("--interpolation", metavar="NAME", help="how images are resized: bilinear, bicubic, ...")
     group.add_argument(
-        "--crop-pct", type=float, metavar="P", help="share of the resized side that the centre crop keeps, 0..1"
+        "--crop-pct", type=above(0, 1), metavar="P", help="share of the resized side that the centre crop keeps, 0..1"
     )
     group.add_argument(
-        "--holdout", type=float, metavar="N",
+        "--holdout", type=at_least(0, 1e9), metavar="N",
         help="images drawn from train for choices on the way: a count, or a share below 1 (default: 0.1, at most 2000)",
     )  # fmt: skip
-    group.add_argument("--data-seed", type=int, default=0, metavar="N", help="seed of that draw (default: 0)")
+    group.add_argument("--data-seed", type=whole(0, SEED), default=0, metavar="N",
+                       help="seed of that draw (default: 0)")
     group.add_argument(
         "--image-cache", metavar="DIR|off",
         help="where decoded images are kept for the next run (default: images/ in the cache folder of the user)",
@@ -96,16 +113,18 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     )
     if trains:
         group.add_argument(
-            "--batch-size", type=int, default=128, metavar="N", help="images a step in training (default: 128)"
+            "--batch-size", type=whole(1, BATCH), default=128, metavar="N",
+            help="images a step in training (default: 128)"
         )
 
 
 def add_plan_scores_arguments(group: argparse._ArgumentGroup, *, default_steps: str) -> None:
     """Add ``--whole-plans`` and ``--finalist-steps``, of which ``default_steps`` says the default."""
-    group.add_argument("--whole-plans", type=int, default=24, metavar="N",
+    group.add_argument("--whole-plans", type=partial(parse_whole, argument="--whole-plans", least=0, most=10_000),
+                       default=24, metavar="N",
                        help="most plans near the solver's that are scored as whole networks, of which the best that "
                        "keeps the budget is taken; 0 takes the solver's (default: %(default)s)")
-    group.add_argument("--finalist-steps", type=int, metavar="N",
+    group.add_argument("--finalist-steps", type=partial(parse_whole, argument="--finalist-steps", least=0), metavar="N",
                        help="where that leads to other plans than the solver's, steps for which each (four at most) "
                        "is finetuned, to choose among them; 0 takes the one whose whole scores best (default: "
                        f"{default_steps})")
@@ -118,7 +137,7 @@ def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) 
     """
     from layerfold.models import load_model
 
-    shape = parse_shape(arguments.input) if arguments.input is not None else None
+    shape = arguments.input
     loaded = load_model(
         arguments.model, weights=weights or arguments.weights,
         weights_key=arguments.weights_key if weights is None else None, num_classes=arguments.num_classes,
@@ -133,8 +152,8 @@ def open_data_of(arguments: argparse.Namespace, loaded: LoadedModel) -> ImageDat
     """Open the images that ``add_data_arguments`` read, prepared as ``loaded`` expects them."""
     from layerfold.data import open_data
 
-    mean = loaded.mean if arguments.mean is None else parse_channel_values(arguments.mean, "--mean")
-    std = loaded.std if arguments.std is None else parse_channel_values(arguments.std, "--std")
+    mean = loaded.mean if arguments.mean is None else arguments.mean
+    std = loaded.std if arguments.std is None else arguments.std
     return open_data(
         arguments.data,
         input_shape=loaded.input_shape,

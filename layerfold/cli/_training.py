@@ -6,7 +6,8 @@ import argparse
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._options import above, at_least, whole
+from layerfold.cli._options import SEED, above, at_least, whole
+from layerfold.cli._quantities import finite_number
 
 if TYPE_CHECKING:
     from layerfold.finetune import FinetuneOptions, FinetuneReport
@@ -52,7 +53,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
     group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"),
                        help="(default: no); fp16 needs a GPU")
     group.add_argument("--train-device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    group.add_argument("--seed", type=whole(0), metavar="N",
+    group.add_argument("--seed", type=whole(0, SEED), metavar="N",
                        help="of the order of images, augmentation, mixing and dropout (default: 0)")
     images = parser.add_argument_group("images in training")
     augment = images.add_mutually_exclusive_group()
@@ -72,10 +73,10 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: numbers with commas are expected, such as 0.5,0.75") from None
+    found = tuple(finite_number(part) for part in text.split(","))
+    if not all(0 <= each <= 1 for each in found):
+        raise argparse.ArgumentTypeError(f"{text}: shares from 0 to 1 with commas are expected, such as 0.5,0.75")
+    return found
 
 
 def training_of(arguments: argparse.Namespace) -> FinetuneOptions:

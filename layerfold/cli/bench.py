@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend, whole
+from layerfold.cli._options import (
+    CLASSES,
+    above,
+    add_backend_arguments,
+    add_command,
+    add_result_arguments,
+    open_backend,
+    whole,
+)
 from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_shape
 from layerfold.cli._text import columns, warn_of_conditions
@@ -28,8 +36,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("networks", nargs="+", metavar="NETWORK",
                         help="an ONNX file, a .safetensors file of `layerfold merge`, or a MODEL (with random weights: "
                         "latency does not depend on them)")
-    parser.add_argument("--input", metavar="CxHxW", help="input shape of a MODEL (default: its own)")
-    parser.add_argument("--num-classes", type=whole(1), metavar="N", help="outputs of a MODEL (default: its own)")
+    parser.add_argument("--input", type=parse_shape, metavar="CxHxW", help="input shape of a MODEL (default: its own)")
+    parser.add_argument("--num-classes", type=whole(1, CLASSES), metavar="N",
+                        help="outputs of a MODEL (default: its own)")
     add_backend_arguments(parser)
     parser.add_argument("--target", type=above(0, 1), default=0.01, metavar="X",
                         help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)")
@@ -83,7 +92,7 @@ def _onnx_of(args: argparse.Namespace, source: str) -> bytes:
     if ":" not in source:
         raise UsageError(f"NETWORK {source}: give a .onnx file, a .safetensors file of `layerfold merge`, or a MODEL "
                          "such as timm:mobilenetv2_100")
-    asked = None if args.input is None else parse_shape(args.input)
+    asked = args.input
     loaded = load_model(source, num_classes=args.num_classes, in_channels=None if asked is None else asked[0])
     return export_onnx(loaded.module, torch.zeros(args.batch, *(asked or loaded.input_shape)))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_drop_argument
+from layerfold.cli._options import BATCH, SEED, THREADS, above, whole
 from layerfold.cli._output import results_stream, show, show_json
-from layerfold.cli._quantities import parse_ms, parse_number
+from layerfold.cli._quantities import parse_alpha, parse_margin, parse_ms, parse_speedup
 from layerfold.cli._sources import (
     add_data_arguments,
     add_model_arguments,
@@ -38,21 +40,24 @@ def add_parser(subparsers: Any) -> None:
     add_model_arguments(parser)
     add_data_arguments(parser)
     budget = parser.add_argument_group("budget (one of the three)")
-    budget.add_argument("--budget", metavar="MS", help="end-to-end latency, for example 4.5ms or 800us")
-    budget.add_argument("--speedup", metavar="X", help="original latency / budget, for example 1.5")
+    budget.add_argument("--budget", type=partial(parse_ms, argument="--budget"), metavar="MS",
+                        help="end-to-end latency, for example 4.5ms or 800us")
+    budget.add_argument("--speedup", type=parse_speedup, metavar="X", help="original latency / budget, for example 1.5")
     budget.add_argument("--fastest", action="store_true", help="the least latency, whatever it does to the accuracy")
     device = parser.add_argument_group("what is measured")
     device.add_argument("--backend", default="onnxruntime", metavar="NAME", help="(default: %(default)s, on this CPU)")
-    device.add_argument("--threads", type=int, default=1, metavar="N",
+    device.add_argument("--threads", type=whole(1, THREADS), default=1, metavar="N",
                         help="worker threads (default: 1, which a shared machine repeats best)")
-    device.add_argument("--batch", type=int, default=1, metavar="N", help="images a forward pass (default: 1)")
+    device.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
+                        help="images a forward pass (default: 1)")
     search = parser.add_argument_group("what may be merged, and what counts")
     search.add_argument("--exclude", action="append", default=[], metavar="NAME",
                         help="a module that stays as it is; give it again for more")
     search.add_argument("--merge-pooling", action="store_true",
                         help="take average pooling over fixed windows as layers, which may be merged with convs")
-    search.add_argument("--max-kernel", type=int, default=15, metavar="K", help="largest merged kernel (default: 15)")
-    search.add_argument("--max-growth", type=float, default=4.0, metavar="X",
+    search.add_argument("--max-kernel", type=whole(1), default=15, metavar="K",
+                        help="largest merged kernel (default: 15)")
+    search.add_argument("--max-growth", type=above(0), default=4.0, metavar="X",
                         help="largest growth in multiply-adds by a merge (default: 4)")
     add_drop_argument(search)
     search.add_argument("--importance", default="auto", metavar="METHOD",
@@ -63,19 +68,21 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument("--score", default="loss", metavar="NAME",
                         help="loss, accuracy, agreement or kl, both with the original and without need of labels "
                         "(default: %(default)s)")
-    search.add_argument("--importance-images", type=int, metavar="N", help="holdout images a score (default: all)")
-    search.add_argument("--importance-steps", type=int, metavar="N",
+    search.add_argument("--importance-images", type=whole(1), metavar="N",
+                        help="holdout images a score (default: all)")
+    search.add_argument("--importance-steps", type=whole(1), metavar="N",
                         help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
-    search.add_argument("--alpha", type=float, default=0.0, metavar="A",
+    search.add_argument("--alpha", type=parse_alpha, default=0.0, metavar="A",
                         help="weight of the mean importance taken off each term (default: 0)")
     add_plan_scores_arguments(search, default_steps="60, or 0 where that is more than a quarter of the finetuning")
-    search.add_argument("--margin", default="2", metavar="PCT",
+    search.add_argument("--margin", type=parse_margin, default="2", metavar="PCT",
                         help="percent of the budget left free while a faster plan exists, so that measuring again "
                         "confirms it (default: 2)")
     train = parser.add_argument_group("finetuning")
-    train.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the train split (default: 3)")
+    train.add_argument("--epochs", type=whole(0), default=3, metavar="N",
+                       help="passes over the train split (default: 3)")
     train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
-    train.add_argument("--learning-rate", type=float, metavar="R", help="highest learning rate")
+    train.add_argument("--learning-rate", type=above(0), metavar="R", help="highest learning rate")
     train.add_argument("--optimizer", default="sgd", metavar="NAME", help="sgd or adamw (default: sgd)")
     train.add_argument("--train-device", default="cpu", metavar="NAME",
                        help="where networks are trained and scored: cpu, cuda, cuda:1, ... (default: cpu)")
@@ -83,7 +90,7 @@ def add_parser(subparsers: Any) -> None:
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="everything is written here")
     out.add_argument("--formats", metavar="LIST", help="onnx,tensorrt (default: onnx, and tensorrt where installed)")
     out.add_argument("--overwrite", action="store_true", help="start anew where the folder holds another run")
-    out.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    out.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N", help="of everything random (default: 0)")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -96,11 +103,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run all steps and print the result table; 3 if the last measurement is over the budget."""
-    budget_ms = parse_ms(arguments.budget, "--budget") if arguments.budget is not None else None
-    speedup = None
-    if arguments.speedup is not None:
-        text = arguments.speedup.strip().removesuffix("x")
-        speedup = parse_number(text, "--speedup", least=1e-3, most=1e3, example="1.5")
+    budget_ms, speedup = arguments.budget, arguments.speedup
     if (budget_ms is not None) + (speedup is not None) + arguments.fastest != 1:
         raise UsageError("--budget, --speedup, --fastest: give one, for example --budget 4.5ms or --speedup 1.5")
     from layerfold.pipeline import CompressOptions, compress_network
@@ -114,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         importance_score=arguments.score, importance_images=arguments.importance_images,
         importance_steps=arguments.importance_steps, alpha=arguments.alpha, whole_plans=arguments.whole_plans,
         finalist_steps=arguments.finalist_steps,
-        margin=parse_number(arguments.margin, "--margin", least=0.0, most=50.0, example="2") / 100,
+        margin=arguments.margin / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
         learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
         train_device=arguments.train_device,

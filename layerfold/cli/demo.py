@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from layerfold.cli._options import SEED, whole
 from layerfold.cli.compress import add_result_arguments, print_result
 
 
@@ -19,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-o", "--output", default="demo-out", metavar="FOLDER", help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="less training; for trying it out and for CI")
     parser.add_argument("--overwrite", action="store_true", help="start anew where the folder holds another run")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    parser.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N", help="of everything random (default: 0)")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 

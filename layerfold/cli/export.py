@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._options import BATCH, add_command, add_output_arguments, add_result_arguments, check_output, whole
 from layerfold.cli._output import show, show_json
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     add_output_arguments(parser, "FOLDER", "folder for NAME.onnx and NAME.engine, NAME as of FILE")
     parser.add_argument("--formats", default="onnx", metavar="NAMES",
                         help="onnx, tensorrt, with a comma between (default: %(default)s; ONNX is always written)")
-    parser.add_argument("--batch", type=whole(1), default=1, metavar="N",
+    parser.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
                         help="images in one forward pass (default: %(default)s)")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--precision", default="fp32", metavar="NAME",

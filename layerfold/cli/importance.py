@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._executor import add_executor_arguments, executor_of
@@ -15,7 +16,15 @@ from layerfold.cli._networks import (
     note_random_weights,
     trace_of,
 )
-from layerfold.cli._options import above, add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._options import (
+    SEED,
+    above,
+    add_command,
+    add_output_arguments,
+    add_result_arguments,
+    check_output,
+    whole,
+)
 from layerfold.cli._output import show, show_json
 from layerfold.cli._quantities import parse_ms
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
@@ -71,10 +80,11 @@ def add_parser(subparsers: Any) -> None:
                           help="the dear method (default: %(default)s)")
     adaptive.add_argument("--refine-most", type=whole(1), metavar="N",
                           help="most entries to estimate dearly (default: one in five, at least 16)")
-    adaptive.add_argument("--around", metavar="BUDGET", action="append", default=[],
+    adaptive.add_argument("--around", type=partial(parse_ms, argument="--around"),
+                          metavar="BUDGET", action="append", default=[],
                           help="refine for this budget, such as 1.2ms; may be given several times (default: the whole "
                           "frontier)")
-    group.add_argument("--seed", type=whole(0), default=0, metavar="N",
+    group.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N",
                        help="of the images drawn and of training (default: %(default)s)")
     add_executor_arguments(parser, has_threads=True)
     add_output_arguments(parser, "CSV", "the importance table; how it was made goes to CSV.json")
@@ -104,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed,
         journal_path=journal,
         refinement=Refinement(start_with=args.start_with, refine_with=args.refine_with, most=args.refine_most,
-                              budgets_ms=tuple(parse_ms(text, "--around") for text in args.around)),
+                              budgets_ms=tuple(args.around)),
         executor=executor, model_name=loaded.source, progress=not args.quiet,
     )  # fmt: skip
     table.write(args.output)

@@ -7,9 +7,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
-from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._options import (
+    BATCH,
+    CLASSES,
+    add_command,
+    add_output_arguments,
+    add_result_arguments,
+    check_output,
+    whole,
+)
 from layerfold.cli._output import show, show_json
-from layerfold.cli._sources import add_weights_arguments, load_model_of
+from layerfold.cli._sources import add_weights_arguments, load_model_of, parse_shape
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 from layerfold.files import write_bytes
@@ -36,12 +44,12 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--model", metavar="MODEL", help="timm:NAME, torchvision:NAME or path/to/file.py:factory")
     group.add_argument("--solution", metavar="JSON", help="a solution of `layerfold solve`")
     add_weights_arguments(group, "a .safetensors file, a saved state_dict or a checkpoint")
-    group.add_argument("--num-classes", type=whole(1), metavar="N", help="outputs of the classifier")
-    group.add_argument("--input", metavar="CxHxW", help="input shape, for example 3x224x224")
+    group.add_argument("--num-classes", type=whole(1, CLASSES), metavar="N", help="outputs of the classifier")
+    group.add_argument("--input", type=parse_shape, metavar="CxHxW", help="input shape, for example 3x224x224")
     add_trace_arguments(parser)
     add_output_arguments(parser, "FILE", "the merged network (.safetensors); how to build it goes to FILE.json")
     parser.add_argument("--onnx", metavar="FILE", help="also as ONNX, checked against the merged network")
-    parser.add_argument("--batch", type=whole(1), default=1, metavar="N",
+    parser.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
                         help="images in one forward pass of the ONNX file (default: %(default)s)")
     add_result_arguments(parser, has_progress=False)
     parser.set_defaults(run=run)

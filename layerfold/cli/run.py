@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,10 @@ def add_parser(subparsers: Any) -> None:
                         help="classes to show for each image (default: %(default)s)")
     parser.add_argument("--labels", metavar="FILE", help="text file with the name of a class a line, in order")
     preparing = parser.add_argument_group("preparing images", "in place of what the JSON beside FILE says")
-    preparing.add_argument("--mean", metavar="M,M,M", help="mean of each channel, images in 0..1")
-    preparing.add_argument("--std", metavar="S,S,S", help="standard deviation of each channel, images in 0..1")
+    preparing.add_argument("--mean", type=partial(parse_channel_values, argument="--mean"), metavar="M,M,M",
+                           help="mean of each channel, images in 0..1")
+    preparing.add_argument("--std", type=partial(parse_channel_values, argument="--std"), metavar="S,S,S",
+                           help="standard deviation of each channel, images in 0..1")
     preparing.add_argument("--interpolation", metavar="NAME", help="how images are resized: bilinear, bicubic, ...")
     preparing.add_argument("--crop-pct", type=above(0, 1), metavar="P",
                            help="share of the resized side that the centre crop keeps, 0..1")
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     network, spec, device = _open_onnx(args, path) if path.suffix == ".onnx" else _open_engine(path)
     try:
         preprocessing = read_preprocessing(
-            path, spec, mean=_channels(args.mean, "--mean"), std=_channels(args.std, "--std"),
+            path, spec, mean=args.mean, std=args.std,
             interpolation=args.interpolation, crop_pct=args.crop_pct,
         )  # fmt: skip
         found = Classifier(network.infer, spec, preprocessing, labels).classify(args.input, args.top)
@@ -102,10 +104,6 @@ def _open_engine(path: Path) -> tuple[Any, InputSpec, str]:
 
     spec = InputSpec.of({name: shape for name, (shape, _) in engine.inputs.items()})
     return engine, spec, torch.cuda.get_device_name()
-
-
-def _channels(text: str | None, argument: str) -> Sequence[float] | None:
-    return None if text is None else parse_channel_values(text, argument)
 
 
 def _labels(path: str | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from layerfold.cli._options import (
     whole,
 )
 from layerfold.cli._output import show, show_json
-from layerfold.cli._quantities import parse_ms, parse_number
+from layerfold.cli._quantities import parse_ms, parse_number, parse_speedup
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
 from layerfold.cli._training import add_training_arguments, history_text, training_of
@@ -50,9 +51,10 @@ def add_parser(subparsers: Any) -> None:
     add_data_arguments(parser, required=False)
     group = parser.add_argument_group("what to reach")
     target = group.add_mutually_exclusive_group()
-    target.add_argument("--keep", metavar="N", help="gates that stay on: a count, or a share below 1")
-    target.add_argument("--budget", metavar="MS", help="end-to-end latency, for example 4.5ms; needs --latency")
-    target.add_argument("--speedup", metavar="X",
+    target.add_argument("--keep", type=_keep, metavar="N", help="gates that stay on: a count, or a share below 1")
+    target.add_argument("--budget", type=partial(parse_ms, argument="--budget"), metavar="MS",
+                        help="end-to-end latency, for example 4.5ms; needs --latency")
+    target.add_argument("--speedup", type=parse_speedup, metavar="X",
                         help="the original's predicted latency / budget, for example 1.5; needs --latency")
     target.add_argument("--pattern", metavar="NAME",
                         help="what DepthShrinker published: the activations of mobilenetv2_140-A to -F, without any "
@@ -110,20 +112,21 @@ def _target_of(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--weights-out {args.weights_out}: --pattern {args.pattern} trains nothing")
         return {}
     if args.keep is not None:
-        keep = parse_number(args.keep, "--keep", least=0, most=1e6, example="20 or 0.4")
-        return {"granularity": granularity, "keep": keep if 0 < keep < 1 else _whole(keep, args.keep)}
+        return {"granularity": granularity, "keep": args.keep}
     if args.budget is None and args.speedup is None:
         raise UsageError("--keep, --budget, --speedup, --pattern: give one of the four")
     if args.latency is None:
         raise UsageError("--latency: a budget needs the network's latency table (`layerfold profile`)")
     if args.budget is not None:
-        return {"granularity": granularity, "budget_ms": parse_ms(args.budget, "--budget")}
-    factor = args.speedup.strip().removesuffix("x")
-    return {"granularity": granularity,
-            "speedup": parse_number(factor, "--speedup", least=1e-6, most=1e6, example="1.5")}
+        return {"granularity": granularity, "budget_ms": args.budget}
+    return {"granularity": granularity, "speedup": args.speedup}
 
 
-def _whole(value: float, text: str) -> int:
+def _keep(text: str) -> float:
+    """Return ``--keep``: a count, or a share below 1."""
+    value = parse_number(text, "--keep", least=0, most=1e6, example="20 or 0.4")
+    if 0 < value < 1:
+        return value
     if value != int(value):
         raise UsageError(f"--keep {text}: must be a whole number of gates, or a share of them below 1")
     return int(value)

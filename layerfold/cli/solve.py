@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._output import show, show_json
-from layerfold.cli._quantities import parse_ms, parse_number, parse_positions
+from layerfold.cli._quantities import (
+    parse_alpha,
+    parse_ms,
+    parse_number,
+    parse_positions,
+    parse_speedup,
+    parse_whole,
+)
 from layerfold.cli._solve_verify import add_verify_arguments, meet_budget_of, print_verified, verified_solution
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
     from layerfold.solver import Frontier, Limits, Solution
     from layerfold.tables import ImportanceTable, LatencyTable
+
+
+_MOST_ALTERNATIVES = 10_000
+
+
+def _number(flag: str, least: float, most: float, example: str) -> Callable[[str], float]:
+    return partial(parse_number, argument=flag, least=least, most=most, example=example)
+
+
+def _whole(flag: str, least: int, most: int = 10**9) -> Callable[[str], int]:
+    return partial(parse_whole, argument=flag, least=least, most=most)
+
+
+def _positions(flag: str) -> Callable[[str], frozenset[int]]:
+    return partial(parse_positions, argument=flag)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,34 +60,44 @@ def add_parser(subparsers: Any) -> None:
                         help="latency table; give it again for each further device, each with a budget of its own")
     tables.add_argument("--imp-path", required=True, metavar="CSV", help="importance table")
     budget = parser.add_argument_group("budget")
-    budget.add_argument("--budget", action="append", default=[], metavar="MS",
+    budget.add_argument("--budget", type=partial(parse_ms, argument="--budget"), action="append", default=[],
+                        metavar="MS",
                         help="latency budget, for example 25.0, 4.5ms or 800us; several give several solutions")
-    budget.add_argument("--speedup", action="append", default=[], metavar="X", help="original latency / budget")
+    budget.add_argument("--speedup", type=parse_speedup, action="append", default=[], metavar="X",
+                        help="original latency / budget")
     budget.add_argument("--knee", action="store_true", help="the point where more latency stops paying")
     budget.add_argument("--budget-of", choices=("end-to-end", "segments"), default="end-to-end",
                         help="what a budget counts: everything, or the bare sum of entries (default: %(default)s)")
-    budget.add_argument("--risk", metavar="P",
+    budget.add_argument("--risk", type=_number("--risk", 1e-12, 0.5, "0.05"), metavar="P",
                         help="stay within the budget with probability 1 - P, from the entries' spreads (0.05)")
     rules = parser.add_argument_group("what counts and what is allowed")
-    rules.add_argument("--alpha", default="0", metavar="A", help="weight of the mean importance taken off (0)")
+    rules.add_argument("--alpha", type=parse_alpha, default="0", metavar="A",
+                       help="weight of the mean importance taken off (0)")
     rules.add_argument("--normalise", choices=("single", "default", "all"), default="single",
                        help="entries that mean goes over: single layers, active on both sides, all")
-    rules.add_argument("--max-params", metavar="N", help="most parameters of the merged convs")
-    rules.add_argument("--max-macs", metavar="N", help="most multiply-adds of the merged convs, one image")
-    rules.add_argument("--max-merged", metavar="N", help="most segments of more than one layer")
-    rules.add_argument("--keep-act", metavar="POS", help="positions whose activation stays, for example 3,7,12-15")
-    rules.add_argument("--never-merge", metavar="LAYERS", help="layers that stay convs of their own")
-    rules.add_argument("--max-kernel", metavar="K", help="largest kernel of a merged segment")
-    rules.add_argument("--epsilon", default="0", metavar="E",
+    rules.add_argument("--max-params", type=_number("--max-params", 0.0, 1e18, "1e6"), metavar="N",
+                       help="most parameters of the merged convs")
+    rules.add_argument("--max-macs", type=_number("--max-macs", 0.0, 1e18, "1e6"), metavar="N",
+                       help="most multiply-adds of the merged convs, one image")
+    rules.add_argument("--max-merged", type=_whole("--max-merged", 0), metavar="N",
+                       help="most segments of more than one layer")
+    rules.add_argument("--keep-act", type=_positions("--keep-act"), default=frozenset(), metavar="POS",
+                       help="positions whose activation stays, for example 3,7,12-15")
+    rules.add_argument("--never-merge", type=_positions("--never-merge"), default=frozenset(), metavar="LAYERS",
+                       help="layers that stay convs of their own")
+    rules.add_argument("--max-kernel", type=_whole("--max-kernel", 1), metavar="K",
+                       help="largest kernel of a merged segment")
+    rules.add_argument("--epsilon", type=_number("--epsilon", 0.0, 1.0, "1e-4"), default="0", metavar="E",
                        help="part of the span of importance that an answer may miss by, for huge tables (0: exact)")
-    rules.add_argument("--max-labels", metavar="N",
+    rules.add_argument("--max-labels", type=_whole("--max-labels", 16), default=20_000, metavar="N",
                        help="labels a state before a large frontier is thinned (default: 20000)")
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", metavar="JSON", help="solution file; several solutions get a number each")
     out.add_argument("--pth", metavar="PTH", help="also as a published checkpoint.pth (needs torch)")
     out.add_argument("--frontier", metavar="FILE", help="every Pareto-optimal point, as .csv or .json")
     out.add_argument("--plot", metavar="PNG", help="the frontier with the original, the budget and the chosen point")
-    out.add_argument("--alternatives", metavar="K", help="the K best solutions that keep different activations")
+    out.add_argument("--alternatives", type=_whole("--alternatives", 1, _MOST_ALTERNATIVES), metavar="K",
+                     help="the K best solutions that keep different activations")
     out.add_argument("--explain", action="store_true", help="what was merged, what each saved and cost, what is next")
     out.add_argument("--json", action="store_true", help="print JSON")
     add_verify_arguments(parser)
@@ -77,11 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
     asked = _asked(args)
     limits = _limits(args)
-    alpha = parse_number(args.alpha, "--alpha", least=0.0, most=1e6, example="1.0")
-    risk = None if args.risk is None else parse_number(args.risk, "--risk", least=1e-12, most=0.5, example="0.05")
-    epsilon = parse_number(args.epsilon, "--epsilon", least=0.0, most=1.0, example="1e-4")
-    most_labels = _whole(args.max_labels, "--max-labels", least=16) if args.max_labels else 20_000
-    alternatives = _whole(args.alternatives, "--alternatives", least=1) if args.alternatives else 0
+    alpha, risk, alternatives = args.alpha, args.risk, args.alternatives
     _check_outputs(args)
     latencies = [LatencyTable.read(path) for path in args.time_path]
     importance = ImportanceTable.read(args.imp_path)
@@ -101,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         known = _end_to_end(asked[0]["budget_ms"], latencies, args.budget_of)
     frontier = solve_frontier(
         latencies, importance, alpha, args.normalise, limits=limits, risk=risk, budgets_ms=known,
-        epsilon=epsilon, max_labels=most_labels,
+        epsilon=args.epsilon, max_labels=args.max_labels,
     )
     points = [
         frontier.knee_index() if each is _KNEE else frontier.index_at(**each, budget_of=args.budget_of)
@@ -146,10 +176,7 @@ _KNEE: dict[str, Any] = {"knee": True}
 
 def _asked(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return what :meth:`Frontier.at` is asked, once for each solution wanted."""
-    budgets = [parse_ms(text, "--budget") for text in args.budget]
-    speedups = [
-        parse_number(text, "--speedup", least=1e-6, most=1e6, example="1.5") for text in args.speedup
-    ]
+    budgets, speedups = args.budget, args.speedup
     devices = len(args.time_path)
     if devices > 1 and budgets and len(budgets) != devices:
         raise UsageError(
@@ -171,26 +198,10 @@ def _asked(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _limits(args: argparse.Namespace) -> Limits:
     from layerfold.solver import Limits
 
-    def positions(text: str | None, name: str) -> frozenset[int]:
-        return frozenset() if text is None else parse_positions(text, name)
-
-    def most(text: str | None, name: str) -> float | None:
-        return None if text is None else parse_number(text, name, least=0.0, most=1e18, example="1e6")
-
     return Limits(
-        max_params=most(args.max_params, "--max-params"),
-        max_macs=most(args.max_macs, "--max-macs"),
-        max_merged=None if args.max_merged is None else _whole(args.max_merged, "--max-merged", least=0),
-        keep_activations=positions(args.keep_act, "--keep-act"),
-        never_merge=positions(args.never_merge, "--never-merge"),
-        max_kernel=None if args.max_kernel is None else _whole(args.max_kernel, "--max-kernel", least=1),
-    )
-
-
-def _whole(text: str, argument: str, *, least: int) -> int:
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= 10**9):
-        raise UsageError(f"{argument} {text}: a whole number of at least {least} is expected")
-    return int(text)
+        max_params=args.max_params, max_macs=args.max_macs, max_merged=args.max_merged,
+        keep_activations=args.keep_act, never_merge=args.never_merge, max_kernel=args.max_kernel,
+    )  # fmt: skip
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._output import show, show_json
+from layerfold.cli._quantities import parse_percent, parse_whole
 from layerfold.errors import TableError, UsageError
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ def add_parser(subparsers: Any) -> None:
     merge = actions.add_parser("merge", help="join parts that several machines of the same kind have filled")
     merge.add_argument("files", nargs="+", metavar="CSV")
     merge.add_argument("-o", "--output", required=True, metavar="CSV")
-    merge.add_argument("--tolerance", default="0", metavar="PCT",
+    merge.add_argument("--tolerance", type=partial(parse_percent, argument="--tolerance", most=100.0, example="3"),
+                       default="0", metavar="PCT",
                        help="percent by which two values of one segment may differ; their mean is kept (0)")
     diff = actions.add_parser("diff", help="compare two tables, entry by entry")
     diff.add_argument("files", nargs=2, metavar="CSV")
-    diff.add_argument("--most", default="10", metavar="N", help="largest differences to list (%(default)s)")
+    diff.add_argument("--most", type=partial(parse_whole, argument="--most", least=0, most=9_999_999), default=10,
+                      metavar="N", help="largest differences to list (%(default)s)")
     plot = actions.add_parser(
         "plot", help="draw a latency table: heat map, predicted against measured, where the time goes",
         description="Draw a latency table. `heatmap` shows every segment, start by end; `prediction` the plans that "
@@ -93,14 +97,12 @@ def _facts(path: str, table: LatencyTable | ImportanceTable) -> dict[str, Any]:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from layerfold.cli._quantities import parse_number
     from layerfold.tables import merge_tables, read_table
 
-    tolerance = parse_number(args.tolerance, "--tolerance", least=0.0, most=100.0, example="3") / 100.0
     if Path(args.output).suffix != ".csv" or Path(args.output).is_dir():
         raise UsageError(f"-o {args.output}: expected the name of a .csv file")
     # Parts alone may have gaps; only the whole must lead from end to end.
-    merged = merge_tables([read_table(path, partial=True) for path in args.files], tolerance=tolerance)
+    merged = merge_tables([read_table(path, partial=True) for path in args.files], tolerance=args.tolerance)
     merged.write(args.output)
     print(f"wrote {args.output}", file=sys.stderr)
     facts = _facts(args.output, merged)
@@ -115,8 +117,6 @@ def _merge(args: argparse.Namespace) -> int:
 def _diff(args: argparse.Namespace) -> int:
     from layerfold.tables import diff_tables, read_table
 
-    if not (args.most.isascii() and args.most.isdigit() and len(args.most) < 8):
-        raise UsageError(f"--most {args.most}: a whole number of at least 0 is expected")
     first, second = (read_table(path) for path in args.files)
     if type(first) is not type(second):
         raise TableError(f"{args.files[0]} and {args.files[1]}: a latency and an importance table, expected two alike")
@@ -124,7 +124,7 @@ def _diff(args: argparse.Namespace) -> int:
     if args.json:
         show_json(difference.to_json())
     else:
-        show("\n".join(difference.lines(int(args.most))))
+        show("\n".join(difference.lines(args.most)))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from layerfold.cli._options import (
     open_backend,
 )
 from layerfold.cli._output import show, show_json
-from layerfold.cli._quantities import parse_ms, parse_number
+from layerfold.cli._quantities import parse_ms, parse_speedup
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import MissingEntryError, UsageError
@@ -49,9 +50,9 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--plot", metavar="PNG",
                        help="draw where the time goes before and after, with what was measured; needs --latency")
     budget = group.add_mutually_exclusive_group()
-    budget.add_argument("--budget", metavar="MS",
+    budget.add_argument("--budget", type=partial(parse_ms, argument="--budget"), metavar="MS",
                         help="end-to-end budget, for example 4.5ms (default: the solution's)")
-    budget.add_argument("--speedup", metavar="X", help="original latency / budget, for example 1.5")
+    budget.add_argument("--speedup", type=parse_speedup, metavar="X", help="original latency / budget, for example 1.5")
     add_backend_arguments(parser)
     parser.add_argument("--target", type=above(0, 1), default=0.01, metavar="X",
                         help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)")
@@ -67,10 +68,6 @@ def run(args: argparse.Namespace) -> int:
     from layerfold.solver import Solution
     from layerfold.tables import LatencyTable
 
-    budget_ms = None if args.budget is None else parse_ms(args.budget, "--budget")
-    speedup = None
-    if args.speedup is not None:
-        speedup = parse_number(args.speedup.strip().removesuffix("x"), "--speedup", least=1e-6, most=1e6, example="1.5")
     if args.plot is not None and args.latency is None:
         raise UsageError(f"--plot {args.plot}: needs --latency, the table that says where the time goes")
     check_output(args.plot, flag="--plot", overwrite=True)
@@ -87,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         check_table(net, table, args.latency)
     with progress_bar("verify: measure both networks", 1, enabled=not args.quiet) as bar:
         found = verify_solution(
-            loaded.module, net, solution, backend, batch=args.batch, budget_ms=budget_ms, speedup=speedup,
+            loaded.module, net, solution, backend, batch=args.batch, budget_ms=args.budget, speedup=args.speedup,
             predicted_ms=None if table is None else table.predict_ms(solution),
             predicted_interval_ms=None if table is None
             else _interval_ms(table, solution, dropped_layers(net, solution.kept_layers)),
