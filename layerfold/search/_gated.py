@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,16 +23,18 @@ class LearnableGate(nn.Module):
 
     Attributes:
         score: what gates are ranked by; higher stays.
-        is_on: whether the activation stays.
+        is_on: whether the activations stay.
+        staying: positions of those that stay while the gate is off.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.score = nn.Parameter(torch.zeros(()))
         self.is_on = True
+        self.staying: Collection[int] = ()
 
-    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
-        value = activated if self.is_on else x
+    def forward(self, x: Tensor, activated: Tensor, position: int = 0) -> Tensor:
+        value = activated if self.is_on or position in self.staying else x
         if not torch.is_grad_enabled():
             return value
         return value + (self.score - self.score.detach()) * (activated - x).detach()
@@ -66,7 +68,7 @@ class GatedNetwork:
                 with self.module.graph.inserting_after(activation):
                     gated = self.module.graph.call_module(f"{_PREFIX}{gate.positions[0]}")
                 activation.replace_all_uses_with(gated)
-                gated.args = (activation.all_input_nodes[0], activation)
+                gated.args = (activation.all_input_nodes[0], activation, position)
         self.module.graph.lint()
         self.module.recompile()
 
@@ -75,7 +77,7 @@ class GatedNetwork:
         """The gates' scores, in their order."""
         return [float(each) for each in torch.stack([gate.score.detach() for gate in self._gates]).tolist()]
 
-    def switch(self, on: Sequence[bool]) -> None:
-        """Turn each gate on or off."""
+    def switch(self, on: Sequence[bool], staying: Collection[int] = ()) -> None:
+        """Turn each gate on or off; the activations at the positions ``staying`` stay whatever their gate says."""
         for gate, is_on in zip(self._gates, on, strict=True):
-            gate.is_on = bool(is_on)
+            gate.is_on, gate.staying = bool(is_on), staying

@@ -13,8 +13,9 @@ from layerfold.errors import UsageError
 from layerfold.finetune import FinetuneOptions, FinetuneReport, train_network
 from layerfold.graph.network import Network
 from layerfold.search._gated import GatedNetwork
-from layerfold.search._gates import Gate, Granularity, activations_left, list_gates
+from layerfold.search._gates import Gate, Granularity, list_gates
 from layerfold.search._merging import BestMerging
+from layerfold.search._needless import Choice, without_needless
 from layerfold.search._schedule import Annealing
 from layerfold.search._targets import BudgetTarget, NumberTarget, Target
 from layerfold.solver import Solution
@@ -29,7 +30,7 @@ class GateResult:
         name: of the layer in front of its first activation.
         positions: where its activations are.
         score: what gates were ranked by.
-        is_on: whether its activations stay.
+        is_on: whether its activations stay; of a block's some may stay all the same, where merging stops anyway.
     """
 
     name: str
@@ -88,14 +89,15 @@ def search_activations(
     in each forward pass the best gates are on and the others off, and the number of gates on, or the latency allowed,
     goes from that of the original to the target. With a number the gates of the highest scores are on. With a budget
     a gate costs what it keeps apart: of all choices whose fastest merging keeps to the budget, that with the highest
-    sum of scores is taken, exactly.
+    sum of scores is taken, exactly. At every step an activation whose removal frees no merge stays, whatever its score:
+    it costs no time.
 
     Args:
         model: the trained network, also the teacher; left untouched.
         net: its description.
         data: its train split is learned, its holdout scored after every epoch.
-        keep: gates that stay on, 0..number of gates, or a share of them below 1; one of ``keep``, ``budget_ms`` and
-            ``speedup``.
+        keep: gates that stay on, 0..number of gates, or a share of them below 1, besides those that free no merge; one
+            of ``keep``, ``budget_ms`` and ``speedup``.
         budget_ms: end-to-end latency that the table must predict for the result, above 0; needs ``latency``.
         speedup: the original's predicted latency / budget, above 0; needs ``latency``.
         latency: table from which S follows (stage 1). Without it S merges into as few convs as candidates allow, of
@@ -129,8 +131,12 @@ def search_activations(
     annealing = Annealing(begin=options.warmup, end=anneal)
     gated = GatedNetwork(model, net, gates)
 
+    def choose(share: float) -> Choice:
+        return without_needless(merging, gates, target.choose(gated.scores, share))
+
     def switch_gates(step: int, total_steps: int) -> None:
-        gated.switch(target.choose(gated.scores, annealing.share_at(step, total_steps)))
+        choice = choose(annealing.share_at(step, total_steps))
+        gated.switch(choice.on, choice.staying)
 
     settings = {
         "granularity": granularity, "anneal": anneal, "latency": merging.table.hash,
@@ -142,15 +148,13 @@ def search_activations(
         description="Searching",
     )  # fmt: skip
     scores = gated.scores
-    on = target.choose(scores, 1.0)
-    solution = merging.solution(
-        activations_left(net, gates, on), model=model_name, budget_ms=target.describe().get("budget_ms")
-    )
+    choice = choose(1.0)
+    solution = merging.solution(choice.act_pos, model=model_name, budget_ms=target.describe().get("budget_ms"))
     return SearchResult(
         solution=solution,
         gates=tuple(
             GateResult(name=gate.name, positions=gate.positions, score=score, is_on=is_on)
-            for gate, score, is_on in zip(gates, scores, on, strict=True)
+            for gate, score, is_on in zip(gates, scores, choice.on, strict=True)
         ),
         training=report,
         weights=_weights_for(model, gated.module),

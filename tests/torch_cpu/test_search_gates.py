@@ -105,7 +105,7 @@ def test_score_learns_from_the_activation_as_if_it_were_mixed_in() -> None:
         found = []
         for shift in (step, -step):
             mixed = float(gate.is_on) + shift
-            gate.forward = lambda x, activated, mixed=mixed: x + mixed * (activated - x)  # type: ignore[method-assign]
+            gate.forward = lambda x, activated, _, mixed=mixed: x + mixed * (activated - x)  # type: ignore[method-assign]
             found.append(float(gated.module(images).detach().pow(2).sum()))
         del gate.forward
         assert gate.score.grad is not None
