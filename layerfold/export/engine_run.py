@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from layerfold.errors import DeviceUnavailableError, ExportError, UsageError
 from layerfold.export.engine_check import check_header
 from layerfold.export.trt_library import import_tensorrt, library_logger
+from layerfold.files import Finite, read_bytes, read_json
 
 if TYPE_CHECKING:
     import torch
 
+_MOST_BYTES = 16 << 30
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -109,10 +112,7 @@ def load_engine(path: str | os.PathLike[str]) -> LoadedEngine:
         ExportError: another version, or TensorRT refuses it.
     """
     target = Path(path)
-    try:
-        content = target.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be read ({error.strerror})") from error
+    content = read_bytes(target, most_bytes=_MOST_BYTES)
     facts = read_facts(target)
     digest = facts.get("engine_sha256")
     if digest is not None and digest != hashlib.sha256(content).hexdigest():
@@ -132,12 +132,31 @@ def read_facts(path: Path) -> dict[str, Any]:
         UsageError: it is no JSON object.
     """
     sidecar = path.with_name(path.name + ".json")
-    if not sidecar.is_file():
+    if not os.path.lexists(sidecar):
         return {}
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{sidecar}: cannot be read as JSON ({error}); export again") from None
-    if not isinstance(facts, dict):
-        raise UsageError(f"{sidecar}: expected a JSON object; export again")
-    return facts
+    facts = read_json(sidecar, _Facts, remedy="export again")
+    found = {name: value for name, value in vars(facts).items() if value is not None}
+    if facts.preprocessing is not None:
+        found["preprocessing"] = {name: value for name, value in vars(facts.preprocessing).items() if value is not None}
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Preprocessing:
+    """How images become inputs; see ``layerfold.data.Preprocessing``."""
+
+    input_shape: list[Annotated[int, Ge(1), Le(1_000_000)]] | None = None
+    mean: list[Finite] | None = None
+    std: list[Finite] | None = None
+    interpolation: str | None = None
+    crop_pct: Finite | None = None
+    is_resized: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What is read again of a sidecar; the rest is for people."""
+
+    engine_sha256: str | None = None
+    library: str | None = None
+    preprocessing: _Preprocessing | None = None

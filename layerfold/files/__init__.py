@@ -1,6 +1,7 @@
 """Files in and out: bounded, typed reading; writing that leaves the old file or the whole new one."""
 
 from layerfold.files._json import Count, Finite, parse_json, read_json
+from layerfold.files._lock import held
 from layerfold.files._reading import read_bytes, read_text
 from layerfold.files._sheets import FORMULA_SIGNS, csv_text
 from layerfold.files._writing import replacing, replacing_all, write_bytes, write_json, write_text
@@ -10,6 +11,7 @@ __all__ = [
     "Count",
     "Finite",
     "csv_text",
+    "held",
     "parse_json",
     "read_bytes",
     "read_json",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import reprlib
 from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
@@ -11,6 +14,7 @@ from annotated_types import Ge, Le
 
 from layerfold.errors import LayerfoldError, UsageError
 from layerfold.files._reading import read_bytes
+from layerfold.terminal import one_line
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -21,7 +25,7 @@ Finite = Annotated[float, Ge(-1e300), Le(1e300)]
 Count = Annotated[int, Ge(0), Le(2**53)]
 """A whole number of at least 0 that a float holds exactly."""
 MOST_BYTES = 256 << 20
-_SHOWN = 60
+_SHOWN = 100
 
 
 def read_json(
@@ -61,11 +65,30 @@ def parse_json(
     """Return the value of JSON text; as :func:`read_json`, with ``source`` in place of the file's name."""
     from pydantic import ValidationError
 
+    # A byte-order mark is what some editors put before the text of a file.
+    plain = content.removeprefix("\ufeff") if isinstance(content, str) else content.removeprefix(b"\xef\xbb\xbf")
     try:
-        found: T = _adapter(cast(Hashable, shape)).validate_json(content, strict=True)
+        found: T = _adapter(cast(Hashable, shape)).validate_json(plain, strict=True)
     except ValidationError as cause:
         raise error(f"{source}: {_first(cause)}; {remedy}") from None
+    twice = _named_twice(plain)
+    if twice is not None:
+        raise error(f"{source}: {reprlib.repr(twice)} stands twice in one object, expected once; {remedy}")
     return found
+
+
+def _named_twice(content: bytes | str) -> str | None:
+    """Return a name that one object of valid JSON holds twice: which of the two is meant, nobody knows."""
+    twice: list[str] = []
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            twice.extend(name for name in names if names.count(name) > 1)
+
+    with contextlib.suppress(ValueError, RecursionError):  # such as a number of more digits than Python reads
+        json.loads(content, object_pairs_hook=check)
+    return twice[0] if twice else None
 
 
 @cache
@@ -78,12 +101,16 @@ def _adapter(shape: Hashable) -> TypeAdapter[Any]:
 def _first(cause: ValidationError) -> str:
     """Return the first of all faults: field, rule, value."""
     found = cause.errors(include_url=False, include_context=False)[0]
-    text = found["msg"].replace("Input should be", "expected").replace("Field required", "is missing")
+    text = found["msg"].replace("Input should be", "expected")
+    for words in ("a valid dictionary", "an object", "a dictionary or an instance of"):
+        text = text.replace(f"expected {words}", "expected a JSON object")
     if found["type"] == "json_invalid":
         return f"is no JSON ({text.removeprefix('Invalid JSON: ')})"
-    field = ".".join(str(part) for part in found["loc"])
+    field = one_line(".".join(str(part) for part in found["loc"]), most=_SHOWN)
     if found["type"] == "missing":
         return f"{field} is missing"
-    shown = " ".join(repr(found["input"])[: 4 * _SHOWN].split())
-    shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
-    return f"{field}={shown}: {text}" if field else f"{shown}: {text}"
+    try:
+        value = one_line(reprlib.repr(found["input"]), most=_SHOWN)
+    except ValueError:  # a whole number of thousands of digits
+        value = f"a {type(found['input']).__name__}"
+    return f"{field}={value}: {text}" if field else f"{value}: {text}"

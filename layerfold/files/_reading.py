@@ -37,11 +37,16 @@ def read_bytes(
     try:
         # Without O_NONBLOCK opening a pipe waits for whoever writes to it.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as stream:
+        try:
             status = os.fstat(handle)
             for is_kind, name in _KINDS:
                 if is_kind(status.st_mode):
                     raise error(f"{path}: is {name}, expected a file{tail}")
+            stream = open(handle, "rb")  # noqa: SIM115 (a folder must be named before it is opened so)
+        except BaseException:
+            os.close(handle)
+            raise
+        with stream:
             content = stream.read(most_bytes + 1) if status.st_size <= most_bytes else None
     except FileNotFoundError:
         raise error(f"{path}: no such file{tail}") from None

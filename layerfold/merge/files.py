@@ -7,6 +7,8 @@ the weights. Nothing in either file is code: a form is built anew from its model
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, fx, nn
 
+from layerfold.arguments import shown
 from layerfold.errors import SolutionError, UsageError, nearest_names
-from layerfold.files import replacing_all
+from layerfold.files import read_json, replacing_all
 from layerfold.graph import Network, trace_network
 from layerfold.graph.specs import ConvSpec, Shape
 from layerfold.merge.algebra import AffineConv
@@ -29,6 +32,10 @@ from layerfold.solver import Solution
 SCHEMA = 1
 Kind = Literal["train", "deploy"]
 _KINDS: tuple[Kind, ...] = ("train", "deploy")
+_MOST = 1_000_000
+"""Channels, classes, or pixels along one side."""
+_MOST_NUMBERS = 1 << 28
+"""In one input image, or in one kernel of a form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if len(self.input_shape) != 3 or not all(_is_count(size) for size in self.input_shape):
-            raise UsageError(f"input_shape={self.input_shape!r}: expected (channels, height, width), each at least 1")
+            raise UsageError(f"input_shape={shown(self.input_shape)}: expected (channels, height, width), each at "
+                             "least 1")
+        if math.prod(self.input_shape) > _MOST_NUMBERS:
+            raise UsageError(f"input_shape={self.input_shape}: {math.prod(self.input_shape):,} numbers an image, "
+                             f"expected at most {_MOST_NUMBERS:,}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -78,16 +89,16 @@ class Recipe:
             raise UsageError(f"recipe is a {type(data).__name__}, expected a JSON object")
         model, shape, exclude = data.get("model"), data.get("input_shape"), data.get("exclude", [])
         if not isinstance(model, str):
-            raise UsageError(f"recipe: model={model!r}: expected a model's source")
+            raise UsageError(f"recipe: model={shown(model)}: expected a model's source")
         if not isinstance(shape, list):
-            raise UsageError(f"recipe: input_shape={shape!r}: expected [channels, height, width]")
+            raise UsageError(f"recipe: input_shape={shown(shape)}: expected [channels, height, width]")
         if not (isinstance(exclude, list) and all(isinstance(name, str) for name in exclude)):
-            raise UsageError(f"recipe: exclude={exclude!r}: expected a list of module names")
+            raise UsageError(f"recipe: exclude={shown(exclude)}: expected a list of module names")
         if not isinstance(data.get("merge_pooling", False), bool):
-            raise UsageError(f"recipe: merge_pooling={data['merge_pooling']!r}: expected true or false")
+            raise UsageError(f"recipe: merge_pooling={shown(data['merge_pooling'])}: expected true or false")
         for name in ("num_classes", "in_channels"):
             if data.get(name) is not None and not _is_count(data[name]):
-                raise UsageError(f"recipe: {name}={data[name]!r}: expected a whole number of at least 1")
+                raise UsageError(f"recipe: {name}={shown(data[name])}: expected a whole number of at least 1")
         if not isinstance(data.get("solution"), dict):
             raise UsageError("recipe: no solution; expected an object with act_pos and merge_pos")
         return cls(
@@ -213,19 +224,16 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: expected a .safetensors file of `layerfold finetune` or `layerfold merge`")
     if not path.exists() and not sidecar.exists():
         raise UsageError(f"{path}: no such file")
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(sidecar):
         raise UsageError(f"{path}: no {sidecar.name} beside it; `layerfold finetune` and `layerfold merge` write both, "
-                         "and a file of weights alone does not say what they belong to") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{sidecar}: cannot be read as JSON ({error}); write the form again") from None
-    if not isinstance(content, dict) or "kind" not in content or "recipe" not in content:
+                         "and a file of weights alone does not say what they belong to")
+    content = read_json(sidecar, dict[str, Any], remedy="write the form again")
+    if "kind" not in content or "recipe" not in content:
         raise UsageError(f"{sidecar}: has no kind and recipe; is it the file of a form?")
     if content.get("schema") != SCHEMA:
-        raise UsageError(f"{sidecar}: schema {content.get('schema')!r} is not known; this version reads {SCHEMA}")
+        raise UsageError(f"{sidecar}: schema {shown(content.get('schema'))} is not known; this version reads {SCHEMA}")
     if content["kind"] not in _KINDS:
-        raise UsageError(f"{sidecar}: kind={content['kind']!r}: must be one of {', '.join(_KINDS)}")
+        raise UsageError(f"{sidecar}: kind={shown(content['kind'])}: must be one of {', '.join(_KINDS)}")
     if not isinstance(content.get("facts"), dict) or not isinstance(content.get("weights_sha256"), str):
         raise UsageError(f"{sidecar}: facts and weights_sha256 are missing or of another type; write the form again")
     return content
@@ -254,7 +262,7 @@ def _build(
         return module, net
     merged = merge_network(module, tolerance=None, cut_borders=False)
     for name, each in merged.meta["merged_convs"].items():
-        if name in kernels:
+        if isinstance(kernels, dict) and name in kernels:
             set_submodule(merged, name, _empty_conv(each.conv, kernels[name], merged.get_submodule(name)))
     return merged, net
 
@@ -265,6 +273,14 @@ def _empty_conv(spec: ConvSpec, kernel: object, like: nn.Module) -> nn.Module:
         given = cast(dict[str, Any], kernel)
         (top, bottom), (left, right) = given["padding"]
         height, width = given["kernel_size"]
+        # Cutting zero borders leaves a kernel that is no larger, and moves the padding by as much: nothing is made
+        # before that holds.
+        if not all(type(each) is int for each in (top, bottom, left, right, height, width)):
+            raise ValueError("sizes are whole numbers")
+        if not (1 <= height <= spec.kernel_size[0] and 1 <= width <= spec.kernel_size[1]):
+            raise ValueError(f"the kernel is at most {spec.kernel_size}")
+        if any(abs(each) > _MOST for each in (top, bottom, left, right)):
+            raise ValueError("the padding is too large")
         spec = replace(spec, kernel_size=(height, width), padding=((top, bottom), (left, right)))
         some = next(like.parameters())
         shape = (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel_size)
@@ -272,7 +288,7 @@ def _empty_conv(spec: ConvSpec, kernel: object, like: nn.Module) -> nn.Module:
         return make_conv(spec, numbers, some.dtype)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"kernels: {kernel!r} is no kernel_size with a padding ({error}); write the form again"
+            f"kernels: {shown(kernel)} is no kernel_size with a padding ({error}); write the form again"
         ) from error
 
 
@@ -300,4 +316,4 @@ def _load_weights(module: nn.Module, path: Path) -> None:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from layerfold.pipeline.network_json import describe_network
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.plan_scores import finalist_scores, whole_scores
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
-from layerfold.pipeline.summary import write_summary
+from layerfold.pipeline.summary import FILES, write_summary
 from layerfold.profiler import BenchmarkReport, benchmark_networks, get_backend, profile_network
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.fitted import plans_of
@@ -110,8 +110,9 @@ def compress_network(
         given |= {"budget_ms": budget_ms, "speedup": speedup}
     if module.training:
         module = copy.deepcopy(module).eval()  # the caller's stays in training mode
-    run = _Run(module, loaded, data, CompressOptions(**given), Path(out), overwrite, progress, command)
-    return run.all_steps()
+    with RunFolder.only_one(out):
+        run = _Run(module, loaded, data, CompressOptions(**given), Path(out), overwrite, progress, command)
+        return run.all_steps()
 
 
 class _Run:
@@ -147,23 +148,28 @@ class _Run:
             "device": self.backend.provenance()["device"],
             **options.as_config(),
         }
-        self.folder = RunFolder(out, config, overwrite=overwrite)
+        known_files = [name for name, _ in FILES if name != "run.json"]
+        self.folder = RunFolder(out, config, overwrite=overwrite, known_files=[*known_files, "report.html"])
 
     def all_steps(self) -> CompressResult:
         """Do every step that is not done yet."""
-        self._step("trace", ["network.json", "original.onnx"], self._trace)
-        self._step("profile", _with_sidecar("latency.csv"), self._profile)
-        self._step("importance", _with_sidecar("importance.csv"), self._importance)
-        self._step("solve and verify", ["solution.json", "frontier.csv", "verification.json"], self._solve_and_verify)
-        if self.options.finetune_epochs:
-            self._step(
-                "finetune", _with_sidecar("finetuned.safetensors"), self._finetune, scratch=["finetune.checkpoint"]
-            )
-        self._step("merge", _with_sidecar("merged.safetensors"), self._merge)
-        self._step("export", ["model.onnx"], self._export)
-        self._step("evaluate", ["scores.json"], self._evaluate)
-        bench = self._step("bench", ["bench.json"], self._bench)
+        latency, importance = _with_sidecar("latency.csv"), _with_sidecar("importance.csv")
+        finetuned, merged = _with_sidecar("finetuned.safetensors"), _with_sidecar("merged.safetensors")
+        has_finetuning = bool(self.options.finetune_epochs)
+        self._step("trace", ["network.json", "original.onnx"], self._trace, reads=[], is_repeatable=True)
+        self._step("profile", latency, self._profile, reads=["original.onnx"])
+        self._step("importance", importance, self._importance, reads=latency)
+        self._step("solve and verify", ["solution.json", "frontier.csv", "verification.json"], self._solve_and_verify,
+                   reads=["original.onnx", *latency, *importance])
+        if has_finetuning:
+            self._step("finetune", finetuned, self._finetune, reads=["solution.json"], scratch=["finetune.checkpoint"])
+        self._step("merge", merged, self._merge, reads=finetuned if has_finetuning else ["solution.json"])
+        self._step("export", ["model.onnx"], self._export, reads=merged,
+                   perhaps=["model.onnx.json", "model.engine", "model.engine.json"])
+        self._step("evaluate", ["scores.json"], self._evaluate, reads=merged)
+        bench = self._step("bench", ["bench.json"], self._bench, reads=["original.onnx", "model.onnx"])
         report = write_summary(self)
+        self.folder.check_whole()
         if not bench.result["is_within_budget"]:
             self.folder.forget("bench")  # the same command measures again
         return CompressResult(
@@ -175,9 +181,9 @@ class _Run:
         )
 
     def _step(
-        self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None], scratch: Sequence[str] = ()
+        self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None], **how: Any
     ) -> StepRecord:
-        record = self.folder.step(name, outputs, work, scratch=scratch)
+        record = self.folder.step(name, outputs, work, **how)
         if self.progress:
             state = "done before" if record.is_resumed else f"{record.seconds:.1f} s"
             print(f"{name}: {state}", file=sys.stderr, flush=True)

@@ -83,7 +83,11 @@ def train_baseline(
 ) -> Path:
     """Train the demo's network, once, and return its weights file."""
     config = {"model": MODEL, "batch_size": BATCH_SIZE, "data": data.fingerprint, "epochs": epochs, "seed": seed}
-    run = RunFolder(folder, config, overwrite=overwrite)
+    with RunFolder.only_one(folder):
+        return _trained_in(RunFolder(folder, config, overwrite=overwrite), data, epochs, seed, progress)
+
+
+def _trained_in(run: RunFolder, data: ImageData, epochs: int, seed: int, progress: bool) -> Path:
     path = run.file("baseline.safetensors")
 
     def train() -> dict[str, Any]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
 import json
-import os
+import stat
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from layerfold.errors import UsageError
+from annotated_types import Ge, Le
+
+from layerfold.errors import UsageError, WriteError
+from layerfold.files import Count, held, read_json, write_json
 
 SCHEMA = 1
 _MANIFEST = "run.json"
+_LOCK = "run.lock"
+_Seconds = Annotated[float, Ge(0), Le(1e12)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,48 +42,116 @@ class StepRecord:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _FileFacts:
+    """What a file was when its step ended."""
+
+    sha256: str
+    bytes: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A finished step in ``run.json``.
+
+    Attributes:
+        outputs: the files that it wrote.
+        reads: the files that it was made from; None in a file of an older version: all that came before.
+        files: hash and size of each output; None in a file of an older version.
+        check: hash of all else that stands here; None in a file of an older version.
+    """
+
+    seconds: _Seconds
+    outputs: list[str]
+    result: dict[str, Any]
+    date: str = ""
+    reads: list[str] | None = None
+    files: dict[str, _FileFacts] | None = None
+    check: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "check": self.checksum()}
+
+    def checksum(self) -> str:
+        content = {**asdict(self), "check": None}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Manifest:
+    """What ``run.json`` holds."""
+
+    config: dict[str, Any]
+    steps: dict[str, _Step]
+    schema: Literal[1] = 1
+    scratch: list[str] = field(default_factory=list)
+
+
 class RunFolder:
     """Remembers finished steps in ``run.json``, so that the same run started again goes on where it stopped.
+
+    Of each output the file's hash is kept: what is missing or was changed since is made again, with all that depends
+    on it, and a line on stderr says so.
 
     Args:
         path: the folder; made if it is not there.
         config: everything that decides the outcome, as plain JSON.
-        overwrite: start anew where the folder holds another run; only files that runs write are removed.
+        overwrite: start again where the folder holds another run; only files that runs write are removed.
+        known_files: further files that runs write without a step, which go with those of the steps.
 
     Raises:
         UsageError: the folder holds another run, or files that no run wrote.
+        WriteError: ``run.json`` cannot be written.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, config: Mapping[str, Any], *, overwrite: bool = False, known_files: Sequence[str] = ()
+    ) -> None:
         self.path = Path(path)
         self._manifest_path = self.path / _MANIFEST
         self.config = json.loads(json.dumps(dict(config)))
         self.records: list[StepRecord] = []
-        self._steps: dict[str, dict[str, Any]] = {}
+        self._steps: dict[str, _Step] = {}
         self._scratch: list[str] = []
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--output {self.path}: is a file; name a folder")
+        self._known_files = tuple(known_files)
+        _check_is_folder(self.path)
         if self._manifest_path.exists():
             self._take_up(overwrite)
-        elif self.path.is_dir() and any(not (item / _MANIFEST).exists() for item in self.path.iterdir()):
+        elif self.path.is_dir() and any(_is_foreign(item) for item in self.path.iterdir()):
             raise UsageError(f"--output {self.path}: the folder holds files that no run wrote; name a new or empty one")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write()
         except OSError as error:
             raise UsageError(
                 f"--output {self.path}: cannot be written ({error.strerror}); name another folder"
             ) from None
+        self._write()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def only_one(path: str | Path) -> Iterator[None]:
+        """Keep every other run out of a folder while this one is at work; an empty folder is removed at the end.
+
+        Raises:
+            UsageError: another run is at work there; names its process.
+        """
+        folder = Path(path)
+        _check_is_folder(folder)
+        try:
+            with held(folder / _LOCK, subject=f"--output {folder}", remedy="wait for it, stop it, or name another "
+                      "folder"):
+                yield
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def file(self, name: str) -> Path:
         """Return the path of a file in the folder."""
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write plain JSON into a file of the folder, by an atomic replace."""
-        partial = self.file(f"{name}.part")
-        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.file(name))
+        """Write plain JSON into a file of the folder, all of it or nothing."""
+        write_json(self.file(name), value)
 
     def step(
         self,
@@ -83,73 +159,185 @@ class RunFolder:
         outputs: Sequence[str],
         work: Callable[[], dict[str, Any] | None],
         *,
+        reads: Sequence[str] | None = None,
+        perhaps: Sequence[str] = (),
         scratch: Sequence[str] = (),
+        is_repeatable: bool = False,
     ) -> StepRecord:
-        """Do a step, unless an earlier run did it and all its files are still there.
+        """Do a step, unless an earlier run did it and all its files are still there as they were.
 
         Args:
             name: of the step.
             outputs: files in the folder that it writes.
             work: does it, and returns what to remember as plain JSON.
-            scratch: files by which an interrupted step goes on; they go when an earlier step is done again.
+            reads: outputs of earlier steps that it is made from; None for all of them.
+            perhaps: files that it writes on some machines only; they are outputs where they are there.
+            scratch: files by which an interrupted step goes on; they go when a step that it depends on is done again.
+            is_repeatable: whether it gives the same again to the byte: then what depends on it stays where it does.
+
+        Raises:
+            WriteError: an output is gone when the step ends, as when the folder was removed meanwhile.
         """
         known = self._steps.get(name)
-        if known is not None and all(self.file(output).exists() for output in outputs):
-            record = StepRecord(name=name, seconds=known["seconds"], is_resumed=True, result=known["result"])
+        cause = None if known is None else self._cause_to_do_again(known, outputs)
+        if known is not None and cause is None:
+            if known.files is None or known.check is None:  # of an older version: from now on with hashes
+                there = [each for each in perhaps if self.file(each).is_file() and each not in known.outputs]
+                self._remember(name, known.seconds, [*known.outputs, *there], reads, known.result, known.date)
+            record = StepRecord(name=name, seconds=known.seconds, is_resumed=True, result=known.result)
         else:
-            if known is not None:
-                self.forget(name)
-            self._scratch += [file for file in scratch if file not in self._scratch]
-            self._write()
+            if cause is not None:
+                print(f"layerfold: note: {self.path}: {cause}: step {name!r} is done again", file=sys.stderr)
+                if not is_repeatable:
+                    self.forget(name)
+            if new := [file for file in scratch if file not in self._scratch]:
+                self._scratch += new
+                self._write()
             began = time.monotonic()
             result = json.loads(json.dumps(work() or {}))
             seconds = time.monotonic() - began
-            self._steps[name] = {
-                "seconds": round(seconds, 2),
-                "outputs": list(outputs),
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "result": result,
-            }
-            self._write()
+            there = [each for each in perhaps if self.file(each).is_file() and each not in outputs]
+            files = self._facts([*outputs, *there])
+            if known is not None and is_repeatable and files != known.files:
+                self.forget(name, keep_files=files)
+            self._remember(name, round(seconds, 2), [*outputs, *there], reads, result, files=files)
             record = StepRecord(name=name, seconds=seconds, is_resumed=False, result=result)
         self.records.append(record)
         return record
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, *, keep_files: Iterable[str] = ()) -> None:
         """Forget a step and all that was made from it, on disk before anything new is written."""
         names = list(self._steps)
-        stale = [self._steps.pop(each) for each in names[names.index(name) :]]
+        first = self._steps.pop(name)
+        stale, changed = [first], {*first.outputs}
+        for each in names[names.index(name) + 1 :]:
+            reads = self._steps[each].reads
+            if reads is None or changed & {*reads}:
+                stale.append(self._steps.pop(each))
+                changed |= {*stale[-1].outputs}
         scratch, self._scratch = self._scratch, []
         self._write()
-        self._remove(stale, scratch)
+        self._remove([each for step in stale for each in step.outputs if each not in {*keep_files}] + scratch)
 
-    def _remove(self, steps: Iterable[Mapping[str, Any]], scratch: Iterable[str]) -> None:
-        for output in [*(each for step in steps for each in step.get("outputs", ())), *scratch]:
-            (self.path / Path(output).name).unlink(missing_ok=True)
+    def check_whole(self) -> None:
+        """Refuse to call a run done whose files are not there.
+
+        Raises:
+            WriteError: names the file.
+        """
+        for step in self._steps.values():
+            for output in step.outputs:
+                if not self.file(output).exists():
+                    raise self._gone(output)
+        self._check_manifest()
+
+    def _remember(
+        self, name: str, seconds: float, outputs: list[str], reads: Sequence[str] | None, result: dict[str, Any],
+        date: str = "", *, files: dict[str, _FileFacts] | None = None,
+    ) -> None:
+        step = _Step(
+            seconds=seconds, outputs=outputs, reads=None if reads is None else list(reads), result=result,
+            date=date or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            files=self._facts(outputs) if files is None else files,
+        )  # fmt: skip
+        self._steps[name] = replace(step, check=step.checksum())
+        self._write()
+
+    def _facts(self, outputs: Iterable[str]) -> dict[str, _FileFacts]:
+        found = {}
+        for output in outputs:
+            facts = _facts_of(self.file(output))
+            if facts is None:
+                raise self._gone(output)
+            found[output] = facts
+        return found
+
+    def _cause_to_do_again(self, known: _Step, outputs: Sequence[str]) -> str | None:
+        """Return what is wrong with the files of a finished step, or None."""
+        if known.check is not None and known.check != known.checksum():
+            return f"what {_MANIFEST} says of it was changed since it was written"
+        for output in {**dict.fromkeys(outputs), **dict.fromkeys(known.outputs)}:
+            if not self.file(output).exists():
+                return f"{output} is missing"
+            expected = None if known.files is None else known.files.get(output)
+            if expected is not None and _facts_of(self.file(output)) != expected:
+                return f"{output} was changed since it was written"
+        return None
+
+    def _gone(self, output: str) -> WriteError:
+        return WriteError(
+            f"--output {self.path}: {output} is gone; was the folder removed or emptied while the run was at work? "
+            "Remove what is left of it and run the same command again"
+        )
+
+    def _remove(self, outputs: Iterable[str]) -> None:
+        for output in outputs:
+            path = self.path / Path(output).name
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise WriteError(f"{path}: cannot be removed ({error.strerror}); move it away") from None
 
     def _take_up(self, overwrite: bool) -> None:
+        remedy = "name another folder, or start again in this one with --overwrite"
         try:
-            manifest = json.loads(self._manifest_path.read_text(encoding="utf-8"))
-            known, steps = manifest["config"], manifest["steps"]
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{self._manifest_path}: is no manifest of a run; name another folder") from None
-        if known == self.config:
-            self._steps, self._scratch = steps, manifest.get("scratch", [])
+            manifest = read_json(self._manifest_path, _Manifest, remedy=remedy)
+            for name in [*manifest.scratch, *(each for step in manifest.steps.values() for each in step.outputs)]:
+                if Path(name).name != name or name in ("", ".", ".."):
+                    raise UsageError(f"{self._manifest_path}: {name[:60]!r} is no file of the folder; {remedy}")
+        except UsageError:
+            if not overwrite:
+                raise
+            manifest = _Manifest(config={}, steps={})
+        if manifest.config == self.config:
+            self._steps, self._scratch = dict(manifest.steps), list(manifest.scratch)
             return
         if not overwrite:
             raise UsageError(
-                f"--output {self.path}: holds another run ({_difference(known, self.config)}); "
-                "name another folder, or start anew in this one with --overwrite"
+                f"--output {self.path}: holds another run ({_difference(manifest.config, self.config)}); {remedy}"
             )
-        self._remove(steps.values(), manifest.get("scratch", []))
+        self._remove([each for step in manifest.steps.values() for each in step.outputs])
+        self._remove([*manifest.scratch, *self._known_files])
+
+    def _check_manifest(self) -> None:
+        if not self._manifest_path.exists():
+            raise self._gone(_MANIFEST)
 
     def _write(self) -> None:
-        manifest = {"schema": SCHEMA, "config": self.config, "steps": self._steps, "scratch": self._scratch}
-        self.write_json(_MANIFEST, manifest)
+        if self.records:
+            self._check_manifest()
+        steps = {name: step.to_json() for name, step in self._steps.items()}
+        self.write_json(_MANIFEST, {"schema": SCHEMA, "config": self.config, "steps": steps, "scratch": self._scratch})
+
+
+def _check_is_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {path}: is a file; name a folder")
+
+
+def _is_foreign(item: Path) -> bool:
+    """Say whether no run wrote it: it is neither a lock nor the folder of a run, as the demo's baseline is."""
+    return item.name != _LOCK and not (item / _MANIFEST).exists()
+
+
+def _facts_of(path: Path) -> _FileFacts | None:
+    """Return hash and size of a file; None for what is not there or no file."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with path.open("rb") as stream:
+            return _FileFacts(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=stream.tell())
+    except OSError:
+        return None
 
 
 def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     for name in {**wanted, **known}:
         if known.get(name) != wanted.get(name):
-            return f"{name} was {known.get(name)!r}, now {wanted.get(name)!r}"
+            return f"{name} was {_short(known.get(name))}, now {_short(wanted.get(name))}"
     return "the settings differ"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

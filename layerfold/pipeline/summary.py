@@ -29,7 +29,7 @@ from layerfold.report.latency_plots import points_of, prediction_png, time_png
 if TYPE_CHECKING:
     from layerfold.pipeline.compress import _Run
 
-_FILES = (
+FILES = (
     ("network.json", "the traced network: layers, chains, residuals, barriers"),
     ("latency.csv", "latency of every candidate segment, ms; provenance beside it"),
     ("importance.csv", "importance of every segment worth merging; provenance beside it"),
@@ -77,7 +77,7 @@ def write_summary(run: _Run) -> ReportData:
         network_svg=svg,
         frontier_path=frontier_path,
         pictures=tuple(_draw_latency(run, rows)),
-        files=tuple((name, what) for name, what in _FILES if run.folder.file(name).exists()),
+        files=tuple((name, what) for name, what in FILES if run.folder.file(name).exists()),
         provenance=_provenance(run, results),
         notes=_notes(run, results),
     )

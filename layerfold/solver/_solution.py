@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from layerfold.arguments import shown, whole
 from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
-from layerfold.files import replacing, write_text
+from layerfold.files import parse_json, read_bytes, replacing, write_text
 from layerfold.tables._kernel import SegmentKey, is_kernel_text
 from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
@@ -99,7 +98,8 @@ class Solution:
         alone = [position for position in self.act_pos if position not in set(self.merge_pos)]
         if alone:
             raise SolutionError(
-                f"act_pos={alone}: not in merge_pos; an activation can only stay where merging stops, add it there"
+                f"act_pos={shown(alone)}: not in merge_pos; an activation can only stay where merging stops, add it "
+                "there"
             )
 
     @property
@@ -120,10 +120,7 @@ class Solution:
             SolutionError: no such file, not that format, or positions that break a rule.
         """
         path = Path(path)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise SolutionError(f"{path}: cannot be read ({error.strerror}); expected a solution file") from None
+        content = read_bytes(path, remedy="expected a solution file", error=SolutionError)
         data = _load_checkpoint(path) if _is_checkpoint(path, content) else _parse_json(path, content)
         try:
             return cls.from_json(data)
@@ -203,14 +200,10 @@ def _is_checkpoint(path: Path, content: bytes) -> bool:
 
 
 def _parse_json(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SolutionError(f"{path}: not valid JSON ({error}); expected a solution file") from None
-    if not isinstance(data, dict):
-        raise SolutionError(f"{path}: expected a JSON object with act_pos and merge_pos, got {type(data).__name__}")
+    data = parse_json(content, dict[str, Any], source=str(path), remedy="expected a solution file: a JSON object with "
+                      "act_pos and merge_pos", error=SolutionError)
     if data.get("schema", SCHEMA) != SCHEMA:
-        raise SolutionError(f"{path}: schema {data['schema']!r} is not known; this version reads schema {SCHEMA}")
+        raise SolutionError(f"{path}: schema {shown(data['schema'])} is not known; this version reads schema {SCHEMA}")
     return data
 
 
@@ -258,15 +251,19 @@ def _checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("model", "network_hash", "version", "status"):
         if name in data:
             if not isinstance(data[name], str):
-                raise SolutionError(f"{name}={data[name]!r}: expected text")
+                raise SolutionError(f"{name}={shown(data[name])}: expected text")
             found[name] = data[name]
     for name in ("budget_ms", "predicted_ms", "measured_ms", "importance", "gap"):
         if data.get(name) is not None:
             found[name] = _number(data[name], name)
     for name, key in (("table_hashes", "tables"), ("costs", "costs")):
         if not isinstance(data.get(key, {}), dict):
-            raise SolutionError(f"{key}={data[key]!r}: expected an object")
+            raise SolutionError(f"{key}={shown(data[key])}: expected an object")
         found[name] = data.get(key, {})
+    found["costs"] = {each: _number(value, f"costs.{each[:60]}") for each, value in found["costs"].items()}
+    for each, value in found["table_hashes"].items():
+        if not isinstance(value, str):
+            raise SolutionError(f"tables.{each[:60]}={shown(value)}: expected text")
     segments = data.get("segments", [])
     if not isinstance(segments, list) or not all(isinstance(each, dict) for each in segments):
         raise SolutionError(f"segments={str(segments)[:60]}: expected a list of objects")
@@ -276,18 +273,25 @@ def _checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _segment(data: dict[str, Any]) -> SolutionSegment:
     start, end = data.get("start"), data.get("end")
-    if not (type(start) is int and type(end) is int and 0 <= start < end):
-        raise SolutionError(f"segments: start={start!r}, end={end!r}, expected positions with start < end")
+    if not (type(start) is int and type(end) is int and 0 <= start < end <= _MOST_POSITIONS):
+        raise SolutionError(f"segments: start={shown(start)}, end={shown(end)}, expected positions with start < end")
     latency, kernel = data.get("latency_ms"), data.get("kernel", "")
     if kernel and not (isinstance(kernel, str) and is_kernel_text(kernel)):
-        raise SolutionError(f"segments: kernel={kernel!r}: expected a merged kernel such as '3x3' or 'identity'")
+        raise SolutionError(f"segments: kernel={shown(kernel)}: expected a merged kernel such as '3x3' or 'identity'")
     return SolutionSegment(
-        start=start, end=end, plan=str(data.get("plan", "merge")), kernel=kernel or "",
+        start=start, end=end, plan=_plan(data.get("plan", "merge")), kernel=kernel or "",
         latency_ms=None if latency is None else _number(latency, "latency_ms"),
     )
 
 
+def _plan(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 100:
+        raise SolutionError(f"segments: plan={shown(value)}: expected text such as 'merge'")
+    return value
+
+
 def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise SolutionError(f"{name}={value!r}: expected a finite number")
+    # Also a whole number must fit a float: those beyond it have no end.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
+        raise SolutionError(f"{name}={shown(value)}: expected a finite number")
     return float(value)

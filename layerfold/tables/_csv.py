@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerfold.errors import TableError
-from layerfold.files import FORMULA_SIGNS, csv_text, replacing_all
+from layerfold.files import FORMULA_SIGNS, csv_text, read_text, replacing_all
 from layerfold.tables._provenance import Provenance, read_sidecar, sidecar_path
+from layerfold.terminal import one_line
 
 LARGEST = 1e9
 """No latency in ms and no importance in points is as large; beyond it sums lose their digits."""
 _LARGEST_POSITION = 1_000_000
+_MOST_COLUMNS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +98,7 @@ def read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]
             a file that ends in the middle of a row or has fewer rows than its sidecar promises.
     """
     source = str(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TableError(f"{source}: byte {error.start} is not UTF-8 text; expected a CSV file") from None
-    except FileNotFoundError:
-        raise TableError(f"{source}: no such file; expected a CSV table") from None
-    except OSError as error:
-        raise TableError(f"{source}: cannot be read ({error.strerror}); expected a CSV table") from None
+    text = read_text(path, remedy="expected a CSV table", error=TableError)
     if not text.strip():
         raise TableError(f"{source}: empty; expected the columns {','.join(required)}")
     if "\x00" in text:
@@ -114,6 +109,8 @@ def read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]
     try:
         for cells in reader:
             if not header:
+                if len(cells) > _MOST_COLUMNS:
+                    raise TableError(f"{source}: row 1: {len(cells)} columns, expected at most {_MOST_COLUMNS}")
                 header = [name.strip() for name in cells]
                 _check_header(source, header, required)
             elif cells:
@@ -121,8 +118,8 @@ def read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]
                 if len(cells) != len(header):
                     hint = "; truncated?" if len(cells) < len(header) else ""
                     raise TableError(
-                        f"{source}: row {number}, column {header[min(len(cells), len(header) - 1)]}: "
-                        f"{len(cells)} fields, expected {len(header)} ({','.join(header)}){hint}"
+                        f"{source}: row {number}, column {one_line(header[min(len(cells), len(header) - 1)])}: "
+                        f"{len(cells)} fields, expected {len(header)} ({one_line(','.join(header), most=200)}){hint}"
                     )
                 rows.append(Row(source=source, number=number, cells=dict(zip(header, cells, strict=True))))
     except csv.Error as error:
@@ -149,7 +146,7 @@ def _check_header(source: str, header: list[str], required: Sequence[str]) -> No
             raise TableError(f"{source}: row 1: no column {name!r}, expected the columns {','.join(required)}")
     for name in header:
         if header.count(name) > 1:
-            raise TableError(f"{source}: row 1, column {name}: named twice, expected each column once")
+            raise TableError(f"{source}: row 1, column {one_line(name)}: named twice, expected each column once")
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], provenance: Provenance) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from layerfold.arguments import shown
 from layerfold.errors import ProvenanceMismatchError, TableError
+from layerfold.files import read_json
 
 SCHEMA = 1
+_MOST_POSITIONS = 1_000_000
 _TEXT = ("kind", "model", "model_hash", "network_hash", "dtype", "device", "driver", "backend", "date", "notes")
 
 
@@ -66,15 +68,15 @@ class Provenance:
 
     def __post_init__(self) -> None:
         if not (_is_number(self.fixed_ms) and 0.0 <= self.fixed_ms < 1e9):
-            raise TableError(f"fixed_ms={self.fixed_ms!r}: expected milliseconds from 0 to 1e9")
+            raise TableError(f"fixed_ms={shown(self.fixed_ms)}: expected milliseconds from 0 to 1e9")
         if not (_is_number(self.scale) and 0.0 < self.scale < 1e9):
-            raise TableError(f"scale={self.scale!r}: expected a factor above 0 and below 1e9")
+            raise TableError(f"scale={shown(self.scale)}: expected a factor above 0 and below 1e9")
         stop = None
         for start, end in self.chains:
             if start < 0 or start >= end or (stop is not None and start < stop):
                 raise TableError(
-                    f"chains={list(map(list, self.chains))}: expected [start, end] pairs with 0 <= start < end, "
-                    "in rising order, without overlap"
+                    f"chains={shown(list(map(list, self.chains)))}: expected [start, end] pairs with "
+                    "0 <= start < end, in rising order, without overlap"
                 )
             stop = end
 
@@ -93,28 +95,29 @@ class Provenance:
             raise TableError(f"{source}: expected a JSON object, got {type(data).__name__}")
         if data.get("schema", SCHEMA) != SCHEMA:
             raise TableError(
-                f"{source}: schema {data['schema']!r} is not known; "
+                f"{source}: schema {shown(data['schema'])} is not known; "
                 f"this version reads schema {SCHEMA}, upgrade layerfold"
             )
         known = {each.name for each in fields(cls)}
         found = {name: value for name, value in data.items() if name in known and value is not None}
         for name in _TEXT:
             if not isinstance(found.get(name, ""), str):
-                raise TableError(f"{source}: {name}={found[name]!r}: expected text")
+                raise TableError(f"{source}: {name}={shown(found[name])}: expected text")
         for name in ("versions", "options", "measurement", "backend_options"):
             if not isinstance(found.get(name, {}), dict):
-                raise TableError(f"{source}: {name}={found[name]!r}: expected a JSON object")
+                raise TableError(f"{source}: {name}={shown(found[name])}: expected a JSON object")
         for name in ("chains", "left_out"):
             pairs = found.get(name, [])
             if not (isinstance(pairs, list) and all(_is_int_pair(pair) for pair in pairs)):
-                raise TableError(f"{source}: {name}={pairs!r}: expected a list of [start, end] pairs")
+                raise TableError(f"{source}: {name}={shown(pairs)}: expected a list of [start, end] pairs of positions")
             found[name] = tuple((pair[0], pair[1]) for pair in pairs)
         shape = found.get("input_shape", [])
-        if not (isinstance(shape, list) and all(_is_int(size) and size > 0 for size in shape)):
-            raise TableError(f"{source}: input_shape={shape!r}: expected a list of sizes of at least 1")
+        if not (isinstance(shape, list) and len(shape) <= 8 and all(_is_int(size) and 0 < size < 2**31
+                                                                    for size in shape)):
+            raise TableError(f"{source}: input_shape={shown(shape)}: expected a list of sizes of at least 1")
         found["input_shape"] = tuple(shape)
-        if not (_is_int(found.get("batch", 1)) and found.get("batch", 1) >= 1):
-            raise TableError(f"{source}: batch={found['batch']!r}: expected a whole number of at least 1")
+        if not (_is_int(found.get("batch", 1)) and 1 <= found.get("batch", 1) < 2**31):
+            raise TableError(f"{source}: batch={shown(found['batch'])}: expected a whole number of at least 1")
         try:
             return cls(**found)
         except TableError as error:
@@ -124,18 +127,13 @@ class Provenance:
 def read_sidecar(table_path: Path) -> tuple[Provenance, int | None]:
     """Return the provenance beside a table and the number of rows it promises; unknown where there is no sidecar."""
     path = sidecar_path(table_path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return Provenance(), None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TableError(f"{path}: not valid JSON ({error}); delete it or write the table again") from None
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_json(path, dict[str, Any], remedy="delete it or write the table again", error=TableError)
     provenance = Provenance.from_json(data, source=str(path))
     rows = data.get("rows")
-    if rows is not None and not _is_int(rows):
-        raise TableError(f"{path}: rows={rows!r}: expected a whole number")
+    if rows is not None and not (_is_int(rows) and 0 <= rows < 2**53):
+        raise TableError(f"{path}: rows={shown(rows)}: expected a whole number")
     return provenance, rows
 
 
@@ -183,8 +181,10 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _is_int_pair(pair: object) -> bool:
-    return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(_is_int(position) for position in pair)
+    return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(
+        _is_int(position) and 0 <= position <= _MOST_POSITIONS for position in pair
+    )

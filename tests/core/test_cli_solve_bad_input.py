@@ -134,7 +134,7 @@ CASES = [
     Case("sidecar of another input shape", "input_shape differs", time_sidecar={"input_shape": [1, 3, 32, 32]},
          imp_sidecar={"input_shape": [1, 3, 64, 64]}),
     Case("sidecar promises more rows", "5 rows, expected the 171", time_sidecar={"rows": 171}),
-    Case("sidecar no JSON", "not valid JSON", time_sidecar="{"),
+    Case("sidecar no JSON", "is no JSON", time_sidecar="{"),
     Case("sidecar a list", "expected a JSON object", time_sidecar=[1]),
     Case("sidecar of a later schema", "schema 9 is not known", time_sidecar={"schema": 9}),
     Case("fixed part negative", "fixed_ms=-1.0", time_sidecar={"fixed_ms": -1.0}),

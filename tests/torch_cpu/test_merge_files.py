@@ -151,7 +151,7 @@ def test_weights_of_another_run_are_refused(forms: tuple[Path, nn.Module, nn.Mod
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "cannot be read as JSON"), ("[]", "has no kind and recipe"), ('{"kind": "train", "recipe": {}}', "schema")],
+    [("{", "is no JSON"), ("[]", "expected a JSON object"), ('{"kind": "train", "recipe": {}}', "schema")],
 )
 def test_foreign_sidecar_is_refused(
     forms: tuple[Path, nn.Module, nn.Module, Recipe], tmp_path: Path, content: str, said: str

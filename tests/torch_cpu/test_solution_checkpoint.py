@@ -156,7 +156,7 @@ def test_checkpoint_by_content_not_by_name(tmp_path: Path) -> None:
     (tmp_path / "solution").write_bytes(buffer.getvalue())
     assert Solution.read(tmp_path / "solution") == Solution(act_pos=(1,), merge_pos=(1,))
     (tmp_path / "other").write_text("x")
-    with pytest.raises(SolutionError, match="not valid JSON"):
+    with pytest.raises(SolutionError, match="is no JSON"):
         Solution.read(tmp_path / "other")
 
 
