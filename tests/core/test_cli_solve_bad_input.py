@@ -241,7 +241,7 @@ def test_output_that_cannot_be_written_is_refused(
     ("arguments", "says"),
     [
         (["check", "nothing.csv"], "no such file"),
-        (["check", "."], "cannot be read"),
+        (["check", "."], "is a folder, expected a file"),
         (["diff", "time.csv", "nothing.csv"], "no such file"),
         (["diff", "time.csv", "time.csv", "--most", "x"], "--most x"),
         (["merge", "time.csv", "-o", "all.txt"], "expected the name of a .csv file"),
