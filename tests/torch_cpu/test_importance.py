@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from layerfold.importance.suffix import (
     shared_names,
     split_suffix,
 )
+from tests.torch_cpu import small_training
 
 Trained = tuple[nn.Module, lf.Network, ImageData]
 
@@ -145,17 +147,25 @@ def _count_measured(work: Callable[[], object]) -> int:
     return count
 
 
-def test_an_entry_that_is_trained_longer_is_worth_more(trained: Trained) -> None:
-    model, net, data = trained
+@pytest.mark.parametrize("seed", range(3))
+def test_an_entry_is_its_network_finetuned_for_the_steps_asked_for(seed: int) -> None:
+    """From random weights on, so that the longer training does far more than the kernels' rounding."""
+    data, model = small_training.images(96), small_training.network(seed, dropout=0.0).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    short, long = (
-        lf.estimate_importance(
-            model, net, data, "finetune", candidates=[net.segment(6, 9)], steps=steps, score="loss",
-            progress=False, fill_slots=False,
-        ).entries[0].importance
-        for steps in (1, 25)
-    )  # fmt: skip
-    assert long > short
+    net = lf.trace_network(model, torch.zeros(1, 3, 8, 8))
+    how: dict[str, Any] = {"batch_size": 16, "learning_rate": 0.05, "progress": False}
+    losses = []
+    for steps in (2, 40):
+        table = lf.estimate_importance(model, net, data, "finetune", candidates=[net.segment(0, 2)], steps=steps,
+                                       score="loss", fill_slots=False, **how)
+        by_hand = lf.build_train_form(model, net, _solution(net, (2,), (2,)))
+        finetune_network(by_hand, data, steps=steps, score_holdout=False, **how)
+        change = table.entries[0].val_loss
+        assert change is not None
+        assert table.entries[0].importance == pytest.approx(-change)
+        losses.append(table.provenance.options["original"]["val_loss"] + change)
+        assert losses[-1] == pytest.approx(lf.evaluate_network(by_hand, data.holdout).loss, rel=1e-3)
+    assert losses[1] < losses[0] / 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
 
 import layerfold as lf
 from layerfold.search import PUBLISHED_PATTERNS, PUBLISHED_SEARCHES, list_gates
+from tests.torch_cpu.exactness import TOLERANCE, relative_error
 from tests.torch_cpu.networks import randomise_norms
 from tests.torch_cpu.search_networks import random_table
 
@@ -51,13 +54,14 @@ def test_pattern_names_positions_of_mobilenetv2(name: str, traced: tuple[torch.n
 
 
 def test_train_form_of_a_pattern_merges(traced: tuple[torch.nn.Module, lf.Network]) -> None:
-    model, net = traced
+    model, net = copy.deepcopy(traced[0]).double(), traced[1]
     randomise_norms(model)
     form = lf.build_train_form(model, net, lf.published_pattern("mobilenetv2_140-D", net)).eval()
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         expected = form(x)
-        assert torch.allclose(lf.merge_network(form)(x), expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+        # In float64: 52 layers without half of their activations amplify what float32 rounds by a thousand times.
+        assert relative_error(lf.merge_network(form)(x), expected) <= TOLERANCE
 
 
 def test_with_a_table_the_fastest_merging_follows(traced: tuple[torch.nn.Module, lf.Network]) -> None:
