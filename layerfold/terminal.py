@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from layerfold.errors import WriteError
+
 # Control characters, marks that turn the direction of writing, and bytes that are no text: they come from file names,
 # and would colour, overwrite or forge what stands on the screen. Line breaks and tabs stay.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -94,6 +96,17 @@ def results_stream() -> TextIO:
 
 
 def show(text: str, *, is_coloured: bool = False) -> None:
-    """Print a result on stdout; ``is_coloured`` text holds escapes of our own and nothing of a user's."""
+    """Print a result on stdout; ``is_coloured`` text holds escapes of our own and nothing of a user's.
+
+    Raises:
+        WriteError: stdout takes no more, as on a full disk.
+        BrokenPipeError: nobody reads it any more.
+    """
     stream = results_stream()
-    stream.write((text if is_coloured else printable(text)) + "\n")
+    try:
+        stream.write((text if is_coloured else printable(text)) + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WriteError(f"stdout: cannot be written ({error.strerror or error})") from error
