@@ -22,6 +22,8 @@ class StoredImages(Protocol):
     """Images as a source has them, row by row."""
 
     labels: NDArray[np.int64]
+    is_encoded: bool
+    """Whether a file or its bytes have to be decoded, which may fail."""
 
     def open(self, row: int) -> AbstractContextManager[Any]:
         """Return a Pillow image to be used within a ``with``, which need not be decoded yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ class ImageCache:
         # One file for all rows of the source: another split of the same images finds them there.
         store = MappedStore(path, len(source.labels), shape, rows)
         return DecodedImages(source, rows, shape, decode, store, spare)
+
+
+    def headers_seen(self, identity: dict[str, Any]) -> bool:
+        """Say whether :meth:`keep_headers_seen` was told of these images, in this run or another."""
+        return self._folder is not None and (self._folder / f"{_key((0, 0, 0), identity)}.headers").is_file()
+
+    def keep_headers_seen(self, identity: dict[str, Any]) -> None:
+        """Remember that the headers of all images were looked at, and all could be read."""
+        if self._folder is not None:
+            with suppress(OSError):  # looked at again next time
+                self._folder.mkdir(parents=True, exist_ok=True)
+                (self._folder / f"{_key((0, 0, 0), identity)}.headers").touch()
 
 
 def _memory(count: int, shape: tuple[int, int, int], fits: bool) -> PixelStore | None:

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from layerfold.data._loader import BatchLoader
+from layerfold.data._preprocessing import is_whole
 from layerfold.data._splits import DatasetSplit, Split
 from layerfold.errors import DataError, UsageError, nearest_names
 
@@ -23,7 +24,7 @@ class ImageData:
     """Images in three splits, ready for one model.
 
     A factory of the user's own may build one from any torch Datasets of (float tensor [channels, height, width],
-    int label).
+    int label); images must be normalised as the model wants them.
 
     Attributes:
         name: for reports.
@@ -48,8 +49,11 @@ class ImageData:
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
+        if not is_whole(self.num_classes):
+            raise UsageError(f"num_classes={self.num_classes!r}: must be a whole number")
         if self.num_classes < 2:
             raise DataError(f"{self.name}: has {self.num_classes} class; at least 2 are needed")
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
         for name in _SPLIT_NAMES:
             dataset = getattr(self, name)
             if dataset is None and name == "train":
@@ -58,7 +62,8 @@ class ImageData:
                 raise DataError(f"{self.name}: has no split {name!r}; only train may be left out: give a Dataset of "
                                 "images to score")
             if not isinstance(dataset, Split):
-                dataset = DatasetSplit(dataset, self.num_classes, self.input_shape, f"{self.name}, {name}")
+                dataset = DatasetSplit(dataset, self.num_classes, self.input_shape, f"{self.name}, {name}",
+                                       is_labelled=self.is_labelled)
                 object.__setattr__(self, name, dataset)
             if len(dataset) == 0:
                 raise DataError(f"{self.name}: split {name!r} is empty")

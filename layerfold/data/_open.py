@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from layerfold.data._decoded import StoredImages
+from layerfold.data._factory import data_of_factory
+from layerfold.data._folders import read_folder, read_images
+from layerfold.data._headers import MANY, check_headers
 from layerfold.data._image_cache import ImageCache
 from layerfold.data._image_data import ImageData
-from layerfold.data._preprocessing import Preprocessing, default_normalisation
+from layerfold.data._parquet import read_parquet
+from layerfold.data._preprocessing import Preprocessing, default_normalisation, is_whole
 from layerfold.data._readers import read_hub, read_torchvision
 from layerfold.data._shards import read_shards
 from layerfold.data._splits import ImageSplit, Split
 from layerfold.data._splitting import Rows, holdout_size, stratified_parts
-from layerfold.data._stored import StoredData, read_folder, read_images, read_mnist5k, read_parquet
+from layerfold.data._stored import StoredData, counted, read_mnist5k
 from layerfold.errors import DataError, UsageError, nearest_names
-from layerfold.factories import call_factory, is_factory_source
+from layerfold.factories import is_factory_source
 
 MOST_ARRAY_BYTES = 2**30
 _PREFIXES = ("folder:", "images:", "parquet:", "torch/", "hfds/", "wds/")
@@ -44,6 +48,7 @@ def open_data(
     max_array_bytes: int = MOST_ARRAY_BYTES,
     cache: str | Path | None = None,
     download: bool = False,
+    progress: bool = True,
 ) -> ImageData:
     """Open images for one model.
 
@@ -69,28 +74,58 @@ def open_data(
         cache: the folder where decoded images are kept for later epochs and runs; ``"off"`` for none. By default
             ``images`` in the folder ``LAYERFOLD_CACHE``, else in the user's folder for caches.
         download: whether torchvision or ``datasets`` may fetch what is not there.
+        progress: show a bar on stderr while the headers of many images are looked at.
 
     Raises:
         UsageError: an unknown or missing source, an option outside its range.
-        DataError: unreadable tables, labels outside the range, a split with fewer than two classes.
+        DataError: unreadable tables or images (all headers are looked at, once for each state of a folder), labels
+            outside the range, a split with fewer than two classes or without images.
         OptionalDependencyError: the package that reads the source is not installed.
     """
+    _check_arguments(source, input_shape, seed)
     default_mean, default_std = default_normalisation(input_shape[0])
     preprocessing = Preprocessing(
-        input_shape=input_shape,
+        input_shape=(input_shape[0], input_shape[1], input_shape[2]),
         mean=tuple(mean) if mean is not None else default_mean,
         std=tuple(std) if std is not None else default_std,
         interpolation=interpolation or "bicubic",
         crop_pct=0.875 if crop_pct is None else crop_pct,
     )
     if is_factory_source(source):
-        return _from_factory(source, preprocessing, num_classes, holdout, seed)
+        return data_of_factory(source, preprocessing, num_classes, holdout, seed)
     stored = _read_source(source, download)
     if source == "mnist5k":
         # Digits are centred in their frame: cropping would only enlarge them.
         preprocessing = replace(preprocessing, crop_pct=1.0)
     image_cache = ImageCache(cache, max_array_bytes)
-    return _split_stored(source, stored, preprocessing, num_classes, holdout, seed, image_cache)
+    data = _split_stored(source, stored, preprocessing, num_classes, holdout, seed, image_cache)
+    _look_at_headers(source, stored, image_cache, progress=progress)
+    for note in stored.notes:
+        print(f"layerfold: {note}", file=sys.stderr)
+    return data
+
+
+def _check_arguments(source: str, input_shape: tuple[int, int, int], seed: int) -> None:
+    if not isinstance(source, str):
+        raise UsageError(f"source={source!r}: give a text, {_FORMS}")
+    if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3 or not all(map(is_whole, input_shape)):
+        raise UsageError(f"input_shape={input_shape!r}: give (channels, height, width), each at least 1")
+    if not is_whole(seed, least=0):
+        raise UsageError(f"seed={seed!r}: must be a whole number of at least 0")
+
+
+def _look_at_headers(source: str, stored: StoredData, cache: ImageCache, *, progress: bool) -> None:
+    identity = {"headers of": [stored.content_hash, stored.state_hash]}
+    is_long = sum(len(images.labels) for images in stored.pools.values()) >= MANY
+    if is_long and cache.headers_seen(identity):
+        return
+    frames = sum(check_headers(images, f"{source}, {pool}", progress=progress)
+                 for pool, images in stored.pools.items())
+    if frames:
+        print(f"layerfold: {source}: {counted(frames, 'image')} with several frames; the first of each is taken",
+              file=sys.stderr)
+    if is_long:
+        cache.keep_headers_seen(identity)
 
 
 def _read_source(source: str, download: bool) -> StoredData:
@@ -124,7 +159,7 @@ def _split_stored(
     classes = _check_labels(source, stored, num_classes) if stored.is_labelled else _given_classes(source, num_classes)
     is_mnist = source == "mnist5k"
     preprocessing = replace(preprocessing, is_resized=not _have_input_size(stored, preprocessing))
-    rows, how = _choose_rows(stored, holdout, seed)
+    rows, how = _choose_rows(source, stored, holdout, seed)
     splits: dict[str, Split] = {}
     for name, (pool, chosen) in rows.items():
         if stored.is_labelled:
@@ -164,10 +199,11 @@ def _make_split(
 
 
 def _choose_rows(
-    stored: StoredData, holdout: float | None, seed: int
+    source: str, stored: StoredData, holdout: float | None, seed: int
 ) -> tuple[dict[str, tuple[str, Rows]], str]:
     """Return (pool, rows) of each split, and one sentence that says how they were chosen."""
     pools = stored.pools
+    _check_counts(source, stored, holdout)
     everything = {pool: np.arange(len(images.labels), dtype=np.int64) for pool, images in pools.items()}
     if len(pools) == 3 and holdout is None:
         return ({"train": ("train", everything["train"]), "holdout": ("val", everything["val"]),
@@ -185,6 +221,9 @@ def _choose_rows(
     labels = pools["train"].labels
     size = holdout_size(holdout, len(labels))
     if len(pools) == 1:
+        if 2 * size >= len(labels):
+            raise UsageError(f"holdout={holdout:g}: takes {size} of {len(labels)} images, and the test as many; give "
+                             f"at most {(len(labels) - 1) // 2}")
         first, second, rest = stratified_parts(labels, [size, size], seed)
         return ({"train": ("train", rest), "holdout": ("train", first), "test": ("train", second)},
                 f"one set divided by seed {seed} into train, holdout and test")
@@ -192,6 +231,21 @@ def _choose_rows(
     first, rest = stratified_parts(labels, [size], seed)
     return ({"train": ("train", rest), "holdout": ("train", first), "test": (test, everything[test])},
             f"holdout drawn from train by seed {seed}; {test} as test")
+
+
+def _check_counts(source: str, stored: StoredData, holdout: float | None) -> None:
+    """Refuse fewer images than the splits that are drawn from them need."""
+    for pool, images in stored.pools.items():
+        count, needed, drawn = len(images.labels), 1, ""
+        if len(stored.pools) == 1:
+            needed, drawn = (3, "train, holdout and test") if pool == "train" else (2, "holdout and test")
+        elif pool == "train" and not (len(stored.pools) == 3 and holdout is None):
+            needed, drawn = 2, "train and holdout"
+        if count < needed:
+            why = f", to be divided into {drawn}" if drawn else ""
+            raise DataError(f"--data {source}, {pool}: the split is empty; give images, or take it away" if not count
+                            else f"--data {source}, {pool}: has {counted(count, 'image')}; at least {needed} are "
+                            f"needed{why}")
 
 
 def _given_classes(source: str, num_classes: int | None) -> int:
@@ -221,8 +275,8 @@ def _check_split(what: str, labels: Rows) -> None:
     if len(labels) == 0:
         raise DataError(f"--data {what}: the split is empty; give more images")
     if len(found) < 2:
-        raise DataError(f"--data {what}: all {len(labels)} images have label {found[0]}; "
-                        "at least two classes are needed")
+        raise DataError(f"--data {what}: all {len(labels)} images have label {found[0]}; at least two classes are "
+                        "needed: give images of another class too")
 
 
 def _have_input_size(stored: StoredData, preprocessing: Preprocessing) -> bool:
@@ -243,46 +297,8 @@ def _has_size(images: StoredImages, row: int, size: tuple[int, int]) -> bool:
         return True
 
 
-def _from_factory(
-    source: str, preprocessing: Preprocessing, num_classes: int | None, holdout: float | None, seed: int
-) -> ImageData:
-    made = call_factory(source, input_shape=preprocessing.input_shape, mean=preprocessing.mean,
-                        std=preprocessing.std, num_classes=num_classes, seed=seed)
-    if isinstance(made, ImageData):
-        return made
-    if not (isinstance(made, tuple) and len(made) == 2 and all(hasattr(part, "__getitem__") for part in made)):
-        raise UsageError(f"--data {source}: the factory returned a {type(made).__name__}; "
-                         "return an ImageData or a (train, test) pair of Datasets")
-    return _split_datasets(source, made[0], made[1], preprocessing.input_shape, num_classes, holdout, seed)
-
-
-def _split_datasets(
-    source: str, train: Any, test: Any, input_shape: tuple[int, int, int], num_classes: int | None,
-    holdout: float | None, seed: int,
-) -> ImageData:
-    from torch.utils.data import Subset
-
-    if len(train) < 2:
-        raise DataError(f"--data {source}: the train Dataset has {len(train)} items; a holdout is drawn from it")
-    targets = getattr(train, "targets", None)
-    if num_classes is None:
-        named = getattr(train, "classes", None)
-        if named is None and targets is None:
-            raise UsageError(f"--data {source}: the number of classes cannot be told; pass num_classes, or give the "
-                             "train Dataset an attribute `classes` or `targets`")
-        num_classes = len(named) if named is not None else int(np.max(np.asarray(targets))) + 1
-    # Without labels at hand every item counts as one class: a plain random draw.
-    labels = np.zeros(len(train), np.int64) if targets is None else np.asarray(targets).astype(np.int64)
-    first, rest = stratified_parts(labels, [holdout_size(holdout, len(train))], seed)
-    return ImageData(
-        name=_name_of(source), num_classes=num_classes, input_shape=input_shape,
-        train=Subset(train, rest.tolist()), holdout=Subset(train, first.tolist()), test=test,
-        details={"source": source, "seed": seed, "splits": f"holdout drawn from train by seed {seed}"},
-    )
-
-
 def _name_of(source: str) -> str:
     prefix = next((prefix for prefix in _PREFIXES if source.startswith(prefix)), "")
     if prefix == "torch/":
         return source.removeprefix(prefix).partition(":")[0]
-    return Path(source.removeprefix(prefix)).resolve().name if prefix else source.rpartition("/")[2]
+    return Path(source.removeprefix(prefix)).resolve().name if prefix else source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,8 @@ class Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels:
                 raise UsageError(f"{name}={values}: the input has {channels} channels; give {channels} numbers")
+            if not all(map(_is_finite, values)):
+                raise UsageError(f"{name}={values}: every number must be finite")
         if not all(value > 0 for value in self.std):
             raise UsageError(f"std={self.std}: every number must be above 0")
         if self.interpolation not in INTERPOLATIONS:
@@ -115,6 +118,15 @@ class Preprocessing:
         rows -= mean
         rows *= scale
         return torch.from_numpy(rows.reshape(images_NHWC.shape)).permute(0, 3, 1, 2)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+
+
+def is_whole(value: object, *, least: int = 1) -> bool:
+    """Say whether a value is a whole number (no bool) of at least ``least``."""
+    return isinstance(value, (int, np.integer)) and type(value) is not bool and int(value) >= least
 
 
 def default_normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

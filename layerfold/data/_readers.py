@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.data._encoded import opened, shown
-from layerfold.data._stored import IMAGE_COLUMNS, LABEL_COLUMNS, POOL_NAMES, StoredData, choose_column, state_of
+from layerfold.data._folders import remedy_for
+from layerfold.data._stored import IMAGE_COLUMNS, LABEL_COLUMNS, POOL_NAMES, StoredData, choose_column, sizes_and_states
 from layerfold.errors import DataError, OptionalDependencyError, UsageError, nearest_names
 
 _TRAIN_TEST = {"train": "train", "test": "test"}
@@ -46,6 +48,8 @@ class TorchvisionImages:
 
 class HubImages:
     """Rows of timm's reader of Hugging Face data sets."""
+
+    is_encoded = True
 
     def __init__(self, reader: Any, name: str) -> None:
         self._reader, self._name = reader, name
@@ -96,16 +100,27 @@ def read_torchvision(text: str, download: bool) -> StoredData:
             raise DataError(f"--data {source}: {split} cannot be opened ({_short(error)}){remedy}") from error
         pools[pool] = TorchvisionImages(dataset, f"{source}, {split}")
     if not pools:
-        raise UsageError(f"--data {source}: has no train/, val/ or test/ inside; give the folder above them")
+        raise UsageError(f"--data {source}: has no train/, val/ or test/ inside; "
+                         f"{remedy_for(Path(folder), f'torch/{name}:')}")
     classes = getattr(next(iter(pools.values()))._dataset, "classes", None)
-    digest, state = hashlib.sha256(name.encode()), hashlib.sha256()
-    for images in pools.values():
-        digest.update(images.labels.tobytes())
-    for file in sorted(file for file in Path(folder).rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
-        state.update(state_of(file))
+    _check_same_classes(source, pools)
+    files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+    known = name.encode() + b"".join(images.labels.tobytes() for images in pools.values())
+    content_hash, state_hash = sizes_and_states(files, Path(folder), known)
     return StoredData(pools=dict(pools), num_classes=None if classes is None else len(classes),
-                      content_hash=digest.hexdigest(), state_hash=state.hexdigest())
+                      content_hash=content_hash, state_hash=state_hash)
+
+
+def _check_same_classes(source: str, pools: Mapping[str, TorchvisionImages]) -> None:
+    """Refuse splits that number other classes: torchvision counts the folders of each split for itself."""
+    numbers = {pool: getattr(images._dataset, "class_to_idx", None) for pool, images in pools.items()}
+    first = next(iter(numbers))
+    for pool, other in numbers.items():
+        if other != numbers[first]:
+            names = sorted({*(numbers[first] or {})} ^ {*(other or {})}, key=str)
+            raise DataError(f"--data {source}: {first} and {pool} have other class folders, the first of them "
+                            f"{shown(str(names[0]))!r}, and torchvision numbers those of each for itself; give "
+                            f"folder:{source.partition(':')[2]}, which numbers them by train's")
 
 
 def read_hub(name: str, download: bool) -> StoredData:
@@ -145,7 +160,7 @@ def read_hub(name: str, download: bool) -> StoredData:
     except (DataError, OptionalDependencyError):
         raise
     except Exception as error:  # its packages raise errors of many kinds, also for a network that is not allowed
-        remedy = "" if download else "; --download lets the package datasets fetch it"
+        remedy = "" if download or os.path.exists(name) else "; --download lets the package datasets fetch it"
         raise DataError(f"--data {source}: cannot be opened ({_short(error)}){remedy}") from error
     if not pools:
         raise DataError(f"--data {source}: has the splits {', '.join(known)}; expected train, validation or test")

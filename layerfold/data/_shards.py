@@ -9,27 +9,34 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.data._encoded import opened, shown
-from layerfold.data._stored import POOL_NAMES, StoredData, state_of
+from layerfold.data._encoded import opened, reason_of, shown
+from layerfold.data._stored import POOL_NAMES, StoredData, check_folder, state_text
 from layerfold.errors import DataError, UsageError
+from layerfold.files import read_json
 
 _INFO_NAMES = ("_info.json", "info.json")
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_BLOCK, _CHUNK = 512, 1 << 20
+_MOST_LABEL_BYTES = 1 << 20
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
 
 class ShardImages:
     """Images inside uncompressed tar files."""
+
+    is_encoded = True
 
     def __init__(
         self, shards: Sequence[Path], shard: NDArray[np.int32], spans: NDArray[np.int64], keys: Sequence[str],
@@ -82,18 +89,23 @@ def read_shards(root: Path) -> StoredData:
         UsageError: no such folder, or no shards in it.
         DataError: a shard that is cut short, an image without a label.
     """
-    if not root.is_dir():
-        raise UsageError(f"--data wds/{root}: no such folder; give the folder that holds the .tar files")
+    source = f"wds/{root}"
+    check_folder(root, source)
     found, label_fields = _listed_shards(root)
+    if not found and any(os.path.lexists(root / name) for name in _INFO_NAMES):
+        raise UsageError(f"--data {source}: its _info.json lists no files of train, validation or test")
     if not found:
-        raise UsageError(f"--data wds/{root}: has no _info.json, nor .tar files with train, val or test in their names")
+        raise UsageError(f"--data {source}: has no _info.json, nor .tar files with train, val or test in their names; "
+                         "rename them, for example to train-0000.tar")
     digest, state = hashlib.sha256(), hashlib.sha256()
     for pool, shards in found.items():
         for shard in shards:
             if not shard.is_file():
-                raise DataError(f"{shard}: no such file, but the dataset's _info.json lists it")
-            digest.update(f"{pool} {shard.name} {shard.stat().st_size}\n".encode())
-            state.update(state_of(shard))
+                what = "is no regular file" if os.path.lexists(shard) else "no such file, but _info.json lists it"
+                raise DataError(f"{shown(shard)}: {what}; repair or remove it, and its name in _info.json")
+            status = shard.stat()
+            digest.update(f"{pool} {shard.name} {status.st_size}\n".encode(errors="surrogateescape"))
+            state.update(state_text(status).encode())
     pools = {pool: _read_index(shards, label_fields.get(pool)) for pool, shards in found.items()}
     for images in pools.values():
         digest.update(images.labels.tobytes())
@@ -101,9 +113,20 @@ def read_shards(root: Path) -> StoredData:
                       state_hash=state.hexdigest())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ListedSplit:
+    filenames: list[str]
+    alt_label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Info:
+    splits: dict[str, _ListedSplit]
+
+
 def _listed_shards(root: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
     """Return the shards of each pool, and the JSON field of the labels where it is not the ``.cls`` file."""
-    info_path = next((root / name for name in _INFO_NAMES if (root / name).is_file()), None)
+    info_path = next((root / name for name in _INFO_NAMES if os.path.lexists(root / name)), None)
     found: dict[str, list[Path]] = {}
     fields: dict[str, str] = {}
     if info_path is None:
@@ -114,23 +137,27 @@ def _listed_shards(root: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
                 found[pool] = chosen
         return found, fields
     try:
-        splits = json.loads(info_path.read_text())["splits"]
-        for pool, names in POOL_NAMES.items():
-            split = next((splits[name] for name in names if name in splits), None)
-            if split is not None:
-                found[pool] = [_inside(root, name, info_path) for name in split["filenames"]]
-                if split.get("alt_label"):
-                    fields[pool] = split["alt_label"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{info_path}: not as timm writes it ({type(error).__name__}: {error}); expected "
-                        '{"splits": {"train": {"filenames": [...]}}}') from error
+        splits = read_json(info_path, _Info, remedy='expected {"splits": {"train": {"filenames": [...]}}}').splits
+    except UsageError as error:
+        reason = str(error).removeprefix(f"{info_path}: ")
+        raise DataError(f"{shown(info_path)}: not as timm writes it ({reason})") from None
+    for pool, names in POOL_NAMES.items():
+        split = next((splits[name] for name in names if name in splits), None)
+        if split is not None and split.filenames:
+            found[pool] = [_inside(root, name, info_path) for name in split.filenames]
+            if split.alt_label:
+                fields[pool] = split.alt_label
     return found, fields
 
 
 def _inside(root: Path, name: str, info_path: Path) -> Path:
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{info_path}: lists {name!r}, which lies outside the folder")
+    try:
+        is_inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # a zero byte, a name too long, links that lead in a circle
+        is_inside = False
+    if not is_inside:
+        raise DataError(f"{shown(info_path)}: lists {shown(name)!r}, which lies outside the folder")
     return path
 
 
@@ -141,14 +168,17 @@ def _read_index(shards: list[Path], label_field: str | None) -> ShardImages:
     labels: list[int] = []
     for number, shard in enumerate(shards):
         try:
-            for key, span, label in _samples(shard, label_field):
-                shard_numbers.append(number)
-                spans.append(span)
-                keys.append(key)
-                labels.append(label)
-        except (tarfile.TarError, OSError) as error:
-            raise DataError(f"{shard}: not a readable tar file ({error}); "
+            samples = list(_samples(shard, label_field))
+        except DataError:
+            raise
+        except Exception as error:  # tarfile raises its own, OSError, ValueError, UnicodeError, ... for broken headers
+            raise DataError(f"{shown(shard)}: not a readable tar file ({reason_of(error)}); "
                             "shards must be whole and uncompressed") from error
+        for key, span, label in samples:
+            shard_numbers.append(number)
+            spans.append(span)
+            keys.append(key)
+            labels.append(label)
     return ShardImages(shards, np.asarray(shard_numbers, np.int32), np.asarray(spans, np.int64).reshape(-1, 2), keys,
                        np.asarray(labels, np.int64))
 
@@ -162,25 +192,53 @@ def _samples(shard: Path, label_field: str | None) -> Iterator[tuple[str, tuple[
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
             matched = _MEMBER.fullmatch(member.name)
-            if matched is None or not member.isfile():
+            if matched is None or member.isdir():
                 continue
+            key, extension = matched[1], matched[2].lower()
+            if extension not in (*_IMAGE_EXTENSIONS, label_extension):
+                continue
+            if not member.isreg() or member.issparse():
+                raise DataError(f"{shown(shard)}, {shown(member.name)}: is a link, a device or a file with holes, and "
+                                "only whole files are read; write the shard again without it")
             if member.offset_data + member.size > end:
                 raise tarfile.ReadError(f"ends within {member.name}")
-            key, extension = matched[1], matched[2].lower()
             if extension in _IMAGE_EXTENSIONS:
                 images.setdefault(key, (member.offset_data, member.size))
-            elif extension == label_extension:
-                stream = archive.extractfile(member)
-                labels[key] = _label(shard, key, stream.read() if stream is not None else b"", label_field)
+            else:
+                labels[key] = _label(shard, key, _text_of(archive, member), label_field)
+        _check_end(shard, archive.offset)
     for key, span in images.items():
         if key not in labels:
-            raise DataError(f"{shard}, {key}: has no label; expected {key}.{label_extension} beside the image")
+            raise DataError(f"{shown(shard)}, {shown(key)}: has no label; expected {shown(key)}.{label_extension} "
+                            "beside the image")
         yield key, span, labels[key]
+
+
+def _check_end(shard: Path, reached: int) -> None:
+    """Refuse a tar file that lacks its end, or goes on behind it: tarfile would leave images out without a word."""
+    with shard.open("rb") as stream:
+        stream.seek(reached)
+        if stream.read(_BLOCK) != bytes(_BLOCK):
+            raise tarfile.ReadError(f"at byte {reached} stands neither a file nor the end")
+        while chunk := stream.read(_CHUNK):
+            if chunk.count(0) != len(chunk):
+                raise tarfile.ReadError("more follows behind its end; join shards by writing them again")
+
+
+def _text_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > _MOST_LABEL_BYTES:
+        raise tarfile.ReadError(f"{shown(member.name)} has {member.size:,} bytes, which is no label")
+    stream = archive.extractfile(member)
+    return b"" if stream is None else stream.read()
 
 
 def _label(shard: Path, key: str, text: bytes, field: str | None) -> int:
     try:
-        return int(text if field is None else json.loads(text)[field])
-    except (ValueError, KeyError, TypeError) as error:
+        value = int(text) if field is None else json.loads(text)[field]
+        number = int(value)
+        if isinstance(value, (bool, float)) or abs(number) >= 2**63:
+            raise ValueError
+        return number
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         where = "its .cls file holds" if field is None else f"field {field!r} of its .json file holds"
-        raise DataError(f"{shard}, {key}: {where} no whole number ({text[:20]!r})") from error
+        raise DataError(f"{shown(shard)}, {shown(key)}: {where} no whole number ({text[:20]!r})") from error

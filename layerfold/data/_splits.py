@@ -14,11 +14,13 @@ from torch.utils.data import Dataset
 
 from layerfold.data._augmentation import crop_and_flip, resized_crops
 from layerfold.data._decoded import DecodedImages
+from layerfold.data._items import class_of, image_of
 from layerfold.data._policies import Augmentation, apply_policy, erase_randomly
 from layerfold.data._preprocessing import Preprocessing
+from layerfold.data._stored import UNLABELLED
 from layerfold.data._threads import prepared_ahead
 from layerfold.data._workers import Batch, worker_batches
-from layerfold.errors import DataError, UsageError
+from layerfold.errors import DataError, LayerfoldError, UsageError
 
 
 class Split(Dataset[tuple[Tensor, int]]):
@@ -143,23 +145,44 @@ class DatasetSplit(Split):
     """A torch Dataset of the user's own, already normalised, and augmented by itself if at all.
 
     Its items are read when the caller needs them, in the caller's thread: they may draw from the global generators.
+
+    Args:
+        dataset: its items are (float tensor [channels, height, width], class); without labels the tensor alone will do.
+        num_classes: classes are 0..num_classes-1.
+        input_shape: of every image.
+        name: for errors.
+        is_labelled: whether items have classes.
     """
 
-    def __init__(self, dataset: Any, num_classes: int, input_shape: tuple[int, int, int], name: str) -> None:
-        self._dataset, self._num_classes, self._input_shape, self._name = dataset, num_classes, input_shape, name
+    def __init__(
+        self, dataset: Any, num_classes: int, input_shape: tuple[int, int, int], name: str, *, is_labelled: bool = True
+    ) -> None:
+        self._dataset, self._name, self._is_labelled = dataset, name, is_labelled
+        self._num_classes, self._input_shape = num_classes, input_shape
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        try:
+            return len(self._dataset)
+        except TypeError:
+            raise DataError(f"{self._name}: a {type(self._dataset).__name__} has no length; give a Dataset whose items "
+                            "are found by their number, not an IterableDataset") from None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self._dataset[index]
-        label = int(label)
-        if not isinstance(image, Tensor) or tuple(image.shape) != self._input_shape:
-            found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise DataError(f"{self._name}, item {index}: expected a tensor {self._input_shape}, found {found}")
-        if not 0 <= label < self._num_classes:
-            raise DataError(f"{self._name}, item {index}: label {label} is outside 0..{self._num_classes - 1}")
-        return image.float(), label
+        where = f"{self._name}, item {index}"
+        try:
+            item = self._dataset[index]
+        except (LayerfoldError, IndexError):  # by an IndexError a loop over a sequence ends
+            raise
+        except Exception as error:
+            raise DataError(f"{where}: the Dataset raised {type(error).__name__}: "
+                            f"{' '.join(str(error).split())[:200]}") from error
+        if not self._is_labelled:
+            image = item[0] if isinstance(item, (tuple, list)) and item else item
+            return image_of(image, self._input_shape, where), UNLABELLED
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            found = f"{len(item)} values" if isinstance(item, (tuple, list)) else type(item).__name__
+            raise DataError(f"{where}: expected a pair (image, class), found {found}")
+        return image_of(item[0], self._input_shape, where), class_of(item[1], self._num_classes, where)
 
     def is_augmented_by_batch(self, augmentation: Augmentation) -> bool:
         return bool(augmentation.random_erasing)

@@ -23,6 +23,12 @@ def picture(tmp_path: Path) -> bytes:
     return path.read_bytes()
 
 
+def large_picture(tmp_path: Path) -> bytes:
+    path = tmp_path / "picture.jpg"
+    Image.effect_noise((32, 32), 99).save(path)
+    return path.read_bytes()
+
+
 def write(path: Path, images: list[bytes], labels: list[int], **columns: list[Any]) -> None:
     pq.write_table(pa.table({"image": images, "label": labels, **columns}), path)
 
@@ -69,6 +75,15 @@ def test_broken_image_names_file_and_row(tmp_path: Path, splits: int) -> None:
     good = picture(tmp_path)
     write(tmp_path / "test.parquet", [good, good, good[:40], good], [0, 1, 0, 1])
     write(tmp_path / "val.parquet", [good] * 4, [0, 1, 0, 1])
+    with pytest.raises(DataError, match=r"^[^\n]*test\.parquet, row 2: not a readable image[^\n]*$"):
+        open_data(f"parquet:{tmp_path}", input_shape=_SHAPE, max_array_bytes=splits)
+
+
+@pytest.mark.parametrize("splits", [1, 2**30])
+def test_image_whose_header_is_whole_is_named_when_it_is_decoded(tmp_path: Path, splits: int) -> None:
+    good = large_picture(tmp_path)
+    write(tmp_path / "test.parquet", [good, good, good[:-100], good], [0, 1, 0, 1])
+    write(tmp_path / "val.parquet", [good] * 4, [0, 1, 0, 1])
     data = open_data(f"parquet:{tmp_path}", input_shape=_SHAPE, max_array_bytes=splits)
     with pytest.raises(DataError, match=r"^[^\n]*test\.parquet, row 2: not a readable image[^\n]*$"):
         for _ in data.loader("test", 2):
@@ -76,8 +91,8 @@ def test_broken_image_names_file_and_row(tmp_path: Path, splits: int) -> None:
 
 
 def test_preload_finds_a_broken_image_at_once(tmp_path: Path) -> None:
-    good = picture(tmp_path)
-    write(tmp_path / "train.parquet", [good] * 30 + [b"", good], [0, 1] * 16)
+    good = large_picture(tmp_path)
+    write(tmp_path / "train.parquet", [good] * 30 + [good[:-100], good], [0, 1] * 16)
     data = open_data(f"parquet:{tmp_path}", input_shape=_SHAPE)
     with pytest.raises(DataError, match="row 30: not a readable image"):
         data.preload()

@@ -23,7 +23,7 @@ from PIL import Image
 from layerfold.cli._sources import add_data_arguments, open_data_of
 from layerfold.data import ImageData, open_data
 from layerfold.data import _stores as stores
-from layerfold.data._stored import FolderImages
+from layerfold.data._folders import FolderImages
 from layerfold.data._stores import MappedStore
 from layerfold.errors import DataError, UsageError
 
