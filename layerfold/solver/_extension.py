@@ -121,9 +121,11 @@ def normalised_importances(importance: ImportanceTable, alpha: float, normalise:
 def extend_importance(
     importance: ImportanceTable, alpha: float = 0.0, normalise: Normalise = "single"
 ) -> ImportanceTable:
-    """Return I_ext: every (start, end, start_act, end_act) that has an importance, its own or extended.
+    """Return I_ext: of every segment in the table, each (start_act, end_act) with an importance, its own or extended.
 
-    Entries in which layers are dropped are not extended, and left out.
+    A stretch that is no segment of the table has no row, as in published files: its importance is the sum of two rows
+    that meet in a slot without activation, and the solver puts those together. Entries in which layers are dropped are
+    not extended, and left out.
 
     Args:
         importance: measured importances; the chains are those of its provenance, else one chain over all.
@@ -144,6 +146,7 @@ def extend_importance(
             for start_act in (0, 1)
             for end_act in (0, 1)
             for row, column in zip(*np.nonzero(extended.values[start_act, end_act] > -math.inf), strict=True)
+            if (int(row) + chain[0], int(column) + chain[0]) in importance.segments
         ]
         for start, end, start_act, end_act in sorted(finite):
             value = extended.values[start_act, end_act, start - chain[0], end - chain[0]]

@@ -96,6 +96,39 @@ def test_extending_twice_changes_nothing() -> None:
     assert {e.key: e.importance for e in twice.entries} == pytest.approx({e.key: e.importance for e in once.entries})
 
 
+@pytest.mark.parametrize(
+    ("name", "suffix", "empty"),
+    [("mbv2_1.0", "fish_gpu1_1228", range(2, 51, 3)), ("vgg19_no_trt", "fish_gpu1_0317", range(0))],
+)
+def test_extended_table_has_the_rows_of_the_importance_table_as_the_published_solver_asks(
+    shared_path: Path, tmp_path: Path, name: str, suffix: str, empty: range
+) -> None:
+    rng = random.Random(3)
+    latency = LatencyTable.read(shared_path / "seed_tables" / name / f"time_{suffix}.csv")
+    table = importance_table({
+        (e.start, e.end, a, b): -rng.random() * (e.end - e.start)
+        for e in latency.entries
+        for a in ((0, 1) if e.start in empty else (1,)) for b in ((0, 1) if e.end in empty and e.end < 50 else (1,))
+    })  # fmt: skip
+    extend_importance(table).write(tmp_path / "ext.csv")
+    extended = ImportanceTable.read(tmp_path / "ext.csv")
+    assert set(extended.by_key) == set(table.by_key)
+    assert all(extended.by_key[key].importance >= entry.importance for key, entry in table.by_key.items())
+    first, second = solve_frontier(latency, table), solve_frontier(latency, extended)
+    for budget_ms in [first.least_ms * share for share in (1.001, 1.1, 1.3, 1.7, 2.0)]:
+        assert first.at(budget_ms=budget_ms).importance == pytest.approx(second.at(budget_ms=budget_ms).importance)
+
+
+@pytest.mark.parametrize("missing", [(0, 2), (1, 3), (0, 3), (2, 4), (1, 4)])
+def test_a_stretch_that_is_no_segment_of_the_table_has_no_extended_row(missing: tuple[int, int]) -> None:
+    values = {
+        (i, j, a, b): -1.0 * (j - i) for i in range(4) for j in range(i + 1, 5) if (i, j) != missing
+        for a in ((1,) if i == 0 else (0, 1)) for b in ((1,) if j == 4 else (0, 1))
+    }
+    extended = extend_importance(importance_table(values))
+    assert {(e.start, e.end) for e in extended.entries} == {key[:2] for key in values}
+
+
 @pytest.mark.parametrize(("normalise", "mean"), [("single", -2.0), ("default", -11 / 3), ("all", -2.8)])
 def test_alpha_takes_off_the_mean_of_the_chosen_entries(normalise: str, mean: float) -> None:
     # Slot 1 appears without activation, so the original has none there: its default entries are those with 0.
