@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from layerfold.tables import ImportanceTable, LatencyTable
 
 
-_MOST_ALTERNATIVES = 10_000
+_MOST_ALTERNATIVES = 100
 
 
 def _number(flag: str, least: float, most: float, example: str) -> Callable[[str], float]:
@@ -89,7 +89,7 @@ def add_parser(subparsers: Any) -> None:
                        help="largest kernel of a merged segment")
     rules.add_argument("--epsilon", type=_number("--epsilon", 0.0, 1.0, "1e-4"), default="0", metavar="E",
                        help="part of the span of importance that an answer may miss by, for huge tables (0: exact)")
-    rules.add_argument("--max-labels", type=_whole("--max-labels", 16), default=20_000, metavar="N",
+    rules.add_argument("--max-labels", type=_whole("--max-labels", 16, 1_000_000), default=20_000, metavar="N",
                        help="labels a state before a large frontier is thinned (default: 20000)")
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", metavar="JSON", help="solution file; several solutions get a number each")

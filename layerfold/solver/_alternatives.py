@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count as counting
 
+from layerfold.arguments import checked, shown, whole
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
 from layerfold.solver._extension import Normalise
 from layerfold.solver._limits import Limits
 from layerfold.solver._solution import Solution
-from layerfold.solver._solve import solve_frontier
+from layerfold.solver._solve import checked_budgets, latency_tables, solve_frontier
 from layerfold.tables import ImportanceTable, LatencyTable
 
+MOST_ALTERNATIVES = 100
+"""Each takes a solve a position, so more would take minutes."""
 
+
+@checked
 def solve_alternatives(
     latency: LatencyTable | Sequence[LatencyTable], importance: ImportanceTable, *, count: int,
     budgets_ms: Sequence[float], alpha: float = 0.0, normalise: Normalise = "single", limits: Limits | None = None,
@@ -26,7 +31,7 @@ def solve_alternatives(
     part is solved by fixing activations, and the best of the parts comes next (Lawler's partition).
 
     Args:
-        count: how many, at least 1; fewer are returned where fewer exist.
+        count: how many, 1 to 100; fewer are returned where fewer exist.
         budgets_ms: end-to-end budget, one a device.
         latency, importance, alpha, normalise, limits, risk: as in :func:`solve_frontier`.
 
@@ -35,9 +40,10 @@ def solve_alternatives(
 
     Source: Lawler, "A procedure for computing the K best solutions to discrete optimization problems" (1972).
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UsageError(f"count={count!r}: expected a whole number of at least 1")
-    tables = [latency] if isinstance(latency, LatencyTable) else list(latency)
+    if not 1 <= whole("count", count) <= MOST_ALTERNATIVES:
+        raise UsageError(f"count={shown(count)}: expected a whole number from 1 to {MOST_ALTERNATIVES}")
+    tables = latency_tables(latency)
+    budgets_ms = checked_budgets(budgets_ms, len(tables))
     free = [position for start, end in tables[0].chains for position in range(start + 1, end + 1)]
 
     def best(fixed: Limits) -> Solution:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from layerfold.arguments import shown, whole
+from layerfold.errors import UsageError
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._solution import Solution
 
@@ -126,7 +128,12 @@ def explain_point(frontier: Frontier, index: int) -> Explanation:
     """Explain point ``index`` of a frontier.
 
     The next better point is the fastest of those with a higher importance.
+
+    Raises:
+        UsageError: no such point.
     """
+    if not 0 <= whole("index", index) < len(frontier):
+        raise UsageError(f"index={shown(index)}: expected a point of the frontier, 0 to {len(frontier) - 1}")
     latency = frontier.latency
     scale = latency.provenance.scale
     stretches = []

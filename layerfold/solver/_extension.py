@@ -10,9 +10,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.arguments import checked, number, shown
 from layerfold.errors import UsageError
 from layerfold.solver._drop_options import split_importances
 from layerfold.tables import ImportanceEntry, ImportanceTable
+from layerfold.tables._fields import check_chain
 from layerfold.tables._importance import Key
 
 Floats = NDArray[np.float64]
@@ -101,10 +103,10 @@ def normalised_importances(importance: ImportanceTable, alpha: float, normalise:
     Raises:
         UsageError: alpha not a number from 0 to 1e6, an unknown ``normalise``, or no entry to take the mean over.
     """
-    if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1e6):
-        raise UsageError(f"alpha={alpha!r}: expected a number from 0 to 1e6, for example 1.0")
-    if normalise not in get_args(Normalise):
-        raise UsageError(f"normalise={normalise!r}: expected {', '.join(get_args(Normalise))}")
+    if not 0.0 <= number("alpha", alpha) <= 1e6:
+        raise UsageError(f"alpha={shown(alpha)}: expected a number from 0 to 1e6, for example 1.0")
+    if not isinstance(normalise, str) or normalise not in get_args(Normalise):
+        raise UsageError(f"normalise={shown(normalise)}: expected {', '.join(get_args(Normalise))}")
     shift = 0.0
     if alpha:
         counts = _counts(importance, normalise)
@@ -118,6 +120,7 @@ def normalised_importances(importance: ImportanceTable, alpha: float, normalise:
     return {key: entry.importance - shift for key, entry in importance.by_key.items()}
 
 
+@checked
 def extend_importance(
     importance: ImportanceTable, alpha: float = 0.0, normalise: Normalise = "single"
 ) -> ImportanceTable:
@@ -140,6 +143,7 @@ def extend_importance(
     )
     entries = []
     for chain in chains:
+        check_chain(chain, importance.source)
         extended = extended_importance(importances, chain)
         finite = [
             (int(row) + chain[0], int(column) + chain[0], start_act, end_act)

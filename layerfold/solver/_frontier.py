@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.arguments import number, shown
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.files import write_text
 from layerfold.solver._labels import ChainFrontier
@@ -25,6 +26,7 @@ from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
 from layerfold.solver._vector_costs import CostColumns
 from layerfold.tables import ImportanceTable, LatencyTable
+from layerfold.tables._fields import as_tuple
 from layerfold.tables._kernel import SegmentKey
 
 Floats = NDArray[np.float64]
@@ -248,24 +250,25 @@ class Frontier:
         self, budget_ms: float | Sequence[float] | None, speedup: float | None, budget_of: BudgetOf
     ) -> Floats:
         if (budget_ms is None) == (speedup is None):
-            raise UsageError(f"budget_ms={budget_ms!r}, speedup={speedup!r}: give one of the two")
+            raise UsageError(f"budget_ms={shown(budget_ms)}, speedup={shown(speedup)}: give one of the two")
         tables = self._columns.tables
         if speedup is not None:
-            if not (_is_number(speedup) and speedup > 0.0):
-                raise UsageError(f"speedup={speedup!r}: expected a factor above 0, for example 1.5")
+            if not 1e-300 < number("speedup", speedup) < 1e300:
+                raise UsageError(f"speedup={shown(speedup)}: expected a factor above 0, for example 1.5")
             return np.array([table.original_ms / speedup for table in tables])
-        values = [budget_ms] if isinstance(budget_ms, (int, float, np.floating)) else list(budget_ms or ())
+        given = as_tuple(budget_ms)
+        values = [number("budget_ms", value) for value in ((budget_ms,) if given is None else given)]
         if len(values) != len(tables):
             raise UsageError(
-                f"budget_ms={budget_ms!r}: {len(values)} budgets, expected one for each of {len(tables)} devices"
+                f"budget_ms={shown(budget_ms)}: {len(values)} budgets, expected one for each of {len(tables)} devices"
             )
         for value in values:
-            if not (_is_number(value) and value > 0.0):
-                raise UsageError(f"budget_ms={value!r}: expected milliseconds above 0, for example 4.5")
+            if not 0.0 < value < math.inf:
+                raise UsageError(f"budget_ms={shown(value)}: expected milliseconds above 0, for example 4.5")
         if budget_of == "segments":
             values = [table.end_to_end_ms(float(value)) for table, value in zip(tables, values, strict=True)]
         elif budget_of != "end-to-end":
-            raise UsageError(f"budget_of={budget_of!r}: expected 'end-to-end' or 'segments'")
+            raise UsageError(f"budget_of={shown(budget_of)}: expected 'end-to-end' or 'segments'")
         return np.array(values, dtype=float)
 
     def _infeasible(self, budgets: Floats, budget_of: BudgetOf) -> InfeasibleBudgetError:
@@ -374,10 +377,6 @@ def _plan_name(key: SegmentKey) -> str:
     if len(key) > 2:
         return "drop"
     return "merge" if key[1] > key[0] + 1 else "keep"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _round_up(value_ms: float) -> str:

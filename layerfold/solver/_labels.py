@@ -17,6 +17,8 @@ Ints = NDArray[np.int64]
 Indices = NDArray[np.intp]
 _MET = 1000
 """Labels joined in all, for each label that a state may have, before a search counts as too large."""
+_MOST_MET = 200_000_000
+"""Labels joined in all at most, whatever a state may have: about a minute."""
 
 
 class LabelPool:
@@ -148,7 +150,7 @@ def solve_chain(
         TooManyLabels: a state has more than ``max_labels``, or a thousand times as many were joined in all (which
             takes some seconds at the default limit).
     """
-    may_meet = math.inf if max_labels is None else _MET * max_labels
+    may_meet = math.inf if max_labels is None else min(_MET * max_labels, _MOST_MET)
     if options.costs.shape[1] == 1 and not slack:
         cap = None if caps is None else float(caps[0])
         return _one_cost_frontier(

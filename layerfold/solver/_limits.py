@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from layerfold.arguments import flag, number, shown
 from layerfold.errors import TableError, UsageError
 from layerfold.tables import LatencyEntry
+from layerfold.tables._fields import positions
 from layerfold.tables._kernel import kernel_sides
 from layerfold.tables._signature import conv_sizes
 
@@ -40,13 +42,15 @@ class Limits:
         for each in fields(self):
             value = getattr(self, each.name)
             if each.name.startswith("max_"):
-                if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1e18):
-                    raise UsageError(f"{each.name}={value!r}: expected a number of at least 0")
-            elif not each.name.startswith("allow_"):
-                object.__setattr__(self, each.name, frozenset(value))
+                if value is not None and not 0 <= number(each.name, value) < 1e18:
+                    raise UsageError(f"{each.name}={shown(value)}: expected a number of at least 0 and below 1e18")
+            elif each.name.startswith("allow_"):
+                object.__setattr__(self, each.name, flag(each.name, value))
+            else:
+                object.__setattr__(self, each.name, frozenset(positions(each.name, value)))
         both = sorted(self.keep_activations & self.drop_activations)
         if both:
-            raise UsageError(f"positions {both}: an activation cannot be both kept and dropped; name each once")
+            raise UsageError(f"positions {shown(both)}: an activation cannot be both kept and dropped; name each once")
 
     @property
     def has_segment_rules(self) -> bool:

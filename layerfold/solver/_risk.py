@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from statistics import NormalDist
 
+from layerfold.arguments import shown
 from layerfold.errors import UsageError
 
 
@@ -16,8 +17,8 @@ def quantile(risk: float) -> float:
     as better.
 
     Raises:
-        UsageError: risk not above 0 or above 0.5.
+        UsageError: risk below 1e-12 or above 0.5.
     """
-    if isinstance(risk, bool) or not (isinstance(risk, (int, float)) and 0.0 < risk <= 0.5):
-        raise UsageError(f"risk={risk!r}: expected a probability above 0 and at most 0.5, for example 0.05")
+    if not 1e-12 <= risk <= 0.5:
+        raise UsageError(f"risk={shown(risk)}: expected a probability from 1e-12 to 0.5, for example 0.05")
     return NormalDist().inv_cdf(1.0 - risk)

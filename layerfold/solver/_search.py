@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.arguments import number, shown, whole
 from layerfold.errors import UsageError
 from layerfold.solver._hull import Hull, make_hull
 from layerfold.solver._labels import ChainFrontier, solve_chain
@@ -18,6 +19,8 @@ from layerfold.solver._sum import SummedFrontier, sum_frontiers
 Floats = NDArray[np.float64]
 _FIRST_EPSILON = 1e-4
 _MOST_POINTS = 16_384
+_MOST_LABELS = 1_000_000
+"""More would not fit into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +42,10 @@ class Found:
 
 def check_epsilon(epsilon: float, max_labels: int) -> None:
     """Refuse values out of range."""
-    if isinstance(epsilon, bool) or not (isinstance(epsilon, (int, float)) and 0.0 <= epsilon <= 1.0):
-        raise UsageError(f"epsilon={epsilon!r}: expected a part of the span from 0 to 1, for example 1e-4")
-    if isinstance(max_labels, bool) or not isinstance(max_labels, int) or max_labels < 16:
-        raise UsageError(f"max_labels={max_labels!r}: expected a whole number of at least 16")
+    if not 0.0 <= number("epsilon", epsilon) <= 1.0:
+        raise UsageError(f"epsilon={shown(epsilon)}: expected a part of the span from 0 to 1, for example 1e-4")
+    if not 16 <= whole("max_labels", max_labels) <= _MOST_LABELS:
+        raise UsageError(f"max_labels={shown(max_labels)}: expected a whole number from 16 to {_MOST_LABELS}")
 
 
 def solve_options(

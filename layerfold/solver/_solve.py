@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.arguments import checked, number, shown
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
 from layerfold.solver._drop_options import split_importances
 from layerfold.solver._extension import Normalise, normalised_importances
@@ -19,11 +20,13 @@ from layerfold.solver._risk import quantile
 from layerfold.solver._search import Found, check_epsilon, solve_options
 from layerfold.solver._vector_costs import CostColumns, cost_columns
 from layerfold.tables import ImportanceTable, LatencyTable
+from layerfold.tables._fields import as_tuple, entries_of
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
 
 
+@checked
 def solve_frontier(
     latency: LatencyTable | Sequence[LatencyTable], importance: ImportanceTable, alpha: float = 0.0,
     normalise: Normalise = "single", *, limits: Limits | None = None, risk: float | None = None,
@@ -53,9 +56,7 @@ def solve_frontier(
 
     Paper: section 4; appendix B for the extended importances.
     """
-    tables = [latency] if isinstance(latency, LatencyTable) else list(latency)
-    if not tables:
-        raise UsageError("latency=[]: expected at least one latency table")
+    tables = latency_tables(latency)
     limits = limits or Limits()
     limits.check_positions(tables[0].chains, tables[0].source)
     check_tables(tables, importance)
@@ -86,13 +87,42 @@ def solve_frontier(
     return _finished(found, columns, importance, alpha, risk, deviations, caps)
 
 
+def latency_tables(latency: LatencyTable | Sequence[LatencyTable]) -> list[LatencyTable]:
+    """Return the tables of one or several devices.
+
+    Raises:
+        UsageError: none, or something else among them.
+    """
+    found = [latency] if isinstance(latency, LatencyTable) else list(entries_of(latency, LatencyTable, "latency"))
+    if not found:
+        raise UsageError("latency=[]: expected at least one latency table")
+    return found
+
+
+def checked_budgets(budgets_ms: Sequence[float], devices: int) -> list[float]:
+    """Return end-to-end budgets, one a device.
+
+    Raises:
+        UsageError: another number of them, or one that is no milliseconds above 0.
+    """
+    given = as_tuple(budgets_ms)
+    if given is None:
+        raise UsageError(f"budgets_ms={shown(budgets_ms)}: expected a list of milliseconds, one for each device")
+    values = [number("budgets_ms", each) for each in given]
+    if len(values) != devices:
+        raise UsageError(f"budgets_ms={shown(budgets_ms)}: expected one for each of {devices} devices")
+    for value in values:
+        if not value > 0.0:
+            raise UsageError(f"budgets_ms={shown(budgets_ms)}: expected milliseconds above 0, for example 4.5")
+    return values
+
+
 def _caps(columns: CostColumns, budgets_ms: Sequence[float] | None) -> Floats:
     """Return the upper limit of every column, in the columns' own units."""
     caps = np.full(columns.count, np.inf)
     if budgets_ms is not None:
-        if len(budgets_ms) != columns.num_devices:
-            raise UsageError(f"budgets_ms={budgets_ms!r}: expected one for each of {columns.num_devices} devices")
-        for device, (table, budget_ms) in enumerate(zip(columns.tables, budgets_ms, strict=True)):
+        budgets = checked_budgets(budgets_ms, columns.num_devices)
+        for device, (table, budget_ms) in enumerate(zip(columns.tables, budgets, strict=True)):
             caps[device] = (budget_ms - table.provenance.fixed_ms) / table.provenance.scale
     for place, (_, most) in enumerate(columns.caps):
         caps[columns.count - len(columns.caps) + place] = most

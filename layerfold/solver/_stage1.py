@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.arguments import checked
 from layerfold.tables import LatencyEntry, LatencyTable
 
 Floats = NDArray[np.float64]
@@ -100,6 +101,7 @@ def optimal_sums(
     return OptimalSums(start=chain_start, sums_ms=sums.T, into=into, may_stop=may_stop)
 
 
+@checked
 def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:
     """Return T_opt for the segments of ``latency``: each entry's best latency, merged whole or in parts.
 

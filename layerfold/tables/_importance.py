@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from layerfold.errors import MissingEntryError, TableError
+from layerfold.arguments import shown
+from layerfold.errors import MissingEntryError, TableError, UsageError
 from layerfold.tables._csv import LARGEST, Row, read_rows, write_rows
 from layerfold.tables._drop_columns import DROP_COLUMNS, drop_cells, with_drops
+from layerfold.tables._fields import LARGEST_POSITION, entries_of, make_plain
 from layerfold.tables._kernel import is_kernel_text
 from layerfold.tables._provenance import Provenance
 
@@ -55,17 +57,25 @@ class ImportanceEntry:
     kept: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        make_plain(
+            self, wholes=("start", "end", "start_act", "end_act"), texts=("merged",), lists=("breaks", "kept"),
+            numbers=("importance", *_MEASURED), optional=_MEASURED,
+        )
+        if not isinstance(self.extra, Mapping):
+            raise UsageError(f"extra={shown(self.extra)}: expected a mapping from column to number or text")
         if self.kept is not None and not is_kernel_text(self.merged):
             raise TableError(
                 f"importance entry ({self.start},{self.end}): merged={self.merged!r}, expected the kernel that layers "
                 f"{list(self.kept)} merge into, such as '3x3' or 'identity'"
             )
-        if not 0 <= self.start < self.end:
-            raise TableError(f"importance entry st={self.start}, end={self.end}: expected 0 <= st < end")
+        if not 0 <= self.start < self.end <= LARGEST_POSITION:
+            raise TableError(
+                f"importance entry st={shown(self.start)}, end={shown(self.end)}: expected 0 <= st < end <= 1000000"
+            )
         if self.start_act not in (0, 1) or self.end_act not in (0, 1):
             raise TableError(
                 f"importance entry ({self.start},{self.end}): activation states "
-                f"({self.start_act},{self.end_act}), expected 0 or 1"
+                f"({shown(self.start_act)},{shown(self.end_act)}), expected 0 or 1"
             )
         if not abs(self.importance) <= LARGEST:
             raise TableError(
@@ -102,7 +112,7 @@ class ImportanceTable:
         self, entries: Iterable[ImportanceEntry], *, provenance: Provenance | None = None,
         source: str = "importance table",
     ) -> None:
-        self.entries: tuple[ImportanceEntry, ...] = tuple(entries)
+        self.entries: tuple[ImportanceEntry, ...] = entries_of(entries, ImportanceEntry)
         self.provenance = provenance or Provenance(kind="importance")
         self.source = source
         if not self.entries:

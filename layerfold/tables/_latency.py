@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import math
@@ -11,9 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from layerfold.arguments import shown
 from layerfold.errors import MissingEntryError, TableError
 from layerfold.tables._csv import LARGEST, read_rows, write_rows
 from layerfold.tables._drop_columns import drop_cells, with_drops
+from layerfold.tables._fields import LARGEST_POSITION, check_chain, entries_of, make_plain
 from layerfold.tables._kernel import IDENTITY, SegmentKey, is_kernel_text
 from layerfold.tables._provenance import Provenance
 
@@ -90,8 +93,21 @@ class LatencyEntry:
         return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.kept)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end:
-            raise TableError(f"latency entry st={self.start}, end={self.end}: expected 0 <= st < end")
+        make_plain(
+            self, wholes=("start", "end", "start_act", "end_act", "runs", "macs", "params"), flags=("drops",),
+            numbers=("latency_ms", "spread_ms"), texts=("signature", "merged"), lists=("breaks", "kept"),
+            optional=("start_act", "end_act", "macs", "params"),
+        )
+        if not 0 <= self.start < self.end <= LARGEST_POSITION:
+            raise TableError(
+                f"latency entry st={shown(self.start)}, end={shown(self.end)}: expected 0 <= st < end <= 1000000"
+            )
+        for name in ("runs", "macs", "params"):
+            if not 0 <= (getattr(self, name) or 0) < 10**18:
+                raise TableError(
+                    f"latency entry ({self.start},{self.end}): {name}={shown(getattr(self, name))}, expected a whole "
+                    "number from 0 to 1e18"
+                )
         if self.kept is not None:
             object.__setattr__(self, "drops", True)
         if self.drops and not is_kernel_text(self.merged):
@@ -129,7 +145,7 @@ class LatencyTable:
         self, entries: Iterable[LatencyEntry], *, provenance: Provenance | None = None, source: str = "latency table",
         partial: bool = False,
     ) -> None:
-        self.entries: tuple[LatencyEntry, ...] = tuple(entries)
+        self.entries: tuple[LatencyEntry, ...] = entries_of(entries, LatencyEntry)
         self.provenance = provenance or Provenance(kind="latency")
         self.source = source
         if not self.entries:
@@ -138,6 +154,8 @@ class LatencyTable:
         for entry in self.entries:
             if self._by_key.setdefault(entry.key, entry) is not entry:
                 raise TableError(f"{source}: {_name(entry.key)} given twice, expected once")
+        for chain in self.chains:
+            check_chain(chain, source)
         if not partial:
             self._check_chains()
 
@@ -364,21 +382,22 @@ class LatencyTable:
         write_rows(Path(path), header, rows, replace(self.provenance, kind=self.provenance.kind or "latency"))
 
     def _check_chains(self) -> None:
-        for start, end in self.chains:
-            reached = {start}
-            for entry in sorted(self.entries, key=lambda each: (each.start, each.end)):
-                if start <= entry.start and entry.end <= end and entry.start in reached:
-                    reached.add(entry.end)
-            if end not in reached:
+        starts = [start for start, _ in self.chains]
+        reached = [{start} for start in starts]
+        for entry in sorted(self.entries, key=lambda each: (each.start, each.end)):
+            place = bisect.bisect_right(starts, entry.start) - 1
+            if place < 0 or entry.end > self.chains[place][1]:
+                known = ", ".join(f"{start}..{end}" for start, end in self.chains[:20])
+                raise TableError(
+                    f"{self.source}: segment ({entry.start},{entry.end}) lies in no chain; expected one inside {known}"
+                )
+            if entry.start in reached[place]:
+                reached[place].add(entry.end)
+        for (start, end), there in zip(self.chains, reached, strict=True):
+            if end not in there:
                 raise TableError(
                     f"{self.source}: no entries lead from {start} to {end}, the last position reached is "
-                    f"{max(reached)}; expected entries that join up (missing rows?)"
-                )
-        for entry in self.entries:
-            if not any(start <= entry.start and entry.end <= end for start, end in self.chains):
-                raise TableError(
-                    f"{self.source}: segment ({entry.start},{entry.end}) lies in no chain; expected one inside "
-                    f"{' or '.join(f'{start}..{end}' for start, end in self.chains)}"
+                    f"{max(there)}; expected entries that join up (missing rows?)"
                 )
 
 
