@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from layerfold.data import ImageData, open_data
     from layerfold.executor import Executor
     from layerfold.export import export_network
-    from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network
+    from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network, recalibrate_batch_norm
     from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, layer_norms, trace_network
     from layerfold.importance import Refinement, estimate_importance
     from layerfold.merge import add_fading, build_train_form, merge_network
@@ -64,7 +64,7 @@ _HOMES = {
     "layerfold.data": ("ImageData", "open_data"),
     "layerfold.executor": ("Executor",),
     "layerfold.export": ("export_network",),
-    "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network"),
+    "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network", "recalibrate_batch_norm"),
     "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "layer_norms",
                         "trace_network"),
     "layerfold.importance": ("Refinement", "estimate_importance"),
@@ -152,6 +152,7 @@ __all__ = [
     "open_data",
     "profile_network",
     "published_pattern",
+    "recalibrate_batch_norm",
     "search_activations",
     "solve_alternatives",
     "solve_frontier",

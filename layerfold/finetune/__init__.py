@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from layerfold.finetune._batch_norm import averaging_batch_norm, recalibrate_batch_norm
+from layerfold.finetune._answers import check_answers, first_images
+from layerfold.finetune._batch_norm import averaging_batch_norm, has_batch_norm, recalibrate_batch_norm
 from layerfold.finetune._device import check_device
 from layerfold.finetune._memory import is_out_of_memory
+from layerfold.finetune._numbers import check_flag, check_number, check_whole
 from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._presets import PRESETS, preset
 from layerfold.finetune._processes import ending_together, is_main_process
 from layerfold.finetune._report import EpochRow, FinetuneReport
 from layerfold.finetune._scores import Scores, check_labels, evaluate_network, predict_logits
 from layerfold.finetune._train import finetune_network, train_network
+from layerfold.finetune._trainable import check_trainable, unfreeze_parameters
 
 __all__ = [
     "PRESETS",
@@ -19,15 +22,23 @@ __all__ = [
     "FinetuneReport",
     "Scores",
     "averaging_batch_norm",
+    "check_answers",
     "check_device",
+    "check_flag",
     "check_labels",
+    "check_number",
+    "check_trainable",
+    "check_whole",
     "ending_together",
     "evaluate_network",
     "finetune_network",
+    "first_images",
+    "has_batch_norm",
     "is_main_process",
     "is_out_of_memory",
     "predict_logits",
     "preset",
     "recalibrate_batch_norm",
     "train_network",
+    "unfreeze_parameters",
 ]

@@ -9,38 +9,71 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from layerfold.errors import UsageError
+from layerfold.data import BatchLoader, ImageData
+from layerfold.errors import DataError, UsageError
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._modes import device_of, modes_kept
+
+_MOST_IMAGES = 2048
+"""That statistics are measured on: means of so many no longer move."""
+_FEWEST_IMAGES = 2
 
 _Saved = tuple[_BatchNorm, float | None, dict[str, Tensor]]
 
 
-def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> int:
-    """Replace every BatchNorm's running mean and variance by their average over the given batches, in place.
+def recalibrate_batch_norm(
+    model: nn.Module, images: ImageData | Iterable[Tensor | tuple[Tensor, Tensor]], *, batch_size: int = 128
+) -> int:
+    """Replace every BatchNorm's running mean and variance by their average over the given images, in place.
 
     A network whose activations or convs were changed sees other feature maps than its statistics describe; this
-    mends that without training. Only BatchNorm layers run in train mode, so dropout stays off; weights, momenta and
-    modes are left as they were.
+    mends that without training. Whatever leads to a merged network without finetuning does it, in this way: the train
+    form is recalibrated, then merged. Only BatchNorm layers run in train mode, so dropout stays off; weights, momenta
+    and modes are left as they were.
 
     Args:
         model: stays on its device.
-        batches: images, or (images, labels), each batch of two images or more; every batch counts alike.
+        images: of an ``ImageData`` up to 2,048 training images (where it has none, of its holdout), always the same
+            ones. Or batches: images, or (images, labels), each of two images or more; every batch counts alike.
+        batch_size: of the images of an ``ImageData``, at least 2.
 
     Returns:
-        How many BatchNorm layers were recalibrated (0: nothing was run).
+        How many BatchNorm layers were recalibrated (0: there are none, and nothing was run).
 
     Raises:
         UsageError: no batches.
+        DataError: a single image, which has no variance.
+
+    Example:
+        >>> from layerfold.finetune import recalibrate_batch_norm
+        >>> norm = nn.BatchNorm2d(1)
+        >>> recalibrate_batch_norm(norm, [torch.full((2, 1, 1, 1), 5.0)])
+        1
+        >>> norm.running_mean
+        tensor([5.])
     """
     count = len(_norms_with_statistics(model))
     if count:
         device = device_of(model)
+        batches = _batches_of(images, batch_size) if isinstance(images, ImageData) else images
         with averaging_batch_norm(model):
             for batch in batches:
-                images = batch if isinstance(batch, Tensor) else batch[0]
-                model(channels_last(images.to(device)))
+                given = batch if isinstance(batch, Tensor) else batch[0]
+                model(channels_last(given.to(device)))
     return count
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Say whether a network has BatchNorm statistics, which go stale when what lies before them changes."""
+    return bool(_norms_with_statistics(model))
+
+
+def _batches_of(data: ImageData, batch_size: int) -> BatchLoader:
+    loader = data.loader("holdout" if data.train is None else "train", batch_size, limit=_MOST_IMAGES, drop_last=True)
+    if loader.num_images < _FEWEST_IMAGES:
+        raise DataError(f"{data.name}: has a single image to measure BatchNorm statistics on, and one has no variance; "
+                        f"give {_FEWEST_IMAGES} or more")
+    return loader
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from layerfold.data import BatchLoader, ImageData, Share
 from layerfold.errors import DivergenceError, UsageError
+from layerfold.finetune._answers import check_answers, first_images
 from layerfold.finetune._averaging import AveragedWeights
 from layerfold.finetune._checkpoint import (
     TrainingState,
@@ -32,7 +33,7 @@ from layerfold.finetune._optimizers import make_optimizer
 from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._processes import sum_over_processes
 from layerfold.finetune._report import EpochRow, FinetuneReport, best_epoch
-from layerfold.finetune._scores import Scores, check_labels, count_outputs, evaluate_together
+from layerfold.finetune._scores import Scores, check_labels, evaluate_together
 from layerfold.finetune._shared_norm import SharedBatchNorm
 from layerfold.progress import Progress
 
@@ -68,10 +69,12 @@ class Run:
         self._tracks_best = keep_other or options.keep == "best"
         self.total_steps = options.steps or options.epochs * len(loader)
         self._objective = Objective(options, model, teacher, features)
-        self._num_outputs = count_outputs(model, data.input_shape)
+        images = first_images(data)
+        # Statistics that lag behind may overflow where those of a batch, in training, do not: that is seen later.
+        self._num_outputs = check_answers(model, images, needs_finite=False)
         if self._objective.is_teaching:
             assert teacher is not None
-            _check_teacher(count_outputs(teacher, data.input_shape), self._num_outputs)
+            _check_teacher(check_answers(teacher, images, argument="teacher", needs_finite=False), self._num_outputs)
         self._mixer = BatchMixer(options, self._num_outputs) if options.is_mixed else None
         self._prepared, self._optimizer = accelerator.prepare(self._objective.student, make_optimizer(model, options))
         self._average = AveragedWeights(model, options.ema_decay) if options.ema_decay is not None else None
@@ -151,6 +154,9 @@ class Run:
             with SharedBatchNorm():
                 outputs = self._prepared(images)
         loss = self._objective(outputs, images, targets, accelerator)
+        if not loss.requires_grad:
+            raise UsageError(f"model: none of the parameters that its answers depend on trains at step {step + 1}; "
+                             "unfreeze them (unfreeze_parameters, --unfreeze)")
         if accelerator.num_processes > 1:
             # Gradients are averaged over the processes: the mean over all images, however many each has.
             loss = loss * (len(labels) * accelerator.num_processes / self._rows_a_step)

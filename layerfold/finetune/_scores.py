@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerfold.data import UNLABELLED, BatchLoader, Share, Split
 from layerfold.errors import DataError, UsageError
+from layerfold.finetune._answers import describe, remedy_for
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._modes import device_of, modes_kept
 from layerfold.finetune._processes import sum_over_processes
@@ -116,13 +117,6 @@ def evaluate_together(model: nn.Module, split: Split, accelerator: Any, *, batch
     return Scores(accuracy_pct=accuracy / total, loss=loss / total, num_images=round(total))
 
 
-def count_outputs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return the number of logits that a network gives."""
-    with modes_kept(model), torch.no_grad():
-        model.eval()
-        return _logits(model, channels_last(torch.zeros(1, *input_shape, device=device_of(model)))).shape[1]
-
-
 def check_labels(labels: Tensor, num_classes: int, what: str = "image", *, first: int = 0) -> None:
     """Raise a ``DataError`` that names the first label outside 0..num_classes-1.
 
@@ -151,8 +145,8 @@ def _batches(images: Batches | Dataset[Any], batch_size: int) -> Batches:
 
 
 def _logits(model: nn.Module, batch: Tensor) -> Tensor:
-    logits = model(batch)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"model: gives {found}; expected logits [batch, classes]")
+    logits: Tensor = model(batch)
+    remedy = remedy_for(logits, len(batch))
+    if remedy is not None:
+        raise UsageError(f"model: gives {describe(logits)}; expected logits [images, classes]: {remedy}")
     return logits

@@ -21,6 +21,7 @@ from layerfold.finetune._processes import open_accelerator, send_to_all
 from layerfold.finetune._report import FinetuneReport
 from layerfold.finetune._run import Run
 from layerfold.finetune._schedules import ScheduleName
+from layerfold.finetune._trainable import check_trainable
 from layerfold.graph.fading import fade_to, fading_activations, remove_fading
 from layerfold.progress import progress_bar
 
@@ -77,7 +78,8 @@ def finetune_network(
     BatchNorm sees all of them: the loss is that of one process. The first one writes files and shows progress.
 
     Args:
-        model: images to logits; the train form of a compressed network, or any other network.
+        model: images to logits; the train form of a compressed network, or any other network. Parameters that do not
+            require gradients stay as they are; BatchNorm statistics follow the images all the same.
         data: its train split is learned, its holdout scored after every epoch.
         teacher: the original network; left as it is.
         epochs ... seed: see ``FinetuneOptions``.
@@ -103,8 +105,8 @@ def finetune_network(
         FinetuneError: the loss or what the network answers is not finite (the model then holds the last good weights),
             memory is too small, the checkpoint cannot be written, or another process is not there.
         OptionalDependencyError: an optimizer or log whose package is not installed.
-        UsageError: an option outside its range, a teacher with other outputs, a checkpoint of another run, or a port in
-            use.
+        UsageError: an option outside its range, a network that gives no logits or of which nothing would train, a
+            teacher with other outputs, a damaged checkpoint or one of another run, or a port in use.
     """
     options = FinetuneOptions(
         epochs=epochs, steps=steps, batch_size=batch_size, optimizer=optimizer, learning_rate=learning_rate,
@@ -176,6 +178,7 @@ def train_network(
     """
     if (options.keep == "best" or keep_other) and not score_holdout:
         raise UsageError("keep='best': needs the holdout's scores; leave score_holdout=True")
+    check_trainable(model, keep_frozen=True)  # what is frozen in part was frozen by whoever calls
     if score_holdout:
         data.check_holdout()
     loader = data.loader(

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from layerfold.importance.adaptive import Refinement
-from layerfold.importance.estimate import AUTO, METHODS, default_method, estimate_importance, weights_hash
+from layerfold.importance.estimate import (
+    AUTO,
+    METHODS,
+    check_method,
+    default_method,
+    estimate_importance,
+    trains,
+    weights_hash,
+)
 from layerfold.importance.finalists import FinalistScores
 from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
@@ -11,6 +19,6 @@ from layerfold.importance.scores import SCORES
 from layerfold.importance.wholes import WholeScores
 
 __all__ = [
-    "AUTO", "METHODS", "SCORES", "FinalistScores", "Refinement", "Request", "WholeScores", "default_method",
-    "estimate_importance", "list_requests", "remove_journal", "weights_hash",
+    "AUTO", "METHODS", "SCORES", "FinalistScores", "Refinement", "Request", "WholeScores", "check_method",
+    "default_method", "estimate_importance", "list_requests", "remove_journal", "trains", "weights_hash",
 ]

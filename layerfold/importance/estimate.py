@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import hashlib
 import tempfile
@@ -17,6 +18,7 @@ from torch import nn
 from layerfold.data import ImageData
 from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.executor import Executor
+from layerfold.finetune import check_answers, check_trainable, first_images, unfreeze_parameters
 from layerfold.graph import Network, Segment
 from layerfold.importance.adaptive import Refinement, estimate_adaptively
 from layerfold.importance.asking import MakeWitness
@@ -24,7 +26,7 @@ from layerfold.importance.estimators import ESTIMATORS, Training
 from layerfold.importance.filling import Filling
 from layerfold.importance.journal import cheap_journal
 from layerfold.importance.requests import list_requests
-from layerfold.importance.scores import NEED_LABELS, SCORES
+from layerfold.importance.scores import NEED_LABELS, SCORES, column_of
 from layerfold.progress import progress_bar
 from layerfold.tables import ImportanceTable, LatencyTable, Provenance
 from layerfold.tables._kernel import SegmentKey
@@ -54,6 +56,8 @@ def estimate_importance(
     executor: str | Executor = "local",
     journal_path: str | Path | None = None,
     model_name: str | None = None,
+    unfreeze: bool = False,
+    keep_frozen: bool = False,
     progress: bool = True,
 ) -> ImportanceTable:
     """Estimate the importance of every segment worth merging.
@@ -98,6 +102,8 @@ def estimate_importance(
             the same to the bit on CPUs of one kind with equally many threads.
         journal_path: file that keeps finished entries, for resuming; ``remove_journal`` takes it away.
         model_name: what the user calls the model.
+        unfreeze, keep_frozen: by methods that train, whether parameters that are frozen train too, or stay as they are;
+            a model with frozen parameters is refused where neither is said.
         progress: show a bar on stderr.
 
     Returns:
@@ -106,24 +112,22 @@ def estimate_importance(
 
     Raises:
         UsageError: an unknown method or score, a score that the method cannot tell, ``adaptive`` without ``latency``,
-            both ``steps`` and ``epochs``.
-        DataError: no images, or labels outside the model's classes.
+            both ``steps`` and ``epochs``, a model that gives no logits, or one that is frozen.
+        DataError: no images, no labels where they are needed, or labels outside the model's classes.
         FinetuneError: training an entry diverged, or its scores are not finite.
         ExecutorError: an entry failed on every try, or memory is too small.
         ClusterUnavailableError: there is no such cluster.
         OptionalDependencyError: Ray is not installed.
     """
-    for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
-        if value not in choices:
-            raise UsageError(f"{name}={value!r}: must be one of {', '.join(choices)}{nearest_names(value, choices)}")
-    if method == AUTO:
-        method = default_method(data)
+    method = method if method != AUTO else default_method(data)
     chosen = refinement or Refinement()
-    used = (chosen.start_with, chosen.refine_with) if method == ADAPTIVE else (method,)
-    needs_labels = score in NEED_LABELS or any(ESTIMATORS[each].trains_original for each in used)
-    if needs_labels and not data.is_labelled:
-        raise DataError(f"score={score!r}, method={' and '.join(used)}: {data.name} has no labels; use score='kl' or "
-                        "'agreement', with method='distill' or 'recalibrate'")
+    check_method(method, score, data, chosen)
+    check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
+    if trains(method, chosen):
+        check_trainable(model, unfreeze=unfreeze, keep_frozen=keep_frozen)
+        if unfreeze:
+            model = copy.deepcopy(model)
+            unfreeze_parameters(model)
     segments, left_out = _worth_estimating(net, latency, candidates)
     fills = fill_slots if fill_slots is not None else method != ADAPTIVE and ESTIMATORS[method].fills_slots
     requests = list_requests(net, segments, fill_slots=fills)
@@ -182,6 +186,45 @@ def estimate_importance(
         options = {**provenance.options, **filling.options, "original": filling.original,
                    "seconds": round(filling.seconds, 3)}
         return ImportanceTable(entries, provenance=replace(provenance, options=options))
+
+
+def check_method(method: str, score: str, data: ImageData, refinement: Refinement | None = None) -> None:
+    """Refuse a method and a score that do not go together, or not with these images.
+
+    Args:
+        method: one of ``METHODS``, but for ``auto``.
+        score: one of ``SCORES``.
+        data: the images.
+        refinement: how ``adaptive`` goes about it.
+
+    Raises:
+        UsageError: an unknown name, or a score that the method cannot tell.
+        DataError: no labels, or no training images, where they are needed.
+    """
+    for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
+        if value not in choices:
+            raise UsageError(f"{name}={value!r}: must be one of {', '.join(choices)}{nearest_names(value, choices)}")
+    used = _used_methods(method, refinement or Refinement())
+    for each in used:
+        known = [name for name in SCORES if column_of(name) in ESTIMATORS[each].known_scores]
+        if score not in known:
+            raise UsageError(f"score={score!r}: method={each!r} cannot tell it; use score={', '.join(known)}, or "
+                             "another method")
+    trains_original = any(ESTIMATORS[each].trains_original for each in used)
+    if (score in NEED_LABELS or trains_original) and not data.is_labelled:
+        raise DataError(f"score={score!r}, method={' and '.join(used)}: {data.name} has no labels; use score='kl' or "
+                        "'agreement', with method='distill' or 'recalibrate'")
+    if trains_original:
+        data.split("train")
+
+
+def trains(method: str, refinement: Refinement | None = None) -> bool:
+    """Say whether a method, or one that ``adaptive`` uses, trains weights."""
+    return any(ESTIMATORS[each].trains for each in _used_methods(method, refinement or Refinement()))
+
+
+def _used_methods(method: str, refinement: Refinement) -> tuple[str, ...]:
+    return (refinement.start_with, refinement.refine_with) if method == ADAPTIVE else (method,)
 
 
 def default_method(data: ImageData, *, is_finetuned: bool = True) -> str:

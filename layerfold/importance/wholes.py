@@ -13,6 +13,7 @@ import math
 from torch import nn
 
 from layerfold.data import ImageData
+from layerfold.finetune import check_answers, first_images
 from layerfold.graph import Network
 from layerfold.importance.scores import change_of, importance_of
 from layerfold.importance.subject import Subject
@@ -38,12 +39,14 @@ class WholeScores:
     Raises:
         DataError: an image that cannot be read, a holdout of one class, or labels outside the model's classes.
         DeviceUnavailableError: there is no such device.
+        UsageError: the model gives no logits.
     """
 
     def __init__(
         self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int = 256,
         holdout_images: int | None = None, seed: int = 0, device: str = "cpu",
     ) -> None:  # fmt: skip
+        check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
         self.score = "loss" if data.is_labelled else "kl"
         self._subject = Subject(
             model, net, data, calibration_images=calibration_images, holdout_images=holdout_images or HOLDOUT_IMAGES,

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
+from layerfold.finetune import check_flag, check_number, check_whole
 from layerfold.importance import AUTO, METHODS, SCORES
 from layerfold.pipeline.budget_loop import MOST_WHOLES, Budget
 
-_CHOICES = {"importance_method": METHODS, "importance_score": SCORES, "optimizer": ("sgd", "adamw")}
+_EPOCHS = 3
+_LEASTS = {
+    "finetune_epochs": 0, "whole_plans": 0, "finalist_steps": 0, "threads": 1, "batch": 1, "max_kernel": 1,
+    "importance_images": 1, "importance_steps": 1, "batch_size": 2,
+}  # fmt: skip
+_MAY_BE_NONE = ("finetune_epochs", "finalist_steps", "importance_images", "importance_steps")
+_CHOICES = {"importance_method": METHODS, "importance_score": (AUTO, *SCORES), "optimizer": ("sgd", "adamw")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +34,8 @@ class CompressOptions:
         drop_layers: whether options without some of a segment's layers are measured and solved for too.
         importance_method, importance_score, importance_images, importance_steps: see ``estimate_importance``;
             images are those of the holdout, None for all. ``adaptive`` refines what plans near the budget stand on;
-            ``auto`` is ``recalibrate`` where nothing is finetuned.
+            ``auto`` is ``recalibrate`` where nothing is finetuned. The score ``auto`` is ``loss``, without labels
+            ``kl``.
         alpha: see ``solve_frontier``.
         whole_plans: most plans near the solver's that are scored as whole networks, a guard against merges that spoil
             each other (docs/importance.md); 0 takes the solver's as it is. With ``fastest`` none is scored. Each is
@@ -35,7 +44,10 @@ class CompressOptions:
             finetuned to choose among them; 0 takes the best whole. None for 60, or for 0 where that is more than a
             quarter of the finetuning, or there are no labels.
         margin: see ``meet_budget``.
-        finetune_epochs: passes over the train split; 0 for no finetuning.
+        finetune_epochs: passes over the train split; 0 for no finetuning; None for 3, or for 0 where there are no
+            labels to learn.
+        unfreeze, keep_frozen: where something trains, whether parameters that are frozen train too, or stay as they
+            are; a model with frozen ones is refused where neither is said.
         learning_rate, batch_size, optimizer: of the finetuning.
         train_device: torch's name of where networks are trained and scored; latency is the backend's alone.
         formats: ``onnx``, ``tensorrt``; None for onnx, and tensorrt where it is installed.
@@ -54,14 +66,16 @@ class CompressOptions:
     max_growth: float = 4.0
     drop_layers: bool = False
     importance_method: str = AUTO
-    importance_score: str = "loss"
+    importance_score: str = AUTO
     importance_images: int | None = None
     importance_steps: int | None = None
     alpha: float = 0.0
     whole_plans: int = MOST_WHOLES
     finalist_steps: int | None = None
     margin: float = 0.02
-    finetune_epochs: int = 3
+    finetune_epochs: int | None = None
+    unfreeze: bool = False
+    keep_frozen: bool = False
     learning_rate: float | None = None
     batch_size: int = 128
     optimizer: str = "sgd"
@@ -76,9 +90,7 @@ class CompressOptions:
                 "for example --budget 4.5ms or --speedup 1.5"
             )
         for name in ("budget_ms", "speedup"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{name}={value}: must be above 0")
+            check_number(name, getattr(self, name), above=0, may_be_none=True)
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in known:
@@ -86,23 +98,20 @@ class CompressOptions:
         for each in self.formats or ():
             if each not in FORMATS:
                 raise UsageError(f"formats: {each!r} is none of {', '.join(FORMATS)}{nearest_names(each, FORMATS)}")
-        leasts = {"finetune_epochs": 0, "whole_plans": 0, "finalist_steps": 0, "threads": 1, "batch": 1,
-                  "max_kernel": 1}
-        for name, least in leasts.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name}={value}: must be at least {least}")
-        for name in ("max_growth", "importance_images", "importance_steps", "batch_size", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{name}={value}: must be above 0")
-        if self.finalist_steps and (self.fastest or not self.whole_plans or not self.finetune_epochs):
+        for name, least in _LEASTS.items():
+            check_whole(name, getattr(self, name), least=least, may_be_none=name in _MAY_BE_NONE)
+        check_whole("seed", self.seed, least=0, most=2**63 - 1)
+        for name in ("max_growth", "learning_rate"):
+            check_number(name, getattr(self, name), above=0, may_be_none=name == "learning_rate")
+        for name in ("fastest", "merge_pooling", "drop_layers", "unfreeze", "keep_frozen"):
+            check_flag(name, getattr(self, name))
+        if self.finalist_steps and (self.fastest or not self.whole_plans or self.finetune_epochs == 0):
             raise UsageError(f"finalist_steps={self.finalist_steps}: choose among plans that wholes led to, before a "
                              "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0")
-        if not 0 <= self.margin < 1:
+        check_number("margin", self.margin, least=0)
+        if not self.margin < 1:
             raise UsageError(f"margin={self.margin}: must be at least 0 and below 1")
-        if not abs(self.alpha) < float("inf"):
-            raise UsageError(f"alpha={self.alpha}: must be a number")
+        check_number("alpha", self.alpha)
         if self.formats is not None and "onnx" not in self.formats:
             raise UsageError(f"formats={self.formats!r}: must hold onnx, which the last measurement needs")
 
@@ -111,11 +120,20 @@ class CompressOptions:
         """The budget as one object."""
         return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
 
+    def settled(self, data: ImageData) -> CompressOptions:
+        """Return these settings with what was left to the data said: epochs and the score, by whether it has labels."""
+        score, epochs = self.importance_score, self.finetune_epochs
+        if score == AUTO:
+            score = "loss" if data.is_labelled else "kl"
+        if epochs is None:
+            epochs = _EPOCHS if data.is_labelled else 0
+        return replace(self, importance_score=score, finetune_epochs=epochs)
+
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
         for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES), ("finalist_steps", None),
-                              ("train_device", "cpu")):
+                              ("train_device", "cpu"), ("unfreeze", False), ("keep_frozen", False)):
             if found[name] == default:
                 del found[name]
         return found

@@ -28,6 +28,7 @@ class Distill:
 
     fills_slots: ClassVar[bool] = False
     is_recalibrated: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     trains_original: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False

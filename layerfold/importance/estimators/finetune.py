@@ -18,6 +18,7 @@ class Finetune:
 
     fills_slots: ClassVar[bool] = True
     is_recalibrated: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     trains_original: ClassVar[bool] = True
     shares_training: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False

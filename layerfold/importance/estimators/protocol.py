@@ -38,6 +38,7 @@ class Estimator(Protocol):
     Attributes:
         fills_slots: whether empty slots are worth trying with an activation, if nobody says.
         is_recalibrated: whether changed networks get new BatchNorm statistics, and so must the original.
+        trains: whether weights are trained at all; then frozen parameters matter.
         trains_original: whether changed networks are trained so that the original would gain by it too: then it is
             trained alike before they are compared with it. Training needs labels.
         shares_training: whether one set of weights is trained for all entries first
@@ -49,6 +50,7 @@ class Estimator(Protocol):
 
     fills_slots: ClassVar[bool]
     is_recalibrated: ClassVar[bool]
+    trains: ClassVar[bool]
     trains_original: ClassVar[bool]
     shares_training: ClassVar[bool]
     looks_ahead: ClassVar[bool]

@@ -15,6 +15,7 @@ class Recalibrate:
 
     fills_slots: ClassVar[bool] = False
     is_recalibrated: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
     trains_original: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False

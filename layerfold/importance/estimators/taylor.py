@@ -28,6 +28,7 @@ class Taylor:
 
     fills_slots: ClassVar[bool] = False
     is_recalibrated: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     trains_original: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False

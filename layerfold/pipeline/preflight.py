@@ -1,0 +1,87 @@
+"""What can be known before any work is refused before any work: settings, model, images, packages and folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from torch import nn
+
+from layerfold.data import ImageData
+from layerfold.errors import DataError, OptionalDependencyError, UsageError
+from layerfold.finetune import FinetuneOptions, check_answers, check_device, check_trainable, first_images
+from layerfold.importance import AUTO, check_method, default_method, trains
+from layerfold.pipeline.options import CompressOptions
+
+_FEWEST_IMAGES = 2
+
+
+def check_inputs(model: nn.Module, data: ImageData, options: CompressOptions, out: Path) -> None:
+    """Refuse what a compression would fail on later, in seconds.
+
+    Args:
+        model: in eval mode; left as it is.
+        data: images of the model's input shape.
+        options: settled (:meth:`CompressOptions.settled`).
+        out: the output folder.
+
+    Raises:
+        UsageError: a device or folder that cannot be used, a model that gives no logits or is frozen.
+        DataError: no labels, no training images, a holdout of one class, more classes than the model has.
+        DeviceUnavailableError, OptionalDependencyError: what is asked for is not there.
+    """
+    check_folder(out)
+    check_device(options.train_device)
+    _check_packages(options)
+    _check_images(data, options)
+    check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
+    if options.finetune_epochs or trains(importance_method(options, data)):
+        check_trainable(model, unfreeze=options.unfreeze, keep_frozen=options.keep_frozen)
+
+
+def importance_method(options: CompressOptions, data: ImageData) -> str:
+    """Return the method of importance, ``auto`` decided."""
+    if options.importance_method != AUTO:
+        return options.importance_method
+    return default_method(data, is_finetuned=bool(options.finetune_epochs))
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an output folder that cannot be one.
+
+    Raises:
+        UsageError: a file, or a place where nothing can be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--output {out}: is a file; name a folder")
+    upper = out.absolute()
+    while not upper.exists():
+        upper = upper.parent
+    if not upper.is_dir() or not os.access(upper, os.W_OK):
+        raise UsageError(f"--output {out}: {upper} cannot be written; name another folder")
+
+
+def _check_images(data: ImageData, options: CompressOptions) -> None:
+    if options.finetune_epochs:
+        FinetuneOptions(epochs=options.finetune_epochs, batch_size=options.batch_size, optimizer=options.optimizer,
+                        learning_rate=options.learning_rate, seed=options.seed)
+        if not data.is_labelled:
+            raise DataError(f"{data.name}: has no labels, and finetuning learns them; add --no-finetune "
+                            "(finetune_epochs=0): plans are then scored by agreement with the original")
+        count = len(data.split("train"))
+        if count < _FEWEST_IMAGES:
+            raise DataError(f"{data.name}: has {count} image for training; finetuning needs {_FEWEST_IMAGES} or more, "
+                            "or do without (--no-finetune)")
+    check_method(importance_method(options, data), options.importance_score, data)
+    data.check_holdout()
+
+
+def _check_packages(options: CompressOptions) -> None:
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OptionalDependencyError(f"ONNX export needs {' and '.join(missing)}; run: pip install {' '.join(missing)}")
+    if options.formats is not None and "tensorrt" in options.formats:
+        from layerfold.export.trt_library import import_tensorrt
+
+        import_tensorrt()
