@@ -10,7 +10,9 @@ from layerfold.cli._options import SEED, above, at_least, whole
 from layerfold.cli._quantities import finite_number
 
 if TYPE_CHECKING:
+    from layerfold.data import ImageData
     from layerfold.finetune import FinetuneOptions, FinetuneReport
+    from layerfold.models import LoadedModel
 
 _PRESETS = ("mobilenetv2-1.0", "mobilenetv2-1.4", "vgg19")
 _OF_FINETUNE_ALONE = {"keep", "feature_weight"}  # `layerfold search --keep` counts gates
@@ -70,6 +72,43 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
     teacher.add_argument("--distillation-weight", type=at_least(0, 1), metavar="X",
                          help="the teacher's share of the loss (default: 0.5)")
     teacher.add_argument("--temperature", type=above(0), metavar="X", help="softens both answers (default: 2)")
+
+
+def add_freezing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--unfreeze`` and ``--keep-frozen``; apply them with ``apply_freezing``."""
+    group = parser.add_argument_group("frozen parameters (requires_grad is False)").add_mutually_exclusive_group()
+    group.add_argument("--unfreeze", action="store_true", help="train them too")
+    group.add_argument("--keep-frozen", action="store_true", help="leave them as they are, and train the others")
+
+
+def apply_freezing(arguments: argparse.Namespace, loaded: LoadedModel) -> None:
+    """Unfreeze a loaded model where asked, in place; refuse one that is frozen where nothing was said.
+
+    Raises:
+        UsageError: nothing of it would train, or only a part.
+    """
+    from layerfold.finetune import check_trainable, unfreeze_parameters
+
+    check_trainable(loaded.module, unfreeze=arguments.unfreeze, keep_frozen=arguments.keep_frozen,
+                    argument=f"MODEL {loaded.source}")
+    if arguments.unfreeze:
+        unfreeze_parameters(loaded.module)
+
+
+def check_training_data(loaded: LoadedModel, data: ImageData) -> None:
+    """Refuse images that a model cannot learn from, before anything is traced.
+
+    Raises:
+        DataError: no labels, no images for training, or more classes than the model has.
+        UsageError: the model gives no logits.
+    """
+    from layerfold.errors import DataError
+    from layerfold.finetune import check_answers, first_images
+
+    data.split("train")
+    if not data.is_labelled:
+        raise DataError(f"{data.name}: has no labels, and training learns them; give labelled images")
+    check_answers(loaded.module, first_images(data), argument=f"MODEL {loaded.source}", num_classes=data.num_classes)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

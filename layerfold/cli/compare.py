@@ -152,6 +152,9 @@ def _read(name: str, source: str, loaded: LoadedModel, net: Network) -> _Given:
     if form.net.hash != net.hash:
         raise UsageError(f"SOLUTION {name}: {source} is of a network of hash {form.net.hash}, MODEL has {net.hash}; "
                          "give the MODEL, --input and --exclude that it was made with")
+    if form.batch_norm == "original":
+        print(f"layerfold: note: {name}: its BatchNorm statistics are the original's, so its accuracy is less than it "
+              "could be; merge it with --data, or finetune it", file=sys.stderr)
     test = form.facts.get("test")
     test = test if isinstance(test, dict) else {}
     return _Given(

@@ -19,6 +19,7 @@ from layerfold.cli._sources import (
     load_model_of,
     open_data_of,
 )
+from layerfold.cli._training import add_freezing_arguments
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ def add_parser(subparsers: Any) -> None:
                         "needed), distill (segments alone are trained), finetune (the paper's), taylor, or adaptive "
                         "(shared, then finetune near the budget) (default: shared; without labels or finetuning "
                         "recalibrate)")
-    search.add_argument("--score", default="loss", metavar="NAME",
+    search.add_argument("--score", default="auto", metavar="NAME",
                         help="loss, accuracy, agreement or kl, both with the original and without need of labels "
-                        "(default: %(default)s)")
+                        "(default: loss, without labels kl)")
     search.add_argument("--importance-images", type=whole(1), metavar="N",
                         help="holdout images a score (default: all)")
     search.add_argument("--importance-steps", type=whole(1), metavar="N",
@@ -79,13 +80,14 @@ def add_parser(subparsers: Any) -> None:
                         help="percent of the budget left free while a faster plan exists, so that measuring again "
                         "confirms it (default: 2)")
     train = parser.add_argument_group("finetuning")
-    train.add_argument("--epochs", type=whole(0), default=3, metavar="N",
-                       help="passes over the train split (default: 3)")
+    train.add_argument("--epochs", type=whole(0), metavar="N",
+                       help="passes over the train split (default: 3, without labels 0)")
     train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
     train.add_argument("--learning-rate", type=above(0), metavar="R", help="highest learning rate")
     train.add_argument("--optimizer", default="sgd", metavar="NAME", help="sgd or adamw (default: sgd)")
     train.add_argument("--train-device", default="cpu", metavar="NAME",
                        help="where networks are trained and scored: cpu, cuda, cuda:1, ... (default: cpu)")
+    add_freezing_arguments(parser)
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="everything is written here")
     out.add_argument("--formats", metavar="LIST", help="onnx,tensorrt (default: onnx, and tensorrt where installed)")
@@ -119,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         finalist_steps=arguments.finalist_steps,
         margin=arguments.margin / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
+        unfreeze=arguments.unfreeze, keep_frozen=arguments.keep_frozen,
         learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
         train_device=arguments.train_device,
         formats=tuple(arguments.formats.split(",")) if arguments.formats is not None else None, seed=arguments.seed,

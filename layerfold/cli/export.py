@@ -84,6 +84,9 @@ def _export(
     form = load_form(source)
     if form.kind != "deploy":
         raise UsageError(f"{args.merged}: is in train form; give it to `layerfold merge` first")
+    if form.batch_norm == "original":
+        print(f"layerfold: note: {args.merged}: its BatchNorm statistics are the original's, and do not fit a network "
+              "without its activations; merge it with --data, or finetune it first", file=sys.stderr)
     dtype = next(form.module.parameters()).dtype
     example = torch.randn(args.batch, *form.recipe.input_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     report = export_network(form.module, folder, formats, example_input=example, name=source.stem,
@@ -95,7 +98,7 @@ def _export(
             ("check", f"differs from the network by {report.check.max_rel:.2g} of the largest output"),
             *_engine_facts(report.engine),
         ]))
-    return report.to_json()
+    return {**report.to_json(), "batch_norm": form.batch_norm}
 
 
 def _engine_of_onnx(

@@ -13,7 +13,14 @@ from layerfold.cli._options import add_command, add_output_arguments, add_result
 from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import facts
-from layerfold.cli._training import add_training_arguments, history_text, training_of
+from layerfold.cli._training import (
+    add_freezing_arguments,
+    add_training_arguments,
+    apply_freezing,
+    check_training_data,
+    history_text,
+    training_of,
+)
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ def add_parser(subparsers: Any) -> None:
     add_data_arguments(parser)
     parser.add_argument("--solution", required=True, metavar="JSON", help="a solution of `layerfold solve`")
     add_training_arguments(parser, epochs=10)
+    add_freezing_arguments(parser)
     parser.add_argument("--feature-weight", type=at_least(0), metavar="X",
                         help="how much the distance from the teacher's feature maps at the ends of merged segments "
                         "counts beside the loss (default: 0)")
@@ -72,7 +80,7 @@ def options_of(args: argparse.Namespace) -> FinetuneOptions:
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    from layerfold.finetune import evaluate_network, finetune_network, is_main_process
+    from layerfold.finetune import FINETUNED, evaluate_network, finetune_network, is_main_process
     from layerfold.merge import add_fading, build_train_form, save_form, segment_ends
     from layerfold.report.training import training_png
     from layerfold.solver import Solution
@@ -88,9 +96,12 @@ def _finetune(args: argparse.Namespace) -> int:
         check_output(other, flag="--save-both", overwrite=args.overwrite)
     solution = Solution.read(args.solution)
     loaded = load_model_of(args)
+    apply_freezing(args, loaded)
     if is_main_process():
         note_random_weights(args)
     original = loaded if args.teacher_weights is None else load_model_of(args, weights=args.teacher_weights)
+    data = open_data_of(args, loaded)
+    check_training_data(loaded, data)
     net = trace_of(args, loaded)
     student = build_train_form(loaded.module, net, solution)
     fade = args.fade if args.fade and add_fading(student, loaded.module, net, solution) else 0.0
@@ -100,7 +111,6 @@ def _finetune(args: argparse.Namespace) -> int:
         if not features:
             raise UsageError(f"--feature-weight {options.feature_weight:g}: the solution merges nothing, so that there "
                              "is no end of a segment to compare; leave it out")
-    data = open_data_of(args, loaded)
     report = finetune_network(
         student, data, teacher=teacher, features=features, **asdict(options), fade=fade, keep_other=args.save_both,
         checkpoint_path=checkpoint, checkpoint_every_s=args.checkpoint_every, log_path=log,
@@ -117,7 +127,7 @@ def _finetune(args: argparse.Namespace) -> int:
             "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct,
         }  # fmt: skip
     recipe = recipe_of(args, loaded, solution)
-    facts_kept = {"finetune": report.as_dict(), "data": data.describe(), "test": test,
+    facts_kept = {"batch_norm": FINETUNED, "finetune": report.as_dict(), "data": data.describe(), "test": test,
                   "original_weights_sha256": original.weights_sha256, "fade": fade}
     save_form(student, output, kind="train", recipe=recipe, facts=facts_kept)
     training_png(report.history, plot, kept_epoch=report.kept_epoch, title=f"{loaded.source}, {output.name}")

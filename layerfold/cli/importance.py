@@ -29,6 +29,7 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._quantities import parse_ms
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
+from layerfold.cli._training import add_freezing_arguments
 
 if TYPE_CHECKING:
     from layerfold.tables import ImportanceTable
@@ -86,6 +87,7 @@ def add_parser(subparsers: Any) -> None:
                           "frontier)")
     group.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N",
                        help="of the images drawn and of training (default: %(default)s)")
+    add_freezing_arguments(parser)
     add_executor_arguments(parser, has_threads=True)
     add_output_arguments(parser, "CSV", "the importance table; how it was made goes to CSV.json")
     add_result_arguments(parser)
@@ -115,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
         journal_path=journal,
         refinement=Refinement(start_with=args.start_with, refine_with=args.refine_with, most=args.refine_most,
                               budgets_ms=tuple(args.around)),
-        executor=executor, model_name=loaded.source, progress=not args.quiet,
+        unfreeze=args.unfreeze, keep_frozen=args.keep_frozen, executor=executor, model_name=loaded.source,
+        progress=not args.quiet,
     )  # fmt: skip
     table.write(args.output)
     remove_journal(journal)

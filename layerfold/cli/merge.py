@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
@@ -17,7 +18,13 @@ from layerfold.cli._options import (
     whole,
 )
 from layerfold.cli._output import show, show_json
-from layerfold.cli._sources import add_weights_arguments, load_model_of, parse_shape
+from layerfold.cli._sources import (
+    add_data_arguments,
+    add_weights_arguments,
+    load_model_of,
+    open_data_of,
+    parse_shape,
+)
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 from layerfold.files import write_bytes
@@ -27,6 +34,12 @@ if TYPE_CHECKING:
 
     from layerfold.graph import Network
     from layerfold.merge import Recipe
+    from layerfold.solver import Solution
+
+_BATCH_NORM = {
+    "original": "statistics are the original's", "recalibrated": "statistics are measured anew on --data",
+    "finetuned": "statistics are finetuned",
+}  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,10 +47,11 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers, "merge", "merge a finetuned network into plain convs",
         "Merge each segment of a finetuned network into one conv, in float64, each checked against its segment. Or "
-        "merge a model by a solution as it is, without finetuning.",
+        "merge a model by a solution as it is, without finetuning: with --data its BatchNorm statistics are measured "
+        "anew first, as `layerfold compress --no-finetune` does.",
         "  layerfold merge finetuned.safetensors -o merged.safetensors --onnx merged.onnx\n"
         "  layerfold merge --model timm:mobilenetv2_100 --weights weights.safetensors --solution solution.json \\\n"
-        "      -o merged.safetensors",
+        "      --data folder:images -o merged.safetensors",
     )  # fmt: skip
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="what `layerfold finetune` wrote")
     group = parser.add_argument_group("without finetuning")
@@ -47,6 +61,9 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--num-classes", type=whole(1, CLASSES), metavar="N", help="outputs of the classifier")
     group.add_argument("--input", type=parse_shape, metavar="CxHxW", help="input shape, for example 3x224x224")
     add_trace_arguments(parser)
+    add_data_arguments(parser, required=False)
+    group.add_argument("--train-device", default="cpu", metavar="NAME",
+                       help="where BatchNorm statistics are measured: cpu, cuda, cuda:1, ... (default: cpu)")
     add_output_arguments(parser, "FILE", "the merged network (.safetensors); how to build it goes to FILE.json")
     parser.add_argument("--onnx", metavar="FILE", help="also as ONNX, checked against the merged network")
     parser.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
@@ -59,18 +76,21 @@ def run(args: argparse.Namespace) -> int:
     """Merge, compare, write."""
     from layerfold.graph.dropping import dropped_layers
     from layerfold.merge import merge_network, save_form
+    from layerfold.pipeline.equality import check_same
 
     _check_arguments(args)
-    student, net, recipe, kept = _train_form(args)
+    made = _train_form(args)
+    student, net, recipe, kept = made.student, made.net, made.recipe, made.facts
     merged = merge_network(student)
-    example = _random_images(recipe, args.batch)
-    difference = _difference(student, merged, example)
+    example = _random_images(recipe, args.batch).to(next(student.parameters()).dtype)
+    images = example if made.images is None else made.images.to(example.dtype)
+    difference = check_same(merged, student, images, "the merged network and its train form")
     segments = net.segments_of(recipe.solution.merge_pos, dropped_layers(net, recipe.solution.kept_layers))
     convs = sum(not segment.is_identity for segment in segments)
     found: dict[str, Any] = {
         "output": args.output, "layers_before": len(net.layers), "layers_after": convs,
         "params_before": net.num_params, "params_after": sum(p.numel() for p in merged.parameters()),
-        "difference": difference,
+        "difference": difference, "batch_norm": kept["batch_norm"],
         "raise_macs": [
             {"start": each.start, "end": each.end, "before": each.macs_before, "after": each.macs_after}
             for each in merged.meta["merged_convs"].values() if each.raises_macs
@@ -81,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
         onnx_bytes = export_onnx(merged, example)
         found["onnx"] = args.onnx
-        found["onnx_difference"] = check_onnx(onnx_bytes, merged, _random_images(recipe, args.batch, seed=1)).max_rel
+        fresh = _random_images(recipe, args.batch, seed=1).to(example.dtype)
+        found["onnx_difference"] = check_onnx(onnx_bytes, merged, fresh).max_rel
         write_bytes(args.onnx, onnx_bytes)
         print(f"wrote {args.onnx}", file=sys.stderr)
     save_form(merged, args.output, kind="deploy", recipe=recipe, facts={**kept, "merge": found})
@@ -101,46 +122,70 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.model is not None and args.solution is None:
         raise UsageError(f"--model {args.model}: say what to merge with --solution solution.json")
     if args.checkpoint is not None:
-        model_only = ("solution", "weights", "weights_key", "num_classes", "input", "exclude", "merge_pooling")
+        model_only = ("solution", "weights", "weights_key", "num_classes", "input", "exclude", "merge_pooling", "data")
         given = [name for name in model_only if getattr(args, name)]
         if given:
             flag = "--" + given[0].replace("_", "-")
             raise UsageError(f"{flag}: goes with --model only; the checkpoint {args.checkpoint} says it itself")
 
 
-def _train_form(args: argparse.Namespace) -> tuple[nn.Module, Network, Recipe, dict[str, Any]]:
-    """Return the train form, the network it belongs to, its recipe and the facts kept with it."""
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A train form: what it belongs to, the facts kept with it, and images of the data, where there are any."""
+
+    student: nn.Module
+    net: Network
+    recipe: Recipe
+    facts: dict[str, Any]
+    images: Tensor | None = None
+
+
+def _train_form(args: argparse.Namespace) -> _Made:
+    from layerfold.finetune import NO_BATCH_NORM, ORIGINAL, RECALIBRATED, check_device, has_batch_norm
+    from layerfold.finetune import recalibrate_batch_norm as recalibrate
     from layerfold.merge import build_train_form, load_form
+    from layerfold.pipeline.equality import probe_images
     from layerfold.solver import Solution
 
     if args.checkpoint is not None:
         form = load_form(args.checkpoint)
         if form.kind != "train":
             raise UsageError(f"{args.checkpoint}: is merged already; give it to `layerfold export`")
-        return form.module, form.net, form.recipe, form.facts
+        return _Made(student=form.module, net=form.net, recipe=form.recipe,
+                     facts={**form.facts, "batch_norm": form.batch_norm})
+    check_device(args.train_device)
     solution = Solution.read(args.solution)
     loaded = load_model_of(args)
+    data = None if args.data is None else open_data_of(args, loaded)
     note_random_weights(args)
     net = trace_of(args, loaded)
     student = build_train_form(loaded.module, net, solution).eval()
-    kept = {"original_weights_sha256": loaded.weights_sha256}
-    return student, net, recipe_of(args, loaded, solution), kept
+    kept: dict[str, Any] = {"original_weights_sha256": loaded.weights_sha256, "batch_norm": ORIGINAL}
+    if not has_batch_norm(student):
+        kept["batch_norm"] = NO_BATCH_NORM
+    elif data is not None:
+        recalibrate(student.to(args.train_device), data, batch_size=args.batch_size)
+        student.to("cpu")
+        kept |= {"batch_norm": RECALIBRATED, "data": data.describe()}
+    elif _changes(net, solution):
+        print("layerfold: note: BatchNorm statistics are the original's, and do not fit a network without its "
+              "activations; give --data to measure them anew, or finetune first (`layerfold finetune`)",
+              file=sys.stderr)
+    return _Made(student=student, net=net, recipe=recipe_of(args, loaded, solution), facts=kept,
+                 images=None if data is None else probe_images(data))
+
+
+def _changes(net: Network, solution: Solution) -> bool:
+    """Say whether a solution makes another function of the network: activations go, or padding moves."""
+    ends = {chain.end for chain in net.chains}
+    is_whole = set(solution.act_pos) - ends == set(net.original_act_pos) - ends
+    return not is_whole or len(set(solution.merge_pos) | ends) != len(net.layers)
 
 
 def _random_images(recipe: Recipe, batch: int, seed: int = 0) -> Tensor:
     import torch
 
     return torch.randn(batch, *recipe.input_shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _difference(student: nn.Module, merged: nn.Module, images: Tensor) -> float:
-    """Return the largest difference of the outputs, relative to the largest output."""
-    import torch
-
-    with torch.no_grad():
-        images = images.to(next(student.parameters()).dtype)
-        expected, got = student(images), merged(images)
-    return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def _as_text(found: dict[str, Any]) -> str:
@@ -151,6 +196,7 @@ def _as_text(found: dict[str, Any]) -> str:
         ("layers", f"{found['layers_before']} -> {found['layers_after']}"),
         ("parameters", f"{count_text(found['params_before'])} -> {count_text(found['params_after'])}"),
         ("train form", f"differs by {found['difference']:.2g} of the largest output"),
+        ("BatchNorm", _BATCH_NORM.get(found["batch_norm"])),
         ("ONNX", onnx),
         ("more work", ", ".join(_growth_text(each) for each in found["raise_macs"]) or None),
     ])

@@ -21,7 +21,14 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._quantities import parse_ms, parse_number, parse_speedup
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
-from layerfold.cli._training import add_training_arguments, history_text, training_of
+from layerfold.cli._training import (
+    add_freezing_arguments,
+    add_training_arguments,
+    apply_freezing,
+    check_training_data,
+    history_text,
+    training_of,
+)
 from layerfold.errors import UsageError, nearest_names
 from layerfold.files import replacing
 
@@ -69,6 +76,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--anneal", type=at_least(0, 1), default=0.5, metavar="X",
                        help="share of the steps at which the target is reached (default: %(default)s)")
     add_training_arguments(parser, epochs=10)
+    add_freezing_arguments(parser)
     add_output_arguments(parser, "JSON", "the solution, for verify, finetune and merge")
     parser.add_argument("--weights-out", metavar="FILE",
                         help="write the weights that the search ended with (.safetensors), to finetune from "
@@ -153,11 +161,13 @@ def _search(args: argparse.Namespace, target: dict[str, Any], table: LatencyTabl
     from layerfold.search import search_activations
 
     loaded = load_model_of(args)
+    apply_freezing(args, loaded)
     note_random_weights(args)
+    data = open_data_of(args, loaded)
+    check_training_data(loaded, data)
     net = trace_of(args, loaded)
     if table is not None:
         check_table(net, table, args.latency)
-    data = open_data_of(args, loaded)
     checkpoint = Path(f"{args.output}.checkpoint")
     found = search_activations(
         loaded.module, net, data, **target, latency=table, anneal=args.anneal, training=training_of(args),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree
 
 from layerfold.errors import ExportError, OptionalDependencyError, UsageError
 from layerfold.files import write_bytes
@@ -198,7 +199,8 @@ def check_onnx(onnx_bytes: bytes, module: nn.Module, inputs: Inputs, tolerance: 
     found = _run_onnx(onnx_bytes, [value.detach().numpy() for value in values])
     with _eval_mode(module), torch.no_grad():
         result = module(*values)
-    expected = [value.numpy() for value in (result if isinstance(result, (tuple, list)) else (result,))]
+    # Of dictionaries and nested answers too, in the order in which the exporter writes them.
+    expected = [value.numpy() for value in _pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
     if [value.shape for value in found] != [value.shape for value in expected]:
         raise ExportError(
             f"the ONNX graph gives outputs of shapes {[value.shape for value in found]}, "

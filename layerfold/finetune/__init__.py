@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from layerfold.finetune._answers import check_answers, first_images
-from layerfold.finetune._batch_norm import averaging_batch_norm, has_batch_norm, recalibrate_batch_norm
+from layerfold.finetune._batch_norm import (
+    FINETUNED,
+    NO_BATCH_NORM,
+    ORIGINAL,
+    RECALIBRATED,
+    averaging_batch_norm,
+    has_batch_norm,
+    recalibrate_batch_norm,
+)
 from layerfold.finetune._device import check_device
 from layerfold.finetune._memory import is_out_of_memory
 from layerfold.finetune._numbers import check_flag, check_number, check_whole
@@ -16,7 +24,11 @@ from layerfold.finetune._train import finetune_network, train_network
 from layerfold.finetune._trainable import check_trainable, unfreeze_parameters
 
 __all__ = [
+    "FINETUNED",
+    "NO_BATCH_NORM",
+    "ORIGINAL",
     "PRESETS",
+    "RECALIBRATED",
     "EpochRow",
     "FinetuneOptions",
     "FinetuneReport",

@@ -14,6 +14,9 @@ from layerfold.errors import DataError, UsageError
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._modes import device_of, modes_kept
 
+ORIGINAL, RECALIBRATED, FINETUNED, NO_BATCH_NORM = "original", "recalibrated", "finetuned", "none"
+"""Where the BatchNorm statistics of a form come from: the fact ``batch_norm`` that is kept with it."""
+
 _MOST_IMAGES = 2048
 """That statistics are measured on: means of so many no longer move."""
 _FEWEST_IMAGES = 2
@@ -54,18 +57,23 @@ def recalibrate_batch_norm(
     """
     count = len(_norms_with_statistics(model))
     if count:
-        device = device_of(model)
+        device, dtype = device_of(model), _dtype_of(model)
         batches = _batches_of(images, batch_size) if isinstance(images, ImageData) else images
         with averaging_batch_norm(model):
             for batch in batches:
                 given = batch if isinstance(batch, Tensor) else batch[0]
-                model(channels_last(given.to(device)))
+                model(channels_last(given.to(device, dtype)))
     return count
 
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Say whether a network has BatchNorm statistics, which go stale when what lies before them changes."""
     return bool(_norms_with_statistics(model))
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """Return what a model computes in: its first weights'."""
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
 
 
 def _batches_of(data: ImageData, batch_size: int) -> BatchLoader:

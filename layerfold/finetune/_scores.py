@@ -26,15 +26,15 @@ class Scores:
     """What ``evaluate_network`` found.
 
     Attributes:
-        accuracy_pct: top-1 accuracy, 0..100.
-        loss: mean cross-entropy, nats.
+        accuracy_pct: top-1 accuracy, 0..100; None for images without labels.
+        loss: mean cross-entropy, nats; None likewise.
         agreement_pct: share of images with the teacher's top-1 class, 0..100; None without a teacher.
         divergence: mean Kullback-Leibler divergence from the teacher's probabilities, nats; None without a teacher.
         num_images: images scored.
     """
 
-    accuracy_pct: float
-    loss: float
+    accuracy_pct: float | None
+    loss: float | None
     agreement_pct: float | None = None
     divergence: float | None = None
     num_images: int
@@ -50,7 +50,7 @@ def evaluate_network(
         model: images [batch, channels, height, width] to logits [batch, classes]; stays where it is.
         images: batches of (images, labels), or a Dataset (a split of ``ImageData``) to take batches from.
         teacher: compare with this network, or with its logits [images, classes] over the same images in the same
-            order (``predict_logits``), which saves running it again.
+            order (``predict_logits``), which saves running it again. Without labels that is all that is scored.
         batch_size: of the batches taken from a Dataset.
 
     Raises:
@@ -59,6 +59,7 @@ def evaluate_network(
     """
     correct = agreeing = total = 0
     loss = divergence = 0.0
+    is_labelled = True
     device = device_of(model)
     known = teacher if isinstance(teacher, Tensor) else None
     with modes_kept(model), modes_kept(teacher if isinstance(teacher, nn.Module) else nn.Identity()), torch.no_grad():
@@ -68,10 +69,12 @@ def evaluate_network(
         for batch, labels in _batches(images, batch_size):
             batch, labels = channels_last(batch.to(device)), labels.to(device)
             logits = _logits(model, batch)
-            check_labels(labels, logits.shape[1], first=total)
             predicted = logits.argmax(1)
-            correct += int((predicted == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            is_labelled = is_labelled and (teacher is None or bool((labels != UNLABELLED).any()))
+            if is_labelled:
+                check_labels(labels, logits.shape[1], first=total)
+                correct += int((predicted == labels).sum())
+                loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             if teacher is not None:
                 if known is not None:
                     expected = known[total : total + len(labels)].to(device)
@@ -89,7 +92,8 @@ def evaluate_network(
     if known is not None and len(known) != total:
         raise UsageError(f"teacher: holds logits of {len(known)} images, but there are {total}")
     return Scores(
-        accuracy_pct=100 * correct / total, loss=loss / total, num_images=total,
+        accuracy_pct=100 * correct / total if is_labelled else None, loss=loss / total if is_labelled else None,
+        num_images=total,
         agreement_pct=100 * agreeing / total if teacher is not None else None,
         divergence=divergence / total if teacher is not None else None,
     )
@@ -112,6 +116,8 @@ def evaluate_together(model: nn.Module, split: Split, accelerator: Any, *, batch
     sums = [0.0, 0.0, 0.0]
     if share.rows(min(batch_size, len(split))):
         found = evaluate_network(model, BatchLoader(split, batch_size).starting_at(0, share))
+        assert found.accuracy_pct is not None  # without a teacher labels are needed
+        assert found.loss is not None
         sums = [found.accuracy_pct * found.num_images, found.loss * found.num_images, found.num_images]
     accuracy, loss, total = sum_over_processes(sums, accelerator)
     return Scores(accuracy_pct=accuracy / total, loss=loss / total, num_images=round(total))

@@ -25,6 +25,9 @@ from layerfold.finetune._trainable import check_trainable
 from layerfold.graph.fading import fade_to, fading_activations, remove_fading
 from layerfold.progress import progress_bar
 
+_ALWAYS_FINE = 128
+"""The default batch, which few images do not fill."""
+
 
 def finetune_network(
     model: nn.Module,
@@ -185,6 +188,9 @@ def train_network(
         "train", options.batch_size, shuffle=True, seed=options.seed, drop_last=True, augment=options.augment,
         random_erasing=options.random_erasing,
     )
+    if options.batch_size > max(loader.num_images, _ALWAYS_FINE):
+        raise UsageError(f"batch_size={options.batch_size}: the train split has {loader.num_images} images; give at "
+                         "most as many")
     rows = min(options.batch_size, loader.num_images)
     if options.is_mixed and rows % 2:
         raise UsageError(f"mixup, cutmix: the train split has only {rows} images; mixing needs an even number")

@@ -122,7 +122,7 @@ def estimate_importance(
     method = method if method != AUTO else default_method(data)
     chosen = refinement or Refinement()
     check_method(method, score, data, chosen)
-    check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
+    check_answers(model, first_images(data))
     if trains(method, chosen):
         check_trainable(model, unfreeze=unfreeze, keep_frozen=keep_frozen)
         if unfreeze:

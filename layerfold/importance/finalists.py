@@ -79,4 +79,5 @@ class FinalistScores:
             return -math.inf
         holdout = self._data.loader("holdout", _BATCH_IMAGES, limit=self._images, seed=self._options.seed)
         loss = evaluate_network(student.to(self._device), holdout).loss
+        assert loss is not None  # labels are checked in the beginning
         return -loss if math.isfinite(loss) else -math.inf

@@ -46,7 +46,7 @@ class WholeScores:
         self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int = 256,
         holdout_images: int | None = None, seed: int = 0, device: str = "cpu",
     ) -> None:  # fmt: skip
-        check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
+        check_answers(model, first_images(data), needs_finite=False)  # what has no finite answers has lost all
         self.score = "loss" if data.is_labelled else "kl"
         self._subject = Subject(
             model, net, data, calibration_images=calibration_images, holdout_images=holdout_images or HOLDOUT_IMAGES,

@@ -130,6 +130,19 @@ class LoadedForm:
     weights_sha256: str
 
     @property
+    def batch_norm(self) -> str:
+        """Where its BatchNorm statistics come from: ``original``, ``recalibrated``, ``finetuned``, ``none``.
+
+        ``unknown`` for a form written before that was kept with it, where no other fact tells.
+        """
+        found = self.facts.get("batch_norm")
+        if isinstance(found, str):
+            return found
+        if "finetune" in self.facts:
+            return "finetuned"
+        return "original" if "merge" in self.facts else "unknown"
+
+    @property
     def example_input(self) -> Tensor:
         """Zeros [1, channels, height, width] of the shape that the network was traced with."""
         return torch.zeros(1, *self.recipe.input_shape)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.errors import MissingEntryError, UsageError
+from layerfold.errors import DataError, MissingEntryError, UsageError
 from layerfold.export import export_onnx
 from layerfold.files import write_text
-from layerfold.finetune import evaluate_network
+from layerfold.finetune import check_answers, evaluate_network, first_images
 from layerfold.graph import Network
 from layerfold.merge import build_train_form, merge_network
 from layerfold.profiler import benchmark_networks
@@ -168,11 +168,17 @@ def compare_solutions(
         progress: show a bar on stderr.
 
     Raises:
-        UsageError: no solutions, or a name that is not among them.
+        UsageError: no solutions, or a name that is not among them; with ``data``, a model that gives no logits.
         SolutionError: a solution that does not fit the network; names it.
+        DataError: images without labels, or with more classes than the model has.
     """
     networks, known = networks or {}, accuracies_pct or {}
     _check_names(solutions, networks, known)
+    if data is not None:
+        if not data.is_labelled:
+            raise DataError(f"{data.name}: has no labels, and accuracy needs them; give labelled images, or leave data "
+                            "out (--data)")
+        check_answers(model, first_images(data), num_classes=data.num_classes)
     example = example_input_of(net, batch)
     # Merging, exporting and scoring each network, then one measurement.
     with progress_bar("compare: prepare", len(solutions) + 2, enabled=progress) as bar:
@@ -194,7 +200,9 @@ def compare_solutions(
         scored = [ORIGINAL, *networks]
         with progress_bar("compare: score", len(scored), enabled=progress) as bar:
             for name in scored:
-                accuracies[name] = evaluate_network(modules[name], data.split("test")).accuracy_pct
+                accuracy_pct = evaluate_network(modules[name], data.split("test")).accuracy_pct
+                assert accuracy_pct is not None  # without a teacher labels are needed
+                accuracies[name] = accuracy_pct
                 bar.advance()
     original = Solution(
         act_pos=net.original_act_pos, merge_pos=tuple(range(1, len(net.layers) + 1)),

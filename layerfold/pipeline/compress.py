@@ -14,27 +14,32 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
-from layerfold.errors import EquivalenceError
 from layerfold.executor import Executor
-from layerfold.export import export_network, export_onnx
+from layerfold.export import check_onnx, export_network, export_onnx
 from layerfold.export.network import FORMATS
-from layerfold.finetune import Scores, check_device, evaluate_network, finetune_network
-from layerfold.graph import Network, layer_norms, trace_network
-from layerfold.importance import (
-    AUTO,
-    Refinement,
-    default_method,
-    estimate_importance,
-    remove_journal,
-    weights_hash,
+from layerfold.files import write_bytes
+from layerfold.finetune import (
+    FINETUNED,
+    NO_BATCH_NORM,
+    RECALIBRATED,
+    Scores,
+    evaluate_network,
+    finetune_network,
+    has_batch_norm,
+    recalibrate_batch_norm,
+    unfreeze_parameters,
 )
+from layerfold.graph import Network, layer_norms, trace_network
+from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
+from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same, probe_images
 from layerfold.pipeline.network_json import describe_network
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.plan_scores import finalist_scores, whole_scores
+from layerfold.pipeline.preflight import check_inputs, importance_method
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
 from layerfold.pipeline.summary import FILES, write_summary
 from layerfold.profiler import BenchmarkReport, benchmark_networks, get_backend, profile_network
@@ -47,8 +52,6 @@ from layerfold.tables import ImportanceTable, LatencyTable
 
 _MOST_BENCH_TRIES = 3
 _SHARES_OF_BUDGET = (0.9, 0.95, 1.0, 1.05, 1.1)
-_MOST_DIFFERENCE = 1e-3
-"""Of merged network and train form in float32, relative to the largest output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +101,10 @@ def compress_network(
         command: the command line, for the report.
 
     Raises:
-        UsageError: a setting outside its range; ``out`` holds another run.
+        UsageError: a setting outside its range; ``out`` holds another run; a model that gives no logits, or is frozen.
         UnsupportedGraphError: the model cannot be traced.
         InfeasibleBudgetError: no plan meets the budget; names the least that can be met.
+        EquivalenceError: what was traced, or merged, computes something else than the model.
         DataError, ProfilerError, FinetuneError, ExportError: the step that failed says why.
     """
     loaded = model if isinstance(model, LoadedModel) else None
@@ -129,16 +133,18 @@ class _Run:
         progress: bool,
         command: str,
     ) -> None:
+        options = options.settled(data)
+        self.name = loaded.source if loaded is not None else type(model).__name__
+        check_inputs(model, data, options, out)
+        self.backend: Backend = get_backend(options.backend, threads=options.threads)
+        if options.unfreeze:
+            model = copy.deepcopy(model)
+            unfreeze_parameters(model)
         self.model, self.loaded, self.data, self.options = model, loaded, data, options
         self.progress, self.command = progress, command
-        self.name = loaded.source if loaded is not None else type(model).__name__
-        check_device(options.train_device)
-        if options.finetune_epochs:
-            data.split("train")  # said now, not after the profile
-        self.backend: Backend = get_backend(options.backend, threads=options.threads)
-        self.example = torch.zeros(1, *data.input_shape)
+        self.images = probe_images(data, options.seed)
         self.net: Network = trace_network(
-            model, self.example, exclude=options.exclude, merge_pooling=options.merge_pooling
+            model, self.images[:1], exclude=options.exclude, merge_pooling=options.merge_pooling
         )
         config = {
             "model": self.name,
@@ -155,7 +161,7 @@ class _Run:
         """Do every step that is not done yet."""
         latency, importance = _with_sidecar("latency.csv"), _with_sidecar("importance.csv")
         finetuned, merged = _with_sidecar("finetuned.safetensors"), _with_sidecar("merged.safetensors")
-        has_finetuning = bool(self.options.finetune_epochs)
+        has_finetuning = bool(self._epochs)
         self._step("trace", ["network.json", "original.onnx"], self._trace, reads=[], is_repeatable=True)
         self._step("profile", latency, self._profile, reads=["original.onnx"])
         self._step("importance", importance, self._importance, reads=latency)
@@ -212,6 +218,10 @@ class _Run:
         return self.folder.file("original.onnx").read_bytes()
 
     @property
+    def _epochs(self) -> int:
+        return self.options.finetune_epochs or 0
+
+    @property
     def recipe(self) -> Recipe:
         """How to build the network again."""
         return Recipe(
@@ -231,9 +241,28 @@ class _Run:
 
     def _trace(self) -> dict[str, Any]:
         self.data.preload()  # a broken image shows now, not after the profile
-        export_onnx(self.model, self.batch_example(), self.folder.file("original.onnx"))
+        self._check_trace()
+        onnx_bytes = export_onnx(self.model, self.batch_example())
+        self._check_onnx(onnx_bytes, self.model)
+        write_bytes(self.folder.file("original.onnx"), onnx_bytes)
         self.folder.write_json("network.json", describe_network(self.net))
         return {"layers": len(self.net.layers), "chains": len(self.net.chains), "residuals": len(self.net.residuals)}
+
+    def _check_trace(self) -> None:
+        """Refuse a graph, or a train form that changes nothing, that computes something else than the model."""
+        check_same(self.net.graph.on(self.model), self.model, self.images, f"the traced graph and {self.name}")
+        unchanged = Solution(act_pos=self.net.original_act_pos, merge_pos=tuple(range(1, len(self.net.layers) + 1)))
+        form = build_train_form(self.model, self.net, unchanged)
+        check_same(form, self.model, self.images, f"the train form that changes nothing and {self.name}")
+
+    def _check_onnx(self, onnx_bytes: bytes, module: nn.Module) -> None:
+        """Refuse an ONNX file that computes something else than its module, on images like those of the data.
+
+        Raises:
+            ExportError: it does.
+        """
+        for images in batches_of(self.images, self.options.batch):
+            check_onnx(onnx_bytes, module, images, MOST_DIFFERENCE)
 
     def _profile(self) -> dict[str, Any]:
         candidates = self.net.candidates(
@@ -253,14 +282,12 @@ class _Run:
 
     def _importance(self) -> dict[str, Any]:
         journal = self.folder.file("importance.journal")
-        method = self.options.importance_method
-        if method == AUTO:
-            method = default_method(self.data, is_finetuned=self.options.finetune_epochs > 0)
         table = estimate_importance(
-            self.model, self.net, self.data, method, latency=self.latency,
+            self.model, self.net, self.data, importance_method(self.options, self.data), latency=self.latency,
             score=self.options.importance_score, holdout_images=self.options.importance_images,
             steps=self.options.importance_steps, batch_size=self.options.batch_size, seed=self.options.seed,
             refinement=Refinement(budgets_ms=self._near_the_budget()), journal_path=journal, model_name=self.name,
+            keep_frozen=self.options.keep_frozen,
             executor=Executor(devices=(self.options.train_device,)), progress=self.progress,
         )  # fmt: skip
         table.write(self.folder.file("importance.csv"))
@@ -313,42 +340,35 @@ class _Run:
         student = self._train_form()
         checkpoint = self.folder.file("finetune.checkpoint")
         report = finetune_network(
-            student, self.data, teacher=self.model, epochs=self.options.finetune_epochs,
+            student, self.data, teacher=self.model, epochs=self._epochs,
             batch_size=self.options.batch_size, learning_rate=self.options.learning_rate,
             optimizer=self.options.optimizer, seed=self.options.seed,
             checkpoint_path=checkpoint, device=self.options.train_device, progress=self.progress,
             description="finetune",
         )  # fmt: skip
         save_form(student, self.folder.file("finetuned.safetensors"), kind="train", recipe=self.recipe,
-                  facts={"finetune": report.as_dict()})
+                  facts={"batch_norm": FINETUNED, "finetune": report.as_dict()})
         checkpoint.unlink(missing_ok=True)
         return report.as_dict()
 
     def _merge(self) -> dict[str, Any]:
-        if self.options.finetune_epochs:
+        """Merge, and compare the network that its file gives back with its train form."""
+        if self._epochs:
             student = load_form(self.folder.file("finetuned.safetensors"), self.model).module
+            batch_norm = FINETUNED
         else:
-            student = self._recalibrated()
-        merged = merge_network(student.eval())
-        x = self.batch_example()
-        with torch.no_grad():
-            expected = student(x)
-            difference, largest = float((merged(x) - expected).abs().max()), float(expected.abs().max())
-        if not difference <= _MOST_DIFFERENCE * largest:
-            raise EquivalenceError(
-                f"the merged network differs from its train form by {difference / largest:.3g} of the largest output, "
-                f"more than {_MOST_DIFFERENCE:g}; report this model"
-            )
-        save_form(merged, self.folder.file("merged.safetensors"), kind="deploy", recipe=self.recipe)
+            student, batch_norm = self._recalibrated(), RECALIBRATED
+        path = self.folder.file("merged.safetensors")
+        save_form(merge_network(student.eval()), path, kind="deploy", recipe=self.recipe,
+                  facts={"batch_norm": batch_norm if has_batch_norm(student) else NO_BATCH_NORM})
+        self.__dict__.pop("merged", None)
+        difference = check_same(self.merged, student, self.images, "the merged network and its train form")
         return {"max_difference": difference}
 
     def _recalibrated(self) -> fx.GraphModule:
         """Without finetuning, BatchNorm statistics are measured anew: what the importances stand for."""
-        from layerfold.finetune import recalibrate_batch_norm
-
         student = self._train_form().to(self.options.train_device)
-        split = "holdout" if self.data.train is None else "train"
-        recalibrate_batch_norm(student, self.data.loader(split, self.options.batch_size, limit=2048))
+        recalibrate_batch_norm(student, self.data, batch_size=self.options.batch_size)
         return student.to("cpu")
 
     def _export(self) -> dict[str, Any]:
@@ -357,13 +377,15 @@ class _Run:
             self.merged, self.folder.path, formats=asked or FORMATS, example_input=self.batch_example(),
             skip_missing=asked is None, preprocessing=self.data.details.get("preprocessing"),
         )  # fmt: skip
+        self._check_onnx(report.onnx_path.read_bytes(), self.merged)
         return report.to_json()
 
     def _evaluate(self) -> dict[str, Any]:
         device, test = self.options.train_device, self.data.test
         original, compressed = copy.deepcopy(self.model).to(device), self.merged.to(device)
+        teacher = None if self.data.is_labelled else original
         scores: dict[str, Scores] = {
-            "original": evaluate_network(original, test),
+            "original": evaluate_network(original, test, teacher=teacher),
             "compressed": evaluate_network(compressed, test, teacher=original),
         }
         compressed.to("cpu")

@@ -80,7 +80,7 @@ def _check_images(data: ImageData, options: CompressOptions) -> None:
 def _check_packages(options: CompressOptions) -> None:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise OptionalDependencyError(f"ONNX export needs {' and '.join(missing)}; run: pip install {' '.join(missing)}")
+        raise OptionalDependencyError(f"ONNX export needs {' and '.join(missing)}; run: pip install onnx onnxscript")
     if options.formats is not None and "tensorrt" in options.formats:
         from layerfold.export.trt_library import import_tensorrt
 

@@ -137,6 +137,8 @@ def _verdict(run: _Run, rows: tuple[ResultRow, ResultRow], results: dict[str, An
         text += f"; at most {budget_ms:.4g} ms was asked"
     if before.accuracy_pct is not None and after.accuracy_pct is not None:
         text += f". Accuracy {before.accuracy_pct:.1f} % before, {after.accuracy_pct:.1f} % after"
+    elif after.agreement_pct is not None:
+        text += f". It answers as the original does on {after.agreement_pct:.1f} % of the test images"
     return text + "."
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import layerfold as lf
 from layerfold.cli import build_parser, main
 from layerfold.importance import WholeScores
-from layerfold.pipeline import CompressOptions, compress, plan_scores
+from layerfold.pipeline import CompressOptions, compress, plan_scores, preflight
 
 MODEL = '''
 from torch import nn
@@ -62,7 +62,12 @@ def test_options_of_the_command_line_are_those_of_the_run(
 
 def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
     options = CompressOptions(speedup=1.5)
-    assert (options.importance_score, options.whole_plans) == ("loss", 24), "what docs/importance.md judges"
+    labelled = lf.open_data("mnist5k", input_shape=(1, 28, 28), num_classes=10)
+    settled = options.settled(labelled)
+    assert (settled.importance_score, settled.whole_plans) == ("loss", 24), "what docs/importance.md judges"
+    assert settled.finetune_epochs == 3
+    unlabelled = options.settled(replace(labelled, is_labelled=False))
+    assert (unlabelled.importance_score, unlabelled.finetune_epochs) == ("kl", 0)
     given = vars(build_parser().parse_args(["compress", "m", "--data", "d", "--speedup", "1.5", "-o", "x"]))
     alike = ("whole_plans", "finalist_steps", "max_kernel", "max_growth", "threads", "batch", "alpha", "batch_size",
              "optimizer", "seed", "drop_layers", "merge_pooling", "backend", "importance_images", "importance_steps",
@@ -95,7 +100,7 @@ def test_everything_trained_and_scored_is_on_the_device_asked_for(
     spied(compress, "finetune_network")
     spied(plan_scores, "WholeScores")
     spied(plan_scores, "FinalistScores")
-    monkeypatch.setattr(compress, "check_device", seen.setdefault)
+    monkeypatch.setattr(preflight, "check_device", seen.setdefault)
     moved: list[object] = []
     move = nn.Module.to
 

@@ -78,7 +78,7 @@ def test_nothing_to_score_is_an_error() -> None:
 
 
 def test_model_that_gives_no_logits_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"model: gives shape \(30, 2, 3, 3\); expected logits"):
+    with pytest.raises(UsageError, match=r"model: gives a tensor \[30, 2, 3, 3\]; expected logits"):
         evaluate_network(nn.Identity(), [labelled()])
 
 
