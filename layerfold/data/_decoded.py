@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.data._encoded import reason_of
-from layerfold.data._stores import Pixels, PixelStore, Places, Sizes
+from layerfold.data._stores import Mask, Pixels, PixelStore, Places, Sizes
 from layerfold.data._threads import for_each
 from layerfold.errors import DataError
 
@@ -57,20 +57,14 @@ class DecodedImages:
         Raises:
             DataError: a broken image; names its file and row.
         """
-        is_stored = self._stored(places)
-        if self._store is not None and is_stored.all():
-            return self._store.read(places)
-        pixels = np.empty((len(places), *self._shape), np.uint8)
-        sizes = np.empty((len(places), 2), np.uint32)
-        if self._store is not None and is_stored.any():
-            pixels[is_stored], sizes[is_stored] = self._store.read(places[is_stored])
+        is_stored, pixels, sizes = self._read_stored(places)
         absent = np.flatnonzero(~is_stored)
 
         def decode(index: int) -> None:
             pixels[index], sizes[index] = self._decoded(int(self._rows[places[index]]))
 
         for_each(decode, absent.tolist())
-        if self._store is not None:
+        if self._store is not None and len(absent):
             try:
                 self._store.write(places[absent], pixels[absent], sizes[absent])
             except OSError as error:
@@ -81,16 +75,17 @@ class DecodedImages:
         """Decode every image that is not stored yet."""
         for first in range(0, len(self._rows), _DECODED_TOGETHER):
             places = np.arange(first, min(first + _DECODED_TOGETHER, len(self._rows)))
-            self.read(places[~self._stored(places)])
+            self.read(places)
 
-    def _stored(self, places: Places) -> NDArray[np.bool_]:
+    def _read_stored(self, places: Places) -> tuple[Mask, Pixels, Sizes]:
         if self._store is not None:
             try:
-                return self._store.stored(places)
+                return self._store.read(places)
             except OSError as error:
                 self._give_up(error)
-                return self._stored(places)
-        return np.zeros(len(places), np.bool_)
+                return self._read_stored(places)
+        count = len(places)
+        return np.zeros(count, np.bool_), np.empty((count, *self._shape), np.uint8), np.empty((count, 2), np.uint32)
 
     def _give_up(self, error: OSError) -> None:
         reason = error.strerror or str(error)

@@ -14,7 +14,7 @@ import numpy as np
 
 from layerfold.cache_folder import default_cache_folder
 from layerfold.data._decoded import DecodedImages, StoredImages
-from layerfold.data._stores import MappedStore, MemoryStore, Pixels, PixelStore, Places
+from layerfold.data._stores import FileStore, MemoryStore, Pixels, PixelStore, Places
 from layerfold.errors import UsageError
 
 # Files of another layout, or of another way to make pixels of an image, have other names; so have those of other
@@ -23,7 +23,7 @@ _LAYOUT = 2
 
 
 class ImageCache:
-    """Gives each split its store: the memory-mapped file of its source, else memory, else none.
+    """Gives each split its store: the file of its source, else memory, else none.
 
     Args:
         folder: of the files; None for the user's folder for caches, ``"off"`` for no files.
@@ -64,7 +64,7 @@ class ImageCache:
             return DecodedImages(source, rows, shape, decode, spare(), spare)
         path = self._folder / f"{_key(shape, identity)}.npy"
         # One file for all rows of the source: another split of the same images finds them there.
-        store = MappedStore(path, len(source.labels), shape, rows)
+        store = FileStore(path, len(source.labels), shape, rows)
         return DecodedImages(source, rows, shape, decode, store, spare)
 
 

@@ -1,18 +1,23 @@
-"""Where decoded images of one size are kept: in memory, or in a memory-mapped file. No torch."""
+"""Where decoded images of one size are kept: in memory, or in a file. No torch."""
 
 from __future__ import annotations
 
 import io
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from layerfold.data._threads import for_each
 
 Places = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -29,8 +34,11 @@ class PixelStore(Protocol):
     def stored(self, places: Places) -> Mask:
         """Say which of the images are here."""
 
-    def read(self, places: Places) -> tuple[Pixels, Sizes]:
-        """Return uint8 [places, height, width, channels] and uint32 [places, 2] of images that are here."""
+    def read(self, places: Places) -> tuple[Mask, Pixels, Sizes]:
+        """Return which of the images are here, and uint8 [places, height, width, channels] and uint32 [places, 2].
+
+        What stands at places that are not here has no meaning.
+        """
 
     def write(self, places: Places, pixels: Pixels, sizes: Sizes) -> None:
         """Keep images; raises OSError where that fails."""
@@ -65,25 +73,26 @@ class MemoryStore:
     def stored(self, places: Places) -> Mask:
         return self._is_stored[places]
 
-    def read(self, places: Places) -> tuple[Pixels, Sizes]:
-        return self._pixels[places], self._sizes[places]
+    def read(self, places: Places) -> tuple[Mask, Pixels, Sizes]:
+        return self._is_stored[places], self._pixels[places], self._sizes[places]
 
     def write(self, places: Places, pixels: Pixels, sizes: Sizes) -> None:
         self._pixels[places], self._sizes[places] = pixels, sizes
         self._is_stored[places] = True
 
 
-class MappedStore:
-    """Images in one ``.npy`` file with a record for every row of a table or folder, read through a memory map.
+class FileStore:
+    """Images in one ``.npy`` file with a record for every row of a table or folder.
 
-    A record holds the image, the size it came from and a CRC-32 of both, and counts only where that holds: it is looked
-    at once a process. So the file is valid from the moment it is made, in whatever state; it is filled in any order,
-    also by several processes at once (they write the same bytes); and a record that a killed writer left half done, or
-    that a disk damaged, is an image that is decoded and written again. The file is sparse: records never written take
-    no space.
+    A record holds the image, the size it came from and a CRC-32 of both, of its number and of the file's name, and
+    counts only where that holds: it is looked at each time. So the file is valid from the moment it is made, in any
+    state; it is filled in any order, also by several processes at once (they write the same bytes); and a record that a
+    killed writer left half done, that a disk damaged or that comes from another file is an image that is decoded and
+    written again. The file is sparse: records never written take no space. It is opened for each batch and read as a
+    file: a memory map would end the process where the file is cut short under it.
 
     Args:
-        path: of the file; made at first use, and made anew where it is damaged or cut short.
+        path: of the file; made at first use, and made again where it is damaged or cut short.
         count: records in the file.
         shape: (height, width, channels) of every image.
         rows: the record of each place of this split.
@@ -92,76 +101,80 @@ class MappedStore:
     def __init__(self, path: Path, count: int, shape: tuple[int, int, int], rows: Places) -> None:
         self._path, self._count, self._rows = path, count, rows
         self._type = np.dtype([("pixels", "u1", shape), ("size", "<u4", (2,)), ("crc32", "<u4")])
-        self._is_checked = np.zeros(len(rows), np.bool_)
-        self._map: np.memmap[Any, Any] | None = None
+        self._head = self._header()
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A process that gets this store maps the file for itself.
-        return {**self.__dict__, "_map": None}
+    def stored(self, places: Places) -> Mask:
+        return self.read(places)[0]
 
-    def open(self) -> None:
-        """Map the file, and make it where there is none that can be used.
+    def read(self, places: Places) -> tuple[Mask, Pixels, Sizes]:
+        records = np.empty(len(places), self._type)
+        is_good = np.zeros(len(places), np.bool_)
+        start, size = len(self._head), self._type.itemsize
+
+        def read_one(index: int) -> None:
+            row = int(self._rows[places[index]])
+            content = os.pread(handle, size, start + row * size)
+            if len(content) == size:  # else the file was cut short
+                records[index] = np.frombuffer(content, self._type)[0]
+                is_good[index] = self._checksum(row, records[index]) == int(records[index]["crc32"])
+
+        with self._open() as handle:
+            for_each(read_one, range(len(places)))
+        return is_good, records["pixels"], records["size"]
+
+    def write(self, places: Places, pixels: Pixels, sizes: Sizes) -> None:
+        record = np.zeros((), self._type)
+        with self._open() as handle:
+            for row, record["pixels"], record["size"] in zip(self._rows[places].tolist(), pixels, sizes, strict=True):
+                record["crc32"] = self._checksum(row, record)
+                _write_all(handle, record.tobytes(), len(self._head) + row * self._type.itemsize)
+
+    def _checksum(self, row: int, record: Any) -> int:
+        begun = zlib.crc32(f"{self._path.stem} {row}".encode(errors="surrogateescape"))
+        return zlib.crc32(record["size"].tobytes(), zlib.crc32(record["pixels"].tobytes(), begun))
+
+    @contextmanager
+    def _open(self) -> Iterator[int]:
+        """Yield a handle of the file, which is made where there is none that can be used.
 
         Raises:
             OSError: it can be neither read nor made, or would take too much of the disk's free space.
         """
-        if self._map is not None:
-            return
+        is_damaged = False
         try:
-            self._map = self._mapped()
-            return
+            handle = self._checked_handle()
         except FileNotFoundError:
-            is_damaged = False
+            handle = -1
         except _DamagedError as error:
-            is_damaged = True
-            print(f"layerfold: the image cache {self._path} is damaged ({error}); begun anew", file=sys.stderr)
-        self._make(is_damaged)
+            handle, is_damaged = -1, True
+            print(f"layerfold: the image cache {self._path} is damaged ({error}); begun again", file=sys.stderr)
+        if handle == -1:
+            self._make(is_damaged)
+            try:
+                handle = self._checked_handle()
+            except _DamagedError as error:
+                raise OSError(f"{self._path} changed while it was opened ({error})") from error
         try:
-            self._map = self._mapped()
-        except _DamagedError as error:
-            raise OSError(f"{self._path} changed while it was opened ({error})") from error
+            yield handle
+        finally:
+            os.close(handle)
 
-    def stored(self, places: Places) -> Mask:
-        self.open()
-        unknown = np.unique(places[~self._is_checked[places]])
-        if len(unknown):
-            records = self._records()[self._rows[unknown]]
-            for place, record in zip(unknown, records, strict=True):
-                self._is_checked[place] = _checksum(record["pixels"], record["size"]) == int(record["crc32"])
-        return self._is_checked[places]
-
-    def read(self, places: Places) -> tuple[Pixels, Sizes]:
-        self.open()
-        records, rows = self._records(), self._rows[places]
-        return records["pixels"][rows], records["size"][rows]
-
-    def write(self, places: Places, pixels: Pixels, sizes: Sizes) -> None:
-        self.open()
-        assert self._map is not None
-        records = np.empty(len(places), self._type)
-        records["pixels"], records["size"] = pixels, sizes
-        for record in records:
-            record["crc32"] = _checksum(record["pixels"], record["size"])
-        # Written as a file, not through the map: on a full disk a write raises, a map would end the process.
-        with self._path.open("r+b", buffering=0) as stream:
-            for row, record in zip(self._rows[places], records, strict=True):
-                stream.seek(self._map.offset + int(row) * self._type.itemsize)
-                _write_all(stream, memoryview(record.tobytes()))
-
-    def _records(self) -> NDArray[Any]:
-        assert self._map is not None
-        return np.asarray(self._map)
-
-    def _mapped(self) -> np.memmap[Any, Any]:
-        # What np.load does with mmap_mode="r". But the header is known to the byte, so none has to be understood.
-        header, size = self._header(), self._path.stat().st_size
-        expected = len(header) + self._count * self._type.itemsize
-        if size != expected:
-            raise _DamagedError(f"it has {size} bytes, not {expected}")
-        with self._path.open("rb") as stream:
-            if stream.read(len(header)) != header:
+    def _checked_handle(self) -> int:
+        # What np.load would do. But the header is known to the byte, so none has to be understood.
+        handle = _open_file(self._path)
+        try:
+            status = os.fstat(handle)
+            expected = len(self._head) + self._count * self._type.itemsize
+            if not stat.S_ISREG(status.st_mode):
+                raise _DamagedError("it is no file")
+            if status.st_size != expected:
+                raise _DamagedError(f"it has {status.st_size} bytes, not {expected}")
+            if os.pread(handle, len(self._head), 0) != self._head:
                 raise _DamagedError("its header is another")
-        return np.memmap(self._path, self._type, mode="r", offset=len(header), shape=(self._count,))
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
 
     def _header(self) -> bytes:
         description = np.lib.format.dtype_to_descr(self._type)
@@ -182,7 +195,7 @@ class MappedStore:
         handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{self._path.stem}-", suffix=".partial")
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(self._header())
+                stream.write(self._head)
                 stream.truncate(stream.tell() + needed)
             if is_damaged:
                 os.replace(partial, self._path)
@@ -202,10 +215,17 @@ def _name_if_new(partial: str, path: Path) -> None:
         os.replace(partial, path)
 
 
-def _checksum(pixels: NDArray[np.uint8], size: NDArray[np.uint32]) -> int:
-    return zlib.crc32(size.tobytes(), zlib.crc32(pixels.tobytes()))
+def _open_file(path: Path) -> int:
+    """Open for reading and writing, or for reading alone where nothing may be written; without waiting at a pipe."""
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(path, os.O_RDWR | flags)
+    except (PermissionError, IsADirectoryError):
+        return os.open(path, os.O_RDONLY | flags)
 
 
-def _write_all(stream: Any, data: memoryview) -> None:
-    while data:
-        data = data[stream.write(data) :]
+def _write_all(handle: int, content: bytes, place: int) -> None:
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(handle, left, place)
+        left, place = left[written:], place + written
