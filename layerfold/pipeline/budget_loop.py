@@ -17,6 +17,7 @@ from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.progress import progress_bar
 from layerfold.solver import Frontier, Limits, ScoredPlan, Solution, climb_plans
 from layerfold.solver._extension import Normalise
+from layerfold.solver._rounding import round_to
 from layerfold.tables import ImportanceTable, LatencyTable
 from layerfold.tables._kernel import SegmentKey
 
@@ -24,6 +25,8 @@ _MOST_TRIALS = 24
 _FASTEST_TRIALS = 5
 _ENOUGH = 0.975
 """A plan that uses this much of the limit is not worth another verification."""
+_LEAST_SLACK = 0.02
+"""Share of a plan's latency by which a budget that is named as reachable lies above it at least."""
 MOST_WHOLES = 24
 """Plans that are scored as whole networks at most."""
 MOST_FINALISTS = 4
@@ -280,7 +283,7 @@ class _Loop:
         """
         within = [each for each in self.rounds if each.is_within]
         if not within:
-            raise _unreachable(self._budget, self.rounds, self._search.original_ms)
+            raise _unreachable(self._budget, self.rounds, self._margin)
         return max(
             within, key=lambda each: (each.is_safe, each.solution.importance or 0.0, -each.verification.ratio_high)
         )
@@ -333,7 +336,7 @@ def check_reachable(
         turn = Round(
             solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False, is_safe=False
         )
-        raise _unreachable(budget, [turn], verification.original_ms)
+        raise _unreachable(budget, [turn], _LEAST_SLACK)
 
 
 def _check_fixed(budget: Budget, search: PlanSearch) -> None:
@@ -348,7 +351,8 @@ def _check_fixed(budget: Budget, search: PlanSearch) -> None:
         least_ms = search.predicted_ms(search.frontier()[0])
         raise InfeasibleBudgetError(
             f"budget {budget} ({budget_ms:.4g} ms): what lies outside the chains takes {fixed_ms:.4g} ms, and no "
-            f"merging changes that; the fastest plan is predicted to take {least_ms:.4g} ms, ask for that or more",
+            f"merging changes that; the fastest plan is predicted to take {least_ms:.4g} ms, and `layerfold compress "
+            "--fastest` measures what it takes",
             budget_ms=budget_ms,
             least_ms=least_ms,
         )
@@ -369,23 +373,19 @@ def _is_within(verification: Verification, budget: Budget, margin: float) -> boo
     return bool(verification.is_within_budget) and fits
 
 
-def _unreachable(budget: Budget, rounds: Sequence[Round], original_ms: float) -> InfeasibleBudgetError:
+def _unreachable(budget: Budget, rounds: Sequence[Round], margin: float) -> InfeasibleBudgetError:
+    """Return the error that names what can be met: in ms and as a speed-up the same, and met when it is asked for."""
     fastest = min((each.verification for each in rounds), key=lambda found: found.high_ms)
     budget_ms = budget.in_ms(fastest.original_ms)
+    # A speed-up asks for both. Measured again, the interval's end may lie as much higher as it lies above the middle.
+    high = max(fastest.ratio_high, fastest.high_ms / fastest.original_ms)
+    needed = high + max(high - fastest.ratio, max(margin, _LEAST_SLACK) * high)
+    speedup = round_to(1 / needed, up=False)
     return InfeasibleBudgetError(
         f"budget {budget} ({budget_ms:.4g} ms): no plan meets it; the fastest takes {fastest.measured_ms:.4g} ms "
         f"(up to {fastest.high_ms:.4g}), {1 / fastest.ratio:.3g} times as fast as the original's "
-        f"{fastest.original_ms:.4g} ms; ask for {_above(fastest.high_ms)} ms or more, "
-        f"or --speedup {_below(1 / fastest.ratio_high)} or less",
+        f"{fastest.original_ms:.4g} ms; ask for {round_to(fastest.original_ms / float(speedup), up=True)} ms or more, "
+        f"or --speedup {speedup} or less",
         budget_ms=budget_ms,
         least_ms=fastest.high_ms,
     )
-
-
-def _above(value: float) -> str:
-    """Round up, so that the number named can be met."""
-    return f"{value * 1.005:.3g}" if float(f"{value:.3g}") < value else f"{value:.3g}"
-
-
-def _below(value: float) -> str:
-    return f"{int(value * 100) / 100:g}"

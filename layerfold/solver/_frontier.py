@@ -21,6 +21,7 @@ from layerfold.files import write_text
 from layerfold.solver._labels import ChainFrontier
 from layerfold.solver._options import Option
 from layerfold.solver._refine import refine_budget
+from layerfold.solver._rounding import round_to
 from layerfold.solver._search import Found
 from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
@@ -167,7 +168,7 @@ class Frontier:
             if all(exact <= budget for exact, budget in zip(self._exact_ms(index), budgets.tolist(), strict=True)):
                 return index, float(budgets[0])
             fits = fits[fits != index]
-        raise self._infeasible(budgets, budget_of)
+        raise self._infeasible(budgets, budget_of, by_speedup=speedup is not None and len(budgets) == 1)
 
     def knee(self) -> Solution:
         """Return the point farthest above the line from the fastest to the best point, both axes scaled to 1."""
@@ -271,19 +272,26 @@ class Frontier:
             raise UsageError(f"budget_of={shown(budget_of)}: expected 'end-to-end' or 'segments'")
         return np.array(values, dtype=float)
 
-    def _infeasible(self, budgets: Floats, budget_of: BudgetOf) -> InfeasibleBudgetError:
-        least = self.latencies_ms.min(axis=0)
-        worst = int(np.argmax(least / budgets))
-        asked, reachable = float(budgets[worst]), float(least[worst])
-        table = self._columns.tables[worst]
+    def _infeasible(self, budgets: Floats, budget_of: BudgetOf, *, by_speedup: bool) -> InfeasibleBudgetError:
+        """Return the error that names what the most demanding budget would have to be, the others as they are."""
+        worst = int(np.argmax(self.latencies_ms.min(axis=0) / budgets))
+        others = [device for device in range(len(budgets)) if device != worst]
+        fits = np.flatnonzero((self.latencies_ms[:, others] <= budgets[others]).all(axis=1))
+        point = int(fits[self.latencies_ms[fits, worst].argmin()]) if len(fits) else int(
+            self.latencies_ms[:, worst].argmin()
+        )
+        table, asked = self._columns.tables[worst], float(budgets[worst])
+        reachable = max(float(self.latencies_ms[point, worst]), self._exact_ms(point)[worst])
+        speedup = f", speedup {round_to(table.original_ms / reachable, up=False)}" if by_speedup and reachable else ""
         if budget_of == "segments":
             asked = (asked - table.provenance.fixed_ms) / table.provenance.scale
-            reachable = (reachable - table.provenance.fixed_ms) / table.provenance.scale
+            reachable = (reachable - table.provenance.fixed_ms) / table.provenance.scale * (1.0 + _ROUNDING)
         where = f" on {table.source}" if len(budgets) > 1 else ""
-        together = "; no plan meets all budgets together" if reachable <= asked else ""
+        with_others = " with the other budgets kept" if len(budgets) > 1 and len(fits) else ""
+        together = "" if len(fits) else "; no plan meets the other budgets either"
         return InfeasibleBudgetError(
-            f"budget {asked:.6g} ms{where}: no plan meets it, the least reachable latency is {_round_up(reachable)} ms"
-            f"{together}; raise the budget or widen the candidates",
+            f"budget {asked:.6g} ms{where}: no plan meets it, the least reachable latency{with_others} is "
+            f"{round_to(reachable, up=True, digits=6)} ms{speedup}{together}; raise the budget or widen the candidates",
             budget_ms=asked, least_ms=reachable,
         )
 
@@ -377,12 +385,3 @@ def _plan_name(key: SegmentKey) -> str:
     if len(key) > 2:
         return "drop"
     return "merge" if key[1] > key[0] + 1 else "keep"
-
-
-def _round_up(value_ms: float) -> str:
-    """Return a number of milliseconds that, used as a budget, is met."""
-    short = f"{value_ms:.6g}"
-    if float(short) >= value_ms:
-        return short
-    step = 10.0 ** (math.floor(math.log10(value_ms)) - 5)
-    return f"{float(short) + step:.6g}"

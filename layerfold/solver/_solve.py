@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from layerfold.solver._limits import Limits
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver._problem import build_options, check_tables
 from layerfold.solver._risk import quantile
+from layerfold.solver._rounding import round_to
 from layerfold.solver._search import Found, check_epsilon, solve_options
 from layerfold.solver._vector_costs import CostColumns, cost_columns
 from layerfold.tables import ImportanceTable, LatencyTable
@@ -167,11 +169,11 @@ def _out_of_reach(columns: CostColumns, caps: Floats, least: Floats) -> Infeasib
         table = columns.tables[worst]
         asked_ms, least_ms = table.end_to_end_ms(float(caps[worst])), table.end_to_end_ms(float(least[worst]))
         what = f"budget {asked_ms:.6g} ms on {table.source}: no plan meets it, the least reachable latency is"
-        what += f" {least_ms:.6g} ms"
+        what += f" {round_to(least_ms * (1.0 + _ROUNDING), up=True, digits=6)} ms"
     else:
         asked_ms, least_ms = first.end_to_end_ms(float(caps[0])), first.end_to_end_ms(float(least[0]))
         what = f"max_{columns.caps[worst - columns.count][0]}={caps[worst]:.10g}: no plan keeps to it, "
-        what += f"the least reachable is {least[worst]:.10g}"
+        what += f"the least reachable is {math.ceil(least[worst])}"
     if least[worst] <= caps[worst]:
         what += " on its own, but not together with the other limits"
     return InfeasibleBudgetError(f"{what}; raise it or widen the candidates", budget_ms=asked_ms, least_ms=least_ms)

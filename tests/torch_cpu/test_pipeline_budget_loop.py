@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,12 +94,12 @@ class Machine:
 
         def verify(model: Any, net: Any, solution: lf.Solution, backend: Any, **asked: Any) -> Verification:
             ratio, low, high = self.measure(solution.merge_pos)
-            budget_ms = ORIGINAL_MS / asked["speedup"]
+            budget_ms = asked["budget_ms"] or ORIGINAL_MS / asked["speedup"]
             return Verification(
                 measured_ms=ORIGINAL_MS * ratio, low_ms=ORIGINAL_MS * low, high_ms=ORIGINAL_MS * high,
                 original_ms=ORIGINAL_MS, original_low_ms=ORIGINAL_MS, original_high_ms=ORIGINAL_MS, ratio=ratio,
                 ratio_low=low, ratio_high=high, predicted_ms=None, budget_ms=budget_ms, speedup=asked["speedup"],
-                is_within_budget=high <= 1 / asked["speedup"], is_settled=True, provenance={},
+                is_within_budget=ORIGINAL_MS * high <= budget_ms, is_settled=True, provenance={},
             )  # fmt: skip
 
         monkeypatch.setattr(PlanTimer, "measure_now", time_plan)
@@ -413,3 +414,26 @@ def test_overwrite_removes_scratch_and_keeps_other_files(tmp_path: Path) -> None
     assert _run(tmp_path, "ab", config={"a": 2}, overwrite=True) == "ab"
     assert not (tmp_path / "b.part").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("asked", [Budget(speedup=3.0), Budget(budget_ms=2.0)], ids=str)
+def test_what_an_unreachable_budget_is_told_to_ask_for_is_met(
+    chain, monkeypatch: pytest.MonkeyPatch, seed: int, asked: Budget
+) -> None:
+    model, net = chain
+    # Noise of 2 %: two measurements of one plan differ as much as the intervals say.
+    machine = Machine(net, seed, noise=0.004 if seed % 2 else 0.02)
+    machine.play(monkeypatch)
+
+    def meet(budget: Budget) -> LoopResult:
+        return meet_budget(model, net, machine.table, machine.importance, budget, lf_backend(), progress=False)
+
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        meet(asked)
+    told = re.search(r"ask for ([0-9.]+) ms or more, or --speedup ([0-9.]+) or less$", str(caught.value))
+    assert told is not None, str(caught.value)
+    budget_ms, speedup = map(float, told.groups())
+    assert ORIGINAL_MS / speedup == pytest.approx(budget_ms, rel=0.02), "both say the same"
+    assert meet(Budget(budget_ms=budget_ms)).verification.high_ms <= budget_ms
+    assert meet(Budget(speedup=speedup)).verification.ratio_high <= 1 / speedup
