@@ -87,8 +87,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     group = parser.add_argument_group("data", "how images are prepared is the model's own unless given")
     group.add_argument(
         "--data", required=required, metavar="DATA",
-        help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER or "
-        "path/to/file.py:factory",
+        help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, noisy5k, torch/NAME:FOLDER, hfds/NAME, "
+        "wds/FOLDER or path/to/file.py:factory",
     )  # fmt: skip
     group.add_argument("--mean", type=partial(parse_channel_values, argument="--mean"), metavar="M,M,M",
                        help="mean of each channel, images in 0..1")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from layerfold.data._decoded import StoredImages
+from layerfold.data._digits import DIGITS, read_digits
 from layerfold.data._factory import data_of_factory
 from layerfold.data._folders import read_folder, read_images
 from layerfold.data._headers import MANY, check_headers
@@ -23,13 +24,13 @@ from layerfold.data._readers import read_hub, read_torchvision
 from layerfold.data._shards import read_shards
 from layerfold.data._splits import ImageSplit, Split
 from layerfold.data._splitting import Rows, holdout_size, stratified_parts
-from layerfold.data._stored import StoredData, counted, read_mnist5k
+from layerfold.data._stored import StoredData, counted
 from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.factories import is_factory_source
 
 MOST_ARRAY_BYTES = 2**30
 _PREFIXES = ("folder:", "images:", "parquet:", "torch/", "hfds/", "wds/")
-_FORMS = ("folder:PATH, images:PATH, parquet:PATH, mnist5k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
+_FORMS = ("folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy5k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
           "or path/to/file.py:factory")
 _PROBED = 16
 
@@ -55,10 +56,11 @@ def open_data(
     The test split is the source's ``test``, else its ``val``. The holdout is drawn from train, every class in
     proportion; where train, val and test are all there, val is the holdout. A source without train (only val or
     only test) is divided into holdout and test halves. A source with nothing but train gives test images too, as
-    many as the holdout. ``mnist5k`` is 4,000 / 500 / 500. ``images:`` is every image below a folder, without labels.
+    many as the holdout. ``mnist5k`` and ``noisy5k`` are 4,000 / 500 / 500.
+    ``images:`` is every image below a folder, without labels.
 
     Args:
-        source: ``folder:PATH``, ``images:PATH``, ``parquet:PATH``, ``mnist5k``, one that timm reads
+        source: ``folder:PATH``, ``images:PATH``, ``parquet:PATH``, ``mnist5k``, ``noisy5k``, one that timm reads
             (``torch/NAME:FOLDER``, ``hfds/NAME``, ``wds/FOLDER``), or ``path/to/file.py:factory`` that returns an
             ``ImageData`` or a (train, test) pair of Datasets; the factory may have parameters ``input_shape``,
             ``mean``, ``std``, ``num_classes``, ``seed``.
@@ -94,7 +96,7 @@ def open_data(
     if is_factory_source(source):
         return data_of_factory(source, preprocessing, num_classes, holdout, seed)
     stored = _read_source(source, download)
-    if source == "mnist5k":
+    if source in DIGITS:
         # Digits are centred in their frame: cropping would only enlarge them.
         preprocessing = replace(preprocessing, crop_pct=1.0)
     image_cache = ImageCache(cache, max_array_bytes)
@@ -129,13 +131,13 @@ def _look_at_headers(source: str, stored: StoredData, cache: ImageCache, *, prog
 
 
 def _read_source(source: str, download: bool) -> StoredData:
-    if source == "mnist5k":
-        return read_mnist5k()
+    if source in DIGITS:
+        return read_digits(source)
     prefix = next((prefix for prefix in _PREFIXES if source.startswith(prefix) and source != prefix), None)
     if prefix is None:
         kind = re.split("[:/]", source, maxsplit=1)[0]
         raise UsageError(f"--data {source!r}: give {_FORMS}"
-                         f"{nearest_names(kind, ['mnist5k', *(prefix[:-1] for prefix in _PREFIXES)])}")
+                         f"{nearest_names(kind, [*DIGITS, *(prefix[:-1] for prefix in _PREFIXES)])}")
     rest = source.removeprefix(prefix)
     match prefix:
         case "torch/":
@@ -157,14 +159,14 @@ def _split_stored(
     holdout: float | None, seed: int, cache: ImageCache,
 ) -> ImageData:
     classes = _check_labels(source, stored, num_classes) if stored.is_labelled else _given_classes(source, num_classes)
-    is_mnist = source == "mnist5k"
+    is_digits = source in DIGITS
     preprocessing = replace(preprocessing, is_resized=not _have_input_size(stored, preprocessing))
     rows, how = _choose_rows(source, stored, holdout, seed)
     splits: dict[str, Split] = {}
     for name, (pool, chosen) in rows.items():
         if stored.is_labelled:
             _check_split(f"{source}, {name}", stored.pools[pool].labels[chosen])
-        splits[name] = _make_split(stored, pool, chosen, preprocessing, cache, is_mnist=is_mnist)
+        splits[name] = _make_split(stored, pool, chosen, preprocessing, cache, is_digits=is_digits)
     prepared = asdict(preprocessing)
     prepared.pop("input_shape")
     details = {"source": source, "splits": how, "seed": seed, "preprocessing": prepared}
@@ -179,7 +181,7 @@ def _split_stored(
 
 
 def _make_split(
-    stored: StoredData, pool: str, rows: Rows, preprocessing: Preprocessing, cache: ImageCache, *, is_mnist: bool
+    stored: StoredData, pool: str, rows: Rows, preprocessing: Preprocessing, cache: ImageCache, *, is_digits: bool
 ) -> ImageSplit:
     images = stored.pools[pool]
     channels, height, width = preprocessing.input_shape
@@ -193,8 +195,8 @@ def _make_split(
         whole = cache.decoded(images, rows, (*preprocessing.whole_size, channels), preprocessing.squash,
                               {**identity, "crop_pct": None})
     # 4 pixels of 32, the usual shift for small images; half of it for digits, and digits are not mirrored.
-    padding = max(1, min(height, width) // (16 if is_mnist else 8))
-    return ImageSplit(images.labels[rows], preprocessing, fitted, whole, crop_padding=padding, flip=not is_mnist,
+    padding = max(1, min(height, width) // (16 if is_digits else 8))
+    return ImageSplit(images.labels[rows], preprocessing, fitted, whole, crop_padding=padding, flip=not is_digits,
                       is_held=is_held)
 
 

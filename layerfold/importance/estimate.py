@@ -179,6 +179,7 @@ def estimate_importance(
         filling = filling_of(method, training, journal)
         needed = filling.needed(asked)
         unknown = filling.unknown(needed)
+        filling.prepare(unknown)
         done = len(needed) - len(unknown)
         with progress_bar(f"importance: {method}", len(needed), enabled=progress, done=done) as bar:
             filling.fill(unknown, bar.advance)

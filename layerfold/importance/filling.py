@@ -109,6 +109,11 @@ class Filling:
         """Return which of these were not estimated yet."""
         return [request for request in requests if self._journal.get(request) is None]
 
+    def prepare(self, unknown: Sequence[Request]) -> None:
+        """Train what these entries share, if they share anything: it shows a bar of its own, and so comes first."""
+        if unknown:
+            _ = self._weights
+
     def fill(self, requests: Sequence[Request], advance: Callable[[], None]) -> None:
         """Estimate what is not known yet.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -14,7 +15,7 @@ from layerfold.pipeline.plan_search import PlanSearch
 from layerfold.profiler import Verification, verify_solution
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.plan_timing import MeasuredPlan
-from layerfold.progress import progress_bar
+from layerfold.progress import Progress, progress_bar, waiting
 from layerfold.solver import Frontier, Limits, ScoredPlan, Solution, climb_plans
 from layerfold.solver._extension import Normalise
 from layerfold.solver._rounding import round_to
@@ -178,7 +179,8 @@ def meet_budget(
     loop = _Loop(model, net, search, budget, backend, margin=margin, batch=batch, original_onnx=original_onnx,
                  cap_s=cap_s)
     _check_fixed(budget, search)
-    with progress_bar("verify: time plans", _MOST_TRIALS, enabled=progress) as bar:
+    what = "verify: time plans"
+    with progress_bar(what, _MOST_TRIALS, enabled=progress) as bar, loop.told_by(bar, what):
         if budget.is_fastest:
             loop.verify(search.fastest(_FASTEST_TRIALS, bar.advance))
         else:
@@ -186,7 +188,8 @@ def meet_budget(
     best = loop.best()
     wholes: list[ScoredPlan] = []
     if score_plan is not None and not budget.is_fastest:
-        with progress_bar("verify: plans as wholes", most_wholes, enabled=progress) as bar:
+        what = "verify: plans as wholes"
+        with progress_bar(what, most_wholes, enabled=progress) as bar, loop.told_by(bar, what):
             wholes = climb_plans(best.solution, score_plan, loop.solve_without, take=loop.is_kept_by, most=most_wholes,
                                  advance=bar.advance)
     finalists: list[ScoredPlan] = []
@@ -225,6 +228,16 @@ class _Loop:
         self._model, self._net, self._search, self._budget, self._backend = model, net, search, budget, backend
         self._margin, self._batch, self._original_onnx, self._cap_s = margin, batch, original_onnx, cap_s
         self.rounds: list[Round] = []
+        self._say: Callable[[str], None] = lambda _: None
+
+    @contextmanager
+    def told_by(self, bar: Progress, what: str) -> Iterator[None]:
+        """Have a bar say, beside ``what``, when a plan is built and measured: that takes longer than all else."""
+        self._say = lambda phase: bar.describe(f"{what}{phase}")
+        try:
+            yield
+        finally:
+            self._say = lambda _: None
 
     @property
     def _limit(self) -> float:
@@ -233,6 +246,7 @@ class _Loop:
 
     def verify(self, solution: Solution) -> Round:
         """Build a plan as it will be shipped, and measure it."""
+        self._say(", one built and measured")
         predicted_ms = self._search.predicted_ms(solution)
         budget = self._budget
         for cap_s in (self._cap_s, 3 * self._cap_s):
@@ -250,6 +264,7 @@ class _Loop:
             is_safe=_is_within(verification, budget, self._margin),
         )  # fmt: skip
         self.rounds.append(turn)
+        self._say("")
         return turn
 
     def find_highest(self, max_rounds: int, advance: Callable[[], None]) -> None:
@@ -314,8 +329,13 @@ def check_reachable(
     original_onnx: bytes | None = None,
     batch: int = 1,
     cap_s: float = 6.0,
+    progress: bool = False,
 ) -> None:
     """Time the fastest plans before anything is spent on accuracy, where the prediction leaves a doubt.
+
+    Args:
+        cap_s: most seconds a network in the last measurement.
+        progress: show on stderr that this is being done.
 
     Raises:
         InfeasibleBudgetError: even the fastest plan is over the budget.
@@ -326,12 +346,13 @@ def check_reachable(
     _check_fixed(budget, search)
     if search.predicted_ms(search.frontier()[0]) <= 0.8 * budget.in_ms(search.original_ms):
         return
-    fastest = search.fastest(_FASTEST_TRIALS)
-    predicted_ms = search.predicted_ms(fastest)
-    verification = verify_solution(
-        model, net, fastest, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
-        original_onnx=original_onnx, cap_s=cap_s,
-    )  # fmt: skip
+    with waiting("profile: is the budget reachable", enabled=progress):
+        fastest = search.fastest(_FASTEST_TRIALS)
+        predicted_ms = search.predicted_ms(fastest)
+        verification = verify_solution(
+            model, net, fastest, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
+            original_onnx=original_onnx, cap_s=cap_s,
+        )  # fmt: skip
     if not verification.is_within_budget:
         turn = Round(
             solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False, is_safe=False

@@ -46,10 +46,13 @@ from layerfold.profiler import BenchmarkReport, benchmark_networks, get_backend,
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.fitted import plans_of
 from layerfold.profiler.verify import judge
+from layerfold.progress import waiting
 from layerfold.report import ReportData
 from layerfold.solver import Solution
 from layerfold.tables import ImportanceTable, LatencyTable
 
+_WITHOUT_A_BAR = ("trace", "merge", "export", "evaluate", "bench")
+"""Steps that show no bar of their own."""
 _MOST_BENCH_TRIES = 3
 _SHARES_OF_BUDGET = (0.9, 0.95, 1.0, 1.05, 1.1)
 
@@ -189,7 +192,8 @@ class _Run:
     def _step(
         self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None], **how: Any
     ) -> StepRecord:
-        record = self.folder.step(name, outputs, work, **how)
+        with waiting(name, enabled=self.progress and name in _WITHOUT_A_BAR):
+            record = self.folder.step(name, outputs, work, **how)
         if self.progress:
             state = "done before" if record.is_resumed else f"{record.seconds:.1f} s"
             print(f"{name}: {state}", file=sys.stderr, flush=True)
@@ -275,7 +279,7 @@ class _Run:
         )  # fmt: skip
         check_reachable(
             self.model, self.net, table, self.options.budget, self.backend, original_onnx=self.original_onnx,
-            batch=self.options.batch,
+            batch=self.options.batch, progress=self.progress,
         )  # fmt: skip
         table.write(self.folder.file("latency.csv"))
         return {"candidates": len(candidates), "plans": len(plans_of(table))}
@@ -301,7 +305,8 @@ class _Run:
 
     def _solve_and_verify(self) -> dict[str, Any]:
         of_plans = self.model, self.net, self.data, self.options
-        scores, finalists = whole_scores(*of_plans), finalist_scores(*of_plans, progress=self.progress)
+        with waiting("verify: the original's scores", enabled=self.progress):
+            scores, finalists = whole_scores(*of_plans), finalist_scores(*of_plans, progress=self.progress)
         found = meet_budget(
             self.model, self.net, self.latency, self.importance, self.options.budget, self.backend,
             alpha=self.options.alpha, margin=self.options.margin, batch=self.options.batch,

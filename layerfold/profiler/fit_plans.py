@@ -71,13 +71,19 @@ def fit_to_plans(
     table = fitted_table(alone, beliefs_of(alone), original_ms=original_ms)
     if num_plans > 0:
         first = covering_solutions(net, growth, math.ceil(num_plans / 2), seed, dropped=dropped)
-        with progress_bar("profile: whole networks", num_plans, enabled=progress) as bar:
-            measured = timer.measure(first, advance=bar.advance)
+        what = "profile: whole networks"
+        with progress_bar(what, num_plans, enabled=progress) as bar:
+
+            def say_unsure(number: int) -> None:
+                bar.describe(f"{what}, {number} unclear, once more")
+
+            measured = timer.measure(first, advance=bar.advance, on_unsure=say_unsure)
+            bar.describe(what)
             seen = {(plan.merge_pos, plan.dropped) for plan in first}
             more = covering_solutions(net, growth, _POOL * num_plans, seed + 1, dropped=dropped)
             pool = [plan for plan in more if (plan.merge_pos, plan.dropped) not in seen]
             chosen = beliefs_of(table, measured).most_informative(pool, num_plans - len(first))
-            measured += timer.measure([pool[index] for index in chosen], advance=bar.advance)
+            measured += timer.measure([pool[index] for index in chosen], advance=bar.advance, on_unsure=say_unsure)
         table = fitted_table(table, beliefs_of(table, measured))
     options = table.provenance.options
     remembered = {key: options[key] for key in (ISOLATED, SCALES, PLANS)}

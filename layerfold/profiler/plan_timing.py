@@ -109,19 +109,23 @@ class PlanTimer:
         return known.median_ms
 
     def measure(
-        self, plans: Iterable[Plan], *, advance: Callable[[], None] = lambda: None
-    ) -> list[MeasuredPlan]:
+        self, plans: Iterable[Plan], *, advance: Callable[[], None] = lambda: None,
+        on_unsure: Callable[[int], None] = lambda _: None,
+    ) -> list[MeasuredPlan]:  # fmt: skip
         """Time each plan next to the original; what the cache holds is not timed again.
 
         Args:
             plans: what to time.
             advance: called once for each that is finished.
+            on_unsure: called before some are timed a second time, with their number.
         """
         wanted = list(plans)
         distinct = list(dict.fromkeys(wanted))
         self._fill(distinct, "", advance)
         # The machine was at its worst for some of them; minutes later it is in another mood.
         unsure = [plan for plan in distinct if self._is_unsure(self._known(plan, ""))]
+        if unsure:
+            on_unsure(len(unsure))
         self._fill(unsure, _AGAIN)
         found = {plan: self._known(plan, "") for plan in distinct}
         for plan in unsure:

@@ -149,6 +149,20 @@ def test_mnist5k_is_4000_500_500_with_every_class_alike() -> None:
     assert float(images.max()) == 1
 
 
+def test_noisy_digits_are_those_of_mnist_made_hard_to_read_and_always_alike() -> None:
+    plain, noisy, again = (open_data(name, input_shape=(1, 28, 28), mean=(0.0,), std=(1.0,), cache="off")
+                           for name in ("mnist5k", "noisy5k", "noisy5k"))
+    assert noisy.fingerprint == again.fingerprint != plain.fingerprint
+    assert noisy.describe()["num_images"] == plain.describe()["num_images"]
+    assert labels_of(noisy.test) == labels_of(plain.test)
+    (clear, _), (hard, _) = (next(iter(each.loader("test", 500))) for each in (plain, noisy))
+    # Their ink is where it was, roughly, and weaker; the ground is noise of the same strength everywhere.
+    ink, ground = clear > 0.9, torch.nn.functional.max_pool2d(clear, 9, 1, 4) == 0
+    assert float(hard[ground].mean()) + 0.2 < float(hard[ink].mean()) < float(clear[ink].mean()) - 0.2
+    assert 0.1 < float(hard[ground].std()) < 0.2
+    assert not torch.equal(hard, next(iter(plain.loader("test", 500)))[0])
+
+
 FACTORY = """
 import torch
 from torch.utils.data import TensorDataset
