@@ -274,7 +274,8 @@ class Frontier:
 
     def _infeasible(self, budgets: Floats, budget_of: BudgetOf, *, by_speedup: bool) -> InfeasibleBudgetError:
         """Return the error that names what the most demanding budget would have to be, the others as they are."""
-        worst = int(np.argmax(self.latencies_ms.min(axis=0) / budgets))
+        with np.errstate(over="ignore"):
+            worst = int(np.argmax(self.latencies_ms.min(axis=0) / budgets))
         others = [device for device in range(len(budgets)) if device != worst]
         fits = np.flatnonzero((self.latencies_ms[:, others] <= budgets[others]).all(axis=1))
         point = int(fits[self.latencies_ms[fits, worst].argmin()]) if len(fits) else int(

@@ -26,6 +26,7 @@ from layerfold.tables._fields import as_tuple, entries_of
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
+_SAME = 1e-14
 
 
 @checked
@@ -150,6 +151,10 @@ def _finished(
     fixed = np.array([table.provenance.fixed_ms for table in columns.tables])
     latencies_ms = fixed + scales * sums
     kept = fits[pareto_indices(latencies_ms[fits], summed.importances[fits])]
+    if devices == 1:
+        # Of points whose latencies differ by the order of their sums only, the one of higher importance.
+        ascending = latencies_ms[kept, 0]
+        kept = kept[np.append(ascending[1:] > ascending[:-1] * (1.0 + _SAME), True)]
     gaps = np.full(len(kept), found.gap)
     if found.hull is not None:
         # A point answers all budgets up to the next point's latency.
@@ -163,7 +168,8 @@ def _finished(
 
 def _out_of_reach(columns: CostColumns, caps: Floats, least: Floats) -> InfeasibleBudgetError:
     """Name the tightest limit and the least that can be reached for it."""
-    worst = int(np.argmax(np.where(np.isfinite(caps), least / np.maximum(caps, 1e-300), 0.0)))
+    with np.errstate(over="ignore"):
+        worst = int(np.argmax(np.where(np.isfinite(caps), least / np.maximum(caps, 1e-300), 0.0)))
     first = columns.tables[0]
     if worst < columns.num_devices:
         table = columns.tables[worst]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -70,6 +71,24 @@ def test_speedup_and_segment_budgets_that_are_named_are_reached(factor: float) -
         assert frontier.at(budget_ms=named, budget_of="segments").merge_pos, f"seed {seed}: {caught.value}"
         checked += 1
     assert checked > 20
+
+
+@pytest.mark.parametrize("budget_ms", [5e-324, 1e-320, 1e-300, 1e-12, 1e-3])
+def test_tiny_budgets_are_answered_without_a_warning(budget_ms: float) -> None:
+    for _, problem, frontier in problems(10):
+        asked = [budget_ms] * len(problem.latencies)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert refusal(frontier, asked)
+            with pytest.raises(InfeasibleBudgetError, match="the least reachable"):
+                solve_frontier(problem.latencies, problem.importance, budgets_ms=asked)
+
+
+def test_points_of_a_frontier_differ_by_more_than_rounding() -> None:
+    for seed, problem, frontier in problems(100):
+        if len(problem.latencies) == 1:
+            latencies_ms = [solution.predicted_ms for solution in frontier] if problem.risk is None else []
+            assert len(set(latencies_ms)) == len(latencies_ms), f"seed {seed}"
 
 
 def test_budget_known_beforehand_that_is_named_is_reached() -> None:
