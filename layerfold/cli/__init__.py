@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from layerfold import __version__
+from layerfold.cli._choices import check_packages
 from layerfold.cli._failures import FAILURE, Terminated, line_of, quieten_libraries
 from layerfold.cli._parser import Parser, refuse_unknown_options
 from layerfold.cli._process import ending_on_signals, ignore_signals, is_gone, open_closed_streams
@@ -123,6 +124,7 @@ def _run(arguments: list[str]) -> int:
         os.getcwd()
     except FileNotFoundError:
         raise UsageError("the current folder was deleted; go to another one (cd) and run the command again") from None
+    check_packages(parsed)
     with results_alone():
         code: int = parsed.run(parsed)
     return code

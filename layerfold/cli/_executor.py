@@ -33,7 +33,7 @@ def add_executor_arguments(parser: argparse.ArgumentParser, *, has_threads: bool
     group.add_argument("--ray-address", metavar="HOST:PORT",
                        help="a running cluster (default: RAY_ADDRESS, or one of this machine that ends with the "
                        "command)")
-    group.add_argument("--ray-resources", metavar="NAME:N,...",
+    group.add_argument("--ray-resources", type=parse_resources, metavar="NAME:N,...",
                        help="what each worker takes of the cluster, for example GPU:1 or GPU:1,h200:1 (default: CPU:1)")
     group.add_argument("--retries", type=whole(0, 1000), default=3, metavar="N",
                        help="times that an entry is tried again (default: %(default)s)")
@@ -50,8 +50,8 @@ def executor_of(arguments: argparse.Namespace) -> Executor:
         if getattr(arguments, name) is not None:
             ray[name] = getattr(arguments, name)
             if arguments.executor != "ray":
-                raise UsageError(f"{flag} {ray[name]}: goes with --executor ray")
-    resources = {"resources": parse_resources(ray["ray_resources"])} if "ray_resources" in ray else {}
+                raise UsageError(f"{flag}: goes with --executor ray; add that, or leave it out")
+    resources = {"resources": ray["ray_resources"]} if "ray_resources" in ray else {}
     return Executor(kind=arguments.executor, workers=arguments.workers, devices=tuple(arguments.devices),
                     threads=arguments.threads, address=arguments.ray_address, retries=arguments.retries, **resources)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from layerfold.cli._choices import INTERPOLATIONS
 from layerfold.cli._options import BATCH, CLASSES, SEED, above, at_least, whole
 from layerfold.cli._quantities import finite_number, parse_whole
 from layerfold.errors import UsageError
@@ -94,7 +95,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
                        help="mean of each channel, images in 0..1")
     group.add_argument("--std", type=partial(parse_channel_values, argument="--std"), metavar="S,S,S",
                        help="standard deviation of each channel, images in 0..1")
-    group.add_argument("--interpolation", metavar="NAME", help="how images are resized: bilinear, bicubic, ...")
+    group.add_argument("--interpolation", choices=INTERPOLATIONS, metavar="NAME",
+                       help="how images are resized: bilinear, bicubic, ...")
     group.add_argument(
         "--crop-pct", type=above(0, 1), metavar="P", help="share of the resized side that the centre crop keeps, 0..1"
     )

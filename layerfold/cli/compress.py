@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._choices import METHODS, OPTIMIZERS, SCORES, parse_formats
 from layerfold.cli._networks import add_drop_argument
 from layerfold.cli._options import BATCH, SEED, THREADS, above, whole
 from layerfold.cli._output import results_stream, show, show_json
@@ -61,12 +62,12 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument("--max-growth", type=above(0), default=4.0, metavar="X",
                         help="largest growth in multiply-adds by a merge (default: 4)")
     add_drop_argument(search)
-    search.add_argument("--importance", default="auto", metavar="METHOD",
+    search.add_argument("--importance", choices=METHODS, default="auto", metavar="METHOD",
                         help="shared (weights are trained once for all entries), recalibrate (no training, no labels "
                         "needed), distill (segments alone are trained), finetune (the paper's), taylor, or adaptive "
                         "(shared, then finetune near the budget) (default: shared; without labels or finetuning "
                         "recalibrate)")
-    search.add_argument("--score", default="auto", metavar="NAME",
+    search.add_argument("--score", choices=("auto", *SCORES), default="auto", metavar="NAME",
                         help="loss, accuracy, agreement or kl, both with the original and without need of labels "
                         "(default: loss, without labels kl)")
     search.add_argument("--importance-images", type=whole(1), metavar="N",
@@ -84,13 +85,15 @@ def add_parser(subparsers: Any) -> None:
                        help="passes over the train split (default: 3, without labels 0)")
     train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
     train.add_argument("--learning-rate", type=above(0), metavar="R", help="highest learning rate")
-    train.add_argument("--optimizer", default="sgd", metavar="NAME", help="sgd or adamw (default: sgd)")
+    train.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", metavar="NAME",
+                       help="sgd or adamw (default: sgd)")
     train.add_argument("--train-device", default="cpu", metavar="NAME",
                        help="where networks are trained and scored: cpu, cuda, cuda:1, ... (default: cpu)")
     add_freezing_arguments(parser)
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="everything is written here")
-    out.add_argument("--formats", metavar="LIST", help="onnx,tensorrt (default: onnx, and tensorrt where installed)")
+    out.add_argument("--formats", type=parse_formats, metavar="LIST",
+                     help="onnx,tensorrt (default: onnx, and tensorrt where installed)")
     out.add_argument("--overwrite", action="store_true", help="start anew where the folder holds another run")
     out.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N", help="of everything random (default: 0)")
     add_result_arguments(parser)
@@ -124,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         unfreeze=arguments.unfreeze, keep_frozen=arguments.keep_frozen,
         learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
         train_device=arguments.train_device,
-        formats=tuple(arguments.formats.split(",")) if arguments.formats is not None else None, seed=arguments.seed,
+        formats=arguments.formats, seed=arguments.seed,
     )  # fmt: skip
     loaded = load_model_of(arguments)
     data = open_data_of(arguments, loaded)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._choices import ENGINE_PRECISIONS, parse_formats
 from layerfold.cli._options import BATCH, add_command, add_output_arguments, add_result_arguments, check_output, whole
 from layerfold.cli._output import show, show_json
 from layerfold.cli._text import facts
@@ -32,12 +33,12 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("merged", metavar="FILE", help="what `layerfold merge` wrote, or an ONNX file for an engine")
     add_output_arguments(parser, "FOLDER", "folder for NAME.onnx and NAME.engine, NAME as of FILE")
-    parser.add_argument("--formats", default="onnx", metavar="NAMES",
+    parser.add_argument("--formats", type=parse_formats, default="onnx", metavar="NAMES",
                         help="onnx, tensorrt, with a comma between (default: %(default)s; ONNX is always written)")
     parser.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
                         help="images in one forward pass (default: %(default)s)")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--precision", default="fp32", metavar="NAME",
+    engine.add_argument("--precision", choices=ENGINE_PRECISIONS, default="fp32", metavar="NAME",
                         help="fp32 (TF32 off), fp16, or int8 for a quantised ONNX file (default: %(default)s)")
     engine.add_argument("--compute-capability", action="append", default=[], metavar="X.Y,...",
                         help="GPUs to build the engine for, for example 8.6,8.9,12.0 (default: the builder's choice)")
@@ -49,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, check, print."""
-    formats = tuple(part.strip() for part in args.formats.split(",") if part.strip()) or ("onnx",)
+    formats = args.formats
     capabilities = tuple(part.strip() for text in args.compute_capability for part in text.split(",") if part.strip())
     source, folder = Path(args.merged), Path(args.output)
     if folder.is_file():

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._choices import ESTIMATORS, METHODS, SCORES
 from layerfold.cli._executor import add_executor_arguments, executor_of
 from layerfold.cli._networks import (
     add_candidate_arguments,
@@ -52,13 +53,13 @@ def add_parser(subparsers: Any) -> None:
     group = parser.add_argument_group("estimate")
     group.add_argument("--latency", metavar="CSV",
                        help="latency table: its segments are taken, but for those that it says are not worth merging")
-    group.add_argument("--method", default="auto", metavar="NAME",
+    group.add_argument("--method", choices=METHODS, default="auto", metavar="NAME",
                        help="shared (one set of weights is trained in the networks of all entries in turn), "
                        "recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
                        "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
                        "or adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
                        "(default: shared, without labels recalibrate)")
-    group.add_argument("--score", default="accuracy", metavar="NAME",
+    group.add_argument("--score", choices=SCORES, default="accuracy", metavar="NAME",
                        help="accuracy, loss, agreement or kl (divergence), both with the original and without need of "
                        "labels (default: %(default)s)")
     group.add_argument("--fill-slots", action=argparse.BooleanOptionalAction, default=None,
@@ -75,9 +76,9 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--learning-rate", type=above(0), metavar="X",
                        help="with finetune, distill and shared (default: the method's)")
     adaptive = parser.add_argument_group("with --method adaptive")
-    adaptive.add_argument("--start-with", metavar="NAME", default="shared",
+    adaptive.add_argument("--start-with", choices=ESTIMATORS, metavar="NAME", default="shared",
                           help="the cheap method (default: %(default)s)")
-    adaptive.add_argument("--refine-with", metavar="NAME", default="finetune",
+    adaptive.add_argument("--refine-with", choices=ESTIMATORS, metavar="NAME", default="finetune",
                           help="the dear method (default: %(default)s)")
     adaptive.add_argument("--refine-most", type=whole(1), metavar="N",
                           help="most entries to estimate dearly (default: one in five, at least 16)")

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._choices import INTERPOLATIONS
 from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend, whole
 from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_channel_values
@@ -38,7 +39,8 @@ def add_parser(subparsers: Any) -> None:
                            help="mean of each channel, images in 0..1")
     preparing.add_argument("--std", type=partial(parse_channel_values, argument="--std"), metavar="S,S,S",
                            help="standard deviation of each channel, images in 0..1")
-    preparing.add_argument("--interpolation", metavar="NAME", help="how images are resized: bilinear, bicubic, ...")
+    preparing.add_argument("--interpolation", choices=INTERPOLATIONS, metavar="NAME",
+                           help="how images are resized: bilinear, bicubic, ...")
     preparing.add_argument("--crop-pct", type=above(0, 1), metavar="P",
                            help="share of the resized side that the centre crop keeps, 0..1")
     add_backend_arguments(parser, batch=False)
