@@ -38,7 +38,7 @@ ODD = [
     "3x99999x99999", "1ms", "0ms", "1e-9ms", "5 parsecs", "1,2,3", "1-999999", "3-1", "cuda", "cuda:99", "cpu", "gpu",
     "onnxruntime", "torch", "tensorrt", "openvino", "int8", "float16", "nchw", "a" * 300 + ".csv", "\u00e9\u4e2d.csv",
     "fifo", "loop", "locked", "locked/new.csv", "latency.csv/new.csv", "missing/new.csv", "images",
-]  # fmt: skip
+]
 FILES = ["latency.csv", "importance.csv", "solution.json", "weights.pth", "finetuned.safetensors",
          "merged.safetensors", "network.onnx", "image.png", "own.py", "latency.csv.json", "empty", "missing.csv"]
 OUTPUTS = ["-o", "--output", "--svg", "--csv", "--plot", "--pth", "--frontier", "--onnx", "--log", "--summaries",

@@ -100,6 +100,8 @@ def check_output(
         raise UsageError(f"{flag} {path}: expected a name that ends in {suffix}")
     if target.is_dir():
         raise UsageError(f"{flag} {path}: is a folder, expected a file name")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{flag} {path}: is no regular file, so no result can take its place; name another")
     if target.exists() and not overwrite:
         raise UsageError(f"{flag} {path}: is there already; name another file, or add --overwrite to replace it")
     upper = target.absolute().parent

@@ -14,10 +14,10 @@ from layerfold.cli._options import (
     add_backend_arguments,
     add_command,
     add_result_arguments,
-    check_output,
     open_backend,
 )
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns
 from layerfold.errors import ProvenanceMismatchError, UsageError
@@ -81,10 +81,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, score, write and print."""
     from layerfold.tables import ImportanceTable, LatencyTable
 
-    check_output(args.csv, flag="--csv", suffix=".csv", overwrite=args.overwrite)
-    check_output(args.plot, flag="--plot", overwrite=args.overwrite)
-    if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
+    check_outputs(args, Output(flag="--csv", path=args.csv, suffixes=(".csv",)),
+                  Output(flag="--plot", path=args.plot, suffixes=PICTURES))
     sources = _named_sources(args.solutions)
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     importance = None if args.importance is None else ImportanceTable.read(args.importance)

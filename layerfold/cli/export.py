@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._choices import ENGINE_PRECISIONS, parse_formats
-from layerfold.cli._options import BATCH, add_command, add_output_arguments, add_result_arguments, check_output, whole
+from layerfold.cli._options import BATCH, add_command, add_output_arguments, add_result_arguments, whole
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import Output, check_outputs
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
 
@@ -56,9 +57,14 @@ def run(args: argparse.Namespace) -> int:
     if folder.is_file():
         raise UsageError(f"-o {args.output}: is a file, expected a folder")
     is_onnx = source.suffix == ".onnx"
-    for suffix in sorted({suffix for each in formats for suffix in _SUFFIXES.get(each, ())}):
-        if not (is_onnx and suffix == ".onnx"):
-            check_output(folder / f"{source.stem}{suffix}", overwrite=args.overwrite)
+    suffixes = sorted({suffix for each in formats for suffix in _SUFFIXES.get(each, ())})
+    check_outputs(
+        args,
+        *(Output(flag="-o", path=folder / f"{source.stem}{suffix}") for suffix in suffixes
+          if not (is_onnx and suffix == ".onnx")),
+        Output(flag="--log", path=args.log),
+        Output(flag="--timing-cache", path=args.timing_cache, is_appended=True),
+    )
     options = {"precision": args.precision, "compute_capabilities": capabilities, "timing_cache": args.timing_cache,
                "log": args.log}
     export = _engine_of_onnx if is_onnx else _export

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, at_least, check_output
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import Output, check_outputs, only_writer
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import facts
 from layerfold.cli._training import (
@@ -67,6 +68,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, score, write the train form; of several processes the first one writes."""
+    with only_writer(args.output):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from layerfold.finetune import ending_together
 
     with ending_together():
@@ -89,7 +95,7 @@ def _finetune(args: argparse.Namespace) -> int:
     output = Path(args.output)
     checkpoint, log, plot = (Path(f"{output}.{name}") for name in ("checkpoint", "log.csv", "png"))
     other = output.with_suffix(f".{'last' if options.keep == 'best' else 'best'}.safetensors")
-    check_output(output, suffix=".safetensors", overwrite=args.overwrite)
+    check_outputs(args, Output(flag="-o", path=output, suffixes=(".safetensors",)))
     for path in (log, plot):  # the first part of a run that is resumed has left them
         check_output(path, overwrite=args.overwrite or checkpoint.exists())
     if args.save_both:

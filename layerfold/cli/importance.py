@@ -23,10 +23,10 @@ from layerfold.cli._options import (
     add_command,
     add_output_arguments,
     add_result_arguments,
-    check_output,
     whole,
 )
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import Output, check_outputs, only_writer
 from layerfold.cli._quantities import parse_ms
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
@@ -97,10 +97,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Estimate, write the table, print a summary."""
+    with only_writer(args.output):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from layerfold.importance import Refinement, estimate_importance, remove_journal
     from layerfold.tables import LatencyTable
 
-    check_output(args.output, suffix=".csv", overwrite=args.overwrite)
+    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True))
     executor = executor_of(args)
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     loaded = load_model_of(args)

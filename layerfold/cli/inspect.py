@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 from layerfold.cli._networks import add_candidate_arguments, add_trace_arguments, candidates_of, trace_of
-from layerfold.cli._options import add_command, add_result_arguments, check_output
+from layerfold.cli._options import add_command, add_result_arguments
 from layerfold.cli._output import json_text, show
+from layerfold.cli._output_files import Output, check_outputs
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.files import write_text
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from layerfold.report import network_svg
     from layerfold.solver import Solution
 
-    check_output(args.svg, flag="--svg", suffix=".svg", overwrite=args.overwrite)
+    check_outputs(args, Output(flag="--svg", path=args.svg, suffixes=(".svg",)))
     solution = None if args.solution is None else Solution.read(args.solution)
     loaded = load_model_of(args)
     net = trace_of(args, loaded)

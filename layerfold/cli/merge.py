@@ -14,10 +14,10 @@ from layerfold.cli._options import (
     add_command,
     add_output_arguments,
     add_result_arguments,
-    check_output,
     whole,
 )
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import Output, check_outputs
 from layerfold.cli._sources import (
     add_data_arguments,
     add_weights_arguments,
@@ -115,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    check_output(args.output, suffix=".safetensors", overwrite=args.overwrite)
-    check_output(args.onnx, flag="--onnx", suffix=".onnx", overwrite=args.overwrite)
+    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".safetensors",), has_sidecar=True),
+                  Output(flag="--onnx", path=args.onnx, suffixes=(".onnx",)))
     if (args.checkpoint is None) == (args.model is None):
         raise UsageError("give a checkpoint of `layerfold finetune`, or --model and --solution; one of the two")
     if args.model is not None and args.solution is None:

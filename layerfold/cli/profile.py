@@ -17,10 +17,10 @@ from layerfold.cli._options import (
     add_output_arguments,
     add_result_arguments,
     backend_options,
-    check_output,
     open_backend,
 )
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import Output, check_outputs, only_writer
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import UsageError
@@ -74,11 +74,22 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write the table, print a summary."""
+    if args.output is None:
+        return _run(args)
+    with only_writer(args.output):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.output is None and not args.dry_run:
         raise UsageError("-o: name the table to write, for example -o latency.csv, or give --dry-run")
-    check_output(args.output, suffix=".csv", overwrite=args.overwrite)
-    check_output(args.summaries, flag="--summaries", suffix=".json", overwrite=args.overwrite)
-    check_output(args.log, flag="--log", overwrite=True)
+    check_outputs(
+        args,
+        Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True),
+        Output(flag="--summaries", path=args.summaries, suffixes=(".json",)),
+        Output(flag="--log", path=args.log, is_appended=True),
+        Output(flag="--cache", path=args.cache, is_appended=True),
+    )
     executor = executor_of(args)
     if not executor.is_here and args.no_cache:
         raise UsageError("--no-cache: several processes share what they measure through the cache; leave it out")

@@ -14,10 +14,10 @@ from layerfold.cli._options import (
     add_output_arguments,
     add_result_arguments,
     at_least,
-    check_output,
     whole,
 )
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import Output, check_outputs, only_writer
 from layerfold.cli._quantities import parse_ms, parse_number, parse_speedup
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
@@ -87,10 +87,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, or take a published pattern; write the solution."""
+    with only_writer(args.output):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from layerfold.tables import LatencyTable
 
-    check_output(args.output, suffix=".json", overwrite=args.overwrite)
-    check_output(args.weights_out, flag="--weights-out", suffix=".safetensors", overwrite=args.overwrite)
+    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".json",)),
+                  Output(flag="--weights-out", path=args.weights_out, suffixes=(".safetensors",)))
     target = _target_of(args)
     table = None if args.latency is None else LatencyTable.read(args.latency)
     if args.pattern is not None and not target:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._quantities import (
     parse_alpha,
     parse_ms,
@@ -99,6 +100,7 @@ def add_parser(subparsers: Any) -> None:
     out.add_argument("--alternatives", type=_whole("--alternatives", 1, _MOST_ALTERNATIVES), metavar="K",
                      help="the K best solutions that keep different activations")
     out.add_argument("--explain", action="store_true", help="what was merged, what each saved and cost, what is next")
+    out.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     out.add_argument("--json", action="store_true", help="print JSON")
     add_verify_arguments(parser)
     parser.set_defaults(run=run)
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     asked = _asked(args)
     limits = _limits(args)
     alpha, risk, alternatives = args.alpha, args.risk, args.alternatives
-    _check_outputs(args)
+    _check_outputs(args, len(asked))
     latencies = [LatencyTable.read(path) for path in args.time_path]
     importance = ImportanceTable.read(args.imp_path)
 
@@ -204,25 +206,19 @@ def _limits(args: argparse.Namespace) -> Limits:
     )  # fmt: skip
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse output files that cannot be written before any time is spent."""
-    if args.frontier is not None and Path(args.frontier).suffix not in (".csv", ".json"):
-        raise UsageError(f"--frontier {args.frontier}: expected a name that ends in .csv or .json")
-    if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
-    for flag, text in (("-o", args.output), ("--pth", args.pth), ("--frontier", args.frontier), ("--plot", args.plot)):
-        if text is None:
-            continue
-        path = Path(text)
-        if path.is_dir():
-            raise UsageError(f"{flag} {text}: is a folder, expected a file name")
-        above = path.parent
-        while not above.exists():
-            above = above.parent
-        if not above.is_dir():
-            raise UsageError(f"{flag} {text}: {above} is a file, expected a folder")
-        if any(path.resolve() == Path(table).resolve() for table in (*args.time_path, args.imp_path)):
-            raise UsageError(f"{flag} {text}: is one of the tables, expected another file")
+def _check_outputs(args: argparse.Namespace, count: int) -> None:
+    """Refuse output files that cannot be written, or must not, before any time is spent."""
+    # Of K alternatives there may be fewer, and one alone has no number.
+    numbers = [(1, 1)] if not args.alternatives else [(1, 1), *((index + 1, 2) for index in range(args.alternatives))]
+    if count > 1:
+        numbers = [(index + 1, count) for index in range(count)]
+    check_outputs(
+        args,
+        *(Output(flag=flag, path=_numbered(path, *number))
+          for flag, path in (("-o", args.output), ("--pth", args.pth)) if path is not None for number in numbers),
+        Output(flag="--frontier", path=args.frontier, suffixes=(".csv", ".json")),
+        Output(flag="--plot", path=args.plot, suffixes=PICTURES),
+    )
 
 
 def _end_to_end(budgets: tuple[float, ...], latencies: list[LatencyTable], budget_of: str) -> list[float]:

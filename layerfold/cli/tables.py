@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._quantities import parse_percent, parse_whole
 from layerfold.errors import TableError, UsageError
 
@@ -47,6 +47,8 @@ def add_parser(subparsers: Any) -> None:
     plot.add_argument("--kind", choices=("heatmap", "prediction", "time"), default="heatmap",
                       help="what to draw (default: %(default)s)")
     plot.add_argument("--solution", metavar="JSON", help="for --kind time: a solution of `layerfold solve`")
+    for each in (merge, plot):
+        each.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     for each in (check, merge, diff):
         each.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -99,8 +101,7 @@ def _facts(path: str, table: LatencyTable | ImportanceTable) -> dict[str, Any]:
 def _merge(args: argparse.Namespace) -> int:
     from layerfold.tables import merge_tables, read_table
 
-    if Path(args.output).suffix != ".csv" or Path(args.output).is_dir():
-        raise UsageError(f"-o {args.output}: expected the name of a .csv file")
+    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True))
     # Parts alone may have gaps; only the whole must lead from end to end.
     merged = merge_tables([read_table(path, partial=True) for path in args.files], tolerance=args.tolerance)
     merged.write(args.output)
@@ -129,7 +130,6 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from layerfold.cli._options import check_output
     from layerfold.report import latency_plots
     from layerfold.solver import Solution
     from layerfold.tables import LatencyTable
@@ -138,9 +138,7 @@ def _plot(args: argparse.Namespace) -> int:
         raise UsageError(f"--kind {args.kind}: " + (
             "needs --solution, whose time is drawn" if args.kind == "time" else "takes no --solution; add --kind time"
         ))
-    if Path(args.output).suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"-o {args.output}: expected a name that ends in .png, .svg or .pdf")
-    check_output(args.output, overwrite=True)
+    check_outputs(args, Output(flag="-o", path=args.output, suffixes=PICTURES))
     table = LatencyTable.read(args.file)
     provenance = table.provenance
     title = ", ".join(text for text in (provenance.model, provenance.backend, provenance.device) if text)

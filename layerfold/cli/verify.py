@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, check_table, trace_of
@@ -14,10 +13,10 @@ from layerfold.cli._options import (
     add_backend_arguments,
     add_command,
     add_result_arguments,
-    check_output,
     open_backend,
 )
 from layerfold.cli._output import show, show_json
+from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._quantities import parse_ms, parse_speedup
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
@@ -58,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
                         help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)")
     parser.add_argument("--cap-s", type=above(0), default=10.0, metavar="S",
                         help="most seconds a network (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.plot is not None and args.latency is None:
         raise UsageError(f"--plot {args.plot}: needs --latency, the table that says where the time goes")
-    check_output(args.plot, flag="--plot", overwrite=True)
-    if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
+    check_outputs(args, Output(flag="--plot", path=args.plot, suffixes=PICTURES))
     solution = Solution.read(args.solution)
     table = None if args.latency is None else LatencyTable.read(args.latency)
     backend = open_backend(args)  # what is missing shows before torch is loaded

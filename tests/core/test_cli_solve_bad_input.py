@@ -244,7 +244,7 @@ def test_output_that_cannot_be_written_is_refused(
         (["check", "."], "is a folder, expected a file"),
         (["diff", "time.csv", "nothing.csv"], "no such file"),
         (["diff", "time.csv", "time.csv", "--most", "x"], "--most x"),
-        (["merge", "time.csv", "-o", "all.txt"], "expected the name of a .csv file"),
+        (["merge", "time.csv", "-o", "all.txt"], "expected a name that ends in .csv"),
         (["merge", "time.csv", "imp.csv", "-o", "all.csv"], "expected parts alike"),
         (["merge", "time.csv", "-o", "all.csv", "--tolerance", "-1"], "--tolerance"),
         (["count", "time.csv"], "invalid choice"),

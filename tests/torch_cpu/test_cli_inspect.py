@@ -96,7 +96,7 @@ def test_exclude_takes_a_module_out_of_the_chains(factory: str, capsys: pytest.C
         (["{factory}:without_convs"], "has no conv in any chain, so there is nothing to merge; give a CNN"),
         (["{factory}:make", "--input", "3x16x16"], "does not run through Net"),
         (["torchvision:alexnet", "--input", "3x8x8"], "does not run through AlexNet"),
-        (["{factory}:make", "--solution", "none.json"], "none.json: cannot be read"),
+        (["{factory}:make", "--solution", "none.json"], "none.json: no such file"),
         (["{factory}:make", "--svg", "net.png"], "--svg net.png: expected a name that ends in .svg"),
     ],
 )
