@@ -8,12 +8,14 @@ from layerfold.graph.network import Barrier, Chain, Layer, Network, Residual, Se
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 
 if TYPE_CHECKING:
+    from layerfold.graph.examples import example_images
     from layerfold.graph.norms import layer_norms
+    from layerfold.graph.same_function import check_same_function
     from layerfold.graph.trace import trace_again, trace_network
 
 __all__ = [
-    "ActivationSpec", "Barrier", "Chain", "ConvSpec", "Layer", "Network", "Residual", "Segment", "layer_norms",
-    "trace_again", "trace_network",
+    "ActivationSpec", "Barrier", "Chain", "ConvSpec", "Layer", "Network", "Residual", "Segment", "check_same_function",
+    "example_images", "layer_norms", "trace_again", "trace_network",
 ]  # fmt: skip
 
 
@@ -27,4 +29,12 @@ def __getattr__(name: str) -> Any:
         from layerfold.graph.norms import layer_norms
 
         return layer_norms
+    if name == "example_images":
+        from layerfold.graph.examples import example_images
+
+        return example_images
+    if name == "check_same_function":
+        from layerfold.graph.same_function import check_same_function
+
+        return check_same_function
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,12 @@
-"""From a module to a Network: torch.fx tracing with the leaf rules of timm and torchvision."""
+"""From a module to a Network: torch.fx tracing, one vocabulary, and a check that the graph is the module."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,107 +15,84 @@ from torch import fx, nn
 
 from layerfold.errors import UnsupportedGraphError, UsageError, nearest_names
 from layerfold.graph.chains import describe_graph
-from layerfold.graph.elementwise import is_elementwise_module
+from layerfold.graph.conv_forwards import computes_conv
+from layerfold.graph.examples import example_images, varied
 from layerfold.graph.functional import make_functional
+from layerfold.graph.graph_check import check_traced, first_trial
 from layerfold.graph.network import Network
-from layerfold.graph.normalise import NormBeforeAct, SyncNormBeforeAct, normalise_modules
+from layerfold.graph.normalise import normalise_modules
 from layerfold.graph.rewrites import Install, rewrite_graph
-from layerfold.graph.weights import copy_module
-
-_LEAF_NAMES = frozenset({"FrozenBatchNorm2d", "StochasticDepth", "DropPath", "DropBlock2d", "DropBlock2D"})
-# timm keeps it whole since tracing loses its in-place multiplication; `make_functional` does not.
-_TRACED_ANYWAY = frozenset({"NormFreeBlock"})
+from layerfold.graph.same_function import Images, run
+from layerfold.graph.tracer import Tracer, argument_names
 
 
-class _Tracer(fx.Tracer):
-    """Keeps convs, norms and activations whole, and writes a fused norm-and-activation as two nodes.
-
-    Attributes:
-        failed_in: after a failure, the qualified name of the innermost module that was being traced.
-    """
-
-    def __init__(
-        self,
-        leaf_modules: tuple[type[nn.Module], ...],
-        leaf_functions: tuple[Callable[..., Any], ...],
-        opaque: Iterable[str],
-    ) -> None:
-        super().__init__(autowrap_functions=leaf_functions)
-        self._leaf_modules, self._opaque = leaf_modules, frozenset(opaque)
-        self.failed_in = ""
-        self._split_off: list[nn.Module] = []
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        if qualified_name in self._opaque:
-            return True
-        if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm, *self._leaf_modules)):
-            return True
-        if type(module).__name__ in _LEAF_NAMES or type(module).__module__.startswith("timm.layers.activations"):
-            return True
-        return super().is_leaf_module(module, qualified_name) or is_elementwise_module(module)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if any(m is each for each in self._split_off):
-            return args[0]  # a container runs all that it holds; this one was called behind its norm
-        try:
-            value = super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed_in = self.failed_in or self.path_of_module(m)
-            raise
-        if isinstance(m, (NormBeforeAct, SyncNormBeforeAct)) and m.act_name:
-            parent = self.root.get_submodule(self.path_of_module(m).rpartition(".")[0])
-            activation = parent.get_submodule(m.act_name)
-            self._split_off.append(activation)
-            return super().call_module(activation, activation.forward, (value,), {})
-        return value
-
-
-def _leaf_rules() -> tuple[tuple[type[nn.Module], ...], tuple[Callable[..., Any], ...]]:
-    """Return timm's own list of what must not be traced through; nothing where timm is absent."""
-    try:
-        from timm.models import _features_fx
-    except ImportError:
-        return (), ()
-    rules: Any = _features_fx
-    modules = tuple(kind for kind in rules.get_notrace_modules() if kind.__name__ not in _TRACED_ANYWAY)
-    return modules, tuple(rules.get_notrace_functions())
-
-
-def trace_module(model: nn.Module) -> tuple[fx.GraphModule, tuple[str, ...]]:
+def trace_module(model: nn.Module, inputs: Images) -> tuple[fx.GraphModule, tuple[Install, ...], tuple[str, ...]]:
     """Trace a normalised copy of ``model`` in eval mode; the model itself is left untouched.
 
     A part that cannot be traced stays whole, as one node: first the innermost module that fails, then, where the code
     around it cannot do with that, the module that holds it.
 
+    Args:
+        model: any module.
+        inputs: what it runs on, of the dtype and on the device that it takes; their shapes are known to its code.
+
     Returns:
-        The traced module, and one note for each part that stayed whole.
+        The traced module, its nodes with shapes; what puts the constants that it made on a
+        copy of the model; and one note for each part that stayed whole.
 
     Raises:
         UnsupportedGraphError: the model's own forward cannot be traced; names the line and the cause.
     """
-    root = normalise_modules(model).eval()
-    leaf_modules, leaf_functions = _leaf_rules()
+    untraced = normalise_modules(model).eval()
+    own_tensors = {name for name, _ in (*untraced.named_parameters(), *untraced.named_buffers())}
     opaque: dict[str, str] = {}
     while True:
-        tracer = _Tracer(leaf_modules, leaf_functions, opaque)
+        # Each time on a copy, less its parameters: the forward may keep what it is given, which is no tensor now.
+        root = copy.deepcopy(untraced, {id(parameter): parameter for parameter in untraced.parameters()})
+        for part in root.modules():
+            if isinstance(part, nn.Conv2d):
+                computes_conv(part)  # found by running it, which tracing would listen to
+        tracer = Tracer(inputs, opaque)
         try:
             graph = tracer.trace(root)
             break
         except Exception as error:
             cause = " ".join(str(error).split())[:200]
-            part = tracer.failed_in
-            if not part or part in opaque:
+            part_name = tracer.failed_in
+            if not part_name or part_name in opaque:
                 raise UnsupportedGraphError(
                     f"model {type(model).__name__} cannot be traced in its own forward{_source_line(error)}: {cause}; "
                     "move that code into a module of its own, which then stays whole, or write it without "
                     "control flow that depends on data"
                 ) from error
-            opaque = {name: why for name, why in opaque.items() if not name.startswith(f"{part}.")}
-            kind = type(root.get_submodule(part)).__name__
-            opaque[part] = f"{part} ({kind}) is kept whole, since it cannot be traced{_source_line(error)}: {cause}"
-    return fx.GraphModule(root, graph, class_name=type(model).__name__), tuple(opaque.values())
+            opaque = {name: why for name, why in opaque.items() if not name.startswith(f"{part_name}.")}
+            kind = type(root.get_submodule(part_name)).__name__
+            opaque[part_name] = (
+                f"{part_name} ({kind}) is kept whole, since it cannot be traced{_source_line(error)}: {cause}"
+            )
+    installs = tuple(_constants(graph, root, own_tensors))
+    for install in installs:
+        install(untraced)
+    module = fx.GraphModule(untraced, graph, class_name=type(model).__name__)
+    if tracer.num_unknown:
+        _record_shapes(module, inputs)
+    return module, installs, tuple(opaque.values())
+
+
+def _constants(graph: fx.Graph, root: nn.Module, own: set[str]) -> Iterable[Install]:
+    """Yield what puts the tensors that the forward made, for example ``torch.arange(8)``, on a copy of the model."""
+    names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
+    for name in names:
+        owner, _, own_name = name.rpartition(".")
+        value = getattr(root.get_submodule(owner), own_name, None)
+        if name not in own and not owner and isinstance(value, torch.Tensor):
+            yield partial(_install_constant, name=name, value=value.detach().clone())
+
+
+def _install_constant(root: nn.Module, *, name: str, value: torch.Tensor) -> None:
+    if not hasattr(root, name):
+        device = next((each.device for each in (*root.parameters(), *root.buffers())), value.device)
+        root.register_buffer(name, value.detach().clone().to(device))
 
 
 def _source_line(error: Exception) -> str:
@@ -157,18 +136,23 @@ def trace_network(
     if not inputs or not all(isinstance(value, torch.Tensor) for value in inputs):
         found = ", ".join(type(value).__name__ for value in inputs) or "an empty tuple"
         raise UsageError(f"example_input: expected a tensor [N, C, H, W], or a tuple of tensors, got {found}")
-    module, notes = trace_module(model)
-    _check_count(model, module, inputs)
-    installs = _normalise_graph(model, module, inputs)
+    check_weights(model)
+    _check_count(model, inputs)
+    inputs = tuple(_as_model(value, model) for value in inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
+    chosen = tuple(varied(value, seed=number) for number, value in enumerate(inputs))
+    trial = first_trial(model, chosen, is_varied=chosen[0] is inputs[0])
+    module, constants, notes = trace_module(model, trial.batches[0])
+    found, rewrites = _normalise_graph(module, trial.batches[0])
     network = describe_graph(
-        module, installs, shapes, excluded=excluded, merge_pooling=merge_pooling, notes=notes
+        module, (*constants, *rewrites), shapes, excluded=excluded, merge_pooling=merge_pooling, notes=notes
     )
+    # Only now: shapes are those of the images that it was tried with, and this is what is remembered of the input.
+    for node, shape in zip((n for n in module.graph.nodes if n.op == "placeholder"), shapes, strict=True):
+        node.meta["shape"] = shape
+    check_traced(model, trial, module, found, network.macs, network.graph.on)
     if not network.layers:
-        parts = f" ({'; '.join(notes)})" if notes else ""
-        raise UnsupportedGraphError(
-            f"model {type(model).__name__} has no conv in any chain, so there is nothing to merge{parts}; give a CNN"
-        )
+        raise UnsupportedGraphError(f"model {type(model).__name__} {_why_no_layers(module, network)}")
     return network
 
 
@@ -178,7 +162,7 @@ def trace_again(model: nn.Module, net: Network) -> Network:
     Raises:
         UsageError: it is another network.
     """
-    inputs = tuple(torch.zeros(shape) for shape in net.input_shapes)
+    inputs = tuple(example_images(shape) for shape in net.input_shapes)
     again = trace_network(model, inputs, net.graph.excluded, merge_pooling=net.graph.merge_pooling)
     if again.hash != net.hash:
         raise UsageError(f"net of hash {net.hash} was not traced from this {type(model).__name__}, whose network has "
@@ -186,29 +170,56 @@ def trace_again(model: nn.Module, net: Network) -> Network:
     return again
 
 
-def _check_count(model: nn.Module, module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> None:
+def check_weights(model: nn.Module) -> None:
+    """Raise UsageError where a model holds weights that are no numbers."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise UsageError(f"weights: {name} has no values yet (device meta); load the model's weights first")
+        if value.is_floating_point() and not value.is_sparse and not value.is_quantized:
+            num_nan = int(value.detach().float().isnan().sum()) if value.numel() else 0
+            if num_nan:
+                raise UsageError(f"weights: {name} holds NaN ({num_nan} of {value.numel()} values); load weights of a "
+                                 "training that did not diverge")
+
+
+def _as_model(value: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Return an input in the dtype and on the device of a model's weights."""
+    weights = next((each for each in model.parameters() if each.is_floating_point()), None)
+    if weights is None:
+        return value
+    return value.to(weights) if value.is_floating_point() else value.to(weights.device)
+
+
+def _why_no_layers(module: fx.GraphModule, network: Network) -> str:
+    """Return why nothing of a model can be merged, and what would help."""
+    num_convs = sum(isinstance(part, nn.Conv2d) for part in module.modules())
+    if network.notes:
+        return f"has no conv in any chain, so there is nothing to merge ({'; '.join(network.notes)})"
+    if not num_convs:
+        return "has no conv in any chain, so there is nothing to merge: it holds no Conv2d; give a CNN"
+    reasons = dict.fromkeys(each.reason for each in network.barriers if "conv" in each.kind.lower())
+    return f"has no conv in any chain, so there is nothing to merge, though it holds {num_convs}: {'; '.join(reasons)}"
+
+
+def _check_count(model: nn.Module, inputs: Images) -> None:
     """Raise UsageError unless there is a tensor for each argument of the model that has no default."""
-    arguments = [node for node in module.graph.nodes if node.op == "placeholder"]
-    if any(str(node.target).startswith("*") for node in arguments):
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return
-    needed = sum(not node.args for node in arguments)
-    if not needed <= len(inputs) <= len(arguments):
-        names = ", ".join(str(node.target) for node in arguments)
+    names = argument_names(model, len(inputs))
+    needed = sum(each.name in names and each.default is each.empty for each in parameters)
+    if not needed <= len(inputs) <= len(names):
         raise UsageError(
-            f"example_input holds {len(inputs)} tensors; {type(model).__name__} takes ({names}), "
+            f"example_input holds {len(inputs)} tensors; {type(model).__name__} takes ({', '.join(names)}), "
             "give one for each, as a tuple"
         )
 
 
-def _normalise_graph(
-    model: nn.Module, module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]
-) -> tuple[Install, ...]:
-    """Write a traced graph, in place, in one vocabulary, record its shapes, and check that it still is the model."""
-    _record_shapes(module, inputs)
+def _normalise_graph(module: fx.GraphModule, inputs: Images) -> tuple[Any, tuple[Install, ...]]:
+    """Write a traced graph, in place, in one vocabulary, and record its shapes; return its outputs and the installs."""
     make_functional(module.graph, module)
     installs = rewrite_graph(module)
-    _check_same_output(model, module, inputs, _record_shapes(module, inputs))
-    return installs
+    return _record_shapes(module, inputs), installs
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -219,42 +230,6 @@ class _ShapeRecorder(fx.Interpreter):
         return value
 
 
-def _record_shapes(module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> Any:
+def _record_shapes(module: fx.GraphModule, inputs: Images) -> Any:
     """Run once, store each node's output shape, return the output; weights and inputs stay as they are."""
-    try:
-        with torch.no_grad():
-            return _ShapeRecorder(module).run(*(copy.deepcopy(value) for value in inputs))
-    except Exception as error:
-        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
-        cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UnsupportedGraphError(
-            f"example_input of shape {shapes} does not run through {type(module).__name__}: {cause}; "
-            "give the input size and channels that the model was made for"
-        ) from error
-
-
-def _check_same_output(model: nn.Module, module: fx.GraphModule, inputs: tuple[torch.Tensor, ...], found: Any) -> None:
-    """Refuse a graph that does not compute the model: what fx did not see would be missing in every result.
-
-    Raises:
-        UnsupportedGraphError: the outputs differ.
-    """
-    with torch.no_grad():
-        expected = copy_module(model).eval()(*(copy.deepcopy(value) for value in inputs))
-    for ours, theirs in zip(_tensors(found), _tensors(expected), strict=False):
-        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-        if ours.shape != theirs.shape or not torch.allclose(
-            ours.double(), theirs.double(), rtol=0, atol=1e-3 * scale + 1e-12, equal_nan=True
-        ):
-            raise UnsupportedGraphError(
-                f"model {type(model).__name__}: its traced graph computes something else on the example input; "
-                "it changes tensors in place or depends on more than its input, rewrite that part"
-            )
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for each in value for tensor in _tensors(each)] if isinstance(value, (list, tuple)) else []
+    return run(_ShapeRecorder(module).run, inputs)

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from layerfold.graph.conv_forwards import computes_conv, inherits_forward, padding_at, pads_by_itself
 from layerfold.graph.elementwise import constants_of, is_elementwise_call, is_elementwise_module
 from layerfold.graph.linear_modules import ChannelScale, PaddedConv2d, StridedSlice
-from layerfold.graph.normalise import NormBeforeAct, SyncNormBeforeAct
 from layerfold.graph.rewrites.constants import is_number
 from layerfold.graph.rewrites.sums import adds_feature_maps
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Padding, Pair, Shape
-from layerfold.graph.weights import derives_weight, has_other_hooks, is_plain_conv, pads_to_same_size
+from layerfold.graph.weights import derives_weight, has_other_hooks, pads_to_same_size
 
 
 class Role(enum.Enum):
@@ -83,12 +83,12 @@ def conv_obstacle(module: nn.Module) -> str | None:
     """Return why a conv cannot join a chain, or None if it can."""
     if not isinstance(module, nn.Conv2d):
         return "not a 2-d convolution"
-    if not is_plain_conv(module) and not derives_weight(module):
-        return f"{type(module).__name__} is a conv with a forward of its own"
-    if module.padding_mode != "zeros":
-        return f"padding mode {module.padding_mode!r} is not zero padding"
     if has_other_hooks(module):
         return "a hook on it may do anything; remove the hook before tracing"
+    if not computes_conv(module) and not derives_weight(module):
+        return f"{type(module).__name__} is a conv with a forward of its own, which computes something else"
+    if module.padding_mode != "zeros":
+        return f"padding mode {module.padding_mode!r} is not zero padding"
     return None
 
 
@@ -121,6 +121,10 @@ def conv_spec(module: nn.Conv2d, input_size: Pair) -> ConvSpec:
         padding = ((top, bottom), (left, right))
     elif pads_to_same_size(module):
         padding = _same_padding(input_size, kernel_size, stride, dilation)
+    elif not derives_weight(module) and pads_by_itself(module):
+        found = padding_at(module, input_size)
+        assert found is not None  # else it has no role
+        padding = found
     elif module.padding == "same":
         padding = _torch_same_padding(kernel_size, dilation)
     elif module.padding == "valid":
@@ -160,7 +164,7 @@ def is_norm(module: nn.Module) -> bool:
     """Say whether a module is a per-channel scale and shift in eval mode."""
     if has_other_hooks(module):
         return False
-    if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm, NormBeforeAct, SyncNormBeforeAct):
+    if isinstance(module, _BatchNorm) and inherits_forward(module, nn.BatchNorm2d, nn.SyncBatchNorm):
         return module.running_mean is not None
     # A subclass may do more than normalise; torchvision's frozen one is known not to.
     return type(module) is ChannelScale or type(module).__name__ == "FrozenBatchNorm2d"
@@ -235,8 +239,8 @@ def role_of(node: fx.Node, modules: dict[str, nn.Module]) -> Role:
     """Return the role of a node; a conv or norm that cannot join a chain is OTHER."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        if conv_obstacle(module) is None:
-            return Role.CONV
+        if isinstance(module, nn.Conv2d):
+            return Role.CONV if conv_obstacle(module) is None and _has_padding(node, module) else Role.OTHER
         if is_norm(module):
             return Role.NORM
         if type(module) is StridedSlice:
@@ -255,6 +259,14 @@ def role_of(node: fx.Node, modules: dict[str, nn.Module]) -> Role:
         if getattr(node.target, "__name__", "") == "stochastic_depth":
             return Role.PASS
     return Role.ACTIVATION if activation_spec(node, modules) is not None else Role.OTHER
+
+
+def _has_padding(node: fx.Node, conv: nn.Conv2d) -> bool:
+    """Say whether a conv's padding at the traced size is known."""
+    if derives_weight(conv) or not pads_by_itself(conv):
+        return True
+    shape = node.all_input_nodes[0].meta.get("shape", ())
+    return len(shape) == 4 and padding_at(conv, (shape[2], shape[3])) is not None
 
 
 def _covers_whole_windows(node: fx.Node, module: nn.AvgPool2d) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from layerfold.graph.examples import example_images
 from layerfold.graph.linear_modules import PaddedConv2d
 
 _STANDARDISED = frozenset({"StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"})
@@ -97,7 +98,7 @@ class _WeightRecorder(TorchFunctionMode):
 def _derived_weight(conv: nn.Conv2d) -> torch.Tensor:
     reach = [(size - 1) * step + 1 for size, step in zip(conv.kernel_size, conv.dilation, strict=True)]
     some = next(conv.parameters())
-    x = torch.zeros(1, conv.in_channels, *reach, device=some.device, dtype=some.dtype)
+    x = example_images((1, conv.in_channels, *reach), device=some.device, dtype=some.dtype)
     recorder = _WeightRecorder()
     was_training = conv.training
     conv.eval()  # a spectral norm takes a step of its power iteration at every pass in train mode

@@ -84,8 +84,10 @@ def merge_network(
                 affine, spec = cut_zero_borders(affine, spec)
             if tolerance is not None:
                 _check_segment(segment, affine, spec, tolerance)
-            dtype = next((each.dtype for each in segment.parameters()), torch.get_default_dtype())
-            set_submodule(merged, name, make_conv(spec, affine, dtype))
+            # A segment of poolings has no weights of its own: it takes the network's dtype and device.
+            like = next((each for each in (*segment.parameters(), *merged.parameters()) if each.is_floating_point()),
+                        affine.bias)
+            set_submodule(merged, name, make_conv(spec, affine, like.dtype).to(like.device))
             convs[name] = MergedConv(
                 start=segment.start, end=segment.end, conv=spec, macs_before=segment.macs,
                 macs_after=spec.macs(segment.input_shape),

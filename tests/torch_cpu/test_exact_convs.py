@@ -172,10 +172,10 @@ class _ConvThatDoesMore(nn.Conv2d):
         return super().forward(x).abs()
 
 
-def test_conv_with_a_forward_of_its_own_is_a_barrier() -> None:
+def test_conv_with_a_forward_that_does_more_is_read_as_what_it_does() -> None:
     net = check(nn.Sequential(nn.Conv2d(3, 4, 1), _ConvThatDoesMore(4, 4, 3), nn.Conv2d(4, 4, 3)), (1, 3, 9, 9))
-    assert chains(net) == [(0, 1), (1, 2)]
-    assert "forward of its own" in barriers(net)["_ConvThatDoesMore"]
+    assert chains(net) == [(0, 3)]
+    assert [layer.activation.kind if layer.activation else None for layer in net.layers] == [None, "abs", None]
 
 
 def _foreign_same_padding() -> type[nn.Conv2d]:
@@ -185,10 +185,11 @@ def _foreign_same_padding() -> type[nn.Conv2d]:
     return type("Conv2dSame", (nn.Conv2d,), {"forward": forward})
 
 
-def test_class_that_only_shares_its_name_with_a_known_one_is_a_barrier() -> None:
+def test_class_that_shares_its_name_with_a_known_one_is_read_by_what_it_computes() -> None:
     kind = _foreign_same_padding()
     net = check(nn.Sequential(nn.Conv2d(3, 4, 1), kind(4, 4, 3), nn.Conv2d(4, 4, 1)), (1, 3, 9, 9))
-    assert chains(net) == [(0, 1), (1, 2)]
+    assert chains(net) == [(0, 3)]
+    assert net.layer(2).conv.padding == ((2, 0), (2, 0))
 
 
 def test_hook_of_a_conv_is_not_lost() -> None:

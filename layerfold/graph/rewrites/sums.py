@@ -57,7 +57,8 @@ def rewrite_sums(module: fx.GraphModule) -> Iterator[Install]:
         rest = [term for term in terms if term is not main]
         # The deepest of the rest is added last: what is nested inside it was added before.
         rest.sort(key=lambda term: depths[term], reverse=True)
-        _rebuild(node, adds, [main, *rest])
+        for number, total in enumerate(_rebuild(node, adds, [main, *rest]), start=2):
+            depths[total] = max(depths[term] for term in [main, *rest][:number])  # a term of a later tree, perhaps
     yield from ()
 
 
@@ -84,15 +85,18 @@ def _kernel(node: fx.Node, modules: dict[str, nn.Module]) -> int:
     return 0
 
 
-def _rebuild(root: fx.Node, adds: list[fx.Node], terms: list[fx.Node]) -> None:
-    """Write the sum of ``terms`` from left to right in place of the tree, just before its root."""
+def _rebuild(root: fx.Node, adds: list[fx.Node], terms: list[fx.Node]) -> list[fx.Node]:
+    """Write the sum of ``terms`` from left to right in place of the tree, just before its root; return its additions."""
     total = terms[0]
     graph = root.graph
+    totals = []
     for term in terms[1:]:
         with graph.inserting_before(root):
             new = graph.call_function(operator.add, (total, term))
         new.meta = dict(root.meta)
         total = new
+        totals.append(new)
     root.replace_all_uses_with(total)
     for add in adds:  # from the root down: each is unread when its turn comes
         graph.erase_node(add)
+    return totals
