@@ -97,7 +97,7 @@ def _padding_at(conv: nn.Conv2d, size: Pair, *, every_channel: bool) -> Padding 
     extent = _extent(conv)
     outputs = (found.shape[2], found.shape[3])
     totals = [(outputs[a] - 1) * conv.stride[a] + extent[a] - size[a] for a in (0, 1)]
-    most = [max(totals[a], extent[a] - 1, 0) for a in (0, 1)]
+    most = [max(totals[a] + conv.stride[a] - 1, extent[a] - 1, 0) for a in (0, 1)]
     dense = F.conv2d(
         F.pad(x, (most[1], most[1], most[0], most[0])), weight, bias, 1, 0, conv.dilation,
         conv.groups if every_channel else 1,

@@ -24,9 +24,11 @@ Images = tuple[torch.Tensor, ...]
 """One batch: a tensor for each of a model's inputs, images first."""
 
 _OF_VARIATION = {torch.float64: 1e-6, torch.float32: 1e-3}
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""The most that rounding may explain, of the largest output; in half precision more."""
 _OF_SCALE_EXACT = 1e-11
 """In float64: what is no difference at all, of the largest output, however little that varies."""
-_OF_SCALE, _OF_VARIATION_ROUNDED = 1e-3, 0.05
+_OF_VARIATION_ROUNDED = 0.05
 """Where float64 cannot be had."""
 
 
@@ -111,15 +113,17 @@ class Agreement:
         self.difference = difference(found, expected, [len(batch[0]) for batch in batches])
         if self.difference.is_blind:
             return BLIND if any(True for each in expected for _ in _leaves(each)) else EMPTY
-        if self.difference.of_variation <= _OF_VARIATION.get(_dtype_of(expected), 1e-3):
+        dtype = _dtype_of(expected)
+        if self.difference.of_variation <= _OF_VARIATION.get(dtype, 1e-3):
             return ""
         again = difference([run(self.reference, batch) for batch in batches], expected, [len(b[0]) for b in batches])
         if again.of_variation > 1e-3 and again.of_scale > 1e-5:
             return RANDOM
+        if self.difference.of_scale > _ROUNDING.get(dtype, 0.1):
+            return OTHER
         precise = self._in_float64(batches)
         if precise is None:
-            is_close = self.difference.of_scale <= _OF_SCALE and self.difference.of_variation <= _OF_VARIATION_ROUNDED
-            return "" if is_close else OTHER
+            return "" if self.difference.of_variation <= _OF_VARIATION_ROUNDED else OTHER
         self.difference = precise
         is_same = precise.of_variation <= _OF_VARIATION[torch.float64] or precise.of_scale <= _OF_SCALE_EXACT
         return "" if is_same else OTHER
@@ -224,7 +228,8 @@ def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif is_dataclass(value):
         inner = [(each.name, getattr(value, each.name)) for each in fields(value)]
     else:
-        yield path, value
+        # An array, as a runtime answers with.
+        yield path, torch.as_tensor(value) if hasattr(value, "__array__") else value
         return
     for key, each in inner:
         yield from _parts(each, f"{path}/{key}")
