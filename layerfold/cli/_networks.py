@@ -26,11 +26,9 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
 
 def trace_of(arguments: argparse.Namespace, loaded: LoadedModel) -> Network:
     """Trace a loaded model at its input shape."""
-    import torch
+    from layerfold.graph import example_images, trace_network
 
-    from layerfold.graph import trace_network
-
-    example = torch.zeros(1, *loaded.input_shape)
+    example = example_images((1, *loaded.input_shape))
     return trace_network(loaded.module, example, arguments.exclude, merge_pooling=arguments.merge_pooling)
 
 

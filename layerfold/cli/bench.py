@@ -72,9 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _onnx_of(args: argparse.Namespace, source: str) -> bytes:
     """Return a network as ONNX: read, or exported from its form or its model."""
-    import torch
-
     from layerfold.export import export_onnx
+    from layerfold.graph import example_images
     from layerfold.merge import load_form
     from layerfold.models import load_model
 
@@ -88,13 +87,13 @@ def _onnx_of(args: argparse.Namespace, source: str) -> bytes:
         form = load_form(path)
         shape = form.recipe.input_shape
         dtype = next(form.module.parameters()).dtype
-        return export_onnx(form.module, torch.zeros(args.batch, *shape, dtype=dtype))
+        return export_onnx(form.module, example_images((args.batch, *shape), dtype=dtype))
     if ":" not in source:
         raise UsageError(f"NETWORK {source}: give a .onnx file, a .safetensors file of `layerfold merge`, or a MODEL "
                          "such as timm:mobilenetv2_100")
     asked = args.input
     loaded = load_model(source, num_classes=args.num_classes, in_channels=None if asked is None else asked[0])
-    return export_onnx(loaded.module, torch.zeros(args.batch, *(asked or loaded.input_shape)))
+    return export_onnx(loaded.module, example_images((args.batch, *(asked or loaded.input_shape))))
 
 
 def _short_name(source: str) -> str:

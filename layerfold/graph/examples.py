@@ -1,4 +1,4 @@
-"""Random images to run a network on: never zeros, on which a network may divide by nothing and hides what it computes."""
+"""Random images to run a network on: never zeros, on which a network may divide by zero and hide what it computes."""
 
 from __future__ import annotations
 

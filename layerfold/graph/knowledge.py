@@ -127,7 +127,7 @@ def _call(
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Apply ``change`` to every proxy in nested arguments. What a value is says its type: proxies are of many classes."""
+    """Apply ``change`` to every proxy in nested arguments. Asked by type: a proxy says it is something else."""
     kind = type(value)
     if issubclass(kind, fx.Proxy):
         return change(value)

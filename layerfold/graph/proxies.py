@@ -11,13 +11,13 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch.fx.proxy import TraceError
 
-from layerfold.graph.knowledge import Known, differ, evaluate, holds_tensor
+from layerfold.graph.knowledge import Known, evaluate, holds_tensor
 
 _OF_VALUES = "control flow that depends on the values of a tensor"
 _OF_BATCH = "control flow that depends on the number of images in a batch"
@@ -43,7 +43,7 @@ class ValueProxy(fx.Proxy):
         return ValueAttribute(self, k)
 
     # What `isinstance` asks. (No zero-argument `super()` in this class: it reads the same name.)
-    __class__ = property(lambda self: type(self) if known_of(self) is None else type(known_of(self).value))  # type: ignore[assignment]
+    __class__ = property(lambda self: _class_of(self))
 
     def decided(self) -> Any:
         """Return the value, for code that goes on by it.
@@ -60,17 +60,19 @@ class ValueProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         known = known_of(self)
-        value = None if known is None else known.value
+        value: Any = None if known is None else known.value
+        own: Any = self
         if isinstance(value, (dict, str)):
             return iter(value)
-        if isinstance(value, (tuple, list)) or (isinstance(value, torch.Tensor) and value.dim() and not known.counts_images):  # type: ignore[union-attr]
-            return (self[i] for i in range(len(self)))
+        is_constant = known is not None and isinstance(value, torch.Tensor) and not known.counts_images
+        if (is_constant and bool(value.dim())) or isinstance(value, (tuple, list)):
+            return (own[i] for i in range(len(own)))
         # An unpacking like `q, k, v = x` says itself how many there are.
         frame: Any = inspect.currentframe()
         count = _unpacked(frame.f_back)
         if count is None:
             raise UndecidedError(_OF_BATCH if isinstance(value, torch.Tensor) and value.dim() else _OF_VALUES)
-        return (self[i] for i in range(count))
+        return (own[i] for i in range(count))
 
     def __len__(self) -> int:
         length = evaluate(len, (self,), {})
@@ -141,9 +143,9 @@ class ValueAttribute(ValueProxy):
         self._node = node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        known = known_of(self.root)
+        known, root = known_of(self.root), cast(Any, self.root)
         if known is not None and isinstance(known.value, dict) and self.attr in ("keys", "values", "items"):
-            pairs = [(key, self.root[key]) for key in known.value]
+            pairs = [(key, root[key]) for key in known.value]
             return [pair[0] if self.attr == "keys" else pair[1] if self.attr == "values" else pair for pair in pairs]
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
 
@@ -152,6 +154,11 @@ def known_of(proxy: fx.Proxy) -> Known | None:
     """Return what a proxy knows, without asking it for an attribute that its value might have."""
     known: Known | None = proxy.__dict__.get("known")
     return known
+
+
+def _class_of(proxy: fx.Proxy) -> type:
+    known = known_of(proxy)
+    return type(proxy) if known is None else type(known.value)
 
 
 def with_item(x: torch.Tensor, index: Any, value: Any) -> torch.Tensor:

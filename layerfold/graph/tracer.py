@@ -75,7 +75,8 @@ class Tracer(fx.Tracer):
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
 
         def run(root: nn.Module, *inputs: Any) -> Any:
-            return root._call_impl(*inputs)  # with the hooks on the root, and whatever forward it has
+            call: Any = root._call_impl
+            return call(*inputs)  # with the hooks on the root, and whatever forward it has
 
         return run, [self.root, *proxies]
 
@@ -89,7 +90,7 @@ class Tracer(fx.Tracer):
     def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *more: Any, **options: Any
     ) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *more, **options)
         if issubclass(type(proxy), ValueProxy):
             with self._plainly():
                 proxy.known = self._known(kind, target, args, kwargs)
@@ -120,7 +121,7 @@ class Tracer(fx.Tracer):
             self._is_evaluating = before
 
     def _is_foreign(self) -> bool:
-        """Say whether the call that torch.fx caught is none of the traced model's own: of another thread, for example."""
+        """Say whether a call that torch.fx caught is none that it traces: one of another thread, for example."""
         return self._is_evaluating or threading.get_ident() != self._thread
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

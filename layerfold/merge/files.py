@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, fx, nn
 
 from layerfold.arguments import shown
 from layerfold.errors import SolutionError, UsageError, nearest_names
 from layerfold.files import read_json, replacing_all
-from layerfold.graph import Network, trace_network
+from layerfold.graph import Network, example_images, trace_network
 from layerfold.graph.specs import ConvSpec, Shape
 from layerfold.merge.algebra import AffineConv
 from layerfold.merge.deploy_form import make_conv, merge_network, set_submodule
@@ -144,8 +143,8 @@ class LoadedForm:
 
     @property
     def example_input(self) -> Tensor:
-        """Zeros [1, channels, height, width] of the shape that the network was traced with."""
-        return torch.zeros(1, *self.recipe.input_shape)
+        """A random image [1, channels, height, width] of the shape that the network was traced with."""
+        return example_images((1, *self.recipe.input_shape))
 
 
 def save_form(
@@ -268,7 +267,7 @@ def _build(
         loaded = load_model(recipe.model, num_classes=recipe.num_classes, in_channels=recipe.in_channels)
         model = loaded.module
     net = trace_network(
-        model, torch.zeros(1, *recipe.input_shape), exclude=recipe.exclude, merge_pooling=recipe.merge_pooling
+        model, example_images((1, *recipe.input_shape)), exclude=recipe.exclude, merge_pooling=recipe.merge_pooling
     )
     module = build_train_form(model, net, recipe.solution).eval()
     if kind == "train":

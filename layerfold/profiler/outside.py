@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from layerfold.export.onnx import export_onnx
+from layerfold.graph import example_images
 from layerfold.graph.network import Network
 
 
@@ -75,7 +76,7 @@ def outside_graph(model: nn.Module, net: Network, *, batch: int = 1, dtype: str 
     if wanted:
         torch_dtype = getattr(torch, dtype)
         module = net.graph.on(model, graph).eval().to(torch_dtype)
-        examples = tuple(torch.zeros(_shape(node, batch), dtype=torch_dtype) for node in inputs)
+        examples = tuple(example_images(_shape(node, batch), dtype=torch_dtype) for node in inputs)
         onnx_bytes = export_onnx(module, examples, input_names=[names[node] for node in inputs],
                                  output_names=[names[node] for node in wanted])
     return OutsideGraph(

@@ -24,9 +24,10 @@ def conv_class(forward: Callable[..., Any] | None, **attributes: Any) -> type[nn
 
 def pads_to_same(self: Any, x: Tensor) -> Tensor:
     """As efficientnet_pytorch does: what is missing follows from the image's size."""
+    settings = zip(x.size()[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
     totals = [
         max((math.ceil(size / step) - 1) * step + (kernel - 1) * dilation + 1 - size, 0)
-        for size, kernel, step, dilation in zip(x.size()[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
+        for size, kernel, step, dilation in settings
     ]
     if any(total > 0 for total in totals):
         height, width = totals
@@ -139,7 +140,8 @@ def test_a_forward_set_on_one_module_alone_is_not_lost() -> None:
     norm.forward = types.MethodType(lambda self, x: x * 3, norm)
     activation.forward = types.MethodType(lambda self, x: x + 1, activation)
     net = check(nn.Sequential(*convs, norm, activation, nn.Conv2d(4, 4, 3)), (1, 3, 9, 9))
-    assert net.layer(2).activation is not None and net.layer(2).activation.kind == "tanh"
+    assert net.layer(2).activation is not None
+    assert net.layer(2).activation.kind == "tanh"
 
 
 def test_norm_class_without_a_forward_of_its_own_is_folded() -> None:

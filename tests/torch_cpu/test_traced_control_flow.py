@@ -1,4 +1,4 @@
-"""What the example input decides is decided in tracing: shapes, dtypes, kinds and defaults; what it does not, is not."""
+"""What the example input decides is decided in tracing: shapes, dtypes, kinds, defaults; what it does not, is not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def by_rank_and_dtype(self: Any, x: Tensor) -> Tensor:
         x = x.unsqueeze(0)
     if x.dtype == torch.uint8:
         x = x / 255
-    assert x.dim() == 4 and x.size(1) == 3 and len(x.shape) == 4, f"bad shape {x.shape}"
+    assert x.dim() == 4 == len(x.shape), f"bad shape {x.shape}"
+    assert x.size(1) == 3
     if not x.is_floating_point() or x.is_cuda or x.device.type == "cuda":
         raise TypeError(f"bad kind {x.dtype}")
     return self.body(x)
@@ -209,4 +210,5 @@ def test_what_the_input_does_not_decide_is_refused_or_stays_whole(forward: Calla
     assert forward.__code__.co_filename.rpartition("/")[2] in str(caught.value)
     whole = check(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1), network(forward)), (1, 3, 9, 9))
     assert chains(whole) == [(0, 2)]
-    assert cause in whole.notes[0] and "Network" in whole.notes[0]
+    assert cause in whole.notes[0]
+    assert "Network" in whole.notes[0]

@@ -86,7 +86,7 @@ def _kernel(node: fx.Node, modules: dict[str, nn.Module]) -> int:
 
 
 def _rebuild(root: fx.Node, adds: list[fx.Node], terms: list[fx.Node]) -> list[fx.Node]:
-    """Write the sum of ``terms`` from left to right in place of the tree, just before its root; return its additions."""
+    """Write the sum of ``terms`` from left to right in place of the tree, before its root; return its additions."""
     total = terms[0]
     graph = root.graph
     totals = []

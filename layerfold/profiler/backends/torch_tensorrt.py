@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from layerfold.errors import ProfilerError
 from layerfold.profiler.backends.base import BackendBase, one_line
 from layerfold.profiler.backends.cuda import gpu_facts, has_gpu
+from layerfold.profiler.backends.onnxruntime import random_input
 from layerfold.profiler.backends.torch import GpuTorchRunner, input_specs
 
 
@@ -33,13 +34,15 @@ class TorchTensorRtBackend(BackendBase):
         return gpu_facts()
 
     def _compile(self, onnx_bytes: bytes) -> GpuTorchRunner:
+        import numpy as np
         import torch
         import torch_tensorrt
 
         from layerfold.profiler.backends.torch_graph import torch_module
 
         specs = input_specs(onnx_bytes)
-        examples = [torch.from_numpy(_zeros(shape, dtype)).cuda() for shape, dtype in specs.values()]
+        rng = np.random.default_rng(0)
+        examples = [torch.from_numpy(random_input(list(shape), dtype, rng)).cuda() for shape, dtype in specs.values()]
         try:
             module = torch_tensorrt.compile(
                 torch_module(onnx_bytes).cuda(), ir="dynamo", inputs=examples, min_block_size=1, disable_tf32=True,
@@ -48,9 +51,3 @@ class TorchTensorRtBackend(BackendBase):
             return GpuTorchRunner(module, specs, self.device, torch.contiguous_format, self.threads)
         except Exception as error:  # whatever its passes or TensorRT raise
             raise ProfilerError(f"torch_tensorrt refused the graph: {one_line(error)}") from error
-
-
-def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:
-    import numpy as np
-
-    return np.zeros(shape, dtype)
