@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -17,7 +17,7 @@ from typing import Any
 
 from layerfold.executor.places import Place, move_to
 from layerfold.executor.protocol import Report
-from layerfold.executor.shipping import Clerk, Parcel, unpacked
+from layerfold.executor.shipping import Clerk, Parcel, line_of, unpacked
 
 _ORPHANED = 1
 _GRACE_S = 3.0
@@ -84,10 +84,12 @@ class ProcessCrew:
     def _report(self, each: _Hired) -> Report:
         try:
             kind, value = each.pipe.recv()  # an answer may lie there though its sender is gone
-            return Report(each, kind, unpacked(kind, value))
         except (EOFError, OSError):
             self._bury(each)
             return Report(each, "dead", f"its process {_end_of(each.process.exitcode)}")
+        except Exception as error:  # of whatever class the answer is
+            return Report(each, "failed", f"its answer cannot be read here ({line_of(error)})")
+        return Report(each, kind, unpacked(kind, value))
 
     def _bury(self, each: _Hired) -> None:
         each.process.terminate()
@@ -104,14 +106,27 @@ def _work(pipe: Connection, parcel: Parcel, place: Place) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
-    move_to(place)
-    clerk = Clerk(parcel, place.torch_device)
+    os.dup2(2, 1)  # stdout is for results, and those are printed by the process that all began with
     try:
-        pipe.send(clerk.start())
+        move_to(place)
+        clerk = Clerk(parcel, place.torch_device)
+        _send(pipe, clerk.start())
         while True:
-            pipe.send(clerk.answer(pipe.recv()))
+            _send(pipe, clerk.answer(pipe.recv()))
     except (EOFError, OSError):
         return
+    except Exception as error:  # a task that cannot be read: as a traceback it would only be noise on stderr
+        with suppress(OSError):
+            pipe.send(("failed", line_of(error)))
+
+
+def _send(pipe: Connection, answer: tuple[str, Any]) -> None:
+    try:
+        pipe.send(answer)
+    except (EOFError, OSError):
+        raise
+    except Exception as error:  # whatever an object's own __reduce__ raises; nothing of it was sent yet
+        pipe.send(("failed", f"its answer cannot be sent back ({line_of(error)})"))
 
 
 def _end(*_: object) -> None:

@@ -38,8 +38,8 @@ def pack(make_worker: MakeWorker[Any, Any], dumps: Callable[[Any], bytes] = pick
     try:
         content = dumps(make_worker)
     except Exception as error:  # whatever an object's own __reduce__ raises
-        raise UsageError(f"the model or the images cannot be sent to another process ({_line(error)}); keep what they "
-                         "hold to weights, arrays and classes of an importable file, or use one worker") from error
+        raise UsageError(f"the model or the images cannot be sent to another process ({line_of(error)}); keep what "
+                         "they hold to weights, arrays and classes of an importable file, or use one worker") from error
     files = ((name, str(path)) for name, path in loaded_files().items() if name.encode() in content)
     return Parcel(tuple(files), content)
 
@@ -74,9 +74,11 @@ class Clerk:
         try:
             return name, work()
         except LayerfoldError as error:
-            return "refused", (type(error), str(error))
+            return "refused", (_known_class(error), str(error))
+        except SystemExit as error:
+            return "failed", f"the code of the model or the images ended its process (sys.exit({error.code!r}))"
         except Exception as error:  # anything that the model or a library raises: the task is tried again elsewhere
-            return "failed", _line(error)
+            return "failed", line_of(error)
 
 
 def unpacked(kind: str, value: Any) -> Any:
@@ -89,5 +91,11 @@ def unpacked(kind: str, value: Any) -> Any:
     return error
 
 
-def _line(error: BaseException) -> str:
+def _known_class(error: LayerfoldError) -> type[LayerfoldError]:
+    """Return its class, or the nearest one above that every process knows: a user's file may have its own."""
+    return next(cls for cls in type(error).__mro__ if cls.__module__ == LayerfoldError.__module__)
+
+
+def line_of(error: BaseException) -> str:
+    """Return class and message in one line of a bounded length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -29,6 +29,31 @@ class MakeWorker:
         return Worker(self.folder)
 
 
+class Odd(Exception):
+    def __init__(self, what):
+        super().__init__("many words " * 1000)
+        self.what = what
+
+
+class OwnError(TableError):
+    def __init__(self, text):
+        super().__init__(text)
+
+
+class Raises:
+    def __reduce__(self):
+        raise ValueError("not me")
+
+
+def fails(*_):
+    raise KeyError("cannot be made again")
+
+
+class Unreadable:
+    def __reduce__(self):
+        return fails, ()
+
+
 class Worker:
     def __init__(self, folder):
         self.folder = folder
@@ -44,6 +69,26 @@ class Worker:
             raise TableError("row 3: no number")
         if task == "broken":
             raise RuntimeError("out of memory")
+        if task == "unpicklable error":
+            raise Odd(lambda: 1)
+        if task == "unpicklable answer":
+            return lambda: 1
+        if task == "answer that raises":
+            return Raises()
+        if task == "unreadable answer":
+            return Unreadable()
+        if task == "ends":
+            raise SystemExit(0)
+        if task == "ends at once":
+            os._exit(3)
+        if task == "own refusal":
+            raise OwnError("row 4: mine")
+        if task == "no memory":
+            raise MemoryError
+        if task == "floods":
+            for _ in range(2000):
+                print("x" * 1000)
+            os.write(1, b"a library prints")
         return task.upper()
 """
 

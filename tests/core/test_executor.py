@@ -48,10 +48,36 @@ def test_workers_that_are_killed_cost_their_one_task(make_worker: Any, tmp_path:
 @pytest.mark.parametrize(("task", "says"), [
     ("killed", "killed: failed 2 times, the last time since its process was ended by signal 9"),
     ("broken", "broken: failed 2 times, the last time since RuntimeError: out of memory"),
+    ("unpicklable error", "failed 2 times, the last time since Odd: many words many"),
+    ("unpicklable answer", "failed 2 times, the last time since its answer cannot be sent back .*lambda"),
+    ("answer that raises", "failed 2 times, the last time since its answer cannot be sent back .ValueError: not me"),
+    ("unreadable answer", "failed 2 times, the last time since its answer cannot be read here .KeyError"),
+    ("ends", r"failed 2 times, the last time since the code .* ended its process .sys.exit.0"),
+    ("ends at once", "failed 2 times, the last time since its process ended with code 3"),
+    ("no memory", "failed 2 times, the last time since MemoryError"),
 ])
-def test_a_task_that_fails_again_and_again_is_named(make_worker: Any, task: str, says: str) -> None:
-    with Executor(workers=2, retries=1).open(make_worker) as pool, pytest.raises(ExecutorError, match=says):
+def test_a_task_that_fails_again_and_again_is_named(
+    make_worker: Any, task: str, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Executor(workers=2, retries=1).open(make_worker) as pool, pytest.raises(ExecutorError, match=says) as raised:
         list(pool.map_unordered([[task]]))
+    assert len(str(raised.value)) < 600
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_of_a_users_own_class_is_the_nearest_that_every_process_knows(make_worker: Any) -> None:
+    with Executor(workers=2).open(make_worker) as pool, pytest.raises(TableError, match=r"^row 4: mine$") as raised:
+        list(pool.map_unordered([["own refusal"]]))
+    assert type(raised.value) is TableError
+
+
+def test_what_workers_print_never_reaches_stdout(make_worker: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    with Executor(workers=2).open(make_worker) as pool:
+        assert dict(pool.map_unordered([["floods"]])) == {"floods": "FLOODS"}
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err) > 2_000_000
+    assert "a library prints" in err
 
 
 def test_an_error_that_a_user_can_cause_comes_back_as_it_is_and_is_not_tried_again(
