@@ -167,6 +167,9 @@ def test_better_wholes_are_taken_where_they_keep_the_budget(chain, monkeypatch: 
         better = {each.plan for each in score.asked if score.of(each) > scores[-1]}
         assert better <= {(each.merge_pos, None) for each in found.trials}, "what is better was timed, and too slow"
         climbed, refused = climbed + len(scores) - 1, refused + len(better)
+        # Every layer has an activation: where merging stops it stays, in all that is timed, scored or chosen.
+        plans = [*found.trials, *score.asked, *(turn.solution for turn in found.rounds), found.solution]
+        assert all(each.act_pos == each.merge_pos for each in plans)
     assert climbed >= 5
     assert refused >= 1
 
