@@ -95,11 +95,13 @@ def _finetune(args: argparse.Namespace) -> int:
     output = Path(args.output)
     checkpoint, log, plot = (Path(f"{output}.{name}") for name in ("checkpoint", "log.csv", "png"))
     other = output.with_suffix(f".{'last' if options.keep == 'best' else 'best'}.safetensors")
-    check_outputs(args, Output(flag="-o", path=output, suffixes=(".safetensors",)))
-    for path in (log, plot):  # the first part of a run that is resumed has left them
-        check_output(path, overwrite=args.overwrite or checkpoint.exists())
+    # A run that is resumed may have been stopped anywhere, also after it had written some of its files.
+    may_replace = args.overwrite or checkpoint.exists()
+    check_outputs(args, Output(flag="-o", path=output, suffixes=(".safetensors",)), overwrite=may_replace)
+    for path in (log, plot):
+        check_output(path, overwrite=may_replace)
     if args.save_both:
-        check_output(other, flag="--save-both", overwrite=args.overwrite)
+        check_output(other, flag="--save-both", overwrite=may_replace)
     solution = Solution.read(args.solution)
     loaded = load_model_of(args)
     apply_freezing(args, loaded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._choices import ESTIMATORS, METHODS, SCORES
@@ -105,7 +106,10 @@ def _run(args: argparse.Namespace) -> int:
     from layerfold.importance import Refinement, estimate_importance, remove_journal
     from layerfold.tables import LatencyTable
 
-    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True))
+    journal = Path(f"{args.output}.journal")
+    # A run that is resumed may have been stopped between writing the table and removing the journal.
+    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True),
+                  overwrite=args.overwrite or journal.exists())
     executor = executor_of(args)
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     loaded = load_model_of(args)
@@ -113,7 +117,6 @@ def _run(args: argparse.Namespace) -> int:
     net = trace_of(args, loaded)
     if latency is not None:
         check_table(net, latency, args.latency)
-    journal = f"{args.output}.journal"
     table = estimate_importance(
         loaded.module, net, open_data_of(args, loaded), args.method, latency=latency,
         candidates=candidates_of(args, net, loaded) if latency is None else None, score=args.score,

@@ -94,8 +94,11 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from layerfold.tables import LatencyTable
 
+    # A run that is resumed may have been stopped after it had written some of its files.
+    may_replace = args.overwrite or Path(f"{args.output}.checkpoint").exists()
     check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".json",)),
-                  Output(flag="--weights-out", path=args.weights_out, suffixes=(".safetensors",)))
+                  Output(flag="--weights-out", path=args.weights_out, suffixes=(".safetensors",)),
+                  overwrite=may_replace)
     target = _target_of(args)
     table = None if args.latency is None else LatencyTable.read(args.latency)
     if args.pattern is not None and not target:

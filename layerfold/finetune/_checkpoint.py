@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerfold.errors import FinetuneError, UsageError
+from layerfold.errors import FinetuneError, UsageError, WriteError
+from layerfold.files import Count, parse_json, replacing
+from layerfold.finetune._report import EpochRow
+from layerfold.torch_files import load_torch_file
 
-_SCHEMA = 2
+_SCHEMA = 3
+_READ = (2, 3)
+_FIRST_WITH_DIGEST = 3
+_LONGEST = 100
 _MEANINGS = {
     "model": " (another network, solution or weights)", "teacher": " (another network or weights)",
     "data": " (other images or preprocessing)",
@@ -57,40 +63,114 @@ def write_checkpoint(path: Path, config: dict[str, Any], state: TrainingState, *
 
 def mark_diverged(path: Path) -> None:
     """Note in a checkpoint that its run went wrong later on: another learning rate may go on from it."""
-    _replace(path, {**torch.load(path, map_location="cpu", weights_only=True), "diverged": True})
+    content = _read(path)
+    _replace(path, {**content, "schema": _SCHEMA, "diverged": True})
+
+
+def read_checkpoint(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], TrainingState]:
+    """Read a state written for the same ``config``; after a run that diverged, the learning rate may be another.
+
+    Returns:
+        All that :func:`write_checkpoint` was given, and the state.
+
+    Raises:
+        UsageError: not such a file, a damaged one, or made with other options, another model or other images (the
+            first difference is named).
+    """
+    content = _read(path)
+    stored = content["config"]
+    free = {"learning_rate"} if content.get("diverged") else set()
+    for key in sorted((config.keys() | stored.keys()) - free, key=str):
+        if config.get(key) != stored.get(key):
+            raise UsageError(f"checkpoint_path={path}: was made with {key}={_shown(stored.get(key))}, now "
+                             f"{_shown(config.get(key))}{_MEANINGS.get(key, '')}; use the same, or delete the file to "
+                             "begin anew")
+    return content, _state_of(path, content["state"])
+
+
+def damaged(path: Path, why: str) -> UsageError:
+    """Return the error of a checkpoint whose content cannot be what was written."""
+    return UsageError(f"checkpoint_path={path}: is damaged ({why}); delete it to begin anew")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = load_torch_file(path)
+    except UsageError as error:
+        raise UsageError(f"checkpoint_path={path}: is no training checkpoint, or damaged ({error}); delete it to begin "
+                         "anew, or name another") from error
+    if not isinstance(content, dict) or not {"schema", "config"} <= content.keys():
+        raise UsageError(f"checkpoint_path={path}: is no training checkpoint; delete it, or name another")
+    schema = content["schema"]
+    if schema not in _READ:
+        raise UsageError(f"checkpoint_path={path}: is of another version of layerfold (schema {_shown(schema)}, this "
+                         f"one reads {_SCHEMA}); end the run with that version, or delete the file to begin anew")
+    if schema >= _FIRST_WITH_DIGEST and content.pop("digest", None) != _digest(content):
+        raise damaged(path, "its content and its checksum differ")
+    for name in ("config", "state", "model", "optimizer"):
+        if not isinstance(content.get(name), dict):
+            raise damaged(path, f"{name} is missing")
+    return content
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    whole = {**content, "digest": _digest(content)}
     try:
-        torch.save(content, partial)
-    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError for a full disk
-        partial.unlink(missing_ok=True)
-        raise FinetuneError(f"checkpoint_path={path}: could not be written ({str(error).splitlines()[0]}); make room "
-                            "there, and run the same command again: what was written before goes on") from error
-    os.replace(partial, path)
+        with replacing(path) as partial:
+            torch.save(whole, partial)
+    except (WriteError, RuntimeError) as error:  # torch raises a RuntimeError for a full disk
+        cause = " ".join(str(error.__cause__ or error).split())[:_LONGEST]
+        raise FinetuneError(f"checkpoint_path={path}: could not be written ({cause}); make room there, and run the "
+                            "same command again: what was written before goes on") from error
 
 
-def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Read a state written for the same ``config``; after a run that diverged, the learning rate may be another.
+def _digest(content: dict[str, Any]) -> str:
+    """Return a hash of tensors and plain values: torch.save's own checksums are not looked at when it is read."""
+    digest = hashlib.sha256()
 
-    Raises:
-        UsageError: not such a file, or made with other options, another model or other images (the first
-            difference is named).
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        schema, stored = content["schema"], content["config"]
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise UsageError(f"checkpoint_path={path}: is no training checkpoint; delete it, or name another") from error
-    if schema != _SCHEMA:
-        raise UsageError(f"checkpoint_path={path}: is of another version of layerfold (schema {schema}, this one reads "
-                         f"{_SCHEMA}); end the run with that version, or delete the file to begin anew")
-    free = {"learning_rate"} if content.get("diverged") else set()
-    for key in sorted((config.keys() | stored.keys()) - free):
-        if config.get(key) != stored.get(key):
-            raise UsageError(f"checkpoint_path={path}: was made with {key}={stored.get(key)!r}, now {config.get(key)!r}"
-                             f"{_MEANINGS.get(key, '')}; use the same, or delete the file to begin anew")
-    found: dict[str, Any] = content
-    return found
+    def update(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            digest.update(f"{len(value)} items;".encode())
+            for key, each in value.items():
+                update(key)
+                update(each)
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{len(value)} values;".encode())
+            for each in value:
+                update(each)
+        else:
+            digest.update(f"{type(value).__name__} {value!r};".encode())
+
+    update(content)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plain:
+    """What of a :class:`TrainingState` are plain values."""
+
+    step: Count
+    epoch: Count
+    batch: Count
+    loss_sum: float
+    epoch_seconds: float
+    history: list[EpochRow]
+
+
+def _state_of(path: Path, found: dict[str, Any]) -> TrainingState:
+    plain = {key: value for key, value in found.items() if key != "best_weights"}
+    best = found.get("best_weights")
+    if best is not None and not (isinstance(best, dict) and all(isinstance(each, Tensor) for each in best.values())):
+        raise damaged(path, "best_weights are no tensors")
+    state = parse_json(json.dumps(plain, default=str), _Plain, source=f"checkpoint_path={path}: state",
+                       remedy="delete the file to begin anew")
+    return TrainingState(**{**vars(state), "history": [vars(row) for row in state.history]}, best_weights=best)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -32,10 +32,14 @@ class EpochLog:
         self._path = path
         self._board: Any = None if tensorboard is None else _summary_writer(tensorboard)
 
-    def write(self, rows: Sequence[EpochRow]) -> None:
-        """Write the rows of all epochs so far; the last one is new."""
+    def restore(self, rows: Sequence[EpochRow]) -> None:
+        """Write the rows that a run had when it was stopped; TensorBoard has them."""
         if self._path is not None:
             write_text(self._path, _as_csv(rows))
+
+    def write(self, rows: Sequence[EpochRow]) -> None:
+        """Write the rows of all epochs so far; the last one is new."""
+        self.restore(rows)
         if self._board is not None:
             row = rows[-1]
             for name in _COLUMNS:

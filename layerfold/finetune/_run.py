@@ -20,6 +20,7 @@ from layerfold.finetune._averaging import AveragedWeights
 from layerfold.finetune._checkpoint import (
     TrainingState,
     copied_weights,
+    damaged,
     mark_diverged,
     network_hash,
     read_checkpoint,
@@ -27,6 +28,7 @@ from layerfold.finetune._checkpoint import (
 )
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._log import EpochLog
+from layerfold.finetune._memory import is_out_of_memory
 from layerfold.finetune._mixing import BatchMixer
 from layerfold.finetune._objective import Objective
 from layerfold.finetune._optimizers import make_optimizer
@@ -125,7 +127,9 @@ class Run:
                     saved_at = time.monotonic()
             self._check_weights()
             self._end_epoch(began)
+            # First what goes on, then what tells: a log without a checkpoint would look like that of another run.
             self._save()
+            self._log.write(self._rows())
             saved_at = time.monotonic()
         self._finish()
 
@@ -226,7 +230,6 @@ class Run:
         if self._tracks_best and best_epoch(self._rows()) == row.epoch:
             state.best_weights = copied_weights(self._kept)
         state.epoch, state.batch, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
-        self._log.write(self._rows())
 
     def _scores(self) -> Scores:
         holdout = self._data.split("holdout")
@@ -254,14 +257,23 @@ class Run:
             )
 
     def _resume(self, path: Path) -> None:
-        content = read_checkpoint(path, self._config)
-        self._model.load_state_dict(content["model"])
-        self._optimizer.load_state_dict(content["optimizer"])
-        if self._average is not None:
-            self._average.load(content["average"])
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(content["scaler"])
-        self.state = TrainingState(**content["state"])
+        content, state = read_checkpoint(path, self._config)
+        if state.step > self.total_steps or state.batch > len(self._loader):
+            raise damaged(path, f"step {state.step} of {self.total_steps}")
+        try:
+            self._model.load_state_dict(content["model"])
+            self._optimizer.load_state_dict(content["optimizer"])
+            if self._average is not None:
+                self._average.load(content["average"])
+            if self._accelerator.scaler is not None:
+                self._accelerator.scaler.load_state_dict(content["scaler"])
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise damaged(path, " ".join(str(error).split())[:100]) from error
+        self.state = state
+        if state.history and self._accelerator.is_main_process:
+            self._log.restore(self._rows())  # the run may have ended between its checkpoint and its log
 
     def _check_same_checkpoint(self) -> None:
         number = self._accelerator.num_processes

@@ -69,7 +69,7 @@ class Filling:
         if not self._kind.shares_training:
             return None
         file, checkpoint = WeightsFile(weights_beside(self._beside)), checkpoint_beside(self._beside)
-        if self._journal.get(TOGETHER) is None or not file.path.exists():
+        if self._journal.get(TOGETHER) is None or not file.is_whole:
             lesson = Lesson(training=self._training, requests=self._together,
                             checkpoint_path=checkpoint if self._is_local else None,
                             progress=self._progress and self._is_local)

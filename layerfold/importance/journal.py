@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le
+
+from layerfold.errors import UsageError, WriteError
+from layerfold.files import Finite, parse_json, read_bytes, write_text
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
 
-_SCHEMA = 2
+_SCHEMA = 3
+_WITHOUT_CHECKSUMS = 2
+_MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line of the file; ``check`` is a hash of the others, which files of an older version lack."""
+
+    entry: Request
+    scores: dict[str, Finite]
+    seconds: Annotated[float, Ge(0), Le(1e12)]
+    check: str | None = None
 
 
 @dataclass(frozen=True)
@@ -28,10 +46,10 @@ class Estimate:
 
 
 class Journal:
-    """A file of JSON lines: first what the estimates belong to, then one line an estimate.
+    """A file of JSON lines: first what the estimates belong to, then one line an estimate, each with a hash.
 
-    A file that belongs to other settings, or is none, is set aside as ``<name>.old`` (``.old2``, ...); a half-written
-    last line is dropped.
+    A file that belongs to other settings, or is none, is set aside as ``<name>.old`` (``.old2``, ...); a line that is
+    half written or was changed since is dropped, and its entry estimated again.
 
     Args:
         path: the file, or None to keep nothing.
@@ -39,6 +57,10 @@ class Journal:
 
     Attributes:
         goes_on: whether there was a file of these settings.
+
+    Raises:
+        UsageError: ``path`` is no regular file.
+        WriteError: it cannot be written.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
@@ -47,27 +69,19 @@ class Journal:
         self.goes_on = False
         if path is None:
             return
-        header = json.dumps({"schema": _SCHEMA, **settings}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        if lines and lines[0] != header:
+        header = _header(_SCHEMA, settings)
+        lines = _lines_of(path)
+        older = _header(_WITHOUT_CHECKSUMS, settings).encode()
+        if lines and lines[0] not in (header.encode(), older):
             path.rename(_free_name(path))
             lines = []
         self.goes_on = bool(lines)
         for line in lines[1:]:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                break
-            dropped = tuple(found["entry"].pop("dropped"))
-            self._done[Request(**found["entry"], dropped=dropped)] = Estimate(found["scores"], found["seconds"])
-        path.parent.mkdir(parents=True, exist_ok=True)
+            known = _read_line(line, needs_check=lines[0] != older)
+            if known is not None:
+                self._done[known[0]] = known[1]
         # The file stays as it is until the new one is whole: a full disk costs no estimate.
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(header + "\n")
-            for request, estimate in self._done.items():
-                file.write(_line(request, estimate))
-        partial.replace(path)
+        write_text(path, "".join([header + "\n", *(_line(*each) for each in self._done.items())]))
 
     def get(self, request: Request) -> Estimate | None:
         """Return a finished estimate, or None."""
@@ -77,8 +91,12 @@ class Journal:
         """Keep a finished estimate; it is on disk when this returns."""
         self._done[request] = estimate
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(_line(request, estimate))
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(_line(request, estimate))
+            except OSError as error:
+                raise WriteError(f"{self._path}: cannot be written ({error.strerror}); make room there, and run the "
+                                 "same command again: what was written before goes on") from error
 
     @property
     def seconds(self) -> float:
@@ -91,8 +109,38 @@ def _free_name(path: Path) -> Path:
     return next(each for each in names if not each.exists())
 
 
+def _header(schema: int, settings: dict[str, Any]) -> str:
+    return json.dumps({"schema": schema, **settings}, sort_keys=True)
+
+
+def _lines_of(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    remedy = "move it away, or name another output"
+    return read_bytes(path, most_bytes=_MOST_BYTES, remedy=remedy).splitlines()
+
+
 def _line(request: Request, estimate: Estimate) -> str:
-    return json.dumps({"entry": asdict(request), "scores": estimate.scores, "seconds": estimate.seconds}) + "\n"
+    # Floats, as they are read back: an integer would have another text, and so another hash.
+    scores = {name: float(value) for name, value in estimate.scores.items()}
+    content = {"entry": asdict(request), "scores": scores, "seconds": float(estimate.seconds)}
+    return json.dumps({**content, "check": _check(content)}) + "\n"
+
+
+def _check(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_line(line: bytes, *, needs_check: bool) -> tuple[Request, Estimate] | None:
+    """Return an estimate, or None where the line is not as it was written."""
+    try:
+        found = parse_json(line, _Line, source="line")
+    except UsageError:
+        return None
+    content = {"entry": asdict(found.entry), "scores": found.scores, "seconds": found.seconds}
+    if (needs_check or found.check is not None) and found.check != _check(content):
+        return None
+    return found.entry, Estimate(found.scores, found.seconds)
 
 
 def cheap_journal(path: Path | None) -> Path | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from layerfold.errors import UsageError
 from layerfold.files import replacing
+
+_DIGEST = "sha256"
 
 
 class _Shared(nn.Parameter):
@@ -66,11 +72,43 @@ class WeightsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file is there, and holds what was written."""
+        return self.path.is_file() and self._whole() is not None
+
     def read(self) -> dict[str, Tensor]:
-        """Return the parameters."""
-        return load_file(self.path)
+        """Return the parameters.
+
+        Raises:
+            UsageError: the file is not there, or is not as it was written.
+        """
+        found = self._whole()
+        if found is None:
+            raise UsageError(f"{self.path}: is missing or damaged; run the same command again, which trains these "
+                             "weights anew")
+        return found
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
         """Keep parameters, in place of what the file held."""
+        kept = {name: value.detach().to("cpu").contiguous() for name, value in weights.items()}
         with replacing(self.path) as partial:
-            save_file({name: value.contiguous() for name, value in weights.items()}, partial)
+            save_file(kept, partial, metadata={_DIGEST: _digest(kept)})
+
+    def _whole(self) -> dict[str, Tensor] | None:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):
+            return None
+        # Files of an older version have no hash.
+        return found if metadata.get(_DIGEST, None) in (None, _digest(found)) else None
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ import layerfold as lf
 from layerfold.cli import build_parser, main
 from layerfold.cli import finetune as finetune_command
 from layerfold.merge import load_form
+from tests.torch_cpu.small_training import no_file_longer_than
 
 _PAGE = (Path(__file__).resolve().parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
 _NEEDED = ["finetune", "timm:resnet18", "--data", "mnist5k", "--solution", "s.json", "-o", "out.safetensors"]
@@ -135,3 +136,39 @@ def test_commands_and_flags_of_the_page_are_understood() -> None:
     launchers = {"--multi_gpu", "--machine_rank", "--cpu"}
     assert set(re.findall(r"`(--[a-z_-]+)", _PAGE)) <= known | launchers
     assert set(re.findall(r"\blf\.(\w+)", _PAGE)) <= set(lf.__all__)
+
+
+@pytest.mark.parametrize("last_written", [".safetensors", ".safetensors.png", ".best.safetensors"])
+def test_run_killed_before_it_removed_its_checkpoint_ends_by_the_same_command(
+    last_written: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [*command, "--epochs", "2", "--save-both", "--no-test"]
+    real = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "out.safetensors.checkpoint":
+            raise KeyboardInterrupt
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    assert main(whole) == 130
+    monkeypatch.setattr(Path, "unlink", real)
+    expected = (tmp_path / "out.safetensors").read_bytes()
+    order = ["out.safetensors", "out.safetensors.png", "out.best.safetensors"]
+    for later in order[order.index(f"out{last_written}") + 1 :]:
+        (tmp_path / later).unlink()
+    assert main(whole) == 0
+    assert (tmp_path / "out.safetensors").read_bytes() == expected
+    assert all((tmp_path / each).exists() for each in order)
+    assert not (tmp_path / "out.safetensors.checkpoint").exists()
+    assert main(whole) == 2, "and is not begun anew"
+
+
+def test_full_disk_at_the_first_checkpoint_needs_no_overwrite(command: list[str], tmp_path: Path, capsys: Any) -> None:
+    whole = [*command, "--epochs", "2", "--no-test"]
+    with no_file_longer_than(2000):
+        assert main(whole) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "make room there" in said
+    assert main(whole) == 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,11 @@ from torch.utils.data import TensorDataset
 
 import layerfold as lf
 from layerfold.data import ImageData
-from layerfold.errors import DataError, FinetuneError, UsageError
+from layerfold.errors import DataError, FinetuneError, UsageError, WriteError
 from layerfold.importance.journal import Estimate, Journal
 from layerfold.importance.requests import Request
-from tests.torch_cpu.small_training import images, network
+from layerfold.importance.sharing import WeightsFile
+from tests.torch_cpu.small_training import images, network, no_file_longer_than
 
 ENTRIES = [Request(start=i, end=i + 2, start_act=1, end_act=1) for i in range(30)]
 
@@ -123,14 +127,105 @@ def kept(tmp_path: Path) -> Path:
     return path
 
 
-def test_full_disk_while_a_journal_is_opened_costs_no_estimate(kept: Path) -> None:
+def test_full_disk_costs_no_estimate_and_is_one_line(kept: Path) -> None:
     before = kept.read_bytes()
-    kept.with_name("journal.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
+    with no_file_longer_than(64), pytest.raises(WriteError, match=r"journal: cannot be written \(File too large\)"):
         Journal(kept, {"of": 1})
     assert kept.read_bytes() == before
-    kept.with_name("journal.partial").unlink()
-    assert all(Journal(kept, {"of": 1}).get(each) is not None for each in ENTRIES)
+    assert [each.name for each in kept.parent.iterdir()] == ["journal"]
+    journal = Journal(kept, {"of": 1})
+    more = Request(start=7, end=9, start_act=1, end_act=0)
+    with no_file_longer_than(len(before) + 9), pytest.raises(WriteError, match="run the same command again") as caught:
+        journal.add(more, Estimate({"val_loss": 1.0}, 2.0))
+    assert "\n" not in str(caught.value)
+    again = Journal(kept, {"of": 1})
+    assert all(again.get(each) == Estimate({"val_loss": 1.0}, 2.0) for each in ENTRIES)
+    assert again.get(more) is None, "half a line is none"
+
+
+def _journal_with(path: Path, change: Callable[[bytes], bytes]) -> Journal:
+    path.write_bytes(change(path.read_bytes()))
+    return Journal(path, {"of": 1})
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a digit": lambda b: b.replace(b'"val_loss": 1.0', b'"val_loss": 7.0', 1),
+    "a sign": lambda b: b.replace(b'"val_loss": 1.0', b'"val_loss":-1.0', 1),
+    "the entry": lambda b: b.replace(b'"end": 2', b'"end": 3', 1),
+    "the seconds": lambda b: b.replace(b'"seconds": 2.0', b'"seconds": 9.0', 1),
+    "a number no float holds": lambda b: b.replace(b'"val_loss": 1.0', b'"val_loss": 1e999', 1),
+    "not a number": lambda b: b.replace(b'"val_loss": 1.0', b'"val_loss": NaN', 1),
+    "a text": lambda b: b.replace(b'"val_loss": 1.0', b'"val_loss": "1.0"', 1),
+    "a list": lambda b: b.replace(b'"scores": {"val_loss": 1.0}', b'"scores": [1.0]', 1),
+    "no checksum": lambda b: re.sub(rb', "check": "[0-9a-f]+"', b"", b, count=1),
+    "no UTF-8": lambda b: b.replace(b"val_loss", b"val\xffloss", 1),
+    "nesting": lambda b: b.replace(b'"scores": {', b'"scores": {"x": ' + b"[" * 50_000 + b"{", 1),
+    "nothing": lambda b: b.replace(b'{"entry"', b'\n{"entry"', 1),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_line_that_was_changed_is_no_estimate_and_the_others_stay(name: str, kept: Path) -> None:
+    journal = _journal_with(kept, DAMAGES[name])
+    good = Estimate({"val_loss": 1.0}, 2.0)
+    found = [journal.get(each) for each in ENTRIES]
+    assert found == [good if name == "nothing" else None, *[good] * (len(ENTRIES) - 1)]
+    assert len(journal._done) == sum(each is not None for each in found)
+    assert Journal(kept, {"of": 1})._done == journal._done, "and is written without it"
+
+
+def test_any_flipped_bit_of_a_journal_changes_no_estimate(kept: Path) -> None:
+    whole = kept.read_bytes()
+    for place in range(0, len(whole), 101):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        found = Journal(kept, {"of": 1})._done
+        assert all(each in ENTRIES and value == Estimate({"val_loss": 1.0}, 2.0) for each, value in found.items())
+
+
+def test_journal_of_the_version_before_goes_on(kept: Path) -> None:
+    older = re.sub(r', "check": "[0-9a-f]+"', "", kept.read_text()).replace('"schema": 3', '"schema": 2')
+    kept.write_text(older)
+    journal = Journal(kept, {"of": 1})
+    assert journal.goes_on
+    assert all(journal.get(each) is not None for each in ENTRIES)
+    assert '"check"' in kept.read_text()
+
+
+@pytest.mark.parametrize("place", ["a folder", "a pipe"])
+def test_journal_that_is_no_file_is_named(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    {"a folder": path.mkdir, "a pipe": lambda: os.mkfifo(path)}[place]()
+    with pytest.raises(UsageError, match=rf"journal: is {place}, .*move it away"):
+        Journal(path, {"of": 1})
+
+
+def test_shared_weights_that_were_changed_are_not_read(tmp_path: Path) -> None:
+    file = WeightsFile(tmp_path / "weights")
+    file.write({"a": torch.arange(100.0), "b": torch.ones(3, 2)[:, 0]})
+    assert torch.equal(file.read()["a"], torch.arange(100.0))
+    whole = file.path.read_bytes()
+    for place in (len(whole) - 5, len(whole) - 300, 12, 0):
+        file.path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        assert not file.is_whole
+        with pytest.raises(UsageError, match="missing or damaged"):
+            file.read()
+    file.path.write_bytes(whole[:200])
+    assert not file.is_whole
+    file.path.unlink()
+    assert not file.is_whole
+
+
+def test_shared_weights_that_were_changed_are_trained_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    expected = estimate("shared", steps=1, batch_size=16, journal_path=path)
+    weights = path.with_name("journal.weights")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 64
+    weights.write_bytes(content)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))  # one entry is still to do
+    found = estimate("shared", steps=1, batch_size=16, journal_path=path)
+    assert [each.importance for each in found.entries] == [each.importance for each in expected.entries]
 
 
 def test_journals_of_other_settings_are_all_kept(kept: Path) -> None:
