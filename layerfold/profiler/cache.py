@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,12 @@ from layerfold.profiler.conditions import Watch
 from layerfold.profiler.measure import Measurement
 from layerfold.profiler.rows import RowFile, Rows
 from layerfold.profiler.run_report import RunReport
+from layerfold.profiler.stored import facts_of, measurement_of
 
 _POLL_S = 0.02
 _INSERT = "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_EVERY = ("SELECT signature, summary, conditions, measured_at, took_s, build_s FROM measurement "
+          "WHERE environment = ?")
 _READ = "SELECT summary FROM measurement WHERE environment = ? AND signature = ?"
 
 
@@ -67,13 +71,18 @@ class MeasurementCache:
         self._lap = Watch(reference=None)
         self._lap_began = time.perf_counter()
         self.report = RunReport(log=log)
+        if rows is None:
+            self._drop_damaged()
 
     def get(self, signature: str) -> Measurement | None:
         """Return the stored measurement, or None."""
         row = self._one(_READ, signature)
         if row is None:
             return None
-        found = Measurement.from_json(json.loads(row[0]))
+        found = measurement_of(row[0])
+        if found is None:
+            self._drop([signature])
+            return None
         self.report.found(signature, found)
         return found
 
@@ -129,6 +138,13 @@ class MeasurementCache:
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
+    def holders(self, signatures: Sequence[str]) -> list[str]:
+        """Return which other processes have claimed any of the signatures, in words."""
+        try:
+            return self._rows.holders(self._environment, signatures)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
     def claim(self, signatures: Sequence[str], most: int) -> list[str]:
         """Claim up to ``most`` signatures that are open and that no process alive has claimed."""
         try:
@@ -155,6 +171,24 @@ class MeasurementCache:
     def close(self) -> None:
         """Close the file; the rows are there already."""
         self._rows.close()
+
+    def _drop_damaged(self) -> None:
+        """Forget what is no measurement any more, so that it is measured again; the others stay."""
+        try:
+            rows = self._rows.every(_EVERY, (self._environment,))
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+        self._drop([str(signature) for signature, *values in rows if facts_of(*values) is None])
+
+    def _drop(self, signatures: Sequence[str]) -> None:
+        if not signatures:
+            return
+        for signature in signatures:
+            self._write("DELETE FROM measurement WHERE environment = ? AND signature = ?",
+                        (self._environment, signature))
+        many = len(signatures) > 1
+        print(f"layerfold: note: the cache {self.path}: {len(signatures)} measurement{'s' if many else ''} in it "
+              f"{'are' if many else 'is'} damaged and made again; the others are kept", file=sys.stderr)
 
     def _one(self, query: str, signature: str) -> Any:
         try:
@@ -209,7 +243,7 @@ class CacheHistory:
         key = (self._environment, signature)
         query = ("SELECT 1 FROM measurement WHERE environment = ? AND signature = ? UNION ALL "
                  "SELECT 1 FROM failure WHERE environment = ? AND signature = ?")
-        return self._connection.execute(query, (*key, *key)).fetchone() is not None
+        return any(self._every(query, (*key, *key)))
 
     def seconds(self, like: str, unlike: Sequence[str] = ()) -> list[float]:
         """Return what each measurement took, builds included, of signatures like an SQL pattern and unlike others."""
@@ -217,16 +251,24 @@ class CacheHistory:
             return []
         query = ("SELECT took_s FROM measurement WHERE environment = ? AND signature LIKE ? "
                  + "AND signature NOT LIKE ? " * len(unlike) + "ORDER BY measured_at")
-        return [row[0] for row in self._connection.execute(query, (self._environment, like, *unlike))]
+        found = (row[0] for row in self._every(query, (self._environment, like, *unlike)))
+        return [each for each in found if isinstance(each, (int, float)) and 0 <= each < 1e9]
 
     def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return all that is stored of signatures."""
         if self._connection is None:
             return {}
-        connection = self._connection
         return {signature: found for signature in signatures
-                if (found := _summary(lambda query, values: connection.execute(query, values).fetchone(),
+                if (found := _summary(lambda query, values: next(iter(self._every(query, values)), None),
                                       self._environment, signature)) is not None}
+
+    def _every(self, query: str, values: Sequence[Any]) -> list[Any]:
+        """Return all rows; none of a file that turns out to be damaged: nothing is known then."""
+        assert self._connection is not None
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error:
+            return []
 
     def close(self) -> None:
         """Close the file."""
@@ -238,7 +280,4 @@ def _summary(one: Callable[[str, Sequence[Any]], Any], environment: str, signatu
     query = ("SELECT summary, conditions, measured_at, took_s, build_s FROM measurement "
              "WHERE environment = ? AND signature = ?")
     row = one(query, (environment, signature))
-    if row is None:
-        return None
-    return {**json.loads(row[0]), "conditions": json.loads(row[1]), "measured_at": row[2], "took_s": row[3],
-            "build_s": row[4]}
+    return None if row is None else facts_of(*row)

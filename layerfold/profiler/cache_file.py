@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import sys
 import time
@@ -33,6 +34,14 @@ CREATE TABLE IF NOT EXISTS failure (
 )
 
 
+_COLUMNS = {
+    "measurement": ("environment", "signature", "median_ms", "low_ms", "high_ms", "is_settled", "measured_at",
+                    "took_s", "build_s", "summary", "conditions"),
+    "failure": ("environment", "signature", "reason", "failed_at"),
+    "claim": ("environment", "signature", "host", "pid", "born", "claimed_at"),
+}
+
+
 def default_cache_path() -> Path:
     """Return the cache file in the user's folder for caches."""
     return default_cache_folder() / FILE_NAME
@@ -44,6 +53,9 @@ def open_cache_file(path: Path) -> sqlite3.Connection:
     Raises:
         UsageError: the file or its folder cannot be written.
     """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise UsageError(f"cache={str(path)!r} cannot be written: it is {what}; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -51,8 +63,12 @@ def open_cache_file(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            _move_aside(path, str(error))
-            return _connect(path)
+            aside = _move_aside(path)
+            connection = _connect(path)
+            kept = _salvage(aside, connection)
+            print(f"layerfold: the cache {path} is not usable ({error}); kept as {aside.name}, begun anew"
+                  + (f" with {kept} measurements that could be read" if kept else ""), file=sys.stderr)
+            return connection
     except (OSError, sqlite3.OperationalError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(
@@ -94,6 +110,10 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise sqlite3.DatabaseError(f"its schema is {version}, this version of layerfold writes {SCHEMA}")
         if tables and connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("its pages are damaged")
+        for table in tables & _COLUMNS.keys():
+            columns = tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
+            if columns != _COLUMNS[table]:
+                raise sqlite3.DatabaseError(f"its table {table} has other columns")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         _create(connection)
@@ -117,7 +137,26 @@ def _create(connection: sqlite3.Connection) -> None:
         raise
 
 
-def _move_aside(path: Path, reason: str) -> None:
+def _salvage(aside: Path, connection: sqlite3.Connection) -> int:
+    """Copy what can still be read of a file that was moved aside; return how many measurements that is."""
+    count = 0
+    with contextlib.suppress(sqlite3.Error):
+        old = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+        try:
+            if old.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:
+                return 0
+            connection.execute("BEGIN")
+            for row in old.execute(f"SELECT {', '.join(_COLUMNS['measurement'])} FROM measurement"):
+                connection.execute(f"INSERT OR REPLACE INTO measurement VALUES ({', '.join('?' * len(row))})", row)
+                count += 1
+        finally:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+            old.close()
+    return count
+
+
+def _move_aside(path: Path) -> Path:
     aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
     number = 1
     while aside.exists():  # two in one second: none of them is overwritten
@@ -128,4 +167,4 @@ def _move_aside(path: Path, reason: str) -> None:
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.replace(aside.with_name(aside.name + suffix))
-    print(f"layerfold: the cache {path} is not usable ({reason}); kept as {aside.name}, begun anew", file=sys.stderr)
+    return aside

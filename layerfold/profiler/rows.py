@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from layerfold.profiler.cache_file import MEMORY, default_cache_path, open_cache_file, open_in_memory
-from layerfold.profiler.claims import Claimant, drop_claims, take_claims
+from layerfold.profiler.claims import Claimant, ClaimWatch, Heart, claim_holders, drop_claims, take_claims
 
 
 class Rows(Protocol):
@@ -23,6 +24,9 @@ class Rows(Protocol):
     def one(self, query: str, values: Sequence[Any]) -> Any:
         """Return the first row that a query gives, or None."""
 
+    def every(self, query: str, values: Sequence[Any]) -> list[Any]:
+        """Return all rows that a query gives."""
+
     def write(self, statement: str, values: Sequence[Any]) -> None:
         """Change a row; it is on disk when this returns."""
 
@@ -34,6 +38,9 @@ class Rows(Protocol):
 
     def claim(self, environment: str, signatures: Sequence[str], most: int, claimant: Claimant) -> list[str]:
         """Claim up to ``most`` that are open and that nobody alive has claimed."""
+
+    def holders(self, environment: str, signatures: Sequence[str]) -> list[str]:
+        """Return which other processes have claimed any of these, in words."""
 
     def release(self, environment: str, signatures: Sequence[str]) -> None:
         """Give up claims."""
@@ -56,9 +63,14 @@ class RowFile:
         place = default_cache_path() if path is None else Path(path or MEMORY)
         self.path = str(place)
         self._connection = open_in_memory() if path is False else open_cache_file(place)
+        self._watch = ClaimWatch()
+        self._heart: Heart | None = None
 
     def one(self, query: str, values: Sequence[Any]) -> Any:
         return self._connection.execute(query, values).fetchone()
+
+    def every(self, query: str, values: Sequence[Any]) -> list[Any]:
+        return self._connection.execute(query, values).fetchall()
 
     def write(self, statement: str, values: Sequence[Any]) -> None:
         self._connection.execute(statement, values)
@@ -73,10 +85,19 @@ class RowFile:
         return [row[0] for row in self._connection.execute(query, (environment,))]
 
     def claim(self, environment: str, signatures: Sequence[str], most: int, claimant: Claimant) -> list[str]:
-        return take_claims(self._connection, environment, signatures, most, claimant)
+        mine = take_claims(self._connection, environment, signatures, most, claimant, self._watch)
+        if mine and self.path != MEMORY and claimant[0] == socket.gethostname():
+            self._heart = self._heart or Heart(self.path)
+            self._heart.claimants.add(claimant)
+        return mine
+
+    def holders(self, environment: str, signatures: Sequence[str]) -> list[str]:
+        return claim_holders(self._connection, environment, signatures)
 
     def release(self, environment: str, signatures: Sequence[str]) -> None:
         drop_claims(self._connection, environment, signatures)
 
     def close(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
         self._connection.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfold.profiler import claims
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.claims import born_at, fill
 from layerfold.profiler.measure import summarise_blocks
@@ -21,6 +23,7 @@ MEASURED = summarise_blocks([1.0, 1.1, 1.2] * 4, runs=12, is_settled=True)
 
 _FILL = """
 import json, sys, time
+from layerfold.profiler import claims
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.claims import fill
 from layerfold.profiler.measure import summarise_blocks
@@ -38,6 +41,7 @@ print(json.dumps(measured))
 """
 _CLAIM_AND_WAIT = """
 import sys, time
+from layerfold.profiler import claims
 from layerfold.profiler.cache import MeasurementCache
 cache = MeasurementCache(sys.argv[1], {})
 print(cache.claim(["a", "b"], 2), flush=True)
@@ -106,3 +110,61 @@ def test_filling_ends_at_an_error_and_gives_its_claims_up(tmp_path):
         with pytest.raises(RuntimeError, match="broken"):
             fill(cache, ["a"], refuse, 1)
         assert other.claim(["a"], 1) == ["a"]
+
+
+def claim_of(path: Path, host: str, claimed_at: object, pid: object = 7) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT OR REPLACE INTO claim VALUES ('{}', 'a', ?, ?, '1', ?)", (host, pid, claimed_at))
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "claimed_at", "pid"),
+    [("restarted", 0.0, 7), ("restarted", 4e9, 7), ("", 1e300, 7), ("restarted", "soon", -1), ("x" * 999, 0.0, 2**62)],
+)  # fmt: skip
+def test_claim_of_a_dead_machine_is_named_and_taken_over_whatever_its_date(
+    host: str, claimed_at: object, pid: int, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(claims, "LAPSE_S", 0.3)
+    monkeypatch.setattr(claims, "_SAY_AFTER_S", 0.1)
+    measured = []
+    with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
+        claim_of(tmp_path / "c.sqlite", host, claimed_at, pid)
+
+        def measure(signatures):
+            measured.extend(signatures)
+            for signature in signatures:
+                cache.put(signature, MEASURED)
+
+        fill(cache, ["a"], measure, 2)
+    assert measured == ["a"]
+    said = capsys.readouterr().err
+    assert f"waiting for process {pid} on " in said
+    assert max(map(len, said.splitlines())) < 400
+
+
+def test_claim_that_is_renewed_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "LAPSE_S", 0.2)
+    path = tmp_path / "c.sqlite"
+    with MeasurementCache(path, {}) as cache:
+        for beat in range(8):
+            claim_of(path, "elsewhere", float(beat))
+            assert cache.claim(["a"], 1) == []
+            time.sleep(0.1)
+        time.sleep(0.3)
+        assert cache.claim(["a"], 1) == ["a"]
+
+
+def test_process_renews_its_claims_while_it_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "RENEW_S", 0.05)
+    path = tmp_path / "c.sqlite"
+    with MeasurementCache(path, {}) as cache:
+        cache.claim(["a"], 1)
+        seen = set()
+        until = time.monotonic() + 20
+        while len(seen) < 3 and time.monotonic() < until:
+            with sqlite3.connect(path) as connection:
+                seen.add(connection.execute("SELECT claimed_at FROM claim").fetchone()[0])
+            connection.close()
+            time.sleep(0.02)
+    assert len(seen) >= 3
