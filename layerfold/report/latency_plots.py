@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerfold.errors import UsageError
+from layerfold.errors import TableError, UsageError
 from layerfold.files import replacing
 from layerfold.report.words import ms_text
 from layerfold.tables import LatencyTable
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _INK, _BLUE, _ORANGE, _GREEN, _GREY, _PALE = "#1c2430", "#0072b2", "#e69f00", "#009e73", "#8d97a3", "#dfe4ea"
 _DPI = 110
 _MOST_RATIO = 4.0
+_MOST_POSITIONS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +57,33 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
         table: the table.
         path: a .png, .svg or .pdf file.
         title: the heading.
+
+    Raises:
+        TableError: more positions than a picture can show.
     """
-    size = max(end for _, end in table.chains) + 1
-    latency_ms, ratio = np.full((size, size), np.nan), np.full((size, size), np.nan)
+    first, size = min(start for start, _ in table.chains), max(end for _, end in table.chains) + 1
+    if size - first > _MOST_POSITIONS:
+        raise TableError(
+            f"{table.source}: spans the positions {first}..{size - 1}, and a picture shows at most {_MOST_POSITIONS}; "
+            "plot a part of the table"
+        )
+    latency_ms, ratio = (np.full((size - first, size - first), np.nan) for _ in range(2))
     scale = table.provenance.scale
     for entry in table.entries:
         if entry.drops:
             continue
-        latency_ms[entry.start, entry.end] = scale * entry.latency_ms
+        latency_ms[entry.start - first, entry.end - first] = scale * entry.latency_ms
         layers = [(m, m + 1) for m in range(entry.start, entry.end)]
         if len(layers) > 1 and all(each in table for each in layers):
-            ratio[entry.start, entry.end] = entry.latency_ms / table.sum_ms(layers)
+            ratio[entry.start - first, entry.end - first] = entry.latency_ms / table.sum_ms(layers)
     import matplotlib.colors as colors
 
     figure, (left, right) = _figure(1, 2, (11.5, 5.2))
-    image = left.pcolormesh(latency_ms, norm=colors.LogNorm(), cmap="viridis")
+    edges = np.arange(first, size + 1)
+    image = left.pcolormesh(edges, edges, latency_ms, norm=colors.LogNorm(), cmap="viridis")
     figure.colorbar(image, ax=left, label="ms inside the network", shrink=0.85)
     norm = colors.LogNorm(1 / _MOST_RATIO, _MOST_RATIO)
-    image = right.pcolormesh(np.clip(ratio, 1 / _MOST_RATIO, _MOST_RATIO), norm=norm, cmap="RdBu_r")
+    image = right.pcolormesh(edges, edges, np.clip(ratio, 1 / _MOST_RATIO, _MOST_RATIO), norm=norm, cmap="RdBu_r")
     bar = figure.colorbar(image, ax=right, label="latency relative to the layers replaced", shrink=0.85)
     ticks = [0.25, 0.5, 1, 2, 4]
     bar.set_ticks(ticks, labels=["≤ ¼", "½", "1", "2", "≥ 4"])
@@ -88,8 +98,8 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
         for start, end in table.chains:
             axes.plot([start, end + 1, end + 1], [start, start, end + 1], color=_GREY, linewidth=0.8)
         axes.set_aspect("equal")
-        axes.set_xlim(0, size)
-        axes.set_ylim(size, 0)
+        axes.set_xlim(first, size)
+        axes.set_ylim(size, first)
         axes.set_xlabel("end position")
         axes.set_ylabel("start position")
     return _save(figure, path, title)

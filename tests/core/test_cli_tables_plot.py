@@ -59,3 +59,17 @@ def test_table_that_was_not_fitted_has_nothing_to_draw(tmp_path: Path, capsys: p
     assert main(["tables", "plot", str(path), "-o", str(tmp_path / "p.png"), "--kind", "prediction"]) == 2
     assert "was not fitted to measured plans" in capsys.readouterr().err
     assert not (tmp_path / "p.png").exists()
+
+
+@pytest.mark.parametrize("first", [0, 50, 999_990])
+def test_heat_map_of_one_row_or_far_positions_is_small(tmp_path: Path, first: int) -> None:
+    LatencyTable([LatencyEntry(start=first, end=first + 1, latency_ms=1.0)]).write(tmp_path / "far.csv")
+    assert main(["tables", "plot", str(tmp_path / "far.csv"), "-o", str(tmp_path / "far.png")]) == 0
+    assert (tmp_path / "far.png").read_bytes()[:4] == PNG
+
+
+def test_more_positions_than_a_picture_shows_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ends = [LatencyEntry(start=m, end=m + 1, latency_ms=1.0) for m in (0, 900_000)]
+    LatencyTable(ends, provenance=Provenance(chains=((0, 1), (900_000, 900_001)))).write(tmp_path / "wide.csv")
+    assert main(["tables", "plot", str(tmp_path / "wide.csv"), "-o", str(tmp_path / "wide.png")]) == 2
+    assert "spans the positions 0..900001, and a picture shows at most 2048" in capsys.readouterr().err
