@@ -96,13 +96,13 @@ class _InPlaceStatements(nn.Module):
 
 def test_in_place_statements_are_seen() -> None:
     torch.manual_seed(0)
-    model, x = _InPlaceStatements().eval(), torch.randn(1, 4, 8, 8)
+    model, x = _InPlaceStatements().double().eval(), torch.randn(1, 4, 8, 8, dtype=torch.float64)
     net = lf.trace_network(model, x)
     assert net.original_act_pos == (1, 2, 3)
     assert [(r.src, r.dst) for r in net.residuals] == [(0, 2)]
     student = lf.build_train_form(model, net, lf.Solution(act_pos=(1, 2, 3), merge_pos=(1, 2, 3)))
     with torch.no_grad():
-        assert torch.allclose(student(x.clone()), model(x.clone()), atol=1e-6)
+        assert torch.allclose(student(x.clone()), model(x.clone()), rtol=0, atol=1e-12)
 
 
 class _NormThatDoesMore(nn.BatchNorm2d):
@@ -112,13 +112,13 @@ class _NormThatDoesMore(nn.BatchNorm2d):
 
 def test_norm_that_does_more_is_not_folded() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), _NormThatDoesMore(4), nn.Conv2d(4, 4, 1)).eval()
-    x = torch.randn(1, 3, 6, 6)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), _NormThatDoesMore(4), nn.Conv2d(4, 4, 1)).double().eval()
+    x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
     net = lf.trace_network(model, x)
     assert [layer.norm for layer in net.layers] == [None, None]
     student = lf.build_train_form(model, net, lf.Solution(act_pos=(), merge_pos=(1, 2)))
     with torch.no_grad():
-        assert torch.allclose(lf.merge_network(student)(x), model(x), atol=1e-6)
+        assert torch.allclose(lf.merge_network(student)(x), model(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [31, 32])
