@@ -6,6 +6,8 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from layerfold.terminal import printable
+
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -32,7 +34,7 @@ def _cell(value: object) -> str:
         return ",".join(map(str, value))
     if isinstance(value, float):
         return repr(float(value))
-    text = str(value)
+    text = printable(str(value))  # of the line breaks, csv leaves a carriage return without quotes
     return f"'{text}" if text.startswith(FORMULA_SIGNS) and not _is_number(text) else text
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +14,7 @@ from torch import nn
 from layerfold.data import ImageData
 from layerfold.errors import DataError, MissingEntryError, UsageError
 from layerfold.export import export_onnx
-from layerfold.files import write_text
+from layerfold.files import csv_text, write_text
 from layerfold.finetune import check_answers, evaluate_network, first_images
 from layerfold.graph import Network
 from layerfold.merge import build_train_form, merge_network
@@ -104,13 +102,9 @@ class SolutionComparison:
 
     def write_csv(self, path: str | Path) -> None:
         """Write one row a network, by an atomic replace; what is unknown is empty."""
-        buffer = io.StringIO()
         names = [each.name for each in fields(ComparedNetwork)]
         names[-1:] = ["speedup", "prediction_error", names[-1]]
-        writer = csv.DictWriter(buffer, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        write_text(Path(path), buffer.getvalue())
+        write_text(Path(path), csv_text(names, [[row[name] for name in names] for row in self.rows()]))
 
     def plot(self, path: str | Path, *, title: str = "") -> Path:
         """Draw accuracy against measured latency (without any accuracy, importance, or latency alone).

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from layerfold.errors import UsageError
 from layerfold.files import replacing
+from layerfold.report.words import picture_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +80,7 @@ def comparison_plot(points: Sequence[ComparedPoint], path: str | Path, *, title:
     else:
         _draw_rows(axes, points)
     axes.set_xlabel("latency of one forward pass (ms)")
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.set_title(picture_text(title), loc="left", fontsize=12, fontweight="bold", color=_INK)
     axes.grid(color="#e5e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -107,7 +108,7 @@ def _draw_values(axes: Axes, points: Sequence[ComparedPoint], values: Sequence[f
     for index, (point, value) in enumerate(zip(points, values, strict=True)):
         colour, marker = _style(index)
         at = floor if value is None else value
-        said = f"{point.name}: {point.speedup:.2f}×"
+        said = f"{picture_text(point.name)}: {point.speedup:.2f}×"
         if value is not None:
             said += f", {value:.1f}"
         axes.errorbar(
@@ -139,7 +140,8 @@ def _draw_rows(axes: Axes, points: Sequence[ComparedPoint]) -> None:
             axes.plot(point.predicted_ms, row, marker, markersize=7, markerfacecolor="none", markeredgecolor=colour)
         axes.annotate(f"{point.speedup:.2f}×", (point.measured_ms, row), xytext=(0, 8), textcoords="offset points",
                       ha="center", fontsize=8, color=_INK)
-    axes.set_yticks([len(points) - index for index in range(len(points))], [point.name for point in points])
+    axes.set_yticks([len(points) - index for index in range(len(points))],
+                    [picture_text(point.name) for point in points])
     axes.set_ylim(0.4, len(points) + 0.8)
 
 

@@ -7,7 +7,6 @@ dark colour scheme.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 from layerfold.graph.barrier_groups import why_not_more
@@ -21,7 +20,7 @@ from layerfold.report.captions import fitting_label, item_text, layer_text, resi
 from layerfold.report.columns import mark_label
 from layerfold.report.drawing_style import LEGEND_LINE, STYLE, dot, legend, rect
 from layerfold.report.placing import place
-from layerfold.report.words import share_text
+from layerfold.report.words import markup_text, share_text
 
 if TYPE_CHECKING:
     from layerfold.graph.network import Layer, Network, Residual, Segment
@@ -65,12 +64,12 @@ def network_svg(
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" class="lf-network" role="img" '
         f'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">',
-        f"<title>{escape(heading)}</title>",
+        f"<title>{markup_text(heading)}</title>",
         STYLE,
         f'<rect class="lf-paper" width="{_WIDTH:g}" height="{height:g}" rx="8"/>',
-        f'<text class="lf-title" x="{lay.MARGIN:g}" y="34">{escape(heading)}</text>',
+        f'<text class="lf-title" x="{lay.MARGIN:g}" y="34">{markup_text(heading)}</text>',
         *(
-            f'<text class="lf-summary" x="{lay.MARGIN:g}" y="{56 + _LINE * i:g}">{escape(line)}</text>'
+            f'<text class="lf-summary" x="{lay.MARGIN:g}" y="{56 + _LINE * i:g}">{markup_text(line)}</text>'
             for i, line in enumerate(lines)
         ),
         *picture.parts(),
@@ -186,7 +185,7 @@ class _Picture:
         if not spans:  # inside a gate
             return
         widest = max(spans, key=lambda track: spans[track][1] - spans[track][0])
-        yield f"<g><title>{escape(segment_text(self._net, segment))}</title>"
+        yield f"<g><title>{markup_text(segment_text(self._net, segment))}</title>"
         for number, (left, right) in spans.items():
             track = self._track(number)
             pill_top = track.y + track.half + lay.NUMBER_SPACE + 3
@@ -240,7 +239,7 @@ class _Picture:
         kind = "lf-arc" + ("" if residual.is_identity else " lf-shortcut") + (" lf-inside" if is_merged else "")
         head = f"M{x2 - 3:.1f} {self._track(last).y - 11.5:.1f}h6l-3 5z"
         return (
-            f'<g class="{kind}"><title>{escape(residual_text(residual, is_merged))}</title>'
+            f'<g class="{kind}"><title>{markup_text(residual_text(residual, is_merged))}</title>'
             f'<path class="lf-stroke" d="{"".join(paths)}"/><path class="lf-head" d="{head}"/></g>'
         )
 
@@ -256,7 +255,8 @@ class _Picture:
         stride = max(layer.conv.stride)
         number = f"{layer.index}" + (f'<tspan class="lf-stride"> /{stride}</tspan>' if stride > 1 else "")
         return (
-            f"<g><title>{escape(layer_text(layer))}{', dropped' if layer.index in self._dropped else ''}</title>{shape}"
+            f"<g><title>{markup_text(layer_text(layer))}{', dropped' if layer.index in self._dropped else ''}</title>"
+            f"{shape}"
             f'<text class="lf-kernel" x="{middle:.1f}" y="{y + 3.2:.1f}">{box_text(layer)}</text>'
             f'<text class="lf-number" x="{middle:.1f}" y="{foot:.1f}">{number}</text></g>'
         )
@@ -266,7 +266,7 @@ class _Picture:
         state, layer = slot_state(self._net, index, self._act_pos), self._net.layer(index)
         kind = layer.activation or self._net.chain_of(index).activation
         note = {"kept": f"{kind}", "removed": f"{kind}, removed", "added": f"{kind}, added", "empty": "no activation"}
-        text = escape(f"position {index}: {note[state]}")
+        text = markup_text(f"position {index}: {note[state]}")
         return f"<g><title>{text}</title>{dot(state, x, self._track(track).y)}</g>"
 
     def _mark(self, mark: lay.Mark) -> str:
@@ -276,9 +276,9 @@ class _Picture:
         label = mark_label(mark.items, max(int((foot - head - 12) / 5.2), lay.LABEL_LENGTH))
         lines = "\n".join(item_text(item) for item in mark.items)
         return (
-            f"<g><title>{escape(lines)}</title>{rect(kind, mark.x - 9, head, 18, foot - head, 9)}"
+            f"<g><title>{markup_text(lines)}</title>{rect(kind, mark.x - 9, head, 18, foot - head, 9)}"
             f'<text class="{kind}text" transform="translate({mark.x + 3.3:.1f} {y:.1f}) rotate(-90)">'
-            f"{escape(label)}</text></g>"
+            f"{markup_text(label)}</text></g>"
         )
 
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from layerfold.files import replacing
-from layerfold.report.words import ms_text
+from layerfold.report.words import ms_text, picture_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def frontier_png(
         importance_label += f"\nlogarithmic beyond ±{linear:g}"
     axes.set_xlabel("latency of one forward pass (ms)")
     axes.set_ylabel(importance_label)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.set_title(picture_text(title), loc="left", fontsize=12, fontweight="bold", color=_INK)
     axes.grid(color="#e5e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,7 +16,7 @@ import numpy as np
 
 from layerfold.errors import TableError, UsageError
 from layerfold.files import replacing
-from layerfold.report.words import ms_text
+from layerfold.report.words import ms_text, picture_text
 from layerfold.tables import LatencyTable
 from layerfold.tables._kernel import SegmentKey
 from layerfold.tables._latency import HasMergePositions
@@ -238,7 +238,7 @@ def _save(figure: Any, path: str | Path, title: str) -> Path:
     if Path(path).suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"path={str(path)!r}: expected a name that ends in .png, .svg or .pdf")
     if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK, x=0.01, ha="left")
+        figure.suptitle(picture_text(title), fontsize=12, fontweight="bold", color=_INK, x=0.01, ha="left")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=_DPI)
     return Path(path)

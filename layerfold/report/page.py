@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 from pathlib import Path
 
 from layerfold.files import write_text
 from layerfold.report import words
 from layerfold.report.data import MergedSegment, ReportData, ResultRow
 from layerfold.report.page_style import STYLE
+from layerfold.report.words import markup_text
 
 
 def write_report(run: ReportData, path: str | Path) -> Path:
@@ -42,29 +42,29 @@ def report_html(run: ReportData) -> str:
             *_section("Time taken", _steps(run)),
             *_section("Files in this folder", _pairs(run.files)),
             *_section("How this was made", _pairs(run.provenance)),
-            *_section("Remarks", "".join(f"<p>{escape(note)}</p>" for note in run.notes)),
+            *_section("Remarks", "".join(f"<p>{markup_text(note)}</p>" for note in run.notes)),
         ]
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.title)}</title>\n{STYLE}\n</head>\n<body>\n<main>\n{body}\n"
+        f"<title>{markup_text(run.title)}</title>\n{STYLE}\n</head>\n<body>\n<main>\n{body}\n"
         "<footer>Written by layerfold. Every number above was computed or measured in this run.</footer>\n"
         "</main>\n</body>\n</html>\n"
     )
 
 
 def _head(run: ReportData) -> str:
-    facts = " · ".join(f"<b>{escape(text)}</b>" for text in (run.model, run.data, run.device) if text)
-    command = f'<p class="facts"><code>{escape(run.command)}</code></p>' if run.command else ""
+    facts = " · ".join(f"<b>{markup_text(text)}</b>" for text in (run.model, run.data, run.device) if text)
+    command = f'<p class="facts"><code>{markup_text(run.command)}</code></p>' if run.command else ""
     state = {True: " met", False: " missed", None: ""}[run.is_budget_met]
     tiles = "".join(
-        f'<div class="tile"><b>{escape(big)}</b><span>{_keep_units(escape(small))}</span></div>'
+        f'<div class="tile"><b>{markup_text(big)}</b><span>{_keep_units(markup_text(small))}</span></div>'
         for big, small in _tiles(run)
     )
     return (
-        f'<header><h1>{escape(run.title)}</h1><p class="facts">{facts}</p>{command}</header>\n'
-        f'<div class="verdict{state}">{escape(run.verdict)}</div>\n<div class="tiles">{tiles}</div>'
+        f'<header><h1>{markup_text(run.title)}</h1><p class="facts">{facts}</p>{command}</header>\n'
+        f'<div class="verdict{state}">{markup_text(run.verdict)}</div>\n<div class="tiles">{tiles}</div>'
     )
 
 
@@ -95,7 +95,7 @@ def _keep_units(text: str) -> str:
 def _section(heading: str, body: str, kind: str = "") -> Iterator[str]:
     """Yield a section, or nothing for an empty body."""
     if body:
-        yield f'<section{f" class={kind!r}" if kind else ""}><h2>{escape(heading)}</h2>{body}</section>'
+        yield f'<section{f" class={kind!r}" if kind else ""}><h2>{markup_text(heading)}</h2>{body}</section>'
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, last: str = "") -> str:
@@ -108,7 +108,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, last: str =
     """
     listed = list(rows)
     head = "".join(
-        f'<th class="left">{escape(column[1:])}</th>' if column.startswith("<") else f"<th>{escape(column)}</th>"
+        f'<th class="left">{markup_text(column[1:])}</th>' if column.startswith("<")
+        else f"<th>{markup_text(column)}</th>"
         for column in columns
     )
     body = "".join(
@@ -140,7 +141,7 @@ def _result_cells(row: ResultRow, first: ResultRow, has_agreement: bool) -> list
     if first.latency_ms is not None and row.latency_ms is not None:
         speedup = words.speedup_text(first.latency_ms, row.latency_ms)
     return [
-        escape(row.name),
+        markup_text(row.name),
         accuracy,
         *([words.percent_text(row.agreement_pct)] if has_agreement else []),
         words.ms_text(row.latency_ms),
@@ -169,8 +170,8 @@ def _frontier(run: ReportData) -> Iterator[str]:
 def _pictures(run: ReportData) -> Iterator[str]:
     for heading, path, note in run.pictures:
         data = base64.b64encode(path.read_bytes()).decode("ascii")
-        image = f'<figure><img alt="{escape(heading)}" src="data:image/png;base64,{data}"></figure>'
-        yield from _section(heading, f'{image}<p class="note">{escape(note)}</p>')
+        image = f'<figure><img alt="{markup_text(heading)}" src="data:image/png;base64,{data}"></figure>'
+        yield from _section(heading, f'{image}<p class="note">{markup_text(note)}</p>')
 
 
 def _rounds(run: ReportData) -> str:
@@ -184,7 +185,7 @@ def _rounds(run: ReportData) -> str:
             words.interval_text(found.low_ms, found.high_ms),
             f"{words.signed_percent_text(100 * (found.measured_ms / found.predicted_ms - 1))}",
             f'<td class="left {"good" if found.is_within else "bad"}">{"✓" if found.is_within else "✗"} '
-            f"{escape(found.verdict)}</td>",
+            f"{markup_text(found.verdict)}</td>",
         ]
         for found in run.rounds
     )
@@ -200,8 +201,8 @@ def _segments(run: ReportData) -> str:
     rows = [
         [
             f"{s.start + 1}" if s.end == s.start + 1 else f"{s.start + 1}–{s.end}",
-            f'<td class="left wide">{escape(_replaced_text(s))}</td>',
-            f'<td class="left">{escape(s.conv)}</td>',
+            f'<td class="left wide">{markup_text(_replaced_text(s))}</td>',
+            f'<td class="left">{markup_text(s.conv)}</td>',
             *_saved_cells(s.before_ms, s.after_ms),
             words.count_text(s.before_macs),
             words.count_text(s.after_macs),
@@ -241,7 +242,7 @@ def _steps(run: ReportData) -> str:
     most = max(max(step.seconds for step in run.steps), 1e-9)
     rows = [
         [
-            escape(step.name) + (" <span class='note'>(done by an earlier run)</span>" if step.is_resumed else ""),
+            markup_text(step.name) + (" <span class='note'>(done by an earlier run)</span>" if step.is_resumed else ""),
             words.duration_text(step.seconds),
             f'<td class="barcell"><span class="bar{" earlier" if step.is_resumed else ""}" '
             f'style="width:{100 * step.seconds / most:.1f}%"></span></td>',
@@ -256,7 +257,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     if not pairs:
         return ""
     rows = "".join(
-        f'<tr><td><code>{escape(name)}</code></td><td class="left wide">{escape(value)}</td></tr>'
+        f'<tr><td><code>{markup_text(name)}</code></td><td class="left wide">{markup_text(value)}</td></tr>'
         for name, value in pairs
     )
     return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.files import replacing
+from layerfold.report.words import picture_text
 
 if TYPE_CHECKING:
     from layerfold.finetune import EpochRow
@@ -53,7 +54,7 @@ def training_png(
     axes[-1].set_xlabel("epoch" if kept_epoch is None else f"epoch (dotted: {kept_epoch}, whose weights are kept)")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(picture_text(title), fontsize=11)
     target = Path(path)
     with replacing(target) as partial:
         figure.savefig(partial, dpi=130)

@@ -1,11 +1,24 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and names as pictures and pages can hold them."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
+
+from layerfold.terminal import printable
 
 NOTHING = "–"
 """Shown where something was not measured."""
+
+
+def markup_text(text: str) -> str:
+    """Return ``text`` for HTML and SVG: quotes and angle brackets escaped, and what XML has no place for."""
+    return html.escape(printable(text))
+
+
+def picture_text(text: str) -> str:
+    """Return ``text`` for a picture of matplotlib's: what stands between dollar signs is no formula there."""
+    return printable(text).replace("$", r"\$")
 
 
 def ms_text(value_ms: float | None) -> str:

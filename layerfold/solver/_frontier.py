@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from layerfold.arguments import number, shown
 from layerfold.errors import InfeasibleBudgetError, UsageError
-from layerfold.files import write_text
+from layerfold.files import csv_text, write_text
 from layerfold.solver._labels import ChainFrontier
 from layerfold.solver._options import Option
 from layerfold.solver._refine import refine_budget
@@ -216,22 +214,20 @@ class Frontier:
         """
         devices = self.latencies_ms.shape[1]
         names = ["latency_ms", *(f"latency_{device + 1}_ms" for device in range(1, devices))]
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
         solutions = list(self)
         has_drops = any(solution.kept_layers is not None for solution in solutions)
         last = ["kept_layers"] if has_drops else []
-        writer.writerow(["id", *names, "speedup", "importance", "gap", "act_pos", "merge_pos", *last])
+        header = ["id", *names, "speedup", "importance", "gap", "act_pos", "merge_pos", *last]
+        rows: list[list[object]] = []
         for index, solution in enumerate(solutions):
-            kept = ["" if solution.kept_layers is None else ",".join(map(str, solution.kept_layers))] if last else []
+            kept = [None if solution.kept_layers is None else tuple(solution.kept_layers)] if last else []
             first_ms = float(self.latencies_ms[index, 0])
             numbers = [*self.latencies_ms[index].tolist(), self.original_ms / first_ms if first_ms else math.inf]
-            writer.writerow([
-                index, *map(repr, map(float, numbers)), repr(float(self.importances[index])),
-                repr(float(self.gaps[index])), ",".join(map(str, solution.act_pos)),
-                ",".join(map(str, solution.merge_pos)), *kept,
+            rows.append([
+                index, *map(float, numbers), float(self.importances[index]), float(self.gaps[index]),
+                tuple(solution.act_pos), tuple(solution.merge_pos), *kept,
             ])
-        write_text(Path(path), buffer.getvalue())
+        write_text(Path(path), csv_text(header, rows))
 
     def plot(
         self, path: str | Path, *, budget_ms: float | None = None, chosen: Solution | None = None, title: str = ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from layerfold.errors import OptionalDependencyError
 from layerfold.files import replacing
 from layerfold.solver._solution import Solution
+from layerfold.terminal import printable
 
 if TYPE_CHECKING:
     from layerfold.solver._frontier import Frontier
@@ -52,7 +53,7 @@ def plot_frontier(
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     if title:
-        axes.set_title(title, fontsize=11, loc="left")
+        axes.set_title(printable(title), fontsize=11, loc="left", parse_math=False)
     with replacing(path) as partial:
         figure.savefig(partial)
     pyplot.close(figure)

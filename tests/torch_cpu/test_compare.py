@@ -192,7 +192,7 @@ def test_table_for_people_has_a_row_a_network(folder: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["missing.json"], "missing.json: cannot be read"),
+    (["missing.json"], "missing.json: no such file"),
     (["a=pattern:mobilenetv2_140-Q"], "nearest: mobilenetv2_140-"),
     (["pattern:mobilenetv2_140-A", "pattern:mobilenetv2_140-A"], "the name 'mobilenetv2_140-A' is taken"),
     (["original=pattern:mobilenetv2_140-A"], "the name 'original' is taken"),
