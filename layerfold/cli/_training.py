@@ -95,20 +95,24 @@ def apply_freezing(arguments: argparse.Namespace, loaded: LoadedModel) -> None:
         unfreeze_parameters(loaded.module)
 
 
-def check_training_data(loaded: LoadedModel, data: ImageData) -> None:
+def check_training_data(loaded: LoadedModel, data: ImageData, *, has_teacher: bool = False) -> None:
     """Refuse images that a model cannot learn from, before anything is traced.
 
+    Args:
+        has_teacher: whether there is a network to learn from where images have no labels.
+
     Raises:
-        DataError: no labels, no images for training, or more classes than the model has.
+        DataError: nothing to learn from, no images for training, or more classes than the model has.
         UsageError: the model gives no logits.
     """
     from layerfold.errors import DataError
     from layerfold.finetune import check_answers, first_images
 
     data.split("train")
-    if not data.is_labelled:
+    if not data.is_labelled and not has_teacher:
         raise DataError(f"{data.name}: has no labels, and training learns them; give labelled images")
-    check_answers(loaded.module, first_images(data), argument=f"MODEL {loaded.source}", num_classes=data.num_classes)
+    check_answers(loaded.module, first_images(data), argument=f"MODEL {loaded.source}",
+                  num_classes=data.num_classes if data.is_labelled else None)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -141,7 +145,7 @@ def history_text(report: FinetuneReport) -> str:
 
     rows = [
         (row.epoch, row.steps, f"{row.train_loss:.4f}",
-         "" if row.holdout_accuracy_pct is None else f"{row.holdout_accuracy_pct:.2f} %", f"{row.seconds:.1f}")
+         "" if row.score_pct is None else f"{row.score_pct:.2f} %", f"{row.seconds:.1f}")
         for row in report.history
     ]  # fmt: skip
     return columns(("epoch", "steps", "loss", "holdout", "seconds"), rows, right="epoch steps loss holdout seconds")

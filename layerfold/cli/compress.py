@@ -82,7 +82,8 @@ def add_parser(subparsers: Any) -> None:
                         "confirms it (default: 2)")
     train = parser.add_argument_group("finetuning")
     train.add_argument("--epochs", type=whole(0), metavar="N",
-                       help="passes over the train split (default: 3, without labels 0)")
+                       help="passes over the train split (default: 3); without labels the original's answers "
+                       "are learned")
     train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
     train.add_argument("--learning-rate", type=above(0), metavar="R", help="highest learning rate")
     train.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", metavar="NAME",

@@ -109,7 +109,7 @@ def _finetune(args: argparse.Namespace) -> int:
         note_random_weights(args)
     original = loaded if args.teacher_weights is None else load_model_of(args, weights=args.teacher_weights)
     data = open_data_of(args, loaded)
-    check_training_data(loaded, data)
+    check_training_data(loaded, data, has_teacher=not args.no_teacher)
     net = trace_of(args, loaded)
     student = build_train_form(loaded.module, net, solution)
     fade = args.fade if args.fade and add_fading(student, loaded.module, net, solution) else 0.0
@@ -129,9 +129,9 @@ def _finetune(args: argparse.Namespace) -> int:
     test: dict[str, Any] = {}
     if not args.no_test:
         scores = evaluate_network(student, data.split("test"), teacher=original.module)
-        before = evaluate_network(original.module, data.split("test"))
+        before = evaluate_network(original.module, data.split("test")).accuracy_pct if data.is_labelled else None
         test = {
-            "num_images": scores.num_images, "original_accuracy_pct": before.accuracy_pct,
+            "num_images": scores.num_images, "original_accuracy_pct": before,
             "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct,
         }  # fmt: skip
     recipe = recipe_of(args, loaded, solution)
@@ -157,8 +157,10 @@ def _finetune(args: argparse.Namespace) -> int:
 def _as_text(report: FinetuneReport, test: dict[str, Any]) -> str:
     text = history_text(report)
     if test:
-        text += "\n\n" + facts([
+        agrees = f"agrees on {test['agreement_pct']:.2f} %"
+        known = [("test, finetuned", agrees)] if test["accuracy_pct"] is None else [
             ("test, original", f"{test['original_accuracy_pct']:.2f} %"),
-            ("test, finetuned", f"{test['accuracy_pct']:.2f} %, agrees on {test['agreement_pct']:.2f} %"),
-        ])
+            ("test, finetuned", f"{test['accuracy_pct']:.2f} %, {agrees}"),
+        ]  # fmt: skip
+        text += "\n\n" + facts(known)
     return text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerfold.errors import UsageError
+from layerfold.errors import DataError, UsageError
 from layerfold.finetune._features import feature_distance, tapped
 from layerfold.finetune._options import FinetuneOptions
 
@@ -17,25 +17,34 @@ from layerfold.finetune._options import FinetuneOptions
 class Objective:
     """(1 - w) * cross-entropy + w * T^2 * KL(teacher || student) + v * distance of feature maps.
 
+    Without labels there is no cross-entropy, and w is 1.
+
     Args:
         options: w is ``distillation_weight``, T ``temperature``, v ``feature_weight``.
         model: what is trained.
         teacher: in eval mode; None for labels alone.
         features: pairs of nodes (of the model, of the teacher) whose values are compared.
+        is_labelled: whether images have labels.
 
     Attributes:
         student: what to run in place of the model: it gives feature maps too, where they are needed.
 
     Raises:
         UsageError: feature maps are to be compared and there is no teacher, or none are named.
+        DataError: neither labels nor a teacher.
     """
 
     def __init__(
         self, options: FinetuneOptions, model: nn.Module, teacher: nn.Module | None,
-        features: Sequence[tuple[str, str]],
+        features: Sequence[tuple[str, str]], *, is_labelled: bool = True,
     ) -> None:
-        self._options = options
+        if teacher is None and not is_labelled:
+            raise DataError("finetuning: the images have no labels, and without a teacher there is nothing to learn; "
+                            "give one (teacher, the original network), or labelled images")
+        self._options, self._is_labelled = options, is_labelled
         self._weight = options.distillation_weight if teacher is not None else 0.0
+        if not is_labelled:
+            self._weight = 1.0
         self._feature_weight = options.feature_weight
         self.student, self._teacher = model, teacher
         if self._feature_weight:
@@ -56,11 +65,13 @@ class Objective:
         Args:
             outputs: of :attr:`student` on the images.
             images: [batch, channels, height, width].
-            targets: labels [batch], or probabilities [batch, classes].
+            targets: labels [batch], or probabilities [batch, classes]; without meaning where there are no labels.
             accelerator: whose precision the teacher runs in.
         """
         logits, features = outputs if self._feature_weight else (outputs, ())
-        loss = F.cross_entropy(logits, targets, label_smoothing=self._options.label_smoothing)
+        loss: Tensor = logits.new_zeros(())
+        if self._is_labelled:
+            loss = F.cross_entropy(logits, targets, label_smoothing=self._options.label_smoothing)
         if self._teacher is None or not self.is_teaching:
             return loss
         with torch.no_grad(), accelerator.autocast():

@@ -16,9 +16,10 @@ class EpochRow:
         epoch: from 1.
         steps: optimizer steps done by its end, from the beginning.
         train_loss: mean over its steps.
-        holdout_accuracy_pct, holdout_loss: at its end; None where the holdout was not scored.
+        holdout_accuracy_pct, holdout_loss: at its end; None where the holdout was not scored, or has no labels.
         learning_rate: of its last step.
         seconds: spent in it, scoring included.
+        holdout_agreement_pct: answers that are the teacher's; None where there are labels.
     """
 
     epoch: int
@@ -28,6 +29,12 @@ class EpochRow:
     holdout_loss: float | None
     learning_rate: float
     seconds: float
+    holdout_agreement_pct: float | None = None
+
+    @property
+    def score_pct(self) -> float | None:
+        """What epochs are compared by: accuracy, or agreement where there are no labels; None if never scored."""
+        return self.holdout_agreement_pct if self.holdout_accuracy_pct is None else self.holdout_accuracy_pct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,8 @@ class FinetuneReport:
 
     Attributes:
         history: a row an epoch.
-        best_epoch: the epoch with the highest holdout accuracy (the latest of equals), or None if never scored.
+        best_epoch: the epoch with the highest holdout accuracy, or agreement where there are no labels (the latest of
+            equals), or None if never scored.
         kept_epoch: whose weights the module holds.
         steps: optimizer steps in all.
         resumed_from_step: the step an earlier, interrupted run had reached; 0 for a fresh run.
@@ -62,6 +70,6 @@ class FinetuneReport:
 
 
 def best_epoch(history: list[EpochRow]) -> int | None:
-    """Return the epoch with the highest holdout accuracy, the latest of equals; None if there is none."""
-    scored = [row for row in history if row.holdout_accuracy_pct is not None]
-    return max(scored, key=lambda row: (row.holdout_accuracy_pct, row.epoch)).epoch if scored else None
+    """Return the epoch with the highest score on the holdout, the latest of equals; None if there is none."""
+    scored = [row for row in history if row.score_pct is not None]
+    return max(scored, key=lambda row: (row.score_pct, row.epoch)).epoch if scored else None

@@ -70,7 +70,8 @@ class Run:
         self._before_step, self._score_holdout = before_step, score_holdout
         self._tracks_best = keep_other or options.keep == "best"
         self.total_steps = options.steps or options.epochs * len(loader)
-        self._objective = Objective(options, model, teacher, features)
+        self._teacher = teacher
+        self._objective = Objective(options, model, teacher, features, is_labelled=data.is_labelled)
         images = first_images(data)
         # Statistics that lag behind may overflow where those of a batch, in training, do not: that is seen later.
         self._num_outputs = check_answers(model, images, needs_finite=False)
@@ -145,7 +146,10 @@ class Run:
         rate = options.learning_rate_at(step, self.total_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        check_labels(labels, self._num_outputs, f"step {step + 1}, image")
+        if self._data.is_labelled:
+            check_labels(labels, self._num_outputs, f"step {step + 1}, image")
+        else:
+            labels = torch.zeros_like(labels)  # whoever mixes them needs a class; nothing learns it
         device = accelerator.device
         images, targets = channels_last(images.to(device)), labels.to(device)
         # Dropout draws from torch's generator: each step and process begins with a seed of its own.
@@ -225,6 +229,7 @@ class Run:
             holdout_loss=scores.loss if scores else None,
             learning_rate=self._options.learning_rate_at(state.step - 1, self.total_steps),
             seconds=time.monotonic() - began,
+            holdout_agreement_pct=scores.agreement_pct if scores else None,
         )
         state.history.append(asdict(row))
         if self._tracks_best and best_epoch(self._rows()) == row.epoch:
@@ -233,10 +238,11 @@ class Run:
 
     def _scores(self) -> Scores:
         holdout = self._data.split("holdout")
+        teacher = None if self._data.is_labelled else self._teacher
         if self._average is None:
-            return evaluate_together(self._model, holdout, self._accelerator)
+            return evaluate_together(self._model, holdout, self._accelerator, teacher=teacher)
         with self._average.applied():
-            return evaluate_together(self._model, holdout, self._accelerator)
+            return evaluate_together(self._model, holdout, self._accelerator, teacher=teacher)
 
     def _finish(self) -> None:
         last, best = self._kept, self.state.best_weights

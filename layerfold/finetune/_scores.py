@@ -108,19 +108,28 @@ def predict_logits(model: nn.Module, images: Batches | Dataset[Any], *, batch_si
     return torch.cat(found)
 
 
-def evaluate_together(model: nn.Module, split: Split, accelerator: Any, *, batch_size: int = 256) -> Scores:
-    """Score a network on a split, the images shared out among all processes; each returns the same scores."""
+def evaluate_together(
+    model: nn.Module, split: Split, accelerator: Any, *, teacher: nn.Module | None = None, batch_size: int = 256
+) -> Scores:
+    """Score a network on a split, the images shared out among all processes; each returns the same scores.
+
+    Args:
+        teacher: for images without labels, to compare with; None for images with labels.
+    """
     share = Share(accelerator.process_index, accelerator.num_processes)
     if share.number == 1:
-        return evaluate_network(model, split, batch_size=batch_size)
+        return evaluate_network(model, split, teacher=teacher, batch_size=batch_size)
     sums = [0.0, 0.0, 0.0]
     if share.rows(min(batch_size, len(split))):
-        found = evaluate_network(model, BatchLoader(split, batch_size).starting_at(0, share))
-        assert found.accuracy_pct is not None  # without a teacher labels are needed
-        assert found.loss is not None
-        sums = [found.accuracy_pct * found.num_images, found.loss * found.num_images, found.num_images]
-    accuracy, loss, total = sum_over_processes(sums, accelerator)
-    return Scores(accuracy_pct=accuracy / total, loss=loss / total, num_images=round(total))
+        batches = BatchLoader(split, batch_size).starting_at(0, share)
+        found = evaluate_network(model, batches, teacher=teacher)
+        means = (found.accuracy_pct, found.loss) if teacher is None else (found.agreement_pct, found.divergence)
+        sums = [*((mean or 0.0) * found.num_images for mean in means), found.num_images]
+    share_pct, nats, total = sum_over_processes(sums, accelerator)
+    share_pct, nats, count = share_pct / total, nats / total, round(total)
+    if teacher is None:
+        return Scores(accuracy_pct=share_pct, loss=nats, num_images=count)
+    return Scores(accuracy_pct=None, loss=None, agreement_pct=share_pct, divergence=nats, num_images=count)
 
 
 def check_labels(labels: Tensor, num_classes: int, what: str = "image", *, first: int = 0) -> None:

@@ -75,7 +75,8 @@ def finetune_network(
 
     With a teacher the loss is (1 - w) * cross-entropy + w * T^2 * KL(teacher || student), both softened by the
     temperature T (Hinton et al., Distilling the Knowledge in a Neural Network, 2015), plus ``feature_weight`` times the
-    distance of feature maps. Accelerate places tensors and does mixed precision.
+    distance of feature maps. Without labels there is no cross-entropy: all is learned from the teacher.
+    Accelerate places tensors and does mixed precision.
 
     In processes that torchrun or ``accelerate launch`` started together, each takes its rows of every batch and
     BatchNorm sees all of them: the loss is that of one process. The first one writes files and shows progress.
@@ -103,7 +104,8 @@ def finetune_network(
         description: the text beside the bar.
 
     Raises:
-        DataError: no train split, a label outside the model's classes, or a holdout of one class.
+        DataError: no train split, neither labels nor a teacher, a label outside the model's classes, or a holdout of
+            one class.
         DeviceUnavailableError: torch does not find the device.
         FinetuneError: the loss or what the network answers is not finite (the model then holds the last good weights),
             memory is too small, the checkpoint cannot be written, or another process is not there.

@@ -44,8 +44,8 @@ class CompressOptions:
             finetuned to choose among them; 0 takes the best whole. None for 60, or for 0 where that is more than a
             quarter of the finetuning, or there are no labels.
         margin: see ``meet_budget``.
-        finetune_epochs: passes over the train split; 0 for no finetuning; None for 3, or for 0 where there are no
-            labels to learn.
+        finetune_epochs: passes over the train split; 0 for no finetuning; None for 3. Without labels the
+            original's answers are learned.
         unfreeze, keep_frozen: where something trains, whether parameters that are frozen train too, or stay as they
             are; a model with frozen ones is refused where neither is said.
         learning_rate, batch_size, optimizer: of the finetuning.
@@ -126,7 +126,7 @@ class CompressOptions:
         if score == AUTO:
             score = "loss" if data.is_labelled else "kl"
         if epochs is None:
-            epochs = _EPOCHS if data.is_labelled else 0
+            epochs = _EPOCHS
         return replace(self, importance_score=score, finetune_epochs=epochs)
 
     def as_config(self) -> dict[str, Any]:

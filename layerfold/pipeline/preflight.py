@@ -28,7 +28,8 @@ def check_inputs(model: nn.Module, data: ImageData, options: CompressOptions, ou
 
     Raises:
         UsageError: a device or folder that cannot be used, a model that gives no logits or is frozen.
-        DataError: no labels, no training images, a holdout of one class, more classes than the model has.
+        DataError: no labels for a score that needs them, no training images, a holdout of one class, more classes than
+            the model has.
         DeviceUnavailableError, OptionalDependencyError: what is asked for is not there.
     """
     check_folder(out)
@@ -66,9 +67,6 @@ def _check_images(data: ImageData, options: CompressOptions) -> None:
     if options.finetune_epochs:
         FinetuneOptions(epochs=options.finetune_epochs, batch_size=options.batch_size, optimizer=options.optimizer,
                         learning_rate=options.learning_rate, seed=options.seed)
-        if not data.is_labelled:
-            raise DataError(f"{data.name}: has no labels, and finetuning learns them; add --no-finetune "
-                            "(finetune_epochs=0): plans are then scored by agreement with the original")
         count = len(data.split("train"))
         if count < _FEWEST_IMAGES:
             raise DataError(f"{data.name}: has {count} image for training; finetuning needs {_FEWEST_IMAGES} or more, "

@@ -33,6 +33,7 @@ def training_png(
     panels: list[tuple[str, list[tuple[str, str, str]]]] = [
         ("loss", [("train", "train_loss", _BLUE), ("holdout", "holdout_loss", _ORANGE)]),
         ("holdout accuracy, %", [("", "holdout_accuracy_pct", _GREEN)]),
+        ("agreement with teacher, %", [("", "holdout_agreement_pct", _GREEN)]),
         ("learning rate", [("", "learning_rate", _GREY)]),
     ]
     shown = [(label, [line for line in lines if _points(history, line[1])]) for label, lines in panels]

@@ -67,7 +67,7 @@ def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
     assert (settled.importance_score, settled.whole_plans) == ("loss", 24), "what docs/importance.md judges"
     assert settled.finetune_epochs == 3
     unlabelled = options.settled(replace(labelled, is_labelled=False))
-    assert (unlabelled.importance_score, unlabelled.finetune_epochs) == ("kl", 0)
+    assert (unlabelled.importance_score, unlabelled.finetune_epochs) == ("kl", 3)
     given = vars(build_parser().parse_args(["compress", "m", "--data", "d", "--speedup", "1.5", "-o", "x"]))
     alike = ("whole_plans", "finalist_steps", "max_kernel", "max_growth", "threads", "batch", "alpha", "batch_size",
              "optimizer", "seed", "drop_layers", "merge_pooling", "backend", "importance_images", "importance_steps",

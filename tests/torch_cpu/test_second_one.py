@@ -185,7 +185,6 @@ def _unlabelled() -> ImageData:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Callable[[], ImageData], str]] = {
-    "labels to finetune": ({"finetune_epochs": 2}, _unlabelled, "has no labels, and finetuning learns them"),
     "labels for the score": ({"importance_score": "accuracy"}, _unlabelled, "has no labels; use score='kl'"),
     "labels for the method": ({"importance_method": "shared"}, _unlabelled, "has no labels; use score='kl'"),
     "a score that the method cannot tell": ({"importance_method": "taylor", "importance_score": "kl"}, images,
