@@ -168,4 +168,5 @@ def open_data_of(arguments: argparse.Namespace, loaded: LoadedModel) -> ImageDat
         seed=arguments.data_seed,
         cache=arguments.image_cache,
         download=arguments.download,
+        progress=not getattr(arguments, "quiet", False),
     )

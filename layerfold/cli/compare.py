@@ -38,7 +38,8 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers, "compare", "measure several solutions on one device, with their accuracy where finetuned",
         "Merge a network by several solutions and measure all of them in turns with the original. A finetuned network "
-        "is measured as it is, and scored with --data; without it, what `layerfold finetune` found is shown.",
+        "is measured as it is, and scored with --data (without labels by its agreement with the original); without it, "
+        "what `layerfold finetune` found is shown.",
         "  layerfold compare timm:mobilenetv2_140 ours=solution.json pattern:mobilenetv2_140-A --latency latency.csv\n"
         "  layerfold compare timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
         "      paper=paper.safetensors search=searched.safetensors --csv compare.csv --plot compare.png",
@@ -173,14 +174,15 @@ def _as_text(found: SolutionComparison) -> str:
             f"{each.measured_ms:.4g}", f"{each.low_ms:.4g} to {each.high_ms:.4g}", f"{each.speedup:.3f}",
             "" if each.importance is None else f"{each.importance:+.2f}",
             "" if each.accuracy_pct is None else f"{each.accuracy_pct:.2f} %",
+            "" if each.agreement_pct is None else f"{each.agreement_pct:.2f} %",
             each.num_activations, each.num_convs, count_text(each.num_params), count_text(each.macs),
         ))  # fmt: skip
-    header = ("network", "predicted_ms", "measured_ms", "95 % interval", "speedup", "importance", "accuracy", "acts",
-              "convs", "params", "macs")
+    header = ("network", "predicted_ms", "measured_ms", "95 % interval", "speedup", "importance", "accuracy",
+              "agreement", "acts", "convs", "params", "macs")
     # What is known of no solution needs no column.
     shown = [place for place in range(len(header)) if any(row[place] != "" for row in rows[1:])]
     table = columns([header[place] for place in shown], [[row[place] for place in shown] for row in rows],
-                    right="predicted_ms measured_ms speedup importance accuracy acts convs params macs")
+                    right="predicted_ms measured_ms speedup importance accuracy agreement acts convs params macs")
     notes = [f"{each.name}: {each.note}" for each in found.networks if each.note]
     notes += [f"{each.name}: the interval did not reach its target; give more --cap-s"
               for each in found.networks if not each.is_settled]

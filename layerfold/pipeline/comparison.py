@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.errors import DataError, MissingEntryError, UsageError
+from layerfold.errors import MissingEntryError, UsageError
 from layerfold.export import export_onnx
 from layerfold.files import csv_text, write_text
 from layerfold.finetune import check_answers, evaluate_network, first_images
@@ -41,6 +41,7 @@ class ComparedNetwork:
         is_settled: whether the interval reached its target.
         importance: in points; None if unknown.
         accuracy_pct: top-1 on the test images, 0..100; None if unknown.
+        agreement_pct: answers that are the original's, where the test images have no labels; else None.
         num_activations: activations in chains.
         num_convs, num_params, macs: of the network that was measured; multiply-adds of one image.
         note: what the table could not say, and why.
@@ -57,6 +58,7 @@ class ComparedNetwork:
     is_settled: bool
     importance: float | None
     accuracy_pct: float | None
+    agreement_pct: float | None = None
     num_activations: int
     num_convs: int
     num_params: int
@@ -116,7 +118,8 @@ class SolutionComparison:
         points = [
             ComparedPoint(
                 name=each.name, measured_ms=each.measured_ms, low_ms=each.low_ms, high_ms=each.high_ms,
-                predicted_ms=each.predicted_ms, accuracy_pct=each.accuracy_pct, importance=each.importance,
+                predicted_ms=each.predicted_ms, accuracy_pct=each.accuracy_pct,
+                agreement_pct=each.agreement_pct, importance=each.importance,
                 speedup=each.speedup,
             )
             for each in self.networks
@@ -164,15 +167,12 @@ def compare_solutions(
     Raises:
         UsageError: no solutions, or a name that is not among them; with ``data``, a model that gives no logits.
         SolutionError: a solution that does not fit the network; names it.
-        DataError: images without labels, or with more classes than the model has.
+        DataError: images with more classes than the model has.
     """
     networks, known = networks or {}, accuracies_pct or {}
     _check_names(solutions, networks, known)
     if data is not None:
-        if not data.is_labelled:
-            raise DataError(f"{data.name}: has no labels, and accuracy needs them; give labelled images, or leave data "
-                            "out (--data)")
-        check_answers(model, first_images(data), num_classes=data.num_classes)
+        check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
     example = example_input_of(net, batch)
     # Merging, exporting and scoring each network, then one measurement.
     with progress_bar("compare: prepare", len(solutions) + 2, enabled=progress) as bar:
@@ -189,14 +189,18 @@ def compare_solutions(
             onnx, example, backend, device=device, threads=threads, target=target, cap_s=cap_s
         )
         bar.advance()
-    accuracies = dict(known)
+    accuracies: dict[str, float | None] = dict(known)
+    agreements: dict[str, float | None] = {}
     if data is not None:
         scored = [ORIGINAL, *networks]
         with progress_bar("compare: score", len(scored), enabled=progress) as bar:
             for name in scored:
-                accuracy_pct = evaluate_network(modules[name], data.split("test")).accuracy_pct
-                assert accuracy_pct is not None  # without a teacher labels are needed
-                accuracies[name] = accuracy_pct
+                scores = evaluate_network(
+                    modules[name], data.split("test"), teacher=None if data.is_labelled else model
+                )
+                agreements[name] = scores.agreement_pct
+                if data.is_labelled:
+                    accuracies[name] = scores.accuracy_pct
                 bar.advance()
     original = Solution(
         act_pos=net.original_act_pos, merge_pos=tuple(range(1, len(net.layers) + 1)),
@@ -212,7 +216,7 @@ def compare_solutions(
             measured_ms=measured.median_ms, low_ms=measured.low_ms, high_ms=measured.high_ms, ratio=measured.ratio,
             ratio_low=measured.ratio_low, ratio_high=measured.ratio_high, is_settled=measured.is_settled,
             importance=0.0 if name == ORIGINAL else _importance(net, solution, importance, notes),
-            accuracy_pct=accuracies.get(name),
+            accuracy_pct=accuracies.get(name), agreement_pct=agreements.get(name),
             num_activations=len(_activations(net, solution)),
             num_convs=counts["convs"], num_params=counts["params"], macs=counts["macs"], note="; ".join(notes),
         ))  # fmt: skip

@@ -28,7 +28,7 @@ class ComparedPoint:
         name: as shown.
         measured_ms, low_ms, high_ms: median and 95 % interval.
         predicted_ms: None if unknown.
-        accuracy_pct, importance: None if unknown.
+        accuracy_pct, agreement_pct, importance: None if unknown.
         speedup: over the first network.
     """
 
@@ -38,6 +38,7 @@ class ComparedPoint:
     high_ms: float
     predicted_ms: float | None = None
     accuracy_pct: float | None = None
+    agreement_pct: float | None = None
     importance: float | None = None
     speedup: float = 1.0
 
@@ -45,8 +46,8 @@ class ComparedPoint:
 def comparison_plot(points: Sequence[ComparedPoint], path: str | Path, *, title: str = "") -> Path:
     """Draw accuracy against measured latency, with intervals; a hollow mark is the predicted latency.
 
-    Where no network but the first has an accuracy, importance takes its place, and latency alone where that is
-    unknown as well. Networks without the value stand below the axis' floor, at their latency.
+    Where no network but the first has an accuracy, agreement or importance takes its place, and latency alone where
+    these are unknown as well. Networks without the value stand below the axis' floor, at their latency.
 
     Args:
         points: at least one; the first is the original.
@@ -93,6 +94,7 @@ def _values_of(points: Sequence[ComparedPoint]) -> tuple[list[float | None], str
     """Return what the upright axis shows, and its name; nothing where no solution has a value."""
     for values, label in (
         ([each.accuracy_pct for each in points], "accuracy (%)"),
+        ([each.agreement_pct for each in points], "agreement with the original (%)"),
         ([each.importance for each in points], "importance (points, higher is better)"),
     ):
         if any(value is not None for value in values[1:]):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 import layerfold as lf
 from layerfold.cli import main
@@ -66,6 +68,25 @@ def test_solutions_stand_beside_the_original(network: tuple[torch.nn.Module, lf.
     found.plot(tmp_path / "compare.png", title="three networks")
     with Image.open(tmp_path / "compare.png") as picture:
         assert picture.width > 1000
+
+
+def test_without_labels_networks_are_compared_by_agreement(
+    network: tuple[torch.nn.Module, lf.Network], tmp_path: Path
+) -> None:
+    model, net = network
+    solutions = solutions_of(net)
+    finetuned = lf.merge_network(lf.build_train_form(model, net, solutions["random"]).eval())
+    labelled = images()
+    pictures = labelled.split("test")._dataset.tensors[0]
+    bare = TensorDataset(pictures)
+    data = replace(labelled, train=bare, holdout=bare, test=bare, is_labelled=False, fingerprint="")
+    found = lf.compare_solutions(model, net, solutions, networks={"random": finetuned}, data=data, **_QUICK)
+    assert [each.accuracy_pct for each in found.networks] == [None] * 3
+    with torch.no_grad():
+        same = (finetuned(pictures).argmax(1) == model.eval()(pictures).argmax(1)).double().mean()
+    assert [each.agreement_pct for each in found.networks] == [100.0, None, pytest.approx(100 * float(same))]
+    found.plot(tmp_path / "compare.svg")
+    assert "agreement with the original" in (tmp_path / "compare.svg").read_text()
 
 
 def test_what_a_table_cannot_say_is_noted(network: tuple[torch.nn.Module, lf.Network]) -> None:
