@@ -13,7 +13,8 @@ from typing import Any
 from layerfold.errors import WriteError
 
 # Libraries write files in their own ways, and say in words what the system told them as a number.
-_SIGNS_OF_THE_SYSTEM = ("no space left", "i/o error", "disk quota", "file too large", "os error", "pytorchstreamwriter")
+_SIGNS_OF_THE_SYSTEM = ("no space left", "i/o error", "disk quota", "file too large", "os error", "pytorchstreamwriter",
+                        "iostream error", "inline_container")
 
 
 @contextlib.contextmanager
@@ -124,12 +125,12 @@ def _sync(path: Path) -> None:
 
 
 def _named_in(error: Exception, paths: Sequence[str | Path], partials: Sequence[Path]) -> str | Path:
-    """Return which of several files an error is about; the first where it does not say."""
+    """Return which of several files an error is about; all of them where it does not say."""
     text = f"{getattr(error, 'filename', '')} {getattr(error, 'filename2', '')} {error}"
     for path, partial in zip(paths, partials, strict=True):
         if partial.name in text:
             return path
-    return paths[0]
+    return " and ".join(map(str, paths))
 
 
 def _umask() -> int:
