@@ -130,7 +130,7 @@ def load_torch_file(path: Path) -> Any:
     allowed += [(_NumpyArray, "layerfold._NumpyArray"), (Counter, "layerfold.Counter")]
     allowed += [(_stand_in_for(name), name) for name in sorted(_HARMLESS | _LISTS)]
     with _LOCK:
-        if zipfile.is_zipfile(path):
+        if _is_archive(path):
             _check_archive(path)
             found = _names_in(torch, path)
             refused = sorted(name for name in found if _stand_in_for(name) is None)
@@ -232,3 +232,10 @@ def _reason(error: Exception) -> str:
         text = text.rpartition("WeightsUnpickler error:")[2].partition("Please file an issue")[0].strip()
         text = text.partition("Check the documentation")[0].strip() or "its contents are not those of a checkpoint"
     return f"not a PyTorch checkpoint, or a damaged one ({text[:200] or type(error).__name__})"
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # an end that names another disk, for one
+        return False

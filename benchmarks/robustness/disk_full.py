@@ -39,7 +39,8 @@ COMMANDS: dict[str, list[str]] = {
     "solve": ["solve", *_SOLVE, "--pth", "new.pth", "--frontier", "frontier.csv", "--plot", "new.png"],
     "search": ["search", *SKELETONS["search",], "--weights-out", "new.safetensors"],
     "inspect": ["inspect", *SKELETONS["inspect",]],
-    "verify": ["verify", *MODEL, "--solution", "solution.json", *_QUICK, "--latency", "latency.csv", "--plot", "new.png"],
+    "verify": ["verify", *MODEL, "--solution", "solution.json", *_QUICK, "--latency", "latency.csv", "--plot",
+               "new.png"],
     "finetune": ["finetune", *SKELETONS["finetune",], "--save-both"],
     "merge": ["merge", *SKELETONS["merge",], "--onnx", "new.onnx"],
     "export": ["export", *SKELETONS["export",]],
@@ -70,7 +71,7 @@ def main() -> int:
         }  # fmt: skip
         way = fill.__name__
     for each, found in results.items():
-        print(f"{each:14} {found['runs']:3} runs, {len(found['bad'])} bad, exit codes {found['codes']}", file=sys.stderr)
+        print(f"{each:14} {found['runs']:3} runs, {len(found['bad'])} bad, codes {found['codes']}", file=sys.stderr)
     bad = sum(len(found["bad"]) for found in results.values())
     if not args.no_record:
         write_record("disk_full", {"passed": not bad, "bad": bad, "way": way, "commands": results}, vars(args),
