@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 import itertools
+import os
 import sys
 import threading
 import traceback
@@ -65,7 +66,7 @@ class Factory:
         if _is_made(self.function):
             return self.function
         arguments = _accepted(self.function, offered, self.source)
-        with _users_code(self.path, f"{one_line(self.source)}: {self.function.__name__}()"):
+        with _users_code(self.path, f"{one_line(self.source)}: {self.source.rpartition(':')[2]}()"):
             return self.function(**arguments)
 
 
@@ -113,12 +114,8 @@ def run_file(path: str | Path, name: str) -> None:
 
 
 def _run_file(path: Path, source: str, name: str | None = None) -> ModuleType:
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):
-        is_file = False
-    if not is_file:
-        what = "is a folder, not a file" if path.is_dir() else f"no file {one_line(str(path))}"
+    if not os.path.isfile(path):
+        what = "is a folder, not a file" if os.path.isdir(path) else f"no file {one_line(str(path))}"
         raise UsageError(f"{one_line(source)}: {what}; give path/to/file.py:function")
     resolved = path.resolve()
     name = name or _unused_name(resolved)
