@@ -1,12 +1,13 @@
 """What module is this: the one place that says which of the caller's modules are worked on, and in which torch state.
 
 Wrappers come off (``DataParallel``, ``torch.compile``, ``AveragedModel``); what cannot be worked on at all is refused
-with what to pass instead. Public functions that take modules are marked with :func:`entry`.
+with what to pass instead. Public functions that take modules are marked with :func:`public_call`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import threading
@@ -32,7 +33,7 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _DEPTH = threading.local()
 
 
-def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Make a public function check its arguments by their annotations, unwrap modules, and run in its own torch state.
 
     Raises:
@@ -43,10 +44,15 @@ def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if getattr(_DEPTH, "value", 0):  # called by another such function, which has checked what the caller gave
+            return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             bound.arguments[name] = _checked(name, value, str(kinds[name]))
         _check_batch(bound.arguments)
+        if {"data", "images"} & bound.arguments.keys():
+            for name in (name for name, kind in kinds.items() if str(kind).split(" | ")[0] == "nn.Module"):
+                _check_float32(name, bound.arguments.get(name), str(kinds[name]))
         with own_state():
             return function(*bound.args, **bound.kwargs)
 
@@ -55,6 +61,8 @@ def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def plain_module(model: object, name: str = "model", *, verb: str = "is") -> nn.Module:
     """Return the module to work on: the same object, or the one in its wrapper.
+
+    Where parts of it are wrapped, it is a new object that shares all else with the caller's, parameters included.
 
     Args:
         model: of the caller.
@@ -65,13 +73,9 @@ def plain_module(model: object, name: str = "model", *, verb: str = "is") -> nn.
         UsageError: no module, or one whose code or weights cannot be worked on: scripted, quantised, lazy, sharded,
             on the meta device, sparse, complex, whole numbers, NaN or infinite.
     """
-    while True:
-        inner = getattr(model, _WRAPPED_AS.get(type(model).__name__, ""), None)
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} {verb} {_not_a_module(model)}")
+    model = _unwrapped(model, {})
     what = f"{name} of class {type(model).__name__}"
     _check_parts(model, what)
     for key, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -87,6 +91,9 @@ def _checked(name: str, value: Any, annotation: str) -> Any:
         if not kinds & {each.__name__ for each in type(value).__mro__}:
             raise UsageError(f"{name} is {_not_a_module(value)}")
         return value
+    if annotation.startswith("Mapping[str, ") and isinstance(value, Mapping):
+        return {key: plain_module(each, f"{name}[{key!r}]") if isinstance(each, nn.Module) else each
+                for key, each in value.items()}
     if annotation.startswith("torch.Tensor | tuple[torch.Tensor") and value is not None:
         return _inputs(name, value)
     return checked_value(name, value, annotation)
@@ -112,6 +119,23 @@ def _inputs(name: str, value: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
     return tuple(found) if isinstance(value, (tuple, list)) else found[0]
 
 
+def inputs_like(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Return inputs on the device of a module's weights, those in floating point in their dtype."""
+    some = next((each for each in module.parameters() if each.is_floating_point()), None)
+    if some is None:
+        return inputs
+    return tuple(each.to(some) if each.is_floating_point() else each.to(some.device) for each in inputs)
+
+
+def _check_float32(name: str, module: object, annotation: str) -> None:
+    if not isinstance(module, nn.Module) or "LoadedModel" in annotation:
+        return
+    for key, value in module.named_parameters():
+        if value.dtype != torch.float32:
+            raise UsageError(f"{name} of class {type(module).__name__}: {key!r} is "
+                             f"{str(value.dtype).removeprefix('torch.')}, and images are float32; give {name}.float()")
+
+
 def _check_batch(arguments: Mapping[str, Any]) -> None:
     """Refuse a batch whose input alone would be too large, before anything of it is allocated."""
     shapes = getattr(arguments.get("net"), "input_shapes", ())
@@ -124,27 +148,39 @@ def _check_batch(arguments: Mapping[str, Any]) -> None:
 def own_state() -> Iterator[None]:
     """Run with gradients, outside of inference mode, with float32 and the CPU as defaults; the caller's come back.
 
-    Default dtype is the whole process's: another thread that makes tensors meanwhile sees float32, too.
+    The default dtype is the whole process's: another thread that makes tensors meanwhile sees float32, too.
     """
-    depth = getattr(_DEPTH, "value", 0)
-    _DEPTH.value = depth + 1
-    dtype = torch.get_default_dtype()
+    dtype, is_grad_enabled = torch.get_default_dtype(), torch.is_grad_enabled()
+    _DEPTH.value = getattr(_DEPTH, "value", 0) + 1
     try:
         with contextlib.ExitStack() as stack:
-            if depth == 0:
-                if torch.is_inference_mode_enabled():
-                    stack.enter_context(torch.inference_mode(False))
-                if not torch.is_grad_enabled():
-                    stack.enter_context(torch.enable_grad())
-                if torch.get_default_device().type != "cpu":
-                    stack.enter_context(torch.device("cpu"))
-                if dtype != torch.float32:
-                    torch.set_default_dtype(torch.float32)
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            torch.set_default_dtype(torch.float32)
             yield
     finally:
-        _DEPTH.value = depth
-        if depth == 0 and dtype != torch.float32:
-            torch.set_default_dtype(dtype)
+        _DEPTH.value -= 1
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(is_grad_enabled)
+
+
+def _unwrapped(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+    """Return a module without wrappers, its own or of its parts; the same object where there are none."""
+    if id(module) not in done:
+        inner = getattr(module, _WRAPPED_AS.get(type(module).__name__, ""), None)
+        if isinstance(inner, nn.Module):
+            done[id(module)] = _unwrapped(inner, done)
+        else:
+            done[id(module)] = module
+            children = {name: child if child is None else _unwrapped(child, done)
+                        for name, child in module._modules.items()}
+            if any(child is not module._modules[name] for name, child in children.items()):
+                plain = done[id(module)] = copy.copy(module)
+                plain._modules = children
+    return done[id(module)]
 
 
 def _not_a_module(model: object) -> str:

@@ -145,8 +145,8 @@ def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) 
         weights_key=arguments.weights_key if weights is None else None, num_classes=arguments.num_classes,
         in_channels=shape[0] if shape is not None else None,
     )  # fmt: skip
-    if loaded.weights_note:
-        print(one_line(f"layerfold: note: {loaded.weights_note}"), file=sys.stderr)
+    if loaded.note:
+        print(one_line(f"layerfold: note: {loaded.note}"), file=sys.stderr)
     return loaded if shape is None else replace(loaded, input_shape=shape)
 
 

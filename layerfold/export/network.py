@@ -14,6 +14,7 @@ from torch import fx, nn
 from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
 from layerfold.export.engine import EngineReport, build_engine, write_with_facts
 from layerfold.export.onnx import Inputs, OnnxCheck, check_onnx, export_onnx
+from layerfold.modules import public_call
 
 FORMATS = ("onnx", "tensorrt")
 
@@ -44,6 +45,7 @@ class ExportReport:
         }
 
 
+@public_call
 def export_network(
     merged: nn.Module,
     out: str | os.PathLike[str],

@@ -23,6 +23,7 @@ from torch.utils import _pytree
 from layerfold.errors import ExportError, OptionalDependencyError, UsageError
 from layerfold.files import write_bytes
 from layerfold.graph.examples import varied
+from layerfold.modules import inputs_like
 
 Inputs = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -55,7 +56,7 @@ def export_onnx(
         OptionalDependencyError: onnx or onnxscript is not installed.
     """
     given = example_input if isinstance(example_input, tuple) else (example_input,)
-    inputs = tuple(varied(value) for value in given)  # the exporter runs the module on them
+    inputs = tuple(varied(value) for value in inputs_like(module, given))  # the exporter runs the module on them
     names = {"input_names": list(input_names), "output_names": list(output_names)}
     with _eval_mode(module):
         onnx_bytes = _export_torchscript(module, inputs, names) if fast else None

@@ -17,6 +17,7 @@ from layerfold.finetune._answers import describe, remedy_for
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._modes import device_of, modes_kept
 from layerfold.finetune._processes import sum_over_processes
+from layerfold.modules import public_call
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -40,6 +41,7 @@ class Scores:
     num_images: int
 
 
+@public_call
 def evaluate_network(
     model: nn.Module, images: Batches | Dataset[Any], *, teacher: nn.Module | Tensor | None = None,
     batch_size: int = 256,

@@ -23,12 +23,14 @@ from layerfold.finetune._run import Run
 from layerfold.finetune._schedules import ScheduleName
 from layerfold.finetune._trainable import check_trainable
 from layerfold.graph.fading import fade_to, fading_activations, remove_fading
+from layerfold.modules import public_call
 from layerfold.progress import progress_bar
 
 _ALWAYS_FINE = 128
 """The default batch, which few images do not fill."""
 
 
+@public_call
 def finetune_network(
     model: nn.Module,
     data: ImageData,

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from layerfold.graph.copying import copy_module
 from layerfold.graph.linear_modules import PaddedConv2d
 from layerfold.graph.specs import Padding, Pair
-from layerfold.graph.weights import copy_module, derives_weight, has_other_hooks, is_plain_conv
+from layerfold.graph.weights import derives_weight, has_other_hooks, is_plain_conv
 
 _TOLERANCE = 1e-9
 _FEW = 4

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from layerfold.graph.copying import copy_module
 from layerfold.graph.functional import make_out_of_place
 from layerfold.graph.specs import ActivationSpec
 from layerfold.graph.vocabulary import make_activation
@@ -43,7 +43,7 @@ def make_fading(spec: ActivationSpec | None, module: nn.Module | None) -> Fading
 
     None where there is no activation, or one of a kind that no table lists, computed by a function.
     """
-    activation: Any = copy.deepcopy(module) if module is not None else None
+    activation: Any = copy_module(module) if module is not None else None
     if activation is None and spec is not None:
         activation = make_activation(spec)
     if activation is None:

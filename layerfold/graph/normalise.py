@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerfold.graph.weights import copy_module
+from layerfold.graph.copying import copy_module
 
 _FUSED = ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from layerfold.errors import EquivalenceError, UnsupportedGraphError
-from layerfold.graph.weights import copy_module
+from layerfold.graph.copying import copy_module
 
 Images = tuple[torch.Tensor, ...]
 """One batch: a tensor for each of a model's inputs, images first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import traceback
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from torch import fx, nn
 from layerfold.errors import UnsupportedGraphError, UsageError, nearest_names
 from layerfold.graph.chains import describe_graph
 from layerfold.graph.conv_forwards import computes_conv
+from layerfold.graph.copying import copy_module
 from layerfold.graph.examples import example_images, varied
 from layerfold.graph.functional import make_functional
 from layerfold.graph.graph_check import check_traced, first_trial
@@ -24,6 +24,7 @@ from layerfold.graph.normalise import normalise_modules
 from layerfold.graph.rewrites import Install, rewrite_graph
 from layerfold.graph.same_function import Images, run
 from layerfold.graph.tracer import Tracer, argument_names
+from layerfold.modules import inputs_like, public_call
 
 
 def trace_module(model: nn.Module, inputs: Images) -> tuple[fx.GraphModule, tuple[Install, ...], tuple[str, ...]]:
@@ -48,7 +49,7 @@ def trace_module(model: nn.Module, inputs: Images) -> tuple[fx.GraphModule, tupl
     opaque: dict[str, str] = {}
     while True:
         # Each time on a copy, less its parameters: the forward may keep what it is given, which is no tensor now.
-        root = copy.deepcopy(untraced, {id(parameter): parameter for parameter in untraced.parameters()})
+        root = copy_module(untraced, shared=untraced.parameters())
         for part in root.modules():
             if isinstance(part, nn.Conv2d):
                 computes_conv(part)  # found by running it, which tracing would listen to
@@ -104,6 +105,7 @@ def _source_line(error: Exception) -> str:
     return ""
 
 
+@public_call
 def trace_network(
     model: nn.Module,
     example_input: torch.Tensor | tuple[torch.Tensor, ...],
@@ -136,9 +138,8 @@ def trace_network(
     if not inputs or not all(isinstance(value, torch.Tensor) for value in inputs):
         found = ", ".join(type(value).__name__ for value in inputs) or "an empty tuple"
         raise UsageError(f"example_input: expected a tensor [N, C, H, W], or a tuple of tensors, got {found}")
-    check_weights(model)
     _check_count(model, inputs)
-    inputs = tuple(_as_model(value, model) for value in inputs)
+    inputs = inputs_like(model, inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
     chosen = tuple(varied(value, seed=number) for number, value in enumerate(inputs))
     trial = first_trial(model, chosen, is_varied=chosen[0] is inputs[0])
@@ -168,26 +169,6 @@ def trace_again(model: nn.Module, net: Network) -> Network:
         raise UsageError(f"net of hash {net.hash} was not traced from this {type(model).__name__}, whose network has "
                          f"{again.hash}; trace this one")
     return again
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raise UsageError where a model holds weights that are no numbers."""
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if value.is_meta:
-            raise UsageError(f"weights: {name} has no values yet (device meta); load the model's weights first")
-        if value.is_floating_point() and not value.is_sparse and not value.is_quantized:
-            num_nan = int(value.detach().float().isnan().sum()) if value.numel() else 0
-            if num_nan:
-                raise UsageError(f"weights: {name} holds NaN ({num_nan} of {value.numel()} values); load weights of a "
-                                 "training that did not diverge")
-
-
-def _as_model(value: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    """Return an input in the dtype and on the device of a model's weights."""
-    weights = next((each for each in model.parameters() if each.is_floating_point()), None)
-    if weights is None:
-        return value
-    return value.to(weights) if value.is_floating_point() else value.to(weights.device)
 
 
 def _why_no_layers(module: fx.GraphModule, network: Network) -> str:

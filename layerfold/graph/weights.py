@@ -7,8 +7,7 @@ constant, so such a conv merges like any other; its segment then trains the deri
 
 from __future__ import annotations
 
-import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +21,6 @@ from layerfold.graph.linear_modules import PaddedConv2d
 _STANDARDISED = frozenset({"StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"})
 _PLAIN = (nn.Conv2d, PaddedConv2d)
 _WEIGHT_ARGUMENT = 1
-_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
-
-
-def copy_module(module: _AnyModule) -> _AnyModule:
-    """Return a deep copy, also of a module whose hooks left a tensor with a history as an attribute."""
-    derived = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
-    memo = {id(value): value.detach().clone() for value in derived if not value.is_leaf}
-    return copy.deepcopy(module, memo)
 
 
 def is_plain_conv(module: nn.Module) -> bool:

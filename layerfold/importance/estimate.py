@@ -27,6 +27,7 @@ from layerfold.importance.filling import Filling
 from layerfold.importance.journal import cheap_journal
 from layerfold.importance.requests import list_requests
 from layerfold.importance.scores import NEED_LABELS, SCORES, column_of
+from layerfold.modules import public_call
 from layerfold.progress import progress_bar
 from layerfold.tables import ImportanceTable, LatencyTable, Provenance
 from layerfold.tables._kernel import SegmentKey
@@ -35,6 +36,7 @@ AUTO, ADAPTIVE = "auto", "adaptive"
 METHODS = (AUTO, *ESTIMATORS, ADAPTIVE)
 
 
+@public_call
 def estimate_importance(
     model: nn.Module,
     net: Network,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from layerfold.data import ImageData
 from layerfold.errors import DataError
 from layerfold.finetune import averaging_batch_norm, check_device, check_labels, recalibrate_batch_norm
 from layerfold.graph import Network
+from layerfold.graph.copying import copy_module
 from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores, score_logits
@@ -66,7 +66,7 @@ class Subject:
         self.net, self.data, self.device = net, data, device
         check_device(device)
         # Channels last is several times faster in depthwise convs on a CPU.
-        self._model = copy.deepcopy(model).eval().to(device).to(memory_format=torch.channels_last)
+        self._model = copy_module(model).eval().to(device).to(memory_format=torch.channels_last)
         holdout = self._on_device(data.loader("holdout", 256, limit=holdout_images, seed=seed))
         source = "holdout" if data.train is None else "train"
         drawn = self._on_device(data.loader(source, 128, limit=calibration_images, seed=seed))
@@ -103,7 +103,7 @@ class Subject:
 
         BatchNorm statistics are each network's own.
         """
-        owner = copy.deepcopy(self._model)
+        owner = copy_module(self._model)
         share_parameters(owner)
         return owner, [
             self._form(each.act_pos(self.net), each.merge_pos(self.net), each.dropped, owner) for each in requests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -12,12 +11,14 @@ import torch
 from torch import fx, nn
 
 from layerfold.errors import EquivalenceError, MergeError
+from layerfold.graph.copying import copy_module
 from layerfold.graph.linear_modules import PaddedConv2d
 from layerfold.graph.specs import ConvSpec
 from layerfold.graph.vocabulary import conv_obstacle, is_norm
-from layerfold.graph.weights import copy_module, derives_weight, pads_to_same_size, weights_of
+from layerfold.graph.weights import derives_weight, pads_to_same_size, weights_of
 from layerfold.merge.algebra import AffineConv, fold_norm
 from layerfold.merge.segment import TrainSegment
+from layerfold.modules import public_call
 
 _NAMES_SHOWN = 3
 _SETTINGS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -45,6 +46,7 @@ class MergedConv:
         return self.macs_after > self.macs_before
 
 
+@public_call
 def merge_network(
     student: nn.Module, *, tolerance: float | None = 1e-9, cut_borders: bool = True
 ) -> fx.GraphModule:
@@ -193,7 +195,7 @@ def fold_norms(module: fx.GraphModule) -> None:
 def _plain_copy(conv: nn.Conv2d) -> nn.Conv2d | None:
     """Return a copy whose weight is its own; None where padding that follows the input's size forbids it."""
     if not derives_weight(conv):
-        return copy.deepcopy(conv)
+        return copy_module(conv)
     if pads_to_same_size(conv):
         return None
     settings: Any = {name: getattr(conv, name) for name in _SETTINGS}
@@ -205,7 +207,7 @@ def _plain_copy(conv: nn.Conv2d) -> nn.Conv2d | None:
 @torch.no_grad()
 def _check_segment(segment: TrainSegment, affine: AffineConv, spec: ConvSpec, tolerance: float) -> None:
     """Compare a segment with its merged conv in float64 on random input of the traced size."""
-    reference = copy.deepcopy(segment).double().eval()
+    reference = copy_module(segment).double().eval()
     device = affine.bias.device
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.randn(1, *_check_shape(segment), dtype=torch.float64, generator=generator).to(device)

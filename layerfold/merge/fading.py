@@ -12,11 +12,13 @@ from layerfold.graph.network import Network
 from layerfold.graph.traced import TracedGraph
 from layerfold.merge.segment import LinearLayer, TrainSegment
 from layerfold.merge.segment_ends import last_node
+from layerfold.modules import public_call
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
 
 
+@public_call
 def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: Solution) -> int:
     """Put the activations that a solution removes back into its train form, in place, to fade while it is finetuned.
 

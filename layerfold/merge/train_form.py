@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from torch import fx, nn
 
 from layerfold.errors import SolutionError
 from layerfold.graph.activations import activation_at, is_repeated
+from layerfold.graph.copying import copy_module
 from layerfold.graph.dropping import SegmentSteps, Step, dropped_layers, segment_steps
 from layerfold.graph.functional import make_out_of_place
 from layerfold.graph.network import Chain, Network, Segment
@@ -17,11 +17,13 @@ from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.traced import TracedGraph
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge.segment import InnerResidual, LinearLayer, TrainSegment
+from layerfold.modules import public_call
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
 
 
+@public_call
 def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.GraphModule:
     """Return a copy of ``model`` with the solution's activations and its segments in train form.
 
@@ -218,7 +220,7 @@ class _Editor:
             if node.op != "call_module":
                 with graph.inserting_after(value):
                     return graph.node_copy(node, lambda before: value)
-            activation = copy.deepcopy(self.modules[str(node.target)])
+            activation = copy_module(self.modules[str(node.target)])
         name = f"activation_{position}"
         self._add(name, self._like_weights(activation))
         with graph.inserting_after(value):

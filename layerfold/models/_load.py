@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerfold.arguments import checked, image_shape, shown
+from layerfold.arguments import image_shape, shown
 from layerfold.errors import UsageError, nearest_names
 from layerfold.factories import is_factory_source, load_factory
 from layerfold.models._config import data_config, default_config, per_channel
 from layerfold.models._weights import take_weights
-from layerfold.modules import plain_module
+from layerfold.modules import plain_module, public_call
 
 _INIT_SEED = 0
 _HUBS = ("hf-hub", "hf_hub", "local-dir", "hub", "torchhub", "huggingface", "hf", "http", "https", "ftp", "s3", "gs")
@@ -43,7 +43,7 @@ class LoadedModel:
         num_classes: outputs of the classifier, or None where it cannot be told.
         weights_sha256: of the weights file, or None for random weights.
         weights_key: the name of the set of weights that was taken from the file; empty for one at its top.
-        weights_note: what there is to say about that choice, as one line; empty where the file holds nothing else.
+        note: what there is to say, as one line, for example about that choice; empty where there is nothing.
     """
 
     module: nn.Module
@@ -57,10 +57,10 @@ class LoadedModel:
     num_classes: int | None
     weights_sha256: str | None
     weights_key: str = ""
-    weights_note: str = ""
+    note: str = ""
 
 
-@checked
+@public_call
 def load_model(
     source: str,
     *,
@@ -94,6 +94,11 @@ def load_model(
     taken = None
     if weights is not None:
         taken = take_weights(module, weights, weights_key, can_set_classes=takes_classes)
+    other = next((each.dtype for each in module.parameters() if each.dtype != torch.float32), None)
+    converted = ""
+    if other is not None:
+        converted = f"MODEL={source!r}: is {str(other).removeprefix('torch.')}, converted to float32"
+        module.float()
     module.eval()
     channels, height, width = image_shape(f"MODEL={source!r}: input_size", config["input_size"])
     if in_channels is not None:
@@ -110,7 +115,7 @@ def load_model(
         num_classes=_count_classes(module, (channels, height, width), num_classes, source),
         weights_sha256=taken.sha256 if taken is not None else None,
         weights_key=taken.key if taken is not None else "",
-        weights_note=taken.note if taken is not None else "",
+        note="; ".join(note for note in (taken.note if taken is not None else "", converted) if note),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -30,10 +29,12 @@ from layerfold.finetune import (
     unfreeze_parameters,
 )
 from layerfold.graph import Network, layer_norms, trace_network
+from layerfold.graph.copying import copy_module
 from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
+from layerfold.modules import plain_module, public_call
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
 from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same, probe_images
 from layerfold.pipeline.network_json import describe_network
@@ -76,6 +77,7 @@ class CompressResult:
     is_budget_met: bool
 
 
+@public_call
 def compress_network(
     model: nn.Module | LoadedModel,
     data: ImageData,
@@ -111,12 +113,17 @@ def compress_network(
         DataError, ProfilerError, FinetuneError, ExportError: the step that failed says why.
     """
     loaded = model if isinstance(model, LoadedModel) else None
-    module = model.module if isinstance(model, LoadedModel) else model
+    module = plain_module(model.module) if isinstance(model, LoadedModel) else model
     given = asdict(options) if options is not None else {}
     if budget_ms is not None or speedup is not None or options is None:
         given |= {"budget_ms": budget_ms, "speedup": speedup}
     if module.training:
-        module = copy.deepcopy(module).eval()  # the caller's stays in training mode
+        module = copy_module(module).eval()  # the caller's stays in training mode
+    other = next((each.dtype for each in module.parameters() if each.dtype != torch.float32), None)
+    if other is not None:
+        module = copy_module(module).float()
+        if progress:
+            print(f"model is {str(other).removeprefix('torch.')}: works on a float32 copy", file=sys.stderr)
     with RunFolder.only_one(out):
         run = _Run(module, loaded, data, CompressOptions(**given), Path(out), overwrite, progress, command)
         return run.all_steps()
@@ -141,7 +148,7 @@ class _Run:
         check_inputs(model, data, options, out)
         self.backend: Backend = get_backend(options.backend, threads=options.threads)
         if options.unfreeze:
-            model = copy.deepcopy(model)
+            model = copy_module(model)
             unfreeze_parameters(model)
         self.model, self.loaded, self.data, self.options = model, loaded, data, options
         self.progress, self.command = progress, command
@@ -387,7 +394,7 @@ class _Run:
 
     def _evaluate(self) -> dict[str, Any]:
         device, test = self.options.train_device, self.data.test
-        original, compressed = copy.deepcopy(self.model).to(device), self.merged.to(device)
+        original, compressed = copy_module(self.model).to(device), self.merged.to(device)
         teacher = None if self.data.is_labelled else original
         scores: dict[str, Scores] = {
             "original": evaluate_network(original, test, teacher=teacher),

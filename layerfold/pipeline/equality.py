@@ -5,7 +5,6 @@ Zeros, or numbers of another range than the model was trained on, hide a scaling
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.utils import _pytree
 from layerfold.data import ImageData
 from layerfold.errors import EquivalenceError, LayerfoldError
 from layerfold.finetune import first_images
+from layerfold.graph.copying import copy_module
 
 MOST_DIFFERENCE = 1e-3
 """In float32, relative to the largest output."""
@@ -58,7 +58,7 @@ def check_same(found: nn.Module, expected: nn.Module, images: Tensor, what: str)
     if difference <= MOST_DIFFERENCE:
         return difference
     try:
-        precise = [copy.deepcopy(each).double() for each in (found, expected)]
+        precise = [copy_module(each).double() for each in (found, expected)]
         exact = _difference(precise[0], precise[1], images.double())
     except LayerfoldError:
         raise

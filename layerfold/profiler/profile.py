@@ -14,6 +14,7 @@ from torch import nn
 from layerfold.errors import UsageError
 from layerfold.executor import Executor
 from layerfold.graph.network import Network, Segment
+from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.fit_plans import fit_to_plans
@@ -35,6 +36,7 @@ _WORTH_TIMING = 2.0
 _FLOOR = 0.05
 
 
+@public_call
 def profile_network(
     model: nn.Module,
     net: Network,

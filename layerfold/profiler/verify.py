@@ -11,6 +11,7 @@ from torch import nn
 from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
 from layerfold.graph.network import Network
+from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.whole import BenchmarkReport, benchmark_networks
 
@@ -66,6 +67,7 @@ class Verification:
         return {**asdict(self), "prediction_error": self.prediction_error}
 
 
+@public_call
 def verify_solution(
     model: nn.Module,
     net: Network,

@@ -13,6 +13,7 @@ from torch import nn
 
 from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
+from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend, Runner, get_backend
 from layerfold.profiler.compare import RatioInterval
 from layerfold.profiler.conditions import Watch
@@ -79,6 +80,7 @@ class BenchmarkReport:
         return {"networks": self.rows(), "provenance": self.provenance}
 
 
+@public_call
 def benchmark_networks(
     networks: Mapping[str, Benchmarkable],
     example_input: torch.Tensor | tuple[torch.Tensor, ...] | None = None,

@@ -12,6 +12,7 @@ from layerfold.data import ImageData
 from layerfold.errors import UsageError
 from layerfold.finetune import FinetuneOptions, FinetuneReport, train_network
 from layerfold.graph.network import Network
+from layerfold.modules import public_call
 from layerfold.search._gated import GatedNetwork
 from layerfold.search._gates import Gate, Granularity, list_gates
 from layerfold.search._merging import BestMerging
@@ -63,6 +64,7 @@ class SearchResult:
         }  # fmt: skip
 
 
+@public_call
 def search_activations(
     model: nn.Module,
     net: Network,

@@ -74,7 +74,8 @@ def test_file_without_a_usable_function_is_one_line(tmp_path: Path, content: byt
 
 
 @pytest.mark.parametrize(
-    "name", ["it's.py", 'a "b" c.py', "<b>.py", "a&amp;b.py", "sp ace.py", "dot.ted.py", "tab\there.py", "kana-ネット.py"]
+    "name",
+    ["it's.py", 'a "b" c.py', "<b>.py", "a&amp;b.py", "sp ace.py", "dot.ted.py", "tab\there.py", "kana-ネット.py"],
 )
 def test_file_may_have_any_name(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, "def make():\n    return 7\ndef fail():\n    raise ValueError('x')\n", name)
@@ -94,9 +95,10 @@ def test_what_a_file_prints_does_not_reach_stdout(tmp_path: Path, capsys: pytest
     ("content", "expected"),
     [
         ("class make:\n    def __init__(self, num_classes=3):\n        self.n = num_classes\n", 5),
-        ("from functools import partial\nclass C:\n    pass\ndef f(c, num_classes):\n    c.n = num_classes\n    return c\n"
-         "make = partial(f, C())\n", 5),
-        ("class M:\n    n = 4\n    state_dict = forward = None\n    def __call__(self, x):\n        pass\nmake = M()\n", 4),
+        ("from functools import partial\nclass C:\n    pass\ndef f(c, num_classes):\n    c.n = num_classes\n"
+         "    return c\nmake = partial(f, C())\n", 5),
+        ("class M:\n    n = 4\n    state_dict = forward = None\n    def __call__(self, x):\n        pass\n"
+         "make = M()\n", 4),
         ("class M:\n    n = 4\n    def __call__(self):\n        return self\nmake = M()\n", 4),
         ("class M:\n    n = 4\nmake = lambda **settings: M()\n", 4),
     ],
