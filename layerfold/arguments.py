@@ -15,14 +15,20 @@ import numbers
 import operator
 import os
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from layerfold.errors import UsageError
 from layerfold.terminal import one_line
+
+
+@runtime_checkable
+class _HasItems(Protocol):
+    def __getitem__(self, index: int, /) -> Any: ...
+
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -44,6 +50,13 @@ _CLASSES = frozenset({
     "Network", "Solution", "LatencyTable", "ImportanceTable", "ImageData", "Frontier", "CompressOptions",
     "FinetuneOptions", "Limits", "Refinement",
 })
+_LISTS = {"Sequence[str]": "str", "Iterable[str]": "str", "tuple[str, ...]": "str", "Sequence[float]": "float",
+          "tuple[float, ...]": "float", "frozenset[int]": "int"}  # fmt: skip
+_MANY = {"str": "texts", "float": "numbers", "int": "whole numbers"}
+_CHOICES = frozenset({"ScheduleName", "Normalise", "Granularity", "Method", "BudgetOf"})
+"""Names of texts out of a few, which the function checks."""
+_PLAIN_MODULES = frozenset({"builtins", "numpy", "torch", "pathlib", "decimal", "fractions"})
+_ITERABLE = (Iterable, _HasItems)
 _PATHS = frozenset({"Path", "os.PathLike[str]"})
 
 
@@ -85,22 +98,58 @@ def checked_value(name: str, value: Any, annotation: object) -> Any:
     Raises:
         UsageError: a wrong type, or outside ``LIMITS``.
     """
-    kinds = set(annotation.split(" | ")) if isinstance(annotation, str) and "[" not in _plain(annotation) else set()
+    kinds = set(annotation.split(" | ")) if isinstance(annotation, str) else set()
     if not kinds or (value is None and "None" in kinds):
         return value
-    if value is None and kinds <= {"int", "float", "bool", "str", *_PATHS, *_CLASSES}:
-        raise UsageError(f"{name}=None: expected {_words(kinds)}")
-    if kinds <= {"int", "None"}:
+    known = kinds - {"None"}
+    if known <= {"int"}:
         return whole(name, value)
-    if kinds <= {"float", "None"}:
+    if known <= {"float"}:
         return number(name, value)
-    if kinds <= {"bool", "None"}:
+    if known <= {"bool"}:
         return flag(name, value)
-    if kinds & {"str"} and kinds <= {"str", "None", *_PATHS}:
-        return text_or_path(name, value, may_be_path=bool(kinds & _PATHS))
-    if kinds - {"None"} <= _CLASSES and not _CLASSES & kinds & {each.__name__ for each in type(value).__mro__}:
-        raise UsageError(f"{name}={shown(value)}: expected {_words(kinds)}, got a {type(value).__name__}")
+    if "str" in known and known <= {"str", *_PATHS}:
+        return text_or_path(name, value, may_be_path=bool(known & _PATHS))
+    lists = known & _LISTS.keys()
+    if lists and known <= {*_LISTS, "float"}:
+        return _list(name, value, _LISTS[lists.pop()], is_one_number_kept="float" in known)
+    if all(kind in _CHOICES or kind.startswith("Literal['") for kind in known):
+        return text_or_path(name, value, may_be_path=False)
+    if not _may_be(value, known):
+        raise UsageError(f"{name}={shown(value)}: expected {_words(known)}, got a {type(value).__name__}")
     return value
+
+
+def _may_be(value: Any, kinds: set[str]) -> bool:
+    """Say whether a value may be of kinds that are not plain: by its class's name, or for not being plain itself."""
+    names = {each.__name__ for each in type(value).__mro__}
+    if kinds <= _CLASSES or kinds & _CLASSES & names:
+        return bool(kinds & names)
+    if any(kind.startswith("Mapping[") for kind in kinds):
+        return isinstance(value, Mapping)
+    if any(kind.startswith(("Sequence[", "Batches")) for kind in kinds):
+        return not isinstance(value, (str, bytes, Mapping)) and isinstance(value, _ITERABLE)
+    if "str" in kinds and not kinds & {"int", "float", "bool", "Literal[False]"}:
+        # Beside a text stands an object with methods of its own, which only the function can tell.
+        is_path = bool(kinds & _PATHS) and isinstance(value, os.PathLike)
+        return isinstance(value, str) or is_path or type(value).__module__.partition(".")[0] not in _PLAIN_MODULES
+    return True
+
+
+def _list(name: str, value: Any, kind: str, *, is_one_number_kept: bool) -> Any:
+    """Return a list or tuple whose elements are of one kind; one alone stands for a list of it."""
+    checks: dict[str, Callable[[str, Any], Any]] = {
+        "str": functools.partial(text_or_path, may_be_path=False), "float": number, "int": whole,
+    }  # fmt: skip
+    check = checks[kind]
+    is_text = isinstance(value, (str, os.PathLike))
+    if isinstance(value, (numbers.Real, Decimal)) or (is_text and kind == "str"):
+        one = check(name, value)
+        return one if is_one_number_kept else (one,)
+    if is_text or isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise UsageError(f"{name}={shown(value)}: expected several {_MANY[kind]}, got a {type(value).__name__}")
+    found = tuple(check(name, each) for each in value)
+    return list(found) if isinstance(value, list) else found
 
 
 def whole(name: str, value: object, *, least: int | None = None, most: int | None = None) -> int:
@@ -109,23 +158,23 @@ def whole(name: str, value: object, *, least: int | None = None, most: int | Non
     Args:
         name: of the argument, for the error.
         value: what was given.
-        least, most: limits; by default those of the name in ``LIMITS``, if any.
+        least, most: limits; by default those of the name in ``LIMITS``, else of 64 bits.
 
     Raises:
         UsageError: another type, a truth value included; or outside the limits.
     """
     limits = LIMITS.get(name)
-    least = limits[0] if least is None and limits else least
-    most = limits[1] if most is None and limits else most
+    least = (limits[0] if limits else -(2**63)) if least is None else least
+    most = (limits[1] if limits else 2**63 - 1) if most is None else most
     try:
         if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
             raise TypeError
         found = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise UsageError(f"{name}={shown(value)}: must be a whole number, got a {type(value).__name__}") from None
-    if least is not None and found < least:
+    if found < least:
         raise UsageError(f"{name}={shown(found)}: must be at least {least}")
-    if most is not None and found > most:
+    if found > most:
         raise UsageError(f"{name}={shown(found)}: must be at most {most}")
     return found
 
@@ -205,12 +254,7 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
-def _plain(annotation: str) -> str:
-    """Return an annotation without the brackets of those that are known."""
-    return annotation.replace("os.PathLike[str]", "")
-
-
 def _words(kinds: set[str]) -> str:
     names = {"int": "a whole number", "float": "a number", "bool": "True or False", "str": "text", "Path": "a path",
              "os.PathLike[str]": "a path"}
-    return " or ".join(sorted({names.get(kind, f"a layerfold.{kind}") for kind in kinds - {"None"}}))
+    return " or ".join(sorted({names.get(kind, f"a {kind}") for kind in kinds}))

@@ -144,7 +144,9 @@ class OptionalDependencyError(LayerfoldError, ImportError):
     exit_code = 4
 
 
-def nearest_names(name: str, known: Iterable[str], *, most: int = 3) -> str:
+def nearest_names(name: object, known: Iterable[str], *, most: int = 3) -> str:
     """Return ``"; nearest: a, b"`` for the known names like ``name``, or ``""``: the tail of an error line."""
+    if not isinstance(name, str):
+        return ""  # what is no text is near to no name
     found = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
     return f"; nearest: {', '.join(found)}" if found else ""

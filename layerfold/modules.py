@@ -94,29 +94,25 @@ def _checked(name: str, value: Any, annotation: str) -> Any:
     if annotation.startswith("Mapping[str, ") and isinstance(value, Mapping):
         return {key: plain_module(each, f"{name}[{key!r}]") if isinstance(each, nn.Module) else each
                 for key, each in value.items()}
-    if annotation.startswith("torch.Tensor | tuple[torch.Tensor") and value is not None:
+    if "fx.GraphModule" in kinds and not isinstance(value, nn.Module):
+        raise UsageError(f"{name} is {_not_a_module(value)}")
+    if annotation.startswith(("torch.Tensor | tuple[torch.Tensor", "Inputs")) and value is not None:
         return _inputs(name, value)
     return checked_value(name, value, annotation)
 
 
-def _inputs(name: str, value: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    found = []
+def _inputs(name: str, value: Any) -> Any:
+    values = value if isinstance(value, tuple) else (value,)
+    if not values or not all(isinstance(each, torch.Tensor) for each in values):
+        got = ", ".join(type(each).__name__ for each in values) or "an empty tuple"
+        remedy = "; torch.from_numpy makes one" if any(type(each).__module__ == "numpy" for each in values) else ""
+        raise UsageError(f"{name}: expected a tensor [N, C, H, W], or a tuple of tensors, got {got}{remedy}")
     for each in values:
-        if type(each).__module__ == "numpy" and hasattr(each, "dtype") and each.dtype.kind in "fiub":
-            each = torch.from_numpy(each.copy()) if each.ndim else each
-            each = each.float() if isinstance(each, torch.Tensor) and each.dtype == torch.float64 else each
-        if not isinstance(each, torch.Tensor):
-            got = ", ".join(type(one).__name__ for one in values) or "an empty tuple"
-            raise UsageError(f"{name}: expected a tensor [N, C, H, W], or a tuple of tensors, got {got}")
         if each.is_meta or each.layout != torch.strided or each.is_quantized:
             raise UsageError(f"{name}: expected plain tensors with values, got one that is "
                              f"{'on the meta device' if each.is_meta else 'sparse or quantised'}")
         check_size(f"{name} of shape", tuple(each.shape))
-        found.append(each)
-    if not found:
-        raise UsageError(f"{name}: expected a tensor [N, C, H, W], or a tuple of tensors, got an empty tuple")
-    return tuple(found) if isinstance(value, (tuple, list)) else found[0]
+    return value
 
 
 def inputs_like(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

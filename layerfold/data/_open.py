@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from layerfold.arguments import checked, image_shape
 from layerfold.data._decoded import StoredImages
 from layerfold.data._digits import DIGITS, read_digits
 from layerfold.data._factory import data_of_factory
@@ -19,7 +20,7 @@ from layerfold.data._headers import MANY, check_headers
 from layerfold.data._image_cache import ImageCache
 from layerfold.data._image_data import ImageData
 from layerfold.data._parquet import read_parquet
-from layerfold.data._preprocessing import Preprocessing, default_normalisation, is_whole
+from layerfold.data._preprocessing import Preprocessing, default_normalisation
 from layerfold.data._readers import read_hub, read_torchvision
 from layerfold.data._shards import read_shards
 from layerfold.data._splits import ImageSplit, Split
@@ -35,8 +36,9 @@ _FORMS = ("folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy5k, torch/NAME:
 _PROBED = 16
 
 
+@checked
 def open_data(
-    source: str,
+    source: str | Path,
     *,
     input_shape: tuple[int, int, int],
     mean: tuple[float, ...] | None = None,
@@ -63,7 +65,7 @@ def open_data(
         source: ``folder:PATH``, ``images:PATH``, ``parquet:PATH``, ``mnist5k``, ``noisy5k``, one that timm reads
             (``torch/NAME:FOLDER``, ``hfds/NAME``, ``wds/FOLDER``), or ``path/to/file.py:factory`` that returns an
             ``ImageData`` or a (train, test) pair of Datasets; the factory may have parameters ``input_shape``,
-            ``mean``, ``std``, ``num_classes``, ``seed``.
+            ``mean``, ``std``, ``num_classes``, ``seed``. A ``Path`` alone is a folder, of Parquet where it has some.
         input_shape: (channels, height, width) that the model takes; 1 or 3 channels.
         mean, std: normalisation per channel, images in 0..1; ImageNet's by default.
         interpolation, crop_pct: as in timm; bicubic and 0.875 by default. Images that all have the input size
@@ -84,7 +86,8 @@ def open_data(
             outside the range, a split with fewer than two classes or without images.
         OptionalDependencyError: the package that reads the source is not installed.
     """
-    _check_arguments(source, input_shape, seed)
+    source = _form_of(source) if isinstance(source, Path) else source
+    input_shape = image_shape("input_shape", input_shape)
     default_mean, default_std = default_normalisation(input_shape[0])
     preprocessing = Preprocessing(
         input_shape=(input_shape[0], input_shape[1], input_shape[2]),
@@ -107,15 +110,6 @@ def open_data(
     return data
 
 
-def _check_arguments(source: str, input_shape: tuple[int, int, int], seed: int) -> None:
-    if not isinstance(source, str):
-        raise UsageError(f"source={source!r}: give a text, {_FORMS}")
-    if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3 or not all(map(is_whole, input_shape)):
-        raise UsageError(f"input_shape={input_shape!r}: give (channels, height, width), each at least 1")
-    if not is_whole(seed, least=0):
-        raise UsageError(f"seed={seed!r}: must be a whole number of at least 0")
-
-
 def _look_at_headers(source: str, stored: StoredData, cache: ImageCache, *, progress: bool) -> None:
     identity = {"headers of": [stored.content_hash, stored.state_hash]}
     is_long = sum(len(images.labels) for images in stored.pools.values()) >= MANY
@@ -128,6 +122,13 @@ def _look_at_headers(source: str, stored: StoredData, cache: ImageCache, *, prog
               file=sys.stderr)
     if is_long:
         cache.keep_headers_seen(identity)
+
+
+def _form_of(path: Path) -> str:
+    """Return the source that a bare path stands for: Parquet where there is some, else an image folder."""
+    if path.suffix == ".parquet" or (path.is_dir() and next(path.glob("*.parquet"), None) is not None):
+        return f"parquet:{path}"
+    return f"folder:{path}"
 
 
 def _read_source(source: str, download: bool) -> StoredData:

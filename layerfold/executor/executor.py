@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from layerfold.arguments import check_fields
 from layerfold.errors import UsageError, nearest_names
 from layerfold.executor.dispatch import CrewPool
 from layerfold.executor.here import Here
@@ -46,6 +47,7 @@ class Executor:
     retries: int = 3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind not in EXECUTORS:
             raise UsageError(f"executor={self.kind!r}: must be one of {', '.join(EXECUTORS)}"
                              f"{nearest_names(self.kind, EXECUTORS)}")

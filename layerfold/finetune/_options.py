@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from layerfold.arguments import check_fields
 from layerfold.errors import UsageError
 from layerfold.finetune._numbers import check_number, check_whole
 from layerfold.finetune._optimizers import LEARNING_RATES, WEIGHT_DECAYS, unknown_optimizer
@@ -73,6 +74,7 @@ class FinetuneOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         unknown = unknown_optimizer(self.optimizer)
         self._require("optimizer", not unknown, unknown)
         self._require("optimizer", self.optimizer in LEARNING_RATES or self.learning_rate is not None,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from layerfold.arguments import checked
 from layerfold.errors import SolutionError
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Kind, Shape
 from layerfold.tables._kernel import IDENTITY, SegmentKey, kernel_text
@@ -254,6 +255,7 @@ class Network:
 
         return merged_segment(self, start, end, dropped)
 
+    @checked
     def candidates(
         self, stop_at_strides: bool = False, max_kernel: int = 15, max_growth: float | None = None, *,
         layer_norms: Mapping[int, float] | None = None,

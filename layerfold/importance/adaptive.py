@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from layerfold.arguments import check_fields
 from layerfold.errors import UsageError, nearest_names
 from layerfold.graph import Network
 from layerfold.importance.estimators import ESTIMATORS
@@ -47,6 +48,7 @@ class Refinement:
     budgets_ms: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("start_with", "refine_with"):
             value = getattr(self, name)
             if value not in ESTIMATORS:

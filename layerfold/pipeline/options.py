@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from layerfold.arguments import check_fields
 from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
@@ -84,6 +85,7 @@ class CompressOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.budget_ms is not None) + (self.speedup is not None) + self.fastest != 1:
             raise UsageError(
                 f"budget_ms={self.budget_ms}, speedup={self.speedup}, fastest={self.fastest}: give one of the three, "

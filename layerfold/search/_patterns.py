@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from layerfold.arguments import checked
 from layerfold.errors import UsageError, nearest_names
 from layerfold.graph.network import Network
 from layerfold.search._gates import Granularity
@@ -59,6 +60,7 @@ PUBLISHED_SEARCHES: Mapping[str, PublishedSearch] = MappingProxyType(
 )
 
 
+@checked
 def published_pattern(
     name: str, net: Network, latency: LatencyTable | None = None, *, model_name: str = ""
 ) -> Solution:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from layerfold.arguments import check_fields
 from layerfold.errors import UsageError
 
 
@@ -22,6 +23,7 @@ class Annealing:
     end: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.begin <= 1 or not 0 <= self.end <= 1:
             raise UsageError(f"anneal={self.end!r}: must be within 0..1")
 
