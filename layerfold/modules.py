@@ -30,6 +30,8 @@ _WRAPPED_AS = {
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized",
               "torch.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")  # fmt: skip
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MUST_BE_FINITE = ("weight", "bias", "running_mean", "running_var")
+"""Last names of what no network computes with when it is NaN; masks and tables of others may hold infinity."""
 _DEPTH = threading.local()
 
 
@@ -41,6 +43,7 @@ def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """
     signature = inspect.signature(function)
     kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    originals = {"example_input", "options"}  # beside one of these stands the caller's own network, as it was trained
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -48,7 +51,8 @@ def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
-            bound.arguments[name] = _checked(name, value, str(kinds[name]))
+            is_original = name == "model" and bool(originals & kinds.keys())
+            bound.arguments[name] = _checked(name, value, str(kinds[name]), is_original=is_original)
         _check_batch(bound.arguments)
         if {"data", "images"} & bound.arguments.keys():
             for name in (name for name, kind in kinds.items() if str(kind).split(" | ")[0] == "nn.Module"):
@@ -59,7 +63,9 @@ def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-def plain_module(model: object, name: str = "model", *, verb: str = "is") -> nn.Module:
+def plain_module(
+    model: object, name: str = "model", *, verb: str = "is", must_be_finite: bool = True
+) -> nn.Module:
     """Return the module to work on: the same object, or the one in its wrapper.
 
     Where parts of it are wrapped, it is a new object that shares all else with the caller's, parameters included.
@@ -68,6 +74,7 @@ def plain_module(model: object, name: str = "model", *, verb: str = "is") -> nn.
         model: of the caller.
         name: of the argument, for the error.
         verb: between the name and what was found there.
+        must_be_finite: False for a network that is being trained or merged, where its own functions say more.
 
     Raises:
         UsageError: no module, or one whose code or weights cannot be worked on: scripted, quantised, lazy, sharded,
@@ -80,20 +87,24 @@ def plain_module(model: object, name: str = "model", *, verb: str = "is") -> nn.
     _check_parts(model, what)
     for key, value in [*model.named_parameters(), *model.named_buffers()]:
         _check_tensor(value, key, what, is_parameter=isinstance(value, nn.Parameter))
+        if must_be_finite and key.endswith(_MUST_BE_FINITE) and not _is_finite(value):
+            raise UsageError(f"{what}: {key!r} holds numbers that are NaN or infinite; were the weights trained and "
+                             "loaded rightly?")
     return model
 
 
-def _checked(name: str, value: Any, annotation: str) -> Any:
+def _checked(name: str, value: Any, annotation: str, *, is_original: bool) -> Any:
     kinds = set(annotation.split(" | "))
     if "nn.Module" in kinds and not (value is None and "None" in kinds):
         if isinstance(value, nn.Module) or kinds <= {"nn.Module", "None"}:
-            return plain_module(value, name)
+            return plain_module(value, name, must_be_finite=is_original)
         if not kinds & {each.__name__ for each in type(value).__mro__}:
             raise UsageError(f"{name} is {_not_a_module(value)}")
         return value
     if annotation.startswith("Mapping[str, ") and isinstance(value, Mapping):
-        return {key: plain_module(each, f"{name}[{key!r}]") if isinstance(each, nn.Module) else each
-                for key, each in value.items()}
+        modules = {key: plain_module(each, f"{name}[{key!r}]", must_be_finite=False)
+                   for key, each in value.items() if isinstance(each, nn.Module)}  # fmt: skip
+        return {**value, **modules}
     if "fx.GraphModule" in kinds and not isinstance(value, nn.Module):
         raise UsageError(f"{name} is {_not_a_module(value)}")
     if annotation.startswith(("torch.Tensor | tuple[torch.Tensor", "Inputs")) and value is not None:
@@ -224,9 +235,6 @@ def _check_tensor(value: torch.Tensor, key: str, what: str, *, is_parameter: boo
     if is_parameter and value.dtype not in _FLOATS:
         raise UsageError(f"{what}: {key!r} is {str(value.dtype).removeprefix('torch.')}; convert the module with "
                          "float()")
-    if (is_parameter or key.endswith(("running_mean", "running_var"))) and not _is_finite(value):
-        raise UsageError(f"{what}: {key!r} holds numbers that are NaN or infinite; were the weights trained and loaded "
-                         "rightly?")
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ class MakeWitness:
     model: nn.Module
     net: Network
     data: ImageData
-    calibration_images: int
+    calibration_images: int | None
     holdout_images: int | None
     seed: int
     threads: int | None

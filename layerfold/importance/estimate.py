@@ -47,7 +47,7 @@ def estimate_importance(
     candidates: Sequence[Segment] | None = None,
     score: str = "accuracy",
     fill_slots: bool | None = None,
-    calibration_images: int = 256,
+    calibration_images: int | None = 256,
     holdout_images: int | None = None,
     steps: int | None = None,
     epochs: int | None = None,

@@ -59,7 +59,7 @@ class Subject:
     """
 
     def __init__(
-        self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int,
+        self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int | None,
         holdout_images: int | None, seed: int, is_recalibrated: bool, weights: Mapping[str, Tensor] | None = None,
         device: str = "cpu",
     ) -> None:  # fmt: skip
