@@ -13,6 +13,7 @@ from layerfold.data import BatchLoader, ImageData
 from layerfold.errors import DataError, UsageError
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._modes import device_of, modes_kept
+from layerfold.modules import public_call
 
 ORIGINAL, RECALIBRATED, FINETUNED, NO_BATCH_NORM = "original", "recalibrated", "finetuned", "none"
 """Where the BatchNorm statistics of a form come from: the fact ``batch_norm`` that is kept with it."""
@@ -24,6 +25,7 @@ _FEWEST_IMAGES = 2
 _Saved = tuple[_BatchNorm, float | None, dict[str, Tensor]]
 
 
+@public_call
 def recalibrate_batch_norm(
     model: nn.Module, images: ImageData | Iterable[Tensor | tuple[Tensor, Tensor]], *, batch_size: int = 128
 ) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.utils.data import TensorDataset
 
 import layerfold as lf
@@ -227,7 +227,8 @@ def test_every_public_function_of_modules_refuses_alike(name: str) -> None:
     else:
         parameters = inspect.signature(function).parameters.items()
         module = next(key for key, each in parameters if "nn.Module" in each.annotation)
-        given = {**arguments, module: on_meta()}
+        forms = {key: fx.symbolic_trace(nn.ReLU()) for key, each in parameters if each.annotation == "fx.GraphModule"}
+        given = {**arguments, **forms, module: on_meta()}
     with pytest.raises(lf.UsageError, match=r"^\w+(\['a'\])? of class Sequential: '0.weight' lies on the meta device"):
         function(**given)
 
