@@ -20,6 +20,7 @@ from layerfold.arguments import checked
 from layerfold.tables import LatencyEntry, LatencyTable
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +30,16 @@ class OptimalSums:
     Attributes:
         start: the chain's start; row and column r stand for position start + r.
         sums_ms: sums_ms[i, j] = T_opt(start + i, start + j); infinite where nothing leads from i to j.
-        into: row of a position to the entries that end there: their starts' rows, rising, and their latencies. The
-            last break before it is worked out from these when somebody asks, which is for a few pairs only.
+        ends, rows, latencies_ms: [entries] the entries, by rising end, then start: their rows, and their latencies. The
+            last break before a position is worked out from these when somebody asks, which is for a few pairs only.
         may_stop: [rows] whether merging may stop there inside a stretch.
     """
 
     start: int
     sums_ms: Floats
-    into: dict[int, tuple[NDArray[np.int64], Floats]]
+    ends: Ints
+    rows: Ints
+    latencies_ms: Floats
     may_stop: NDArray[np.bool_]
 
     def breaks(self, start: int, end: int) -> tuple[int, ...]:
@@ -44,9 +47,10 @@ class OptimalSums:
         row, position = start - self.start, end - self.start
         found = [end]
         while position > row:
-            before, latencies_ms = self.into[position]
+            here = slice(*self.ends.searchsorted((position, position + 1)))
+            before = self.rows[here]
             # Sums as in :func:`optimal_sums`; of equal ones the entry that starts nearest to the chain's start.
-            ways = self.sums_ms[row].take(before) + latencies_ms
+            ways = self.sums_ms[row].take(before) + self.latencies_ms[here]
             ways[~self.may_stop.take(before) & (before != row)] = math.inf
             position = int(before[ways.argmin()])
             found.append(position + self.start)
@@ -70,35 +74,34 @@ def optimal_sums(
     """
     chain_start, chain_end = chain
     size = chain_end - chain_start + 1
-    may_stop = np.array([stops is None or position in stops for position in range(chain_start, chain_end + 1)])
-    # [end, start] while they are filled: what is read and written together lies together.
-    sums = np.full((size, size), math.inf)
-    sums.ravel()[:: size + 1] = 0.0
     inside = sorted(
         [
             (entry.end - chain_start, entry.start - chain_start, entry.latency_ms)
             for entry in entries if chain_start <= entry.start and entry.end <= chain_end
         ]
     )
-    ends = [end for end, _, _ in inside]
-    rows, latencies_ms = np.array([row for _, row, _ in inside], dtype=np.int64), np.array([each[2] for each in inside])
-    edges = [place for place in range(len(ends)) if not place or ends[place] != ends[place - 1]]
-    into = {}
-    for first, stop in itertools.pairwise([*edges, len(ends)]):
-        here = ends[first]
-        into[here] = before, parts_ms = rows[first:stop], latencies_ms[first:stop]
-        if stops is not None:
-            sums[here, before] = parts_ms
-            free = may_stop.take(before)
-            if not free.any():
-                continue
-            before, parts_ms = before[free], parts_ms[free]
-        ways = sums.take(before, axis=0)[:, :here]
-        ways += parts_ms[:, None]
-        if stops is not None:
-            ways = np.vstack((ways, sums[here, :here]))
-        np.minimum.reduce(ways, axis=0, out=sums[here, :here])
-    return OptimalSums(start=chain_start, sums_ms=sums.T, into=into, may_stop=may_stop)
+    ends, rows = (np.array([each[column] for each in inside], dtype=np.int64) for column in (0, 1))
+    latencies_ms = np.array([each[2] for each in inside])
+    # [end, start] while they are filled: what is read and written together lies together.
+    sums = np.full((size, size), math.inf)
+    sums.ravel()[:: size + 1] = 0.0
+    sums[ends, rows] = latencies_ms
+    may_stop = np.ones(size, dtype=bool)
+    last_ends, lasts, lasts_ms = ends, rows, latencies_ms
+    if stops is not None:
+        may_stop[:] = [position in stops for position in range(chain_start, chain_end + 1)]
+        after_stop = may_stop[rows]
+        last_ends, lasts, lasts_ms = ends[after_stop], rows[after_stop], latencies_ms[after_stop]
+    edges = [0, *((last_ends[1:] != last_ends[:-1]).nonzero()[0] + 1).tolist(), len(last_ends)]
+    for first, stop in itertools.pairwise(edges) if len(last_ends) else ():
+        here = int(last_ends[first])
+        ways = sums.take(lasts[first:stop], axis=0)[:, :here]
+        ways += lasts_ms[first:stop, None]
+        known = sums[here, :here]
+        np.minimum(np.minimum.reduce(ways, axis=0), known, out=known)
+    return OptimalSums(
+        start=chain_start, sums_ms=sums.T, ends=ends, rows=rows, latencies_ms=latencies_ms, may_stop=may_stop
+    )
 
 
 @checked
