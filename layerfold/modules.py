@@ -204,7 +204,7 @@ def _not_a_module(model: object) -> str:
         return f"a {type(model).__name__}, not a torch.nn.Module; give its .module"
     if callable(model) and not isinstance(model, type):
         return f"{shown(model)}, not a torch.nn.Module; call it if it makes one"
-    return f"a {type(model).__name__}, not a torch.nn.Module"
+    return f"{'None' if model is None else 'a ' + type(model).__name__}, not a torch.nn.Module"
 
 
 def _check_parts(model: nn.Module, what: str) -> None:

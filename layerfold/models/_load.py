@@ -91,14 +91,14 @@ def load_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_INIT_SEED)
         module, config, takes_classes = _build(source, num_classes, in_channels)
-    taken = None
-    if weights is not None:
-        taken = take_weights(module, weights, weights_key, can_set_classes=takes_classes)
     other = next((each.dtype for each in module.parameters() if each.dtype != torch.float32), None)
     converted = ""
     if other is not None:
         converted = f"MODEL={source!r}: is {str(other).removeprefix('torch.')}, converted to float32"
         module.float()
+    taken = None
+    if weights is not None:
+        taken = take_weights(module, weights, weights_key, can_set_classes=takes_classes)
     module.eval()
     channels, height, width = image_shape(f"MODEL={source!r}: input_size", config["input_size"])
     if in_channels is not None:
@@ -164,10 +164,11 @@ def _build_timm(
     architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = timm.list_models()
-        raise UsageError(f"MODEL={source!r}: timm has no model {architecture!r}{nearest_names(architecture, known)}")
+        nearest = nearest_names(architecture, known)
+        raise UsageError(f"MODEL={shown(source)}: timm has no model {shown(architecture)}{nearest}")
     known_tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")] if dot else []
     if dot and tag not in known_tags:
-        raise UsageError(f"MODEL={source!r}: timm knows no tag {tag!r} of {architecture}"
+        raise UsageError(f"MODEL={shown(source)}: timm knows no tag {shown(tag)} of {architecture}"
                          f"{nearest_names(tag, known_tags) or '; leave it out'}")
     arguments: dict[str, Any] = {}
     if num_classes is not None:
@@ -189,7 +190,8 @@ def _build_torchvision(
     # Only classifiers: detectors fetch the weights of their backbone even with weights=None.
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise UsageError(f"MODEL={source!r}: torchvision has no classifier {name!r}{nearest_names(name, known)}")
+        nearest = nearest_names(name, known)
+        raise UsageError(f"MODEL={shown(source)}: torchvision has no classifier {shown(name)}{nearest}")
     if in_channels not in (None, 3):
         raise UsageError(f"in_channels={in_channels}: torchvision models take 3 channels; use timm:NAME instead")
     arguments = {} if num_classes is None else {"num_classes": num_classes}

@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}), "is quantised in '7'"),
     "NaN": (nan_weight, "'3.weight' holds numbers that are NaN or infinite"),
     "infinite": (infinite_variance, "'1.running_var' holds numbers"),
-    "None": (lambda: None, "model is a NoneType"),
+    "None": (lambda: None, "model is None, not a torch.nn.Module"),
     "a class": (lambda: nn.Conv2d, "model is the class Conv2d, not an object of it; call it"),
     "a state_dict": (lambda: small().state_dict(), "model is a state_dict"),
     "a tuple": (lambda: (small(), 3), "model is a tuple (Sequential, int)"),
