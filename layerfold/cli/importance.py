@@ -60,9 +60,9 @@ def add_parser(subparsers: Any) -> None:
                        "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
                        "or adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
                        "(default: shared, without labels recalibrate)")
-    group.add_argument("--score", choices=SCORES, default="accuracy", metavar="NAME",
+    group.add_argument("--score", choices=SCORES, metavar="NAME",
                        help="accuracy, loss, agreement or kl (divergence), both with the original and without need of "
-                       "labels (default: %(default)s)")
+                       "labels (default: accuracy, without labels agreement)")
     group.add_argument("--fill-slots", action=argparse.BooleanOptionalAction, default=None,
                        help="also try an activation where the original has none (default: only with finetune)")
     group.add_argument("--calibration-images", type=whole(2), default=256, metavar="N",
@@ -144,7 +144,8 @@ def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]
     merged = [entry for entry in table.entries if entry.kept is not None or entry.end - entry.start > 1]
     merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
     return {
-        "table": args.output, "model": table.provenance.model, "method": args.method, "score": args.score,
+        "table": args.output, "model": table.provenance.model, "method": args.method,
+        "score": table.provenance.options["score"],
         "entries": len(table.entries), "left_out": len(table.provenance.left_out),
         "original": dict(table.provenance.options["original"]), "seconds": table.provenance.options["seconds"],
         "spent": table.provenance.options.get("spent"),
@@ -164,7 +165,7 @@ def _as_text(found: dict[str, Any]) -> str:
     known = [
         ("model", found["model"]),
         ("method", f"{found['method']}, score {found['score']}"),
-        ("original", f"{original} on the holdout"),
+        *([("original", f"{original} on the holdout")] if original else []),
         ("entries", f"{found['entries']}; {found['left_out']} segments left out, not faster merged"),
         ("spent", _spent_text(found)),
     ]

@@ -15,6 +15,9 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_channel_values
 from layerfold.cli._text import columns
 from layerfold.errors import UsageError
+from layerfold.files import read_bytes, read_text
+
+_MOST_ONNX_BYTES, _MOST_LABELS_BYTES = 2 << 30, 64 << 20  # an ONNX file holds at most 2 GiB
 
 if TYPE_CHECKING:
     from layerfold.export import InputSpec
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if path.suffix not in (".onnx", ".engine"):
         raise UsageError(f"FILE {path}: expected a name that ends in .onnx or .engine; `layerfold export` writes both")
     if not path.is_file():
-        raise UsageError(f"FILE {path}: no such file")
+        raise UsageError(f"FILE {path}: {'is a folder, a pipe or a device' if path.exists() else 'no such file'}")
     labels = _labels(args.labels)
     from layerfold.export import Classifier, read_preprocessing
 
@@ -84,7 +87,7 @@ def _open_onnx(args: argparse.Namespace, path: Path) -> tuple[Any, InputSpec, st
     from layerfold.export import InputSpec
     from layerfold.export.precision import read_graph
 
-    onnx_bytes = path.read_bytes()
+    onnx_bytes = read_bytes(path, most_bytes=_MOST_ONNX_BYTES)
     try:
         graph = read_graph(onnx_bytes)
     except UsageError as error:
@@ -112,6 +115,7 @@ def _labels(path: str | None) -> list[str]:
     if path is None:
         return []
     try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--labels {path}: cannot be read as text ({error})") from error
+        text = read_text(path, most_bytes=_MOST_LABELS_BYTES)
+    except UsageError as error:
+        raise UsageError(f"--labels {path}: cannot be read as text ({str(error).removeprefix(f'{path}: ')})") from None
+    return [line.strip() for line in text.split("\n") if line.strip()]

@@ -147,8 +147,8 @@ def check_labels(labels: Tensor, num_classes: int, what: str = "image", *, first
     if len(outside):
         row = int(outside[0])
         if labels[row] == UNLABELLED:
-            raise DataError(f"{what} {first + row}: has no label; training and accuracy need labelled images (only "
-                            "importances can do without, with the scores agreement and kl)")
+            raise DataError(f"{what} {first + row}: has no label, and accuracy and cross-entropy need one; compare "
+                            "with a teacher, or give labelled images")
         raise DataError(f"{what} {first + row}: label {int(labels[row])} is outside 0..{num_classes - 1}, "
                         "the model's classes; give a model with more outputs (num_classes)")
 

@@ -45,7 +45,7 @@ def estimate_importance(
     *,
     latency: LatencyTable | None = None,
     candidates: Sequence[Segment] | None = None,
-    score: str = "accuracy",
+    score: str | None = None,
     fill_slots: bool | None = None,
     calibration_images: int | None = 256,
     holdout_images: int | None = None,
@@ -91,7 +91,7 @@ def estimate_importance(
         candidates: segments; None for those of ``latency``, or ``net.candidates()``.
         score: ``accuracy`` (points), ``agreement`` with the original's answers (points, needs no labels), ``loss`` (the
             holdout's cross-entropy, nats, negated) or ``kl`` (divergence from the original's answers, nats, negated,
-            needs no labels).
+            needs no labels); None for ``accuracy``, or ``agreement`` where there are no labels.
         fill_slots: whether empty slots are also tried with an activation; None for yes with ``finetune`` and no with
             the others, since a fresh nonlinearity only ever loses before training.
         calibration_images, holdout_images: how many images are used; None for all. ``distill`` trains on the former.
@@ -123,6 +123,7 @@ def estimate_importance(
     """
     method = method if method != AUTO else default_method(data)
     chosen = refinement or Refinement()
+    score = score or ("accuracy" if data.is_labelled else "agreement")
     check_method(method, score, data, chosen)
     check_answers(model, first_images(data))
     if trains(method, chosen):

@@ -130,10 +130,12 @@ def test_images_without_labels_fill_a_table(trained: Trained, shared_path: Path,
     found = lf.estimate_importance(model, net, data, score="kl", candidates=[net.segment(15, 17)], progress=False)
     assert found.entries[0].importance < 0
     assert found.entries[0].val_acc is None
-    for how in ({}, {"score": "loss"}, {"score": "kl", "method": "finetune"}):
+    default = lf.estimate_importance(model, net, data, candidates=[net.segment(15, 17)], progress=False)
+    assert default.provenance.options["score"] == "agreement"
+    for how in ({"score": "accuracy"}, {"score": "loss"}, {"score": "kl", "method": "finetune"}):
         with pytest.raises(lf.DataError, match="has no labels; use score='kl'"):
             lf.estimate_importance(model, net, data, progress=False, **how)
-    with pytest.raises(lf.DataError, match="image 0: has no label"):
+    with pytest.raises(lf.DataError, match="have no labels, and without a teacher"):
         lf.finetune_network(model, data, steps=1, batch_size=4, progress=False)
 
 
