@@ -146,7 +146,8 @@ def _list(name: str, value: Any, kind: str, *, is_one_number_kept: bool) -> Any:
     if isinstance(value, (numbers.Real, Decimal)) or (is_text and kind == "str"):
         one = check(name, value)
         return one if is_one_number_kept else (one,)
-    if is_text or isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+    is_one = not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0  # an array without axes is but one number
+    if is_text or isinstance(value, (bytes, Mapping)) or is_one:
         raise UsageError(f"{name}={shown(value)}: expected several {_MANY[kind]}, got a {type(value).__name__}")
     found = tuple(check(name, each) for each in value)
     return list(found) if isinstance(value, list) else found

@@ -12,6 +12,7 @@ from typing import Any
 from layerfold.arguments import shown, whole
 from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
 from layerfold.files import parse_json, read_bytes, replacing, write_text
+from layerfold.tables._fields import as_tuple
 from layerfold.tables._kernel import SegmentKey, is_kernel_text
 from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
@@ -179,10 +180,11 @@ class Solution:
 
 
 def _positions(values: Iterable[object], name: str) -> tuple[int, ...]:
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+    given = None if isinstance(values, Mapping) else as_tuple(values)
+    if given is None:
         raise SolutionError(f"{name}={shown(values)}: expected a list of positions")
     found = []
-    for value in values:
+    for value in given:
         try:
             found.append(whole(name, value, least=0, most=_MOST_POSITIONS))
         except UsageError:

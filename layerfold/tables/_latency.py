@@ -16,7 +16,7 @@ from layerfold.arguments import shown
 from layerfold.errors import MissingEntryError, TableError
 from layerfold.tables._csv import LARGEST, read_rows, write_rows
 from layerfold.tables._drop_columns import drop_cells, with_drops
-from layerfold.tables._fields import LARGEST_POSITION, check_chain, entries_of, make_plain
+from layerfold.tables._fields import LARGEST_POSITION, check_chain, entries_of, make_plain, positions
 from layerfold.tables._kernel import IDENTITY, SegmentKey, is_kernel_text
 from layerfold.tables._provenance import Provenance
 
@@ -209,7 +209,7 @@ class LatencyTable:
 
     def segments_of(self, merge_pos: Iterable[int]) -> list[tuple[int, int]]:
         """Return the segments between the positions of ``merge_pos``; every chain's end is implied."""
-        stops = sorted(set(merge_pos))
+        stops = sorted(set(positions("merge_pos", merge_pos)))
         found = []
         for start, end in self.chains:
             inner = [start, *(stop for stop in stops if start < stop < end), end]

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from layerfold.arguments import shown
 from layerfold.errors import ProvenanceMismatchError, TableError
 from layerfold.files import read_json
+from layerfold.tables._fields import as_tuple
 
 SCHEMA = 1
 _MOST_POSITIONS = 1_000_000
@@ -71,6 +72,12 @@ class Provenance:
             raise TableError(f"fixed_ms={shown(self.fixed_ms)}: expected milliseconds from 0 to 1e9")
         if not (_is_number(self.scale) and 0.0 < self.scale < 1e9):
             raise TableError(f"scale={shown(self.scale)}: expected a factor above 0 and below 1e9")
+        for name in ("chains", "left_out"):
+            pairs = as_tuple(getattr(self, name))
+            if pairs is None or not all(_is_int_pair(pair) for pair in pairs):
+                found = shown(getattr(self, name))
+                raise TableError(f"{name}={found}: expected a list of [start, end] pairs of positions")
+            object.__setattr__(self, name, tuple((pair[0], pair[1]) for pair in pairs))
         stop = None
         for start, end in self.chains:
             if start < 0 or start >= end or (stop is not None and start < stop):

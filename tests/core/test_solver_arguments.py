@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from layerfold.errors import LayerfoldError, TableError, UsageError
+from layerfold.errors import LayerfoldError, TableError
 from layerfold.solver import (
     Limits,
     compute_optimal_latency,
@@ -70,8 +70,7 @@ def test_budgets_that_are_no_milliseconds_are_refused_by_name(value: object) -> 
 
 @pytest.mark.parametrize("count", [0, 101, 10_000, 100_000_000, 10**30])
 def test_more_alternatives_than_there_is_time_for_are_refused(count: int) -> None:
-    with pytest.raises(UsageError, match=r"count=\S+: expected a whole number from 1 to 100"):
-        solve_alternatives(latency(), importance(), count=count, budgets_ms=[9.0])
+    refused(lambda: solve_alternatives(latency(), importance(), count=count, budgets_ms=[9.0]), f"count={count}"[:20])
 
 
 def test_as_many_alternatives_as_there_are_end_where_no_more_exist() -> None:
@@ -150,6 +149,14 @@ def test_what_is_no_table_is_refused(wrong: object) -> None:
     refused(lambda: compute_optimal_latency(wrong), "latency")  # type: ignore[arg-type]
     refused(lambda: solve_frontier([latency(), wrong], importance()), "latency")  # type: ignore[list-item]
     refused(lambda: LatencyTable([wrong]), "entries")  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "value", [3, None, "ab", [3], [None], [(0, 1, 2)], [(0, 1.5)], {"a": 1}, [(0, HUGE)], np.array(3)], ids=str
+)
+def test_chains_that_are_no_pairs_are_refused(value: object) -> None:
+    refused(lambda: Provenance(chains=value), "chains")  # type: ignore[arg-type]
+    refused(lambda: Provenance(left_out=value), "left_out")  # type: ignore[arg-type]
 
 
 def test_twenty_thousand_chains_are_checked() -> None:
