@@ -146,7 +146,7 @@ def _list(name: str, value: Any, kind: str, *, is_one_number_kept: bool) -> Any:
     if isinstance(value, (numbers.Real, Decimal)) or (is_text and kind == "str"):
         one = check(name, value)
         return one if is_one_number_kept else (one,)
-    is_one = not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0  # an array without axes is but one number
+    is_one = not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0  # an array without axes
     if is_text or isinstance(value, (bytes, Mapping)) or is_one:
         raise UsageError(f"{name}={shown(value)}: expected several {_MANY[kind]}, got a {type(value).__name__}")
     found = tuple(check(name, each) for each in value)
