@@ -60,9 +60,7 @@ def run_forked(arguments: Sequence[str], folder: Path, *, limit_s: float = 60.0)
     sys.stderr.flush()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _be_the_program(list(arguments), folder, out.fileno(), err.fileno())
+        child = start_forked(arguments, folder, out.fileno(), err.fileno())
         code = _wait(child, began + limit_s)
         _end_group(child)
         texts = []
@@ -70,6 +68,14 @@ def run_forked(arguments: Sequence[str], folder: Path, *, limit_s: float = 60.0)
             stream.seek(0)
             texts.append(stream.read(4 << 20).decode("utf-8", "replace"))
     return Outcome(arguments=list(arguments), code=code, out=texts[0], err=texts[1], seconds=time.monotonic() - began)
+
+
+def start_forked(arguments: Sequence[str], folder: Path, out: int, err: int) -> int:
+    """Start ``layerfold ARGUMENTS`` in ``folder``, its output going to two open files; return the child's number."""
+    child = os.fork()
+    if child == 0:
+        _be_the_program(list(arguments), folder, out, err)
+    return child
 
 
 def _be_the_program(arguments: list[str], folder: Path, out: int, err: int) -> None:

@@ -20,6 +20,7 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_shape
 from layerfold.cli._text import columns, warn_of_conditions
 from layerfold.errors import UsageError
+from layerfold.files import read_bytes
 
 if TYPE_CHECKING:
     from layerfold.profiler import BenchmarkReport
@@ -79,10 +80,7 @@ def _onnx_of(args: argparse.Namespace, source: str) -> bytes:
 
     path = Path(source)
     if path.suffix == ".onnx":
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise UsageError(f"NETWORK {source}: cannot be read ({error.strerror})") from error
+        return read_bytes(path, remedy="name an ONNX file")
     if path.suffix == ".safetensors":
         form = load_form(path)
         shape = form.recipe.input_shape

@@ -13,6 +13,7 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
+from layerfold.files import read_bytes
 
 if TYPE_CHECKING:
     from layerfold.export import EngineReport
@@ -117,10 +118,7 @@ def _engine_of_onnx(
 
     if "tensorrt" not in formats:
         raise UsageError(f"FILE {source}: is ONNX already; give --formats tensorrt to build an engine from it")
-    try:
-        onnx_bytes = source.read_bytes()
-    except OSError as error:
-        raise UsageError(f"FILE {source}: cannot be read ({error.strerror})") from error
+    onnx_bytes = read_bytes(source, remedy="name an ONNX file")
     report = build_engine(onnx_bytes, folder / f"{source.stem}.engine",
                           preprocessing=read_facts(source).get("preprocessing"), **options)
     print(f"wrote {report.engine_path}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from layerfold.errors import LayerfoldError, UsageError
 
-MOST_BYTES = 1 << 30
+MOST_BYTES = 4 << 30
 """No table, solution or network that layerfold writes is near it."""
 _MIB = 1 << 20
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
+from layerfold.files import read_bytes
 from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend, Runner, get_backend
 from layerfold.profiler.compare import RatioInterval
@@ -140,10 +141,7 @@ def onnx_of(
         if example_input is None:
             raise UsageError(f"network {name!r} is a module, so example_input=None must be a tensor to export it with")
         return export_onnx(network, example_input)
-    try:
-        return Path(network).read_bytes()
-    except OSError as error:
-        raise UsageError(f"network {name!r}: file {str(network)!r} cannot be read ({error.strerror})") from error
+    return read_bytes(Path(network), remedy=f"network {name!r}: name an ONNX file")
 
 
 def _latencies(names: list[str], turns: Turns, policy: MeasurePolicy) -> tuple[NetworkLatency, ...]:

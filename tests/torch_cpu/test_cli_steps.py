@@ -226,7 +226,7 @@ def test_bench_says_when_inputs_differ(line: Line) -> None:
 
 def test_bench_of_what_is_no_network_is_refused(line: Line, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_text("this is no model")
-    for network, said in (("nothing.onnx", "cannot be read"), ("resnet18", "give a .onnx file"),
+    for network, said in (("nothing.onnx", "no such file"), ("resnet18", "give a .onnx file"),
                           (tmp_path / "broken.onnx", "is no ONNX model")):
         result = line("bench", network)
         assert result.code == 2
