@@ -54,7 +54,7 @@ SKELETONS: dict[tuple[str, ...], list[str]] = {
                     "--quiet", "-o", "new.safetensors"],
     ("merge",): ["finetuned.safetensors", "-o", "new.safetensors"],
     ("export",): ["merged.safetensors", "-o", "out"],
-    ("run",): ["network.onnx", "--input", "image.png", "--mean", "0.5", "--std", "0.5"],
+    ("run",): ["network.onnx", "--input", "image.png", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"],
     ("bench",): ["network.onnx", "merged.safetensors", "--cap-s", "0.01", "--target", "0.5", "--quiet"],
     ("compare",): [*MODEL, "solution.json", "--cap-s", "0.01", "--target", "0.5", "--quiet", "--csv", "new.csv"],
     ("tables", "check"): ["latency.csv", "importance.csv"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import platform
 import shlex
@@ -16,11 +17,13 @@ from pathlib import Path
 
 from layerfold import __version__
 from layerfold.cache_folder import default_cache_folder
-from layerfold.errors import LayerfoldError
+from layerfold.errors import LayerfoldError, UsageError
 from layerfold.factories import loaded_files
 from layerfold.terminal import printable
 
 FAILURE = 1
+_NO_NAMES = {errno.ENAMETOOLONG: UsageError.exit_code, errno.ELOOP: UsageError.exit_code}
+"""Errors of the system that the name alone brings about, whatever is done with it."""
 _KEPT = 20
 _PACKAGES = ("torch", "timm", "torchvision", "numpy", "scipy", "onnx", "onnxruntime", "accelerate", "pydantic")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "failed to allocate memory", "bad_alloc", "cannot allocate",
@@ -48,7 +51,7 @@ def line_of(error: BaseException, arguments: Sequence[str]) -> tuple[int, str | 
         return FAILURE, (f"error: out of memory ({_told(error)}); take smaller inputs or batches, or a machine with "
                          "more memory")
     if isinstance(error, OSError):
-        return FAILURE, f"error: {_system_text(error)}"
+        return _NO_NAMES.get(error.errno or 0, FAILURE), f"error: {_system_text(error)}"
     own = _frame_in_own_file(error)
     if isinstance(error, SystemExit):
         if own is None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._inputs import read_input
 from layerfold.cli._options import (
     CLASSES,
     above,
@@ -20,7 +21,6 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_shape
 from layerfold.cli._text import columns, warn_of_conditions
 from layerfold.errors import UsageError
-from layerfold.files import read_bytes
 
 if TYPE_CHECKING:
     from layerfold.profiler import BenchmarkReport
@@ -80,7 +80,7 @@ def _onnx_of(args: argparse.Namespace, source: str) -> bytes:
 
     path = Path(source)
     if path.suffix == ".onnx":
-        return read_bytes(path, remedy="name an ONNX file")
+        return read_input(source, "NETWORK")
     if path.suffix == ".safetensors":
         form = load_form(path)
         shape = form.recipe.input_shape

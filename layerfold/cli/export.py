@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._choices import ENGINE_PRECISIONS, parse_formats
+from layerfold.cli._inputs import read_input
 from layerfold.cli._options import BATCH, add_command, add_output_arguments, add_result_arguments, whole
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
-from layerfold.files import read_bytes
 
 if TYPE_CHECKING:
     from layerfold.export import EngineReport
@@ -118,7 +118,7 @@ def _engine_of_onnx(
 
     if "tensorrt" not in formats:
         raise UsageError(f"FILE {source}: is ONNX already; give --formats tensorrt to build an engine from it")
-    onnx_bytes = read_bytes(source, remedy="name an ONNX file")
+    onnx_bytes = read_input(source, "FILE")
     report = build_engine(onnx_bytes, folder / f"{source.stem}.engine",
                           preprocessing=read_facts(source).get("preprocessing"), **options)
     print(f"wrote {report.engine_path}", file=sys.stderr)

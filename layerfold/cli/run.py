@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._choices import INTERPOLATIONS
+from layerfold.cli._inputs import check_readable
 from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend, whole
 from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_channel_values
@@ -56,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.network)
     if path.suffix not in (".onnx", ".engine"):
         raise UsageError(f"FILE {path}: expected a name that ends in .onnx or .engine; `layerfold export` writes both")
-    if not path.is_file():
-        raise UsageError(f"FILE {path}: {'is a folder, a pipe or a device' if path.exists() else 'no such file'}")
+    check_readable(path, "FILE")
     labels = _labels(args.labels)
     from layerfold.export import Classifier, read_preprocessing
 

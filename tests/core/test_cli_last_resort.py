@@ -113,6 +113,40 @@ def test_an_error_of_the_system_is_a_line_without_details(
 
 
 @pytest.mark.parametrize("arguments", [
+    ["bench", "{long}.onnx"], ["inspect", "{long}.py:net"], ["tables", "check", "{long}.csv"],
+    ["export", "{long}.onnx", "-o", "o", "--formats", "onnx"], ["run", "{long}.onnx", "--input", "a.png"],
+    ["tables", "merge", "a.csv", "-o", "{long}.csv"], ["profile", "own.py:net", "-o", "{long}/a.csv"],
+    ["merge", "{long}.safetensors", "-o", "a.safetensors"],
+])  # fmt: skip
+def test_a_name_longer_than_names_can_be_is_bad_input(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([text.format(long="a" * 300) for text in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(("folder", "asked", "nearest"), [
+    (("original.onnx", "merged.onnx"), "orignal.onnx", "original.onnx"),
+    (("net.onnx", "net.csv"), "nett.onnx", "net.onnx"),
+    (("a.onnx",), "quite-another.onnx", ""),
+    ((), "a.onnx", ""),
+    (("outer.onnx/", "outed.onnx"), "outet.onnx", "outed.onnx"),
+])  # fmt: skip
+def test_a_missing_network_names_the_nearest_file_beside_it(
+    folder: tuple[str, ...], asked: str, nearest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in folder:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("")
+    assert main(["run", asked, "--input", "a.png"]) == 2
+    assert capsys.readouterr().err == (f"layerfold: error: FILE {asked}: no such file"
+                                       + (f"; nearest: {nearest}" if nearest else "") + "\n")
+
+
+@pytest.mark.parametrize("arguments", [
     ["--debug", "backends"], ["backends", "--debug"], ["backends", "--json", "--debug"],
     ["--debug", "backends", "--debug"], ["backends", "--debug", "--json"],
 ])  # fmt: skip
