@@ -24,6 +24,19 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep measurements and decoded images out of the user's cache, and take none from it: those of another run may
+    have been made while the machine was busy. The workers of one run share the folder.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAYERFOLD_CACHE", str(folder / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _beside_other_tests() -> Iterator[None]:
     """Let no measurement wait for the other test workers to leave: they are there all the time.
 
