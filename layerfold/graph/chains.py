@@ -70,8 +70,15 @@ def describe_graph(
             inputs=tuple(chain[0].source.name for chain in chains),
             excluded=tuple(excluded),
             merge_pooling=merge_pooling,
+            whole=tuple(_whole(reader)),
         ),
     )
+
+
+def _whole(reader: Reader) -> Iterator[str]:
+    for node in reader.nodes:
+        if node.op == "call_module" and any(True for _ in reader.modules[str(node.target)].children()):
+            yield str(node.target)
 
 
 def _shape(node: fx.Node) -> Shape:

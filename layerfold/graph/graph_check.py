@@ -7,8 +7,10 @@ it. What takes long runs on smaller images, as far as the network allows.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,7 +161,9 @@ def shake(model: nn.Module) -> nn.Module:
         is_statistic = name.endswith(("running_mean", "running_var"))
         if not value.is_floating_point() or not (isinstance(value, nn.Parameter) or is_statistic):
             continue
-        drawn = torch.randn(value.shape, generator=generator).clamp(-3, 3).to(value)
+        # One number an output channel: fast, also for many weights.
+        channels = (value.shape[0], *[1] * (value.dim() - 1)) if value.dim() else ()
+        drawn = torch.randn(channels, generator=generator).clamp(-3, 3).to(value)
         if is_statistic or bool((value != 0).any()):
             value.mul_(1 + 0.1 * drawn)
         else:
@@ -192,12 +196,22 @@ def _refuse(model: nn.Module, reason: str) -> None:
         raise UnsupportedGraphError(f"model {type(model).__name__}: {reason}")
 
 
+def source_line(error: Exception) -> str:
+    """Return where in the model's own code something failed, for the error line; empty where that cannot be told."""
+    own = Path(torch.__file__).parent, Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(Path(frame.filename).is_relative_to(folder) for folder in own) and frame.line:
+            return f" ({Path(frame.filename).name}:{frame.lineno} `{frame.line.strip()}`)"
+    return ""
+
+
 def _does_not_run(model: nn.Module, inputs: Images, error: Exception) -> UnsupportedGraphError:
     shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
     cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    is_size = any(word in cause.lower() for word in ("size", "shape", "channel", "dimension", "expected", "input"))
+    # What torch says of tensors that do not fit, and asserts; anything else is no matter of the input.
+    is_size = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
     remedy = "; give the input size and channels that the model was made for" if is_size else \
-        "; that is the model's own forward: mend it, or give an example_input that it takes"
+        "; the model's own forward fails: mend it"
     return UnsupportedGraphError(
-        f"example_input of shape {shapes} does not run through {type(model).__name__}: {cause}{remedy}"
+        f"example_input of shape {shapes} does not run through {type(model).__name__}{source_line(error)}: {cause}{remedy}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -33,12 +34,25 @@ class SyncNormBeforeAct(nn.SyncBatchNorm):
     act_name: str = ""
 
 
-def normalise_modules(model: nn.Module) -> nn.Module:
-    """Return a deep copy of ``model`` in which timm's fused norms and activations are taken apart."""
+def normalise_modules(model: nn.Module, whole: Collection[str] = ()) -> nn.Module:
+    """Return a deep copy of ``model`` in which timm's fused norms and activations are taken apart.
+
+    Args:
+        model: left untouched.
+        whole: names of modules that run by their own forward, which would not call the activation behind a norm: what
+            is inside them stays as it is.
+    """
     root = copy_module(model)
+    take_apart(root, whole)
+    return root
+
+
+def take_apart(root: nn.Module, whole: Collection[str] = ()) -> None:
+    """Do so in place."""
+    inside = tuple(f"{name}." for name in whole)
     modules: list[tuple[str, Any]] = list(root.named_modules())
     for name, module in modules:
-        if type(module).__name__ in _FUSED and _is_plain_drop(module):
+        if type(module).__name__ in _FUSED and _is_plain_drop(module) and not name.startswith(inside):
             parent, own_name = root.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
             norm = _norm_of(module)
             activation = getattr(module, "act", None)
@@ -46,7 +60,6 @@ def normalise_modules(model: nn.Module) -> nn.Module:
                 norm.act_name = f"{own_name}_act"
                 parent.add_module(norm.act_name, activation)
             setattr(parent, own_name, norm)
-    return root
 
 
 def _is_plain_drop(module: Any) -> bool:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +16,9 @@ from layerfold.graph.conv_forwards import computes_conv
 from layerfold.graph.copying import copy_module
 from layerfold.graph.examples import example_images, varied
 from layerfold.graph.functional import make_functional
-from layerfold.graph.graph_check import check_traced, first_trial
+from layerfold.graph.graph_check import check_traced, first_trial, source_line
 from layerfold.graph.network import Network
-from layerfold.graph.normalise import normalise_modules
+from layerfold.graph.normalise import take_apart
 from layerfold.graph.rewrites import Install, rewrite_graph
 from layerfold.graph.same_function import Images, run
 from layerfold.graph.tracer import Tracer, argument_names
@@ -44,16 +42,18 @@ def trace_module(model: nn.Module, inputs: Images) -> tuple[fx.GraphModule, tupl
     Raises:
         UnsupportedGraphError: the model's own forward cannot be traced; names the line and the cause.
     """
-    untraced = normalise_modules(model).eval()
-    own_tensors = {name for name, _ in (*untraced.named_parameters(), *untraced.named_buffers())}
+    untraced = copy_module(model).eval()
+    own_tensors: set[str] = set()
     opaque: dict[str, str] = {}
     while True:
         # Each time on a copy, less its parameters: the forward may keep what it is given, which is no tensor now.
         root = copy_module(untraced, shared=untraced.parameters())
+        tracer = Tracer(inputs, opaque)
+        take_apart(root, tracer.whole(root))
         for part in root.modules():
             if isinstance(part, nn.Conv2d):
                 computes_conv(part)  # found by running it, which tracing would listen to
-        tracer = Tracer(inputs, opaque)
+        own_tensors = {name for name, _ in (*root.named_parameters(), *root.named_buffers())}
         try:
             graph = tracer.trace(root)
             break
@@ -62,15 +62,16 @@ def trace_module(model: nn.Module, inputs: Images) -> tuple[fx.GraphModule, tupl
             part_name = tracer.failed_in
             if not part_name or part_name in opaque:
                 raise UnsupportedGraphError(
-                    f"model {type(model).__name__} cannot be traced in its own forward{_source_line(error)}: {cause}; "
+                    f"model {type(model).__name__} cannot be traced in its own forward{source_line(error)}: {cause}; "
                     "move that code into a module of its own, which then stays whole, or write it without "
                     "control flow that depends on data"
                 ) from error
             opaque = {name: why for name, why in opaque.items() if not name.startswith(f"{part_name}.")}
             kind = type(root.get_submodule(part_name)).__name__
             opaque[part_name] = (
-                f"{part_name} ({kind}) is kept whole, since it cannot be traced{_source_line(error)}: {cause}"
+                f"{part_name} ({kind}) is kept whole, since it cannot be traced{source_line(error)}: {cause}"
             )
+    take_apart(untraced, tracer.whole(untraced))
     installs = tuple(_constants(graph, root, own_tensors))
     for install in installs:
         install(untraced)
@@ -94,15 +95,6 @@ def _install_constant(root: nn.Module, *, name: str, value: torch.Tensor) -> Non
     if not hasattr(root, name):
         device = next((each.device for each in (*root.parameters(), *root.buffers())), value.device)
         root.register_buffer(name, value.detach().clone().to(device))
-
-
-def _source_line(error: Exception) -> str:
-    """Return where in the model's own code tracing failed, for the error line; empty where that cannot be told."""
-    own = Path(torch.__file__).parent, Path(__file__).parent
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not any(Path(frame.filename).is_relative_to(folder) for folder in own) and frame.line:
-            return f" ({Path(frame.filename).name}:{frame.lineno} `{frame.line.strip()}`)"
-    return ""
 
 
 @public_call

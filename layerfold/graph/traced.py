@@ -54,6 +54,7 @@ class TracedGraph:
         layers: by layer index - 1; residuals: as ``Network.residuals``.
         inputs: by chain, the node that feeds its first layer.
         excluded, merge_pooling: what it was traced with.
+        whole: names of modules with parts that the graph calls as one.
     """
 
     graph: fx.Graph
@@ -63,6 +64,7 @@ class TracedGraph:
     inputs: tuple[str, ...]
     excluded: tuple[str, ...] = ()
     merge_pooling: bool = False
+    whole: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Go to another process without the graph, which :func:`trace_again` makes there: fx graphs do not pickle."""
@@ -74,7 +76,7 @@ class TracedGraph:
         Raises:
             UsageError: ``model`` lacks a module or parameter that the graph uses.
         """
-        root = normalise_modules(model)
+        root = normalise_modules(model, self.whole)
         try:
             for install in self.installs:
                 install(root)

@@ -67,6 +67,11 @@ class Tracer(fx.Tracer):
         is_leaf = super().is_leaf_module(m, module_qualified_name) or is_elementwise_module(m)
         return is_leaf and runs_class_forward(m)
 
+    def whole(self, root: nn.Module) -> list[str]:
+        """Return the names of modules with parts that will be called as one."""
+        parts = ((name, part) for name, part in root.named_modules() if name and any(True for _ in part.children()))
+        return [name for name, part in parts if self.is_leaf_module(part, name)]
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:

@@ -134,3 +134,24 @@ def test_scaled_network_traces_in_its_own_precision(dtype: torch.dtype) -> None:
     merged = lf.merge_network(student)
     assert student(x).dtype == merged(x).dtype == dtype
     assert relative_error(merged(x).float(), model(x).float()) <= 8 * torch.finfo(dtype).eps
+
+
+class _SumsOfSums(nn.Module):
+    """Sums of three and more, each a term of the next: what is reordered first is a term of what follows."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, groups=groups) for groups in (1, 4, 2, 1, 4, 2))
+        self.stem, self.order = nn.Conv2d(3, 4, 1), order
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        terms = [self.stem(x)]
+        for conv in self.convs:
+            total = terms[self.order[0] % len(terms)] + (conv(terms[-1]) + terms[self.order[1] % len(terms)])
+            terms.append(terms[self.order[2] % len(terms)] + total if len(terms) % 2 else total)
+        return torch.relu(terms[-1] + terms[-2])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (-1, -2, -1), (2, 0, -1), (-2, 1, 0), (-1, -1, -3), (3, -1, 1)])
+def test_sums_of_sums_are_read_and_merge_exactly(order: tuple[int, ...]) -> None:
+    check(_SumsOfSums(order), (1, 3, 9, 9), most=4)

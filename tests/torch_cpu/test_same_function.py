@@ -203,3 +203,34 @@ def test_weights_that_are_no_numbers_are_named(spoil: Callable[[Any], Any], name
     spoil(model)
     with pytest.raises(lf.UsageError, match=f"weights: {name}"):
         lf.trace_network(model, torch.zeros(1, 3, 8, 8))
+
+
+def test_a_part_that_stays_whole_keeps_the_activations_in_its_fused_norms() -> None:
+    layers = pytest.importorskip("timm.layers")
+
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = layers.ConvNormAct(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if x.sum() != 0 else x
+
+    net = check(nn.Sequential(layers.ConvNormAct(3, 4, 3), nn.Conv2d(4, 4, 1), Chooses(), nn.Conv2d(4, 4, 1)),
+                (1, 3, 9, 9))  # fmt: skip
+    assert net.layer(1).activation is not None
+
+
+@pytest.mark.parametrize(("forward", "cause"), [
+    (lambda self, x: self.body(x[:, :2]), "channels.*give the input size and channels"),
+    (lambda self, x: self.body(x.view(1, 5, -1)), "shape.*give the input size and channels"),
+    (lambda self, x: self.body(self.missing), "missing.*own forward fails"),
+    (lambda self, x: self.body({}["key"]), "key.*own forward fails"),
+    (lambda self, x: self.body(), "positional argument.*own forward fails"),
+])  # fmt: skip
+def test_a_model_that_does_not_run_is_refused_with_its_line_and_true_advice(
+    forward: Callable[..., Any], cause: str
+) -> None:
+    line = r"1x3x8x8 does not run through Network \(test_same_function.py:\d+ `.*`\): .*"
+    with pytest.raises(lf.UnsupportedGraphError, match=line + cause):
+        lf.trace_network(network(forward), torch.zeros(1, 3, 8, 8))
