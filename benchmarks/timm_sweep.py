@@ -2,9 +2,9 @@
 
     python benchmarks/timm_sweep.py [--only PATTERN ...] [--most-params 60e6] [--jobs 1] [--out timm-sweep-out]
 
-Random weights and images, one thread a process. Each finished model is a line of the journal in --out, so that a stopped
-run goes on where it was; the journal is of no use for another version of the code: give another folder then. Ends 1
-where a model fails in another way than with one line of its own (a LayerfoldError that says why it cannot be traced).
+Random weights and images, one thread a process. Each finished model is a line of the journal in --out, so that a
+stopped run goes on where it was; for another version of the code give another folder. Ends 1 where a model fails in
+another way than with one line of its own (a LayerfoldError that says why it cannot be traced).
 """
 
 from __future__ import annotations

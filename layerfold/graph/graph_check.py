@@ -212,6 +212,5 @@ def _does_not_run(model: nn.Module, inputs: Images, error: Exception) -> Unsuppo
     is_size = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
     remedy = "; give the input size and channels that the model was made for" if is_size else \
         "; the model's own forward fails: mend it"
-    return UnsupportedGraphError(
-        f"example_input of shape {shapes} does not run through {type(model).__name__}{source_line(error)}: {cause}{remedy}"
-    )
+    name = f"{type(model).__name__}{source_line(error)}"
+    return UnsupportedGraphError(f"example_input of shape {shapes} does not run through {name}: {cause}{remedy}")

@@ -193,15 +193,15 @@ def test_forms_are_compared_on_a_users_own_images() -> None:
 @pytest.mark.parametrize(("spoil", "name"), [
     (lambda model: model.body[0].weight.data[0, 0].fill_(torch.nan), "body.0.weight"),
     (lambda model: model.body[2].bias.data[3:].fill_(torch.nan), "body.2.bias"),
-    (lambda model: model.seen.fill_(torch.nan), "seen"),
+    (lambda model: model.body.append(nn.BatchNorm2d(8))[-1].running_var.fill_(torch.nan), "body.4.running_var"),
     (lambda model: model.half().body[0].weight.data.fill_(torch.nan), "body.0.weight"),
     (lambda model: model.double().body[2].weight.data.fill_(torch.nan), "body.2.weight"),
-    (lambda model: model.body.insert(0, nn.Conv2d(3, 3, 1, device="meta")), "body.0.weight has no values"),
+    (lambda model: model.body.insert(0, nn.Conv2d(3, 3, 1, device="meta")), "body.0.weight"),
 ])  # fmt: skip
 def test_weights_that_are_no_numbers_are_named(spoil: Callable[[Any], Any], name: str) -> None:
     model = Net()
     spoil(model)
-    with pytest.raises(lf.UsageError, match=f"weights: {name}"):
+    with pytest.raises(lf.UsageError, match=f"{name}.*(NaN|no values)"):
         lf.trace_network(model, torch.zeros(1, 3, 8, 8))
 
 
