@@ -106,6 +106,17 @@ def note_random_weights(arguments: argparse.Namespace) -> None:
         print("layerfold: note: no --weights, so the model's weights are random", file=sys.stderr)
 
 
+def note_needless(net: Network, solution: Solution) -> None:
+    """Say so on stderr where a solution, by hand or of another solver, removes activations for nothing."""
+    from layerfold.graph.activations import needlessly_removed
+
+    found = needlessly_removed(net, solution.act_pos, solution.merge_pos)
+    if found:
+        positions = ",".join(map(str, found[:20])) + (", ..." if len(found) > 20 else "")
+        print(f"layerfold: note: the solution removes the activations at {positions}, where merging stops all the "
+              "same: that saves no time, add them to act_pos", file=sys.stderr)
+
+
 def has_random_weights(arguments: argparse.Namespace) -> bool:
     """Say whether nothing gives the model weights: a factory of one's own may load some."""
     return arguments.weights is None and str(arguments.model).startswith(("timm:", "torchvision:"))

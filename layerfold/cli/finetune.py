@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
+from layerfold.cli._networks import add_trace_arguments, note_needless, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, at_least, check_output
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs, only_writer
@@ -111,6 +111,8 @@ def _finetune(args: argparse.Namespace) -> int:
     data = open_data_of(args, loaded)
     check_training_data(loaded, data, has_teacher=not args.no_teacher)
     net = trace_of(args, loaded)
+    if is_main_process():
+        note_needless(net, solution)
     student = build_train_form(loaded.module, net, solution)
     fade = args.fade if args.fade and add_fading(student, loaded.module, net, solution) else 0.0
     teacher, features = None if args.no_teacher else original.module, []

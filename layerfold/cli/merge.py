@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._networks import add_trace_arguments, note_random_weights, recipe_of, trace_of
+from layerfold.cli._networks import add_trace_arguments, note_needless, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import (
     BATCH,
     CLASSES,
@@ -159,6 +159,7 @@ def _train_form(args: argparse.Namespace) -> _Made:
     data = None if args.data is None else open_data_of(args, loaded)
     note_random_weights(args)
     net = trace_of(args, loaded)
+    note_needless(net, solution)
     student = build_train_form(loaded.module, net, solution).eval()
     kept: dict[str, Any] = {"original_weights_sha256": loaded.weights_sha256, "batch_norm": ORIGINAL}
     if not has_batch_norm(student):

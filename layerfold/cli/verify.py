@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._networks import add_trace_arguments, check_table, trace_of
+from layerfold.cli._networks import add_trace_arguments, check_table, note_needless, trace_of
 from layerfold.cli._options import (
     above,
     add_backend_arguments,
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from layerfold.profiler import verify_solution
 
     net = trace_of(args, loaded := load_model_of(args))
+    note_needless(net, solution)
     if table is not None:
         check_table(net, table, args.latency)
     with progress_bar("verify: measure both networks", 1, enabled=not args.quiet) as bar:

@@ -17,6 +17,17 @@ def activation_at(net: Network, chain: Chain, position: int, act_pos: Collection
     return (original or chain.activation) if position in act_pos else None
 
 
+def needlessly_removed(net: Network, act_pos: Collection[int], merge_pos: Collection[int]) -> tuple[int, ...]:
+    """Return where merging stops and the original's activation is gone all the same: that saves no time.
+
+    Args:
+        net: the network.
+        act_pos, merge_pos: as of a solution.
+    """
+    ends = {chain.end for chain in net.chains}
+    return tuple(sorted(set(net.original_act_pos).intersection(merge_pos) - set(act_pos) - ends))
+
+
 def is_repeated(segment: Segment, activation: ActivationSpec | None, before: ActivationSpec | None) -> bool:
     """Say whether an activation at a segment's end would be applied for a second time and change nothing.
 

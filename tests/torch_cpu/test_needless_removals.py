@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import layerfold as lf
+from layerfold.cli import main
 from layerfold.importance.requests import list_requests
 from layerfold.solver import Limits, solve_alternatives
 from tests.torch_cpu.networks import make_network
@@ -80,3 +82,28 @@ def test_the_smallest_networks_keep_their_activations(make: Callable[[], nn.Modu
     for seed in range(8):
         for solution in lf.solve_frontier(*tables(net, seed)):
             assert not needless(net, solution)
+
+
+_MODEL = """
+from torch import nn
+
+def model():
+    layers = [part for _ in range(4) for part in (nn.Conv2d(3, 3, 1), nn.ReLU())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.mark.parametrize(("acts", "stops", "named"), [
+    ([3, 4], [1, 2, 3, 4], "1,2"), ([], [2, 4], "2"), ([1], [1, 3], "3"), ([1, 2, 3], [1, 2, 3, 4], ""),
+    ([2], [2, 4], ""), ([], [4], ""),
+])  # fmt: skip
+def test_solutions_by_hand_may_remove_but_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], acts: list[int], stops: list[int], named: str
+) -> None:
+    (tmp_path / "toy.py").write_text(_MODEL)
+    lf.Solution(act_pos=acts, merge_pos=stops).write(tmp_path / "hand.json")
+    assert main(["merge", "--model", f"{tmp_path / 'toy.py'}:model", "--input", "3x8x8", "-o",
+                 str(tmp_path / "merged.safetensors"), "--solution", str(tmp_path / "hand.json")]) == 0
+    told = capsys.readouterr().err
+    assert ("where merging stops all the same" in told) == bool(named)
+    assert not named or f"removes the activations at {named}, where" in told
