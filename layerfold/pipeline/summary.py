@@ -12,6 +12,7 @@ from layerfold.files import write_text
 from layerfold.graph import Network, Segment
 from layerfold.graph.dropping import dropped_layers
 from layerfold.graph.network import shortcut_macs
+from layerfold.pipeline.results import check_results
 from layerfold.profiler.fitted import beliefs_of
 from layerfold.report import (
     MeasuredPoint,
@@ -54,6 +55,7 @@ FILES = (
 def write_summary(run: _Run) -> ReportData:
     """Draw the pictures, write ``report.html`` and return what it shows."""
     results = {record.name: record.result for record in run.folder.records}
+    check_results(results, run.folder.file("run.json"))
     svg = network_svg(run.net, run.solution, title=f"{run.name}: what was merged")
     write_text(run.folder.file("network.svg"), svg)
     frontier_path = _draw_frontier(run, results)
