@@ -96,6 +96,8 @@ def plain_module(
 def _checked(name: str, value: Any, annotation: str, *, is_original: bool) -> Any:
     kinds = set(annotation.split(" | "))
     if "nn.Module" in kinds and not (value is None and "None" in kinds):
+        if type(value).__name__ == "LoadedModel" and "LoadedModel" not in kinds:
+            value = value.module
         if isinstance(value, nn.Module) or kinds <= {"nn.Module", "None"}:
             return plain_module(value, name, must_be_finite=is_original)
         if not kinds & {each.__name__ for each in type(value).__mro__}:
@@ -151,26 +153,49 @@ def _check_batch(arguments: Mapping[str, Any]) -> None:
             check_size(f"batch={arguments['batch']}: an input of", (arguments["batch"], *shape[1:]))
 
 
+class _DefaultDtype:
+    """The default dtype, which all threads share: float32 from the first borrower until the last has given it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._borrowers, self._callers = threading.Lock(), 0, torch.float32
+
+    def borrow(self) -> None:
+        with self._lock:
+            if not self._borrowers:
+                self._callers = torch.get_default_dtype()
+            self._borrowers += 1
+            torch.set_default_dtype(torch.float32)
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._borrowers -= 1
+            if not self._borrowers:
+                torch.set_default_dtype(self._callers)
+
+
+_DEFAULT_DTYPE = _DefaultDtype()
+
+
 @contextlib.contextmanager
 def own_state() -> Iterator[None]:
     """Run with gradients, outside of inference mode, with float32 and the CPU as defaults; the caller's come back.
 
-    The default dtype is the whole process's: another thread that makes tensors meanwhile sees float32, too.
+    The default dtype is the whole process's: a thread of the caller's that makes tensors meanwhile sees float32, too.
     """
-    dtype, is_grad_enabled = torch.get_default_dtype(), torch.is_grad_enabled()
+    is_grad_enabled = torch.is_grad_enabled()
     _DEPTH.value = getattr(_DEPTH, "value", 0) + 1
     try:
+        _DEFAULT_DTYPE.borrow()
         with contextlib.ExitStack() as stack:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             if torch.get_default_device().type != "cpu":
                 stack.enter_context(torch.device("cpu"))
-            torch.set_default_dtype(torch.float32)
             yield
     finally:
         _DEPTH.value -= 1
-        torch.set_default_dtype(dtype)
+        _DEFAULT_DTYPE.give_back()
         torch.set_grad_enabled(is_grad_enabled)
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from layerfold.graph.copying import copy_module
+
 
 class AveragedWeights:
     """What the weights and statistics of a network were over the last steps, the latest counting most.
@@ -23,7 +25,10 @@ class AveragedWeights:
         from timm.utils.model_ema import ModelEmaV3
 
         self._model = model
-        self._average = ModelEmaV3(model, decay=decay, use_warmup=True)
+        # Copied by us, not by timm: a network may hold what Python cannot copy.
+        like = next(model.parameters())
+        self._average = ModelEmaV3(nn.Linear(1, 1, device=like.device, dtype=like.dtype), decay=decay, use_warmup=True)
+        self._average.module = copy_module(model).eval()
 
     def update(self, steps: int) -> None:
         """Take in the weights after ``steps`` steps."""

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 import layerfold as lf
 from layerfold.graph.copying import copy_module
-from layerfold.modules import plain_module
+from layerfold.modules import own_state, plain_module
 
 IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -231,6 +231,46 @@ def test_every_public_function_of_modules_refuses_alike(name: str) -> None:
         given = {**arguments, **forms, module: on_meta()}
     with pytest.raises(lf.UsageError, match=r"^\w+(\['a'\])? of class Sequential: '0.weight' lies on the meta device"):
         function(**given)
+
+
+def test_loaded_model_stands_for_its_module() -> None:
+    loaded = lf.load_model("timm:mobilenetv2_035")
+    images = torch.rand(1, 3, 64, 64)
+    assert lf.trace_network(loaded, images).hash == lf.trace_network(loaded.module, images).hash  # type: ignore[arg-type]
+
+
+def test_threads_that_overlap_put_the_callers_default_dtype_back() -> None:
+    torch.set_default_dtype(torch.float64)
+    first, second = own_state(), own_state()
+    try:
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float32, "the second still works"
+        second.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_network_that_keeps_a_lock_through_its_forms_is_trained_with_an_average() -> None:
+    class Locked(nn.Module):
+        """Cannot be traced, so it stays whole in every form."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with self.lock:
+                return x * 2 if x.sum() > 0 else x
+
+    model = nn.Sequential(small()[:5], Locked(), *small()[5:])
+    net = lf.trace_network(model, IMAGES[:1])
+    end = net.chains[0].end
+    student = lf.build_train_form(model, net, lf.Solution(act_pos=[end], merge_pos=[end]))
+    lf.finetune_network(student, images(), teacher=model, steps=1, batch_size=8, ema_decay=0.9, progress=False)
+    assert len(net.layers) > sum(isinstance(each, nn.Conv2d) for each in lf.merge_network(student.eval()).modules())
 
 
 def test_module_that_refuses_to_be_copied_is_one_line() -> None:
