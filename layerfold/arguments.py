@@ -53,6 +53,7 @@ _CLASSES = frozenset({
 _LISTS = {"Sequence[str]": "str", "Iterable[str]": "str", "tuple[str, ...]": "str", "Sequence[float]": "float",
           "tuple[float, ...]": "float", "frozenset[int]": "int"}  # fmt: skip
 _MANY = {"str": "texts", "float": "numbers", "int": "whole numbers"}
+_ELEMENTS = frozenset({"Segment", "LatencyTable"})
 _CHOICES = frozenset({"ScheduleName", "Normalise", "Granularity", "Method", "BudgetOf"})
 """Names of texts out of a few, which the function checks."""
 _PLAIN_MODULES = frozenset({"builtins", "numpy", "torch", "pathlib", "decimal", "fractions"})
@@ -125,14 +126,22 @@ def _may_be(value: Any, kinds: set[str]) -> bool:
     names = {each.__name__ for each in type(value).__mro__}
     if kinds <= _CLASSES or kinds & _CLASSES & names:
         return bool(kinds & names)
+    if kinds == {"bool", "str"}:
+        return isinstance(value, str) or "bool" in names or "bool_" in names
     if any(kind.startswith("Mapping[") for kind in kinds):
         return isinstance(value, Mapping)
-    if any(kind.startswith(("Sequence[", "Batches")) for kind in kinds):
-        return not isinstance(value, (str, bytes, Mapping)) and isinstance(value, _ITERABLE)
-    if "str" in kinds and not kinds & {"int", "float", "bool", "Literal[False]"}:
+    inner = {kind[len("Sequence["):-1] for kind in kinds if kind.startswith("Sequence[")}
+    if inner & _ELEMENTS:
+        return isinstance(value, (list, tuple)) and all(inner & {type(each).__name__} for each in value)
+    if any(kind.startswith(("Sequence[", "Iterable[", "Batches")) for kind in kinds):
+        is_one = isinstance(value, (str, bytes, Mapping)) or names & {"ndarray", "Tensor"}
+        return not is_one and isinstance(value, _ITERABLE)
+    if "str" in kinds and not kinds & {"int", "float", "bool"}:
         # Beside a text stands an object with methods of its own, which only the function can tell.
         is_path = bool(kinds & _PATHS) and isinstance(value, os.PathLike)
-        return isinstance(value, str) or is_path or type(value).__module__.partition(".")[0] not in _PLAIN_MODULES
+        is_false = value is False and "Literal[False]" in kinds
+        is_object = type(value).__module__.partition(".")[0] not in _PLAIN_MODULES
+        return isinstance(value, str) or is_path or is_false or is_object
     return True
 
 
@@ -195,7 +204,8 @@ def number(name: str, value: object) -> float:
         found = math.nan
     if math.isnan(found):
         raise UsageError(f"{name}={shown(value)}: must be a number that a float can hold")
-    return value if type(value) in (int, float) else found  # type: ignore[return-value]
+    is_small = type(value) is int and abs(value) < 2**53
+    return value if type(value) is float or is_small else found  # type: ignore[return-value]
 
 
 def flag(name: str, value: object) -> bool:

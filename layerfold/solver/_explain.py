@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from layerfold.arguments import shown, whole
+from layerfold.arguments import checked, shown, whole
 from layerfold.errors import UsageError
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._solution import Solution
@@ -124,6 +124,7 @@ class Explanation:
         return f"next better point: {latency:+.4g} ms for {importance:+.4g} points: {'; '.join(changes) or 'none'}"
 
 
+@checked
 def explain_point(frontier: Frontier, index: int) -> Explanation:
     """Explain point ``index`` of a frontier.
 

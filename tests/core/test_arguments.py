@@ -24,7 +24,9 @@ def sample(
     source: str = "", *, count: int = 1, batch: int = 1, ratio: float = 1.0, budget_ms: float | None = None,
     is_quiet: bool = False, path: str | Path | None = None, names: Sequence[str] = (), shares: tuple[float, ...] = (),
     budgets: float | Sequence[float] | None = None, choice: Literal['a', 'b'] = "a", table: LatencyTable = None,
-    settings: Mapping[str, float] | None = None, backend: str | Backend = "", exclude: Iterable[str] = (),  # noqa: F821
+    settings: Mapping[str, float] | None = None, augment: bool | str = True,
+    segments: Sequence[Segment] | None = None, images: Batches | Dataset[Any] = (),  # noqa: F821
+    cache: Cache | str | Literal[False] | None = None, backend: str | Backend = "", exclude: Iterable[str] = (),  # noqa: F821
 ) -> dict[str, Any]:  # fmt: skip
     """Return what reached the function."""
     return {name: value for name, value in locals().items() if value not in (None, "", ())}
@@ -48,6 +50,10 @@ REFUSED: list[tuple[str, Any, str]] = [
     *[("choice", value, "must be text") for value in (1, None, ["a"], True, b"a")],
     *[("table", value, "expected a LatencyTable") for value in (1, None, "latency.csv", {}, [])],
     *[("settings", value, "expected a Mapping") for value in (1, [("a", 1)], "a", True)],
+    *[("augment", value, "expected True or False or text") for value in (1, None, [], np.zeros(3), 1.5)],
+    *[("segments", value, "expected") for value in (1, "ab", [1], np.zeros(3), ({},), True)],
+    *[("images", value, "expected") for value in (1, None, "abc", b"x", np.zeros(3), {}, True, object())],
+    *[("cache", value, "expected") for value in (True, 1, [], np.zeros(3), b"x")],
     *[("backend", value, "expected a Backend or text") for value in (1, None, True, b"x", Path("x"), np.zeros(1), [])],
 ]  # fmt: skip
 
@@ -89,8 +95,8 @@ def test_what_is_plainly_meant_is_accepted(name: str, given: Any, reaches: Any) 
 
 def test_objects_of_known_classes_and_with_methods_of_their_own_pass() -> None:
     table, backend = LatencyTable(), object.__new__(type("Backend", (), {"__module__": "elsewhere"}))
-    assert sample(table=table, backend=backend) == {
-        "count": 1, "batch": 1, "ratio": 1.0, "is_quiet": False, "choice": "a", "table": table, "backend": backend}
+    found = sample(table=table, backend=backend)
+    assert (found["table"], found["backend"]) == (table, backend)
 
 
 def test_unknown_and_missing_arguments_stay_type_errors() -> None:
