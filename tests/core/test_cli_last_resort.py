@@ -241,16 +241,16 @@ def _program(body: str) -> list[str]:
 ])  # fmt: skip
 def test_a_signal_ends_the_command_with_one_line(number: int, code: int, said: str, tmp_path: Path) -> None:
     sign, closed = tmp_path / "begun", tmp_path / "closed"
-    body = (f"open({str(sign)!r}, 'w').close()\n    try: time.sleep(60)\n"
+    body = (f"open({str(sign)!r}, 'w').close()\n    try: time.sleep(600)\n"
             f"    finally: open({str(closed)!r}, 'w').close()")
     process = subprocess.Popen(_program(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
+    for _ in range(6000):
         if sign.exists():
             break
         time.sleep(0.05)
     time.sleep(0.05)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (code, "", f"layerfold: {said}\n")
     assert closed.exists(), "what was begun is closed"
 
@@ -270,7 +270,7 @@ def test_streams_that_take_nothing_do_no_harm(streams: str, code: int, err: str,
         "    from layerfold.terminal import show\n    time.sleep(0.3)\n"
         "    show('x' * 100_000)\n    handle.write('mine')\n    handle.close()")[2])
     shell = f"set -o pipefail; '{sys.executable}' program.py {streams}"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert (done.returncode, done.stderr.replace("a model prints\n", "")) == (code, err)
     if code == 0:
         assert (tmp_path / "file.txt").read_text() == "mine"
@@ -281,7 +281,7 @@ def test_a_deleted_folder_is_named(tmp_path: Path) -> None:
     gone.mkdir()
     program = [sys.executable, "-c", "import os, sys\nos.rmdir(os.getcwd())\nfrom layerfold.cli import main\n"
                "sys.exit(main(['tables', 'check', 'a.csv']))"]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60, cwd=gone)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, cwd=gone)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("layerfold: error: the current folder was deleted; go to another one (cd) and run the "
                            "command again\n")
@@ -290,7 +290,7 @@ def test_a_deleted_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "ascii:strict"])
 def test_any_encoding_of_the_terminal_takes_every_text(encoding: str) -> None:
     body = "from layerfold.terminal import show; show('1.2× – 中文 \\udcff'); print('é \\ud800', file=sys.stderr)"
-    done = subprocess.run(_program(body), capture_output=True, timeout=60,
+    done = subprocess.run(_program(body), capture_output=True, timeout=300,
                           env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"1.2")
