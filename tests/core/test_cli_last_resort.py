@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfold.cache_folder import default_cache_folder
 from layerfold.cli import main
 from layerfold.errors import UsageError
 
@@ -190,6 +191,27 @@ def test_details_find_a_place_where_the_cache_has_none(
     failing(KeyError("x"))
     assert main(["backends"]) == 1
     line = capsys.readouterr().err
+    place = Path(line.split("details are in ")[1].split(",")[0])
+    assert "KeyError" in place.read_text()
+    place.unlink()
+    place.parent.rmdir()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(
+    failing: Callable[[BaseException], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(key: object) -> object:
+        raise KeyError(key)
+
+    for name in ("LAYERFOLD_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(UsageError, match=r"^HOME is not set.*; set LAYERFOLD_CACHE to a folder$"):
+        default_cache_folder()
+    failing(KeyError("x"))
+    assert main(["backends"]) == 1
+    line = capsys.readouterr().err
+    assert "this is a bug in layerfold" in line
     place = Path(line.split("details are in ")[1].split(",")[0])
     assert "KeyError" in place.read_text()
     place.unlink()
