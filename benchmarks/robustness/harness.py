@@ -22,6 +22,7 @@ CODES = (0, 1, 2, 3, 4, 130)
 LONGEST_LINE = 1000
 _RAW = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
 _ERROR = "layerfold: error: "
+_IDLE_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -55,13 +56,16 @@ def load_everything() -> None:
 
 
 def run_forked(arguments: Sequence[str], folder: Path, *, limit_s: float = 60.0) -> Outcome:
-    """Run ``layerfold ARGUMENTS`` in ``folder`` and return how it ended; the child's whole group ends with it."""
+    """Run ``layerfold ARGUMENTS`` in ``folder`` and return how it ended; the child's whole group ends with it.
+
+    Past ``limit_s`` it counts as hanging, once it has used that much of the processor, or none for a while.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.monotonic()
         child = start_forked(arguments, folder, out.fileno(), err.fileno())
-        code = _wait(child, began + limit_s)
+        code = _wait(child, limit_s)
         _end_group(child)
         texts = []
         for stream in (out, err):
@@ -99,16 +103,37 @@ def _be_the_program(arguments: list[str], folder: Path, out: int, err: int) -> N
         os._exit(code)
 
 
-def _wait(child: int, until: float) -> int | None:
+def _wait(child: int, limit_s: float) -> int | None:
+    """Return the exit code, or None for a child that was ended.
+
+    On a machine that does much else, a command at work is no hang: past the limit a child is ended once its processes
+    have used that much of the processor, or none of it for a while.
+    """
+    began = looked = time.monotonic()
+    used_s = 0.0
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None
+        now = time.monotonic()
+        if now - began > limit_s and now - looked > _IDLE_S:
+            before_s, used_s, looked = used_s, _processor_s(child), now
+            if used_s > limit_s or used_s - before_s < 0.05 or now - began > 20 * limit_s:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return None
         time.sleep(0.01)
+
+
+def _processor_s(group: int) -> float:
+    """Return the seconds of the processor that the processes of a group have used."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                total += sum(map(int, fields[11:15]))
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def _end_group(child: int) -> None:
