@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from layerfold.data._decoded import StoredImages, unreadable
-from layerfold.data._encoded import check_header, has_frames
+from layerfold.data._encoded import has_frames
 from layerfold.data._threads import num_workers
 from layerfold.errors import DataError
 from layerfold.progress import progress_bar
@@ -23,12 +25,15 @@ class _Seen:
     num_with_frames: int = 0
 
 
-def check_headers(images: StoredImages, what: str, *, progress: bool = True) -> int:
+def check_headers(
+    images: StoredImages, what: str, check: Callable[[Any], None], *, progress: bool = True
+) -> int:
     """Open every image without decoding it, several at once.
 
     Args:
         images: of a source.
         what: they are called, beside the bar.
+        check: raises where the header of an opened image shows that it cannot be used.
         progress: whether a bar may be shown, where they are many.
 
     Returns:
@@ -47,7 +52,7 @@ def check_headers(images: StoredImages, what: str, *, progress: bool = True) -> 
         for row in range(start, min(start + _TOGETHER, count)):
             try:
                 with images.open(row) as image:
-                    check_header(image)
+                    check(image)
                     seen.num_with_frames += has_frames(image)
             except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
                 seen.broken = seen.broken or unreadable(images, row, error)

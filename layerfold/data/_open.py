@@ -104,18 +104,21 @@ def open_data(
         preprocessing = replace(preprocessing, crop_pct=1.0)
     image_cache = ImageCache(cache, max_array_bytes)
     data = _split_stored(source, stored, preprocessing, num_classes, holdout, seed, image_cache)
-    _look_at_headers(source, stored, image_cache, progress=progress)
+    _look_at_headers(source, stored, preprocessing, image_cache, progress=progress)
     for note in stored.notes:
         print(f"layerfold: {note}", file=sys.stderr)
     return data
 
 
-def _look_at_headers(source: str, stored: StoredData, cache: ImageCache, *, progress: bool) -> None:
-    identity = {"headers of": [stored.content_hash, stored.state_hash]}
+def _look_at_headers(
+    source: str, stored: StoredData, preprocessing: Preprocessing, cache: ImageCache, *, progress: bool
+) -> None:
+    identity = {"headers of": [stored.content_hash, stored.state_hash], "shape": preprocessing.input_shape,
+                "crop_pct": preprocessing.crop_pct}
     is_long = sum(len(images.labels) for images in stored.pools.values()) >= MANY
     if is_long and cache.headers_seen(identity):
         return
-    frames = sum(check_headers(images, f"{source}, {pool}", progress=progress)
+    frames = sum(check_headers(images, f"{source}, {pool}", preprocessing.check, progress=progress)
                  for pool, images in stored.pools.items())
     if frames:
         print(f"layerfold: {source}: {counted(frames, 'image')} with several frames; the first of each is taken",

@@ -22,6 +22,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # 320 for an input of 224: a random crop takes 0.44 of the area on average, 0.66 of a side, and so about 212 pixels.
 _WHOLE = 10 / 7
+_MOST_RESIZED = 10**8
+"""Pixels of a resized image before its centre is cut out."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 
 
@@ -73,11 +75,24 @@ class Preprocessing:
             Exception: whatever it is that makes the image unreadable; ``reason_of`` says it in words.
         """
         with opened(encoded) as image:
-            check_header(image)
+            self.check(image)
             return self.fit(image)
+
+    def check(self, image: Any) -> None:
+        """Raise a ``ValueError`` where the header of an opened image shows that no input can be made of it."""
+        check_header(image)
+        self._check_proportions(image)
+
+    def _check_proportions(self, image: Any) -> None:
+        # An image is resized until it covers the input: of a line of pixels that would make gigabytes.
+        height, width = self.input_shape[1:]
+        scale = max(height / image.height, width / image.width) / self.crop_pct
+        if image.width * image.height * scale**2 > _MOST_RESIZED:
+            raise ValueError(f"it has {image.width} x {image.height} pixels: resized, one side would be far too long")
 
     def fit(self, image: Any) -> NDArray[np.uint8]:
         """Return a Pillow image as the model sees it, uint8 [height, width, channels]."""
+        self._check_proportions(image)
         image = in_eight_bits(image, self.input_shape[0])
         height, width = self.input_shape[1:]
         if self.is_resized or image.size != (width, height):

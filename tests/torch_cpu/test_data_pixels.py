@@ -135,6 +135,16 @@ def test_pixels_without_a_meaning_are_refused_in_a_few_words(
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("size", [(60000, 1), (1, 60000), (3, 30000), (65000, 8), (2, 100000)])
+def test_line_of_pixels_is_refused_before_it_is_stretched(size: tuple[int, int]) -> None:
+    encoded = encode(Image.new("L", size), "png")
+    with pytest.raises(ValueError, match="one side would be far too long"):
+        Preprocessing(input_shape=(3, 224, 224), mean=(0,) * 3, std=(1,) * 3).pixels(encoded)
+    panorama = encode(Image.new("L", (12000, 100)), "png")
+    pixels = Preprocessing(input_shape=(3, 64, 64), mean=(0,) * 3, std=(1,) * 3).pixels(panorama)
+    assert pixels.shape == (64, 64, 3)
+
+
 def test_large_photograph_is_no_bomb_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
     encoded = encode(Image.new("L", (9500, 9500), 128), "png", compress_level=1)
     pixels = Preprocessing(input_shape=(1, 8, 8), mean=(0,), std=(1,)).pixels(encoded)
