@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -89,8 +90,10 @@ class DecodedImages:
 
     def _give_up(self, error: OSError) -> None:
         reason = error.strerror or str(error)
-        print(f"layerfold: images are not cached on disk: {reason}; free some space there, or name another folder "
-              "with --image-cache", file=sys.stderr)
+        is_barred = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        remedy = "make it writable" if is_barred else "free some space there"
+        print(f"layerfold: images are not cached on disk: {reason}; {remedy}, or name another folder with "
+              "--image-cache", file=sys.stderr)
         self._store = self._spare()
 
     def _decoded(self, row: int) -> tuple[Pixels, tuple[int, int]]:

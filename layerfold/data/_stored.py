@@ -55,6 +55,7 @@ def check_folder(root: Path, source: str) -> None:
     """
     try:
         os.scandir(root).close()
+        os.stat(os.path.join(root, os.curdir))  # without the right to enter, its list is of no use
     except NotADirectoryError:
         raise UsageError(f"--data {source}: is a file, not a folder; give the folder that it lies in") from None
     except FileNotFoundError:
