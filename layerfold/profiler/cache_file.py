@@ -42,6 +42,10 @@ _COLUMNS = {
 }
 
 
+_SUFFIXES = ("", ".sqlite", ".sqlite3", ".db", ".cache")
+"""A damaged file of such a name was a cache; of another it may be anybody's work, and stays where it is."""
+
+
 def default_cache_path() -> Path:
     """Return the cache file in the user's folder for caches."""
     return default_cache_folder() / FILE_NAME
@@ -63,6 +67,8 @@ def open_cache_file(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
+            if path.suffix not in _SUFFIXES and not _begins_as_database(path):
+                raise UsageError(f"cache={str(path)!r} is no cache, by name and content; name another file") from None
             aside = _move_aside(path)
             connection = _connect(path)
             kept = _salvage(aside, connection)
@@ -135,6 +141,11 @@ def _create(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _begins_as_database(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(16) == b"SQLite format 3\0"
 
 
 def _salvage(aside: Path, connection: sqlite3.Connection) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from layerfold.cli import main
+from layerfold.cli._output_files import only_writer
+from layerfold.errors import UsageError
 
 TIME = "id,st,end,time,stdev\n0,0,1,1.0,0\n1,1,2,1.0,0\n2,0,2,1.2,0\n"
 IMP = ("id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc\n0,0,1,1,1,0,0,0,0\n1,1,2,1,1,0,0,0,0\n"
@@ -130,3 +132,18 @@ def test_output_that_is_no_file_is_refused_at_once(what: str, capsys: pytest.Cap
         os.symlink("/dev/null", "out.json")
     assert main([*SOLVE, "-o", "out.json", "--overwrite"]) == 2
     assert "-o out.json: is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.csv", "deep/er/a.csv", "./a.csv", "a b.csv", "=a.csv"])
+def test_result_is_made_by_one_process_at_a_time(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with only_writer(name):
+        with pytest.raises(UsageError, match=rf"process {os.getpid()} on .* is writing it now; wait for it"), \
+                only_writer(str(Path(name).absolute())):
+            pass
+        monkeypatch.setenv("RANK", "1")
+        with only_writer(name):  # another process of the same training
+            pass
+        monkeypatch.delenv("RANK")
+    with only_writer(name):
+        pass
+    assert sorted(os.listdir(here)) == ["imp.csv", "time.csv"]

@@ -152,3 +152,12 @@ def test_empty_file_is_a_new_cache(tmp_path: Path) -> None:
     with MeasurementCache(tmp_path / "c.sqlite", {}) as cache:
         cache.put("a", MEASURED)
         assert cache.get("a") == MEASURED
+
+
+@pytest.mark.parametrize("name", ["latency.csv", "solution.json", "model.onnx", "weights.safetensors", "notes.txt"])
+def test_somebody_elses_file_is_no_damaged_cache(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("id,st,end,time\n" * 50)
+    with pytest.raises(UsageError, match="is no cache, by name and content; name another file"):
+        MeasurementCache(tmp_path / name, {})
+    assert (tmp_path / name).read_text().startswith("id,st")
+    assert os.listdir(tmp_path) == [name]
