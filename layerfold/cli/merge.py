@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from layerfold.merge import Recipe
     from layerfold.solver import Solution
 
+_NUM_COMPARED = 4
 _BATCH_NORM = {
     "original": "statistics are the original's", "recalibrated": "statistics are measured anew on --data",
     "finetuned": "statistics are finetuned",
@@ -83,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     student, net, recipe, kept = made.student, made.net, made.recipe, made.facts
     merged = merge_network(student)
     example = _random_images(recipe, args.batch).to(next(student.parameters()).dtype)
-    images = example if made.images is None else made.images.to(example.dtype)
-    difference = check_same(merged, student, images, "the merged network and its train form")
+    images = _random_images(recipe, _NUM_COMPARED) if made.images is None else made.images
+    difference = check_same(merged, student, images.to(example.dtype), "the merged network and its train form")
     segments = net.segments_of(recipe.solution.merge_pos, dropped_layers(net, recipe.solution.kept_layers))
     convs = sum(not segment.is_identity for segment in segments)
     found: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from layerfold.importance.adaptive import Refinement
 from layerfold.importance.estimate import (
+    ADAPTIVE,
     AUTO,
     METHODS,
     check_method,
@@ -19,6 +20,6 @@ from layerfold.importance.scores import SCORES
 from layerfold.importance.wholes import WholeScores
 
 __all__ = [
-    "AUTO", "METHODS", "SCORES", "FinalistScores", "Refinement", "Request", "WholeScores", "check_method",
+    "ADAPTIVE", "AUTO", "METHODS", "SCORES", "FinalistScores", "Refinement", "Request", "WholeScores", "check_method",
     "default_method", "estimate_importance", "list_requests", "remove_journal", "trains", "weights_hash",
 ]

@@ -28,7 +28,7 @@ from layerfold.finetune import (
     recalibrate_batch_norm,
     unfreeze_parameters,
 )
-from layerfold.graph import Network, layer_norms, trace_network
+from layerfold.graph import Network, check_same_function, layer_norms, trace_network
 from layerfold.graph.copying import copy_module
 from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
 from layerfold.merge import build_train_form, merge_network
@@ -101,7 +101,8 @@ def compress_network(
         out: output folder.
         budget_ms, speedup: end-to-end latency wanted, or original latency / wanted.
         options: all other settings; budget_ms and speedup given here win over its own.
-        overwrite: start anew where ``out`` holds another run.
+        overwrite: start anew where ``out`` holds another run. A setting that nothing which was done depends on may
+            change without it: after a budget that nothing meets, another one.
         progress: show bars on stderr.
         command: the command line, for the report.
 
@@ -165,7 +166,8 @@ class _Run:
             **options.as_config(),
         }
         known_files = [name for name, _ in FILES if name != "run.json"]
-        self.folder = RunFolder(out, config, overwrite=overwrite, known_files=[*known_files, "report.html"])
+        self.folder = RunFolder(out, config, overwrite=overwrite, known_files=[*known_files, "report.html"],
+                                first_uses=options.first_uses())
 
     def all_steps(self) -> CompressResult:
         """Do every step that is not done yet."""
@@ -261,10 +263,9 @@ class _Run:
 
     def _check_trace(self) -> None:
         """Refuse a graph, or a train form that changes nothing, that computes something else than the model."""
-        check_same(self.net.graph.on(self.model), self.model, self.images, f"the traced graph and {self.name}")
+        check_same_function(self.model, self.net.graph.on(self.model), self.images)
         unchanged = Solution(act_pos=self.net.original_act_pos, merge_pos=tuple(range(1, len(self.net.layers) + 1)))
-        form = build_train_form(self.model, self.net, unchanged)
-        check_same(form, self.model, self.images, f"the train form that changes nothing and {self.name}")
+        check_same_function(self.model, build_train_form(self.model, self.net, unchanged).eval(), self.images)
 
     def _check_onnx(self, onnx_bytes: bytes, module: nn.Module) -> None:
         """Refuse an ONNX file that computes something else than its module, on images like those of the data.
@@ -284,14 +285,15 @@ class _Run:
             self.model, self.net, self.backend, batch=self.options.batch, candidates=candidates,
             progress=self.progress, model_name=self.name,
         )  # fmt: skip
-        check_reachable(
-            self.model, self.net, table, self.options.budget, self.backend, original_onnx=self.original_onnx,
-            batch=self.options.batch, progress=self.progress,
-        )  # fmt: skip
         table.write(self.folder.file("latency.csv"))
         return {"candidates": len(candidates), "plans": len(plans_of(table))}
 
     def _importance(self) -> dict[str, Any]:
+        # Here, not with the profile, so that another budget finds the profile done.
+        check_reachable(
+            self.model, self.net, self.latency, self.options.budget, self.backend, original_onnx=self.original_onnx,
+            batch=self.options.batch, progress=self.progress,
+        )  # fmt: skip
         journal = self.folder.file("importance.journal")
         table = estimate_importance(
             self.model, self.net, self.data, importance_method(self.options, self.data), latency=self.latency,

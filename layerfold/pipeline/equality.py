@@ -6,21 +6,21 @@ Zeros, or numbers of another range than the model was trained on, hide a scaling
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from layerfold.data import ImageData
-from layerfold.errors import EquivalenceError, LayerfoldError
+from layerfold.errors import EquivalenceError
 from layerfold.finetune import first_images
-from layerfold.graph.copying import copy_module
+from layerfold.graph.same_function import Difference, difference, eval_copy, run
 
 MOST_DIFFERENCE = 1e-3
-"""In float32, relative to the largest output."""
-_MOST_IN_FLOAT64 = 1e-7
-"""In float64, by which a difference above is told from rounding."""
+"""Of outputs in float32, relative to the largest one."""
+_MOST_OF_VARIATION = 0.05
+"""Relative to how much the outputs change from image to image, beside which a fault may be large."""
+_NO_DIFFERENCE = 1e-6
+"""In float64, relative to the largest output: merged weights are rounded to float32."""
 _NUM_EACH = 3
 
 
@@ -41,11 +41,13 @@ def batches_of(images: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def check_same(found: nn.Module, expected: nn.Module, images: Tensor, what: str) -> float:
-    """Refuse two networks that give different answers.
+    """Refuse two networks that give different answers, where one has the other's weights merged, and so rounded anew.
+
+    For networks with the very same weights :func:`layerfold.graph.check_same_function` is stricter.
 
     Args:
-        found, expected: networks in float32, on the CPU; run in eval mode, without gradients.
-        images: [images, channels, height, width].
+        found, expected: networks in one dtype, on the CPU; run in eval mode, without gradients.
+        images: [images, channels, height, width], two or more.
         what: says of ``found`` what it is, and of ``expected`` what it should equal; the beginning of the error line.
 
     Returns:
@@ -54,46 +56,27 @@ def check_same(found: nn.Module, expected: nn.Module, images: Tensor, what: str)
     Raises:
         EquivalenceError: the difference is more than rounding makes.
     """
-    difference = _difference(found, expected, images)
-    if difference <= MOST_DIFFERENCE:
-        return difference
+    pair = eval_copy(found), eval_copy(expected)
+    plain = _difference(pair, images)
+    if _is_rounding(plain):
+        return plain.of_scale
     try:
-        precise = [copy_module(each).double() for each in (found, expected)]
-        exact = _difference(precise[0], precise[1], images.double())
-    except LayerfoldError:
-        raise
+        exact = _difference((pair[0].double(), pair[1].double()), images.double())
     except Exception:  # some networks make float32 tensors of their own
-        exact = difference
-    if exact <= _MOST_IN_FLOAT64:
-        return difference
+        exact = plain
+    if _is_rounding(exact) or exact.of_scale <= _NO_DIFFERENCE:
+        return plain.of_scale
     raise EquivalenceError(
-        f"{what}: their answers on the first images of the data and on noise like them differ by {difference:.3g} of "
-        f"the largest, more than {MOST_DIFFERENCE:g}; report this model as a bug in layerfold"
+        f"{what}: their answers to the same {len(images)} images differ by {plain.of_scale:.3g} of the largest (at "
+        f"most {MOST_DIFFERENCE:g} is rounding) and by {plain.of_variation:.3g} of what they vary from image to image; "
+        "use no result of it, and report this model as a bug in layerfold"
     )
 
 
-@torch.no_grad()
-def _difference(found: nn.Module, expected: nn.Module, images: Tensor) -> float:
-    """Return the largest difference of all outputs, relative to the largest value of each; infinity of other shapes."""
-    ours, theirs = (_outputs(each, images) for each in (found, expected))
-    if [each.shape for each in ours] != [each.shape for each in theirs]:
-        return float("inf")
-    most = 0.0
-    for mine, other in zip(ours, theirs, strict=True):
-        if not torch.equal(mine.isfinite(), other.isfinite()):
-            return float("inf")
-        finite = other.isfinite()
-        if finite.any():
-            scale = float(other[finite].abs().max().clamp_min(1e-30))
-            most = max(most, float((mine[finite] - other[finite]).abs().max()) / scale)
-    return most
+def _difference(pair: tuple[nn.Module, nn.Module], images: Tensor) -> Difference:
+    found, expected = ([run(each, (images,))] for each in pair)
+    return difference(found, expected, [len(images)])
 
 
-def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        value: Any = network.eval()(images)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return [each.double() for each in _pytree.tree_leaves(value) if isinstance(each, Tensor)]
+def _is_rounding(found: Difference) -> bool:
+    return found.of_scale <= MOST_DIFFERENCE and found.of_variation <= _MOST_OF_VARIATION

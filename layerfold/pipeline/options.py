@@ -10,10 +10,18 @@ from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
 from layerfold.finetune import check_flag, check_number, check_whole
-from layerfold.importance import AUTO, METHODS, SCORES
+from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES
 from layerfold.pipeline.budget_loop import MOST_WHOLES, Budget
 
 _EPOCHS = 3
+_FIRST_USES = {
+    **dict.fromkeys(("device", "backend", "threads", "max_kernel", "max_growth", "drop_layers"), "profile"),
+    **dict.fromkeys(("data", "importance_method", "importance_score", "importance_images", "importance_steps",
+                     "finetune_epochs", "batch_size", "train_device", "unfreeze", "keep_frozen"), "importance"),
+    **dict.fromkeys(("budget_ms", "speedup", "fastest", "alpha", "whole_plans", "finalist_steps", "margin",
+                     "learning_rate", "optimizer"), "solve and verify"),
+    "formats": "export",
+}  # fmt: skip
 _LEASTS = {
     "finetune_epochs": 0, "whole_plans": 0, "finalist_steps": 0, "threads": 1, "batch": 1, "max_kernel": 1,
     "importance_images": 1, "importance_steps": 1, "batch_size": 2,
@@ -130,6 +138,13 @@ class CompressOptions:
         if epochs is None:
             epochs = _EPOCHS
         return replace(self, importance_score=score, finetune_epochs=epochs)
+
+    def first_uses(self) -> dict[str, str]:
+        """Return, by setting, the first step of a run that depends on it; of those left out the very first does."""
+        found = dict(_FIRST_USES)
+        if self.importance_method == ADAPTIVE:  # it refines what plans near the budget stand on
+            found |= dict.fromkeys(("budget_ms", "speedup", "fastest"), "importance")
+        return found
 
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""

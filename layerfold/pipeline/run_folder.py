@@ -98,6 +98,9 @@ class RunFolder:
         config: everything that decides the outcome, as plain JSON.
         overwrite: start again where the folder holds another run; only files that runs write are removed.
         known_files: further files that runs write without a step, which go with those of the steps.
+        first_uses: setting -> the first step that depends on it. Until that step is done the setting may change: a run
+            that ended with a budget which nothing meets goes on with another. The others may change until any step is
+            done.
 
     Raises:
         UsageError: the folder holds another run, or files that no run wrote.
@@ -105,7 +108,8 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, config: Mapping[str, Any], *, overwrite: bool = False, known_files: Sequence[str] = ()
+        self, path: str | Path, config: Mapping[str, Any], *, overwrite: bool = False, known_files: Sequence[str] = (),
+        first_uses: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
         self._manifest_path = self.path / _MANIFEST
@@ -113,7 +117,7 @@ class RunFolder:
         self.records: list[StepRecord] = []
         self._steps: dict[str, _Step] = {}
         self._scratch: list[str] = []
-        self._known_files = tuple(known_files)
+        self._known_files, self._first_uses = tuple(known_files), dict(first_uses or {})
         _check_is_folder(self.path)
         if self._manifest_path.exists():
             self._take_up(overwrite)
@@ -289,15 +293,22 @@ class RunFolder:
             if not overwrite:
                 raise
             manifest = _Manifest(config={}, steps={})
-        if manifest.config == self.config:
+        fixed = [name for name in {**self.config, **manifest.config} if not self._may_change(name, manifest.steps)]
+        differing = _difference(manifest.config, self.config, fixed)
+        if differing is None:
             self._steps, self._scratch = dict(manifest.steps), list(manifest.scratch)
             return
         if not overwrite:
             raise UsageError(
-                f"--output {self.path}: holds another run ({_difference(manifest.config, self.config)}); {remedy}"
+                f"--output {self.path}: holds another run ({differing}); {remedy}"
             )
         self._remove([each for step in manifest.steps.values() for each in step.outputs])
         self._remove([*manifest.scratch, *self._known_files])
+
+    def _may_change(self, setting: str, done: Mapping[str, _Step]) -> bool:
+        """Say whether nothing that was done depends on a setting."""
+        first = self._first_uses.get(setting)
+        return not done if first is None else first not in done
 
     def _check_manifest(self) -> None:
         if not self._manifest_path.exists():
@@ -331,11 +342,12 @@ def _facts_of(path: Path) -> _FileFacts | None:
         return None
 
 
-def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    for name in {**wanted, **known}:
+def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """Return the first difference in these settings, or None."""
+    for name in names:
         if known.get(name) != wanted.get(name):
             return f"{name} was {_short(known.get(name))}, now {_short(wanted.get(name))}"
-    return "the settings differ"
+    return None
 
 
 def _short(value: object) -> str:

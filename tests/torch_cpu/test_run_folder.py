@@ -230,3 +230,35 @@ def test_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), RunFolder.only_one(tmp_path / "new"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
+
+
+SETTINGS = {"model": "m", "data": "d", "speedup": 2.0, "rate": 0.1, "formats": None}
+FIRST_USES = {"data": "importance", "speedup": "solve", "rate": "solve", "formats": "export"}
+SETTLED_BY = ("trace", "profile", "importance", "solve", "export")
+
+
+@pytest.mark.parametrize(("done", "may_change"), [
+    (0, {"model", "data", "speedup", "rate", "formats"}),
+    (1, {"data", "speedup", "rate", "formats"}),
+    (2, {"data", "speedup", "rate", "formats"}),
+    (3, {"speedup", "rate", "formats"}),
+    (4, {"formats"}),
+    (5, set()),
+])  # fmt: skip
+def test_setting_may_change_until_something_that_depends_on_it_is_done(
+    done: int, may_change: set[str], tmp_path: Path
+) -> None:
+    first = RunFolder(tmp_path / "out", SETTINGS, first_uses=FIRST_USES)
+    for name in SETTLED_BY[:done]:
+        first.step(name, [f"{name}.txt"], lambda name=name: (tmp_path / f"out/{name}.txt").write_text(name) and {})
+    for name in SETTINGS:
+        other = {**SETTINGS, name: "other"}
+        if name not in may_change:
+            with pytest.raises(UsageError, match=f"holds another run \\({name} was"):
+                RunFolder(tmp_path / "out", other, first_uses=FIRST_USES)
+            continue
+        again = RunFolder(tmp_path / "out", other, first_uses=FIRST_USES)
+        resumed = [again.step(each, [f"{each}.txt"], dict).is_resumed for each in SETTLED_BY[:done]]
+        assert resumed == [True] * done
+        RunFolder(tmp_path / "out", SETTINGS, first_uses=FIRST_USES)
+    assert all((tmp_path / f"out/{name}.txt").read_text() == name for name in SETTLED_BY[:done])
