@@ -61,14 +61,17 @@ def has_other_hooks(module: nn.Module) -> bool:
 def weights_of(conv: nn.Conv2d) -> tuple[nn.Parameter, nn.Parameter | None]:
     """Return a conv's weight [out_channels, in_channels / groups, height, width] and bias as parameters.
 
-    A plain conv's are its own; derived ones are new, with the values that they have now.
+    A plain conv's are its own; derived ones are new, with the values that they have now, and as frozen as what they are
+    derived from.
     """
     if not derives_weight(conv):
         own: Any = conv  # torch types a conv's weight as a tensor
         return own.weight, own.bias
     weight = _derived_weight(conv)
+    trains = any(each.requires_grad for name, each in conv.named_parameters() if name != "bias")
     bias = conv.bias
-    return nn.Parameter(weight.detach().clone()), None if bias is None else nn.Parameter(bias.detach().clone())
+    return nn.Parameter(weight.detach().clone(), requires_grad=trains), None if bias is None else nn.Parameter(
+        bias.detach().clone(), requires_grad=bias.requires_grad)
 
 
 class _WeightRecorder(TorchFunctionMode):

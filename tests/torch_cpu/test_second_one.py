@@ -155,6 +155,19 @@ def test_frozen_layers_of_a_merged_segment_stay_and_the_others_train() -> None:
     lf.merge_network(student)
 
 
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_weight_that_a_conv_derives_from_frozen_ones_is_frozen_in_its_segment(is_frozen: bool) -> None:
+    model = network(dropout=0.0).eval()
+    nn.utils.parametrizations.weight_norm(model[0])
+    for name, parameter in model[0].named_parameters():
+        parameter.requires_grad_(not is_frozen or name == "bias")
+    net = lf.trace_network(model, torch.randn(1, 3, 8, 8))
+    student = lf.build_train_form(model, net, lf.Solution(act_pos=(2,), merge_pos=(2,)))
+    (weight,) = [value for value in student.parameters() if value.shape == (8, 3, 3, 3)]
+    assert weight.requires_grad != is_frozen
+    assert sum(not value.requires_grad for value in student.parameters()) == is_frozen
+
+
 class Tied(nn.Module):
     """Two convs with one weight."""
 
