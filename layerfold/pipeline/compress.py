@@ -145,8 +145,8 @@ class _Run:
         command: str,
     ) -> None:
         if options.finetune_epochs is None and not data.is_labelled:
-            print(f"layerfold: note: {data.name} has no labels: nothing is finetuned, and plans are scored by agreement "
-                  "with the original", file=sys.stderr)
+            print(f"layerfold: note: {data.name} has no labels: nothing is finetuned, and plans are scored by how far "
+                  "they answer as the original does", file=sys.stderr)
         options = options.settled(data)
         self.name = loaded.source if loaded is not None else type(model).__name__
         check_inputs(model, data, options, out)
