@@ -144,9 +144,6 @@ class _Run:
         progress: bool,
         command: str,
     ) -> None:
-        if options.finetune_epochs is None and not data.is_labelled:
-            print(f"layerfold: note: {data.name} has no labels: nothing is finetuned, and plans are scored by how far "
-                  "they answer as the original does", file=sys.stderr)
         options = options.settled(data)
         self.name = loaded.source if loaded is not None else type(model).__name__
         check_inputs(model, data, options, out)
