@@ -246,14 +246,14 @@ def image_shape(name: str, value: object) -> tuple[int, int, int]:
     if len(sizes) != 3:
         raise UsageError(f"{name}={shown(value)}: must be (channels, height, width), for example (3, 224, 224)")
     channels, height, width = (whole(name, size, least=1) for size in sizes)
-    check_size(name, (channels, height, width))
+    check_size(f"{name}:", (channels, height, width))
     return channels, height, width
 
 
 def check_size(name: str, shape: tuple[int, ...]) -> None:
     """Raise UsageError for a shape of more than ``MOST_NUMBERS`` numbers, before anything of it is allocated."""
     if math.prod(shape) > MOST_NUMBERS:
-        raise UsageError(f"{name}={'x'.join(str(size) for size in shape)[:100]}: holds more than {MOST_NUMBERS} "
+        raise UsageError(f"{name} {'x'.join(str(size) for size in shape)[:100]} holds more than {MOST_NUMBERS} "
                          "numbers, which is the most that one input may; give a smaller one")
 
 

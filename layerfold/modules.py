@@ -147,10 +147,13 @@ def _check_float32(name: str, module: object, annotation: str) -> None:
 
 def _check_batch(arguments: Mapping[str, Any]) -> None:
     """Refuse a batch whose input alone would be too large, before anything of it is allocated."""
-    shapes = getattr(arguments.get("net"), "input_shapes", ())
-    if isinstance(arguments.get("batch"), int):
+    shapes = [shape[1:] for shape in getattr(arguments.get("net"), "input_shapes", ())]
+    batch = arguments.get("batch", getattr(arguments.get("options"), "batch", None))
+    if not shapes and "data" in arguments:
+        shapes = [getattr(arguments["data"], "input_shape", ())]
+    if isinstance(batch, int):
         for shape in shapes:
-            check_size(f"batch={arguments['batch']}: an input of", (arguments["batch"], *shape[1:]))
+            check_size(f"batch={batch}: an input of", (batch, *shape))
 
 
 class _DefaultDtype:

@@ -273,6 +273,19 @@ def test_network_that_keeps_a_lock_through_its_forms_is_trained_with_an_average(
     assert len(net.layers) > sum(isinstance(each, nn.Conv2d) for each in lf.merge_network(student.eval()).modules())
 
 
+def test_batch_whose_input_would_be_too_large_is_refused_before_it_is_allocated() -> None:
+    net = lf.trace_network(small(), torch.rand(1, 3, 64, 64))
+    some = TensorDataset(torch.rand(2, 3, 64, 64), torch.arange(2))
+    big = lf.ImageData(name="big", num_classes=4, input_shape=(3, 64, 64), train=some, holdout=some, test=some)
+    for call in (
+        lambda: lf.profile_network(small(), net, batch=60_000),
+        lambda: lf.verify_solution(small(), net, lf.Solution(act_pos=[], merge_pos=[2]), batch=60_000),
+        lambda: lf.compress_network(small(), big, out="out", options=lf.CompressOptions(speedup=1.1, batch=60_000)),
+    ):
+        with pytest.raises(lf.UsageError, match=r"^batch=60000: an input of 60000x3x64x64 holds more than 268435456"):
+            call()
+
+
 def test_module_that_refuses_to_be_copied_is_one_line() -> None:
     class Stubborn(Holder):
         def __deepcopy__(self, memo: Any) -> Any:
