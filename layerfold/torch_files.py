@@ -17,6 +17,7 @@ import re
 import stat
 import sys
 import threading
+import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING
 from collections import Counter
@@ -35,7 +36,8 @@ _HARMLESS = frozenset({
     "pathlib.PureWindowsPath", "pathlib._local.Path", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
     "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "datetime.timezone",
     "zoneinfo.ZoneInfo", "collections.defaultdict", "collections.ChainMap", "collections.UserDict",
-    "logging.Logger", "random.Random",
+    "logging.Logger", "random.Random", "typing.Any", "typing.Dict", "typing.List", "typing.Optional", "typing.Union",
+    "functools.partial", "enum.Enum",
     "builtins.dict", "builtins.list", "builtins.tuple", "builtins.int", "builtins.float", "builtins.str",
     "builtins.bool", "builtins.bytes", "builtins.object", "builtins.slice", "builtins.range",
     # NumPy's generators of random numbers call these to make themselves; their stand-ins make nothing.
@@ -140,7 +142,8 @@ def load_torch_file(path: Path) -> Any:
             allowed += [(_stand_in_for(name), name) for name in sorted(found - known)]
         try:
             # Opened here: torch goes by the name of a path.
-            with torch.serialization.safe_globals(allowed), path.open("rb") as stream:
+            with torch.serialization.safe_globals(allowed), path.open("rb") as stream, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd pickles: what is wrong with a file is said once, by us
                 loaded = torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a file that is no checkpoint
             raise UsageError(_reason(error)) from error

@@ -7,11 +7,13 @@ import collections
 import dataclasses
 import datetime
 import enum
+import functools
 import os
 import pathlib
 import pickle  # noqa: TID251 - to write files that must be refused
 import struct
 import subprocess
+import typing
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,6 +91,7 @@ BESIDE = {
     "a named tuple": Point(1, 2),
     "a whole module": nn.Linear(2, 2),
     "an optimizer's state": torch.optim.AdamW([nn.Parameter(torch.zeros(1))]).state_dict(),
+    "settings with types": {"any": typing.Any, "of": typing.Union, "make": functools.partial(Config, depth=2)},
     "a scheduler's class": torch.optim.lr_scheduler.LambdaLR,
 }
 
@@ -359,7 +362,6 @@ def gzipped(path: Path) -> None:
     path.write_bytes(b"\x1f\x8b\x08" + b"\0" * 40)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 @pytest.mark.parametrize("make", [
     a_folder, a_pipe, a_device, a_loop, cut_in_half, without_its_pickle, a_zip_bomb, a_damaged_zip, a_pickle_bomb,
     a_plain_pickle, deep_nesting, onnx_bytes, huge_header, header_longer_than_the_file, tensor_longer_than_the_file,
