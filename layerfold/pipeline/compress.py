@@ -189,7 +189,7 @@ class _Run:
         report = write_summary(self)
         self.folder.check_whole()
         if not bench.result["is_within_budget"]:
-            self.folder.forget("bench")  # the same command measures again
+            self.folder.forget("bench", keep_files=["bench.json"])  # the same command measures again
         return CompressResult(
             out=self.folder.path,
             merged=self.merged,
