@@ -7,17 +7,22 @@ further plans can be added later: by the budget loop, or on another day.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Ge, Gt, Le
 
 from layerfold.errors import TableError
+from layerfold.files import Count, Finite, parse_json
 from layerfold.profiler.beliefs import Beliefs, SegmentFacts, pooled_plans
 from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.tables import LatencyEntry, LatencyTable
 from layerfold.tables._kernel import IDENTITY, SegmentKey
 
+T = TypeVar("T")
 _FLOOR = 0.05
 _SINGLES_SHARE = 0.05
 ISOLATED, PLANS, SCALES, ALONE = "isolated_ms", "plans", "fit", "alone_ms"
@@ -66,17 +71,8 @@ def plans_of(table: LatencyTable) -> list[MeasuredPlan]:
     Raises:
         TableError: they are not what this version writes.
     """
-    try:
-        return [
-            MeasuredPlan(act_pos=tuple(each["act_pos"]), merge_pos=tuple(each["merge_pos"]), ratio=float(each["ratio"]),
-                         low=float(each["low"]), high=float(each["high"]), rounds=int(each["rounds"]),
-                         dropped=tuple(each.get("dropped", ())), is_slowed=bool(each.get("is_slowed", False)))
-            for each in table.provenance.options.get(PLANS, ())
-        ]  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
-        raise TableError(
-            f"{table.source}: options.{PLANS} of its sidecar is damaged ({error!r}); profile the network again"
-        ) from None
+    found = _checked(table, PLANS, table.provenance.options.get(PLANS, []), list[_StoredPlan])
+    return [MeasuredPlan(**vars(each)) for each in found]
 
 
 def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | None = None) -> LatencyTable:
@@ -153,9 +149,41 @@ def _isolated_ms(table: LatencyTable, options: Mapping[str, Any]) -> dict[Segmen
     values = options.get(ISOLATED)
     if values is None:
         return {entry.key: entry.latency_ms for entry in table.entries}
-    if not isinstance(values, (list, tuple)) or len(values) != len(table.entries):
+    values = _checked(table, ISOLATED, values, list[_StoredMs])
+    if len(values) != len(table.entries):
         raise TableError(
             f"{table.source}: options.{ISOLATED} of its sidecar does not go with its {len(table.entries)} rows; "
             "profile the network again"
         )
-    return {entry.key: float(value) for entry, value in zip(table.entries, values, strict=True)}
+    found = {entry.key: float(value) for entry, value in zip(table.entries, values, strict=True)}
+    for start, end, *rest in found:
+        if not rest and end - start == 1 and not found[start, end]:
+            raise TableError(f"{table.source}: options.{ISOLATED} of its sidecar: layer {end} takes 0 ms, expected "
+                             "more; profile the network again")
+    return found
+
+
+_StoredMs = Annotated[float, Ge(0), Le(1e9)]
+_Ratio = Annotated[float, Gt(0), Le(1e6)]
+_Positions = tuple[Annotated[int, Ge(0), Le(1_000_000)], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredPlan:
+    """A ``MeasuredPlan`` as a sidecar holds it."""
+
+    act_pos: _Positions
+    merge_pos: _Positions
+    ratio: _Ratio
+    low: Finite
+    high: Finite
+    rounds: Count
+    dropped: _Positions = ()
+    is_slowed: bool = False
+
+
+def _checked(table: LatencyTable, name: str, value: object, shape: type[T]) -> T:
+    """Return what an option of the provenance holds, typed; it may come from a file or from this process."""
+    text = json.dumps(value, default=str)
+    return parse_json(text, shape, source=f"{table.source}: options.{name} of its sidecar is damaged",
+                      remedy="profile the network again", error=TableError)
