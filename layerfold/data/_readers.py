@@ -53,7 +53,11 @@ class HubImages:
 
     def __init__(self, reader: Any, name: str) -> None:
         self._reader, self._name = reader, name
-        self.labels = np.asarray(reader.dataset[reader.label_key][:], dtype=np.int64)
+        labels = list(reader.dataset[reader.label_key][:])
+        if None in labels:
+            raise DataError(f"{shown(name)}, row {labels.index(None)}: has no label; label the image, or leave the row "
+                            "out")
+        self.labels = np.asarray(labels, dtype=np.int64)
 
     def open(self, row: int) -> AbstractContextManager[Any]:
         value = self._reader.dataset[row][self._reader.image_key] or {}

@@ -173,6 +173,28 @@ def test_hub_reader_opens_local_parquet(tmp_path: Path, monkeypatch: pytest.Monk
     assert again.fingerprint == data.fingerprint
 
 
+@pytest.mark.parametrize(("image", "label", "words"), [
+    ({"bytes": None, "path": None}, 1, "row 3: not a readable image (no bytes in this row)"),
+    (None, 1, "row 3: not a readable image (no bytes in this row)"),
+    ({"bytes": b"text", "path": None}, 1, "row 3: not a readable image (is no image that Pillow can read)"),
+    ({"bytes": None, "path": "/dev/zero"}, 1, "row 3: not a readable image (it is a folder, a pipe or a device"),
+    ({"bytes": None, "path": "none.png"}, 1, "row 3: not a readable image (No such file"),
+    ({"bytes": picture(0), "path": None}, None, "row 3: has no label"),
+])  # fmt: skip
+def test_bad_row_of_the_hub_reader_is_named(
+    image: object, label: int | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
+    rows: list[object] = [{"bytes": picture(index), "path": None} for index in range(20)]
+    labels: list[int | None] = [index % 4 for index in range(20)]
+    rows[3], labels[3] = image, label
+    (tmp_path / "mine").mkdir()
+    for name in ("train", "validation"):
+        pq.write_table(pa.table({"image": rows, "label": labels}), tmp_path / "mine" / f"{name}-00000-of-00001.parquet")
+    assert words in refusal(f"hfds/{tmp_path / 'mine'}", DataError)
+
+
 def test_hub_data_that_is_not_there_is_not_fetched() -> None:
     datasets = pytest.importorskip("datasets")
     message = refusal("hfds/nobody/no_such_data", DataError)
