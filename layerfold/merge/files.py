@@ -33,7 +33,7 @@ Kind = Literal["train", "deploy"]
 _KINDS: tuple[Kind, ...] = ("train", "deploy")
 _MOST = 1_000_000
 """Channels, classes, or pixels along one side."""
-_MOST_NUMBERS = 1 << 28
+_MOST_NUMBERS = 1 << 26
 """In one input image, or in one kernel of a form."""
 
 

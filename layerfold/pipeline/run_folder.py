@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import stat
@@ -22,6 +23,7 @@ from layerfold.files import Count, held, read_json, write_json
 SCHEMA = 1
 _MANIFEST = "run.json"
 _LOCK = "run.lock"
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _Seconds = Annotated[float, Ge(0), Le(1e12)]
 
 
@@ -137,17 +139,24 @@ class RunFolder:
         """Keep every other run out of a folder while this one is at work; an empty folder is removed at the end.
 
         Raises:
-            UsageError: another run is at work there; names its process.
+            UsageError: another run is at work there, with its process; or a place that may not be written.
+            WriteError: the disk is full.
         """
         folder = Path(path)
         _check_is_folder(folder)
-        try:
-            with held(folder / _LOCK, subject=f"--output {folder}", remedy="wait for it, stop it, or name another "
-                      "folder"):
-                yield
-        finally:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        lock = held(folder / _LOCK, subject=f"--output {folder}", remedy="wait for it, stop it, or name another folder")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock)
+            except WriteError as error:
+                cause = error.__cause__
+                if isinstance(cause, OSError) and cause.errno in _NOT_ALLOWED:
+                    raise UsageError(
+                        f"--output {folder}: cannot be written ({cause.strerror}); name another folder"
+                    ) from None
+                raise
+            stack.callback(_remove_if_empty, folder)
+            yield
 
     def file(self, name: str) -> Path:
         """Return the path of a file in the folder."""
@@ -319,6 +328,13 @@ class RunFolder:
             self._check_manifest()
         steps = {name: step.to_json() for name, step in self._steps.items()}
         self.write_json(_MANIFEST, {"schema": SCHEMA, "config": self.config, "steps": steps, "scratch": self._scratch})
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing but the lock was made."""
+    with contextlib.suppress(OSError):
+        (folder / _LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _check_is_folder(path: Path) -> None:

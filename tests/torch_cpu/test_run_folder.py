@@ -230,6 +230,10 @@ def test_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), RunFolder.only_one(tmp_path / "new"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--output .*cannot be written \(Not a directory\); name another folder"), \
+            RunFolder.only_one(tmp_path / "file" / "out"):
+        pass
 
 
 SETTINGS = {"model": "m", "data": "d", "speedup": 2.0, "rate": 0.1, "formats": None}
