@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from layerfold.graph.weights import has_other_hooks
+
 _OUT_OF_PLACE: dict[Any, Any] = {
     getattr(space, name): getattr(space, name[:-1])
     for space in (torch, F)
@@ -56,7 +58,8 @@ def make_out_of_place(module: Any) -> None:
 def _erase_identities(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """Let whoever reads an identity's result read its input: they are one tensor, and change in place together."""
     for node in list(graph.nodes):
-        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity and node.all_input_nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        if type(module) is nn.Identity and node.all_input_nodes and not has_other_hooks(module):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
 

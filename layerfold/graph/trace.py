@@ -19,6 +19,7 @@ from layerfold.graph.functional import make_functional
 from layerfold.graph.graph_check import check_traced, first_trial, source_line
 from layerfold.graph.network import Network
 from layerfold.graph.normalise import take_apart
+from layerfold.graph.proxies import UndecidedError
 from layerfold.graph.rewrites import Install, rewrite_graph
 from layerfold.graph.same_function import Images, run
 from layerfold.graph.tracer import Tracer, argument_names
@@ -61,10 +62,10 @@ def trace_module(model: nn.Module, inputs: Images) -> tuple[fx.GraphModule, tupl
             cause = " ".join(str(error).split())[:200]
             part_name = tracer.failed_in
             if not part_name or part_name in opaque:
+                other = ", or write it without control flow that depends on data" if isinstance(error, UndecidedError) else ""
                 raise UnsupportedGraphError(
                     f"model {type(model).__name__} cannot be traced in its own forward{source_line(error)}: {cause}; "
-                    "move that code into a module of its own, which then stays whole, or write it without "
-                    "control flow that depends on data"
+                    f"move that code into a module of its own, which then stays whole{other}"
                 ) from error
             opaque = {name: why for name, why in opaque.items() if not name.startswith(f"{part_name}.")}
             kind = type(root.get_submodule(part_name)).__name__

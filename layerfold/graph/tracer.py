@@ -52,7 +52,7 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Return the graph of a module; one trace at a time, since torch.fx changes ``nn.Module`` while it runs."""
-        with _TRACING, torch.random.fork_rng(devices=[]), _traceable_factories():
+        with _TRACING, torch.random.fork_rng(devices=[]), torch.no_grad(), _traceable_factories():
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -69,8 +69,12 @@ class Tracer(fx.Tracer):
 
     def whole(self, root: nn.Module) -> list[str]:
         """Return the names of modules with parts that will be called as one."""
-        parts = ((name, part) for name, part in root.named_modules() if name and any(True for _ in part.children()))
-        return [name for name, part in parts if self.is_leaf_module(part, name)]
+        found = []
+        for name, part in root.named_modules():
+            is_called = type(part).forward is not nn.Module.forward  # a ModuleList only holds others
+            if name and is_called and any(True for _ in part.children()) and self.is_leaf_module(part, name):
+                found.append(name)
+        return found
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None

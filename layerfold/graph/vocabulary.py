@@ -243,6 +243,8 @@ def role_of(node: fx.Node, modules: dict[str, nn.Module]) -> Role:
             return Role.CONV if conv_obstacle(module) is None and _has_padding(node, module) else Role.OTHER
         if is_norm(module):
             return Role.NORM
+        if has_other_hooks(module):  # as part of an activation it stays or goes with that; else it may do anything
+            return Role.ACTIVATION if activation_spec(node, modules) is not None else Role.OTHER
         if type(module) is StridedSlice:
             return Role.SLICE
         if is_linear_pooling(module) and _covers_whole_windows(node, module):

@@ -111,3 +111,19 @@ def test_norm_behind_a_conv_with_another_reader_is_not_folded() -> None:
     x = torch.randn(1, 3, 9, 9, dtype=torch.float64)
     merged = lf.merge_network(lf.build_train_form(model, net, original_plan(net)))
     assert relative_error(merged(x), model(x)) <= 1e-9
+
+
+def test_fused_norms_in_a_list_of_modules_are_taken_apart() -> None:
+    layers = pytest.importorskip("timm.layers")
+
+    class Paths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.paths = nn.ModuleList(layers.ConvNormAct(3, 4, 3) for _ in range(2))
+            self.named = nn.ModuleDict({"last": layers.ConvNormAct(8, 4, 1)})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.named["last"](torch.cat([path(x) for path in self.paths], 1))
+
+    net = check(Paths(), (1, 3, 9, 9))
+    assert [layer.activation is not None for layer in net.layers] == [True] * 3

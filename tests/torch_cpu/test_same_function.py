@@ -234,3 +234,15 @@ def test_a_model_that_does_not_run_is_refused_with_its_line_and_true_advice(
     line = r"1x3x8x8 does not run through Network \(test_same_function.py:\d+ `.*`\): .*"
     with pytest.raises(lf.UnsupportedGraphError, match=line + cause):
         lf.trace_network(network(forward), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("place", ["", "0", "1", "2", "3", "4"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_a_hook_that_changes_something_is_not_lost(place: str, kind: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Identity(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1))
+    part = model.get_submodule(place)
+    if kind == "forward":
+        part.register_forward_hook(lambda module, inputs, output: output * output.mean((2, 3), keepdim=True))
+    else:
+        part.register_forward_pre_hook(lambda module, inputs: (inputs[0] * inputs[0].amax((2, 3), keepdim=True),))
+    check(model, (1, 3, 12, 12), merge_pooling=True, larger=4)
