@@ -115,7 +115,8 @@ def _try(name: str, most_params: float) -> dict[str, Any]:
         check_same_function(model, same, images)
         candidates = QUICK_LIMITS.of(net.candidates(**QUICK_LIMITS.shape))
         student = lf.build_train_form(model, net, random_solution(net, candidates, random.Random(0)))
-        check_same_function(student, lf.merge_network(student), images)
+        student = student.double()  # merged weights are rounded, and outputs of random weights may hardly vary
+        check_same_function(student, lf.merge_network(student), images.double())
     except lf.LayerfoldError as error:
         return {"outcome": "differs", "why": str(error), **facts}
     return {"outcome": "passed", **facts}

@@ -52,7 +52,8 @@ def check_same_function(model: nn.Module, other: Callable[..., Any], images: tor
 
     Args:
         model: the user's module; left untouched.
-        other: the traced graph, a form, or anything that takes the same images, as an ONNX session.
+        other: the traced graph, a train form, or anything that takes the same images, as an ONNX session; a merged form
+            in float64, since its weights are rounded.
         images: [N, C, H, W] in the numbers that the model is made for, at least two and not all alike; or a tuple of
             the model's inputs.
 

@@ -62,7 +62,8 @@ def trace_module(model: nn.Module, inputs: Images) -> tuple[fx.GraphModule, tupl
             cause = " ".join(str(error).split())[:200]
             part_name = tracer.failed_in
             if not part_name or part_name in opaque:
-                other = ", or write it without control flow that depends on data" if isinstance(error, UndecidedError) else ""
+                is_choice = isinstance(error, UndecidedError)
+                other = ", or write it without control flow that depends on data" if is_choice else ""
                 raise UnsupportedGraphError(
                     f"model {type(model).__name__} cannot be traced in its own forward{source_line(error)}: {cause}; "
                     f"move that code into a module of its own, which then stays whole{other}"
