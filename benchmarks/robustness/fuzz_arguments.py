@@ -61,14 +61,14 @@ def change(arguments: list[str], parser: argparse.ArgumentParser, rng: random.Ra
     """Return a command line with one more change."""
     found = list(arguments)
     place = rng.randrange(len(found) + 1)
-    kind = rng.choice(("flag", "flag", "flag", "flag", "value", "value", "drop", "double", "swap", "mutilate", "odd"))
+    kind = rng.choice(("flag", "flag", "flag", "flag", "flag", "flag", "value", "value", "drop", "double", "swap", "mutilate", "odd"))
     if kind == "flag" or not found:
         action = rng.choice([each for each in parser._actions if each.option_strings and each.dest != "help"])
         flag = rng.choice(action.option_strings)
         if action.nargs == 0:
             return [*found, rng.choice((flag, flag, flag + "=1"))]
         value = value_of(action, rng)
-        return [*found, *rng.choice(([flag, value], [f"{flag}={value}"], [flag, value], [flag]))]
+        return [*found, *rng.choice(([flag, value], [f"{flag}={value}"]) * 4 + ([flag],))]
     at = min(place, len(found) - 1)
     if kind == "value":
         found[at] = rng.choice((rng.choice(ODD), rng.choice(FILES)))
@@ -90,8 +90,8 @@ def change(arguments: list[str], parser: argparse.ArgumentParser, rng: random.Ra
 
 
 def value_of(action: argparse.Action, rng: random.Random) -> str:
-    """Return a value for a flag: two of three good."""
-    if rng.random() < 0.67:
+    """Return a value for a flag: four of five good."""
+    if rng.random() < 0.8:
         if action.choices is not None:
             return str(rng.choice(list(action.choices)))
         good = []

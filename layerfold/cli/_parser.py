@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from layerfold.errors import UsageError, nearest_names
@@ -13,15 +14,29 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self._given: list[str] = []
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
         if message.endswith("expected one argument"):
-            message += "; a value that begins with - is given with =, as in --name=-1"
+            message += self._mistaken_for_a_flag(message)
         commands = subcommands(self)
         if commands and " are required" in message:
             message = f"{self.prog.split()[-1]}: say what to do: {', '.join(commands)}"
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Keep the arguments for what an error says of them."""
+        self._given = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def _mistaken_for_a_flag(self, message: str) -> str:
+        """Say how to give a value that begins with -, where that is why it was not seen."""
+        names = message.partition(": ")[0].removeprefix("argument ").split("/")
+        for flag, value in pairwise(self._given):
+            if flag in names and value.startswith("-") and value != "--" and value not in self._option_string_actions:
+                return f"; a value that begins with - is given with =, as in {flag}={value}"
+        return ""
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """Refuse ``--budget --``, of which argparse makes an empty list."""
