@@ -61,7 +61,7 @@ def change(arguments: list[str], parser: argparse.ArgumentParser, rng: random.Ra
     """Return a command line with one more change."""
     found = list(arguments)
     place = rng.randrange(len(found) + 1)
-    kind = rng.choice(("flag", "flag", "flag", "flag", "flag", "flag", "value", "value", "drop", "double", "swap", "mutilate", "odd"))
+    kind = rng.choice((*["flag"] * 6, "value", "value", "drop", "double", "swap", "mutilate", "odd"))
     if kind == "flag" or not found:
         action = rng.choice([each for each in parser._actions if each.option_strings and each.dest != "help"])
         flag = rng.choice(action.option_strings)

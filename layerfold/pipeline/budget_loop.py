@@ -61,6 +61,10 @@ class Budget:
             return "the fastest plan"
         return f"{self.budget_ms:g} ms" if self.budget_ms is not None else f"{self.speedup:g}x"
 
+    def said(self, budget_ms: float) -> str:
+        """Return the budget as it was asked for, and where that was a speed-up, the milliseconds that it comes to."""
+        return str(self) if self.budget_ms is not None else f"{self} ({budget_ms:.4g} ms)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
@@ -371,7 +375,7 @@ def _check_fixed(budget: Budget, search: PlanSearch) -> None:
     if not budget.is_fastest and budget_ms <= fixed_ms:
         least_ms = search.predicted_ms(search.frontier()[0])
         raise InfeasibleBudgetError(
-            f"budget {budget} ({budget_ms:.4g} ms): what lies outside the chains takes {fixed_ms:.4g} ms, and no "
+            f"budget {budget.said(budget_ms)}: what lies outside the chains takes {fixed_ms:.4g} ms, and no "
             f"merging changes that; the fastest plan is predicted to take {least_ms:.4g} ms, and `layerfold compress "
             "--fastest` measures what it takes",
             budget_ms=budget_ms,
@@ -403,7 +407,7 @@ def _unreachable(budget: Budget, rounds: Sequence[Round], margin: float) -> Infe
     needed = high + max(high - fastest.ratio, max(margin, _LEAST_SLACK) * high)
     speedup = round_to(1 / needed, up=False)
     return InfeasibleBudgetError(
-        f"budget {budget} ({budget_ms:.4g} ms): no plan meets it; the fastest takes {fastest.measured_ms:.4g} ms "
+        f"budget {budget.said(budget_ms)}: no plan meets it; the fastest takes {fastest.measured_ms:.4g} ms "
         f"(up to {fastest.high_ms:.4g}), {1 / fastest.ratio:.3g} times as fast as the original's "
         f"{fastest.original_ms:.4g} ms; ask for {round_to(fastest.original_ms / float(speedup), up=True)} ms or more, "
         f"or --speedup {speedup} or less",

@@ -97,7 +97,7 @@ class BudgetTarget:
             are_blocks = any(len(gate.positions) > 1 for gate in gates)
             raise InfeasibleBudgetError(
                 f"budget {budget_ms:.6g} ms: no choice of {len(gates)} gates reaches it, the least predicted latency "
-                f"is {math.ceil(self._least_ms * 1e4) / 1e4:.10g} ms; raise it"
+                f"is {math.ceil(self._least_ms * 1e4) / 1e4:.10g} ms; ask for that or more"
                 f"{', or let slots go one by one (granularity slot)' if are_blocks else ''}",
                 budget_ms=budget_ms, least_ms=self._least_ms,
             )
