@@ -21,7 +21,7 @@ class Limits:
         max_macs: most multiply-adds of the merged convs of all chains, for one image.
         max_merged: most segments of more than one layer; those of which nothing stays do not count.
         keep_activations: positions whose activation stays (an empty slot named here is filled).
-        drop_activations: positions that get no activation.
+        drop_activations: positions that get no activation; what the original has there is merged over.
         never_merge: layers that stay convs of their own, and are not dropped.
         max_kernel: largest kernel height or width of a merged segment; single layers may be larger.
         allow_bare_stops: whether merging may stop where an activation was removed, as the published solver allows.
