@@ -8,6 +8,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ Sizes = NDArray[np.uint32]
 
 # What a new file may take of the disk's free space.
 MOST_OF_FREE_SPACE = 0.5
+
+
+_SEEKING = threading.Lock()  # where a system knows no reading at a place, a file has one place for all threads
 
 
 class PixelStore(Protocol):
@@ -107,31 +111,31 @@ class FileStore:
         return self.read(places)[0]
 
     def read(self, places: Places) -> tuple[Mask, Pixels, Sizes]:
-        records = np.empty(len(places), self._type)
+        size = self._type.itemsize
+        contents = np.empty((len(places), size), np.uint8)
         is_good = np.zeros(len(places), np.bool_)
-        start, size = len(self._head), self._type.itemsize
 
         def read_one(index: int) -> None:
-            row = int(self._rows[places[index]])
-            content = os.pread(handle, size, start + row * size)
-            if len(content) == size:  # else the file was cut short
-                records[index] = np.frombuffer(content, self._type)[0]
-                is_good[index] = self._checksum(row, records[index]) == int(records[index]["crc32"])
+            row, content = int(self._rows[places[index]]), memoryview(contents[index])
+            if _read_into(handle, content, len(self._head) + row * size) == size:  # else the file was cut short
+                is_good[index] = self._checksum(row, content) == int.from_bytes(content[-4:], "little")
 
         with self._open() as handle:
             for_each(read_one, range(len(places)))
+        records = contents.view(self._type)[:, 0]
         return is_good, records["pixels"], records["size"]
 
     def write(self, places: Places, pixels: Pixels, sizes: Sizes) -> None:
-        record = np.zeros((), self._type)
+        record = np.zeros(1, self._type)
+        content = record.view(np.uint8).data
         with self._open() as handle:
             for row, record["pixels"], record["size"] in zip(self._rows[places].tolist(), pixels, sizes, strict=True):
-                record["crc32"] = self._checksum(row, record)
-                _write_all(handle, record.tobytes(), len(self._head) + row * self._type.itemsize)
+                record["crc32"] = self._checksum(row, content)
+                _write_all(handle, content, len(self._head) + row * self._type.itemsize)
 
-    def _checksum(self, row: int, record: Any) -> int:
-        begun = zlib.crc32(f"{self._path.stem} {row}".encode(errors="surrogateescape"))
-        return zlib.crc32(record["size"].tobytes(), zlib.crc32(record["pixels"].tobytes(), begun))
+    def _checksum(self, row: int, content: memoryview) -> int:
+        """Return the CRC-32 of a record but for its last four bytes, where it stands."""
+        return zlib.crc32(content[:-4], zlib.crc32(f"{self._path.stem} {row}".encode(errors="surrogateescape")))
 
     @contextmanager
     def _open(self) -> Iterator[int]:
@@ -169,7 +173,8 @@ class FileStore:
                 raise _DamagedError("it is no file")
             if status.st_size != expected:
                 raise _DamagedError(f"it has {status.st_size} bytes, not {expected}")
-            if os.pread(handle, len(self._head), 0) != self._head:
+            head = bytearray(len(self._head))
+            if _read_into(handle, memoryview(head), 0) != len(head) or head != self._head:
                 raise _DamagedError("its header is another")
         except BaseException:
             os.close(handle)
@@ -224,8 +229,20 @@ def _open_file(path: Path) -> int:
         return os.open(path, os.O_RDONLY | flags)
 
 
-def _write_all(handle: int, content: bytes, place: int) -> None:
-    left = memoryview(content)
-    while left:
-        written = os.pwrite(handle, left, place)
-        left, place = left[written:], place + written
+def _read_into(handle: int, content: memoryview, place: int) -> int:
+    """Fill ``content`` from a place in a file, and return how many bytes were there; threads may do so at once."""
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [content], place)
+    with _SEEKING:
+        os.lseek(handle, place, os.SEEK_SET)
+        found = os.read(handle, len(content))
+    content[: len(found)] = found
+    return len(found)
+
+
+def _write_all(handle: int, content: memoryview, place: int) -> None:
+    while content:
+        with _SEEKING:
+            os.lseek(handle, place, os.SEEK_SET)
+            written = os.write(handle, content)
+        content, place = content[written:], place + written
