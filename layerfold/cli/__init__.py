@@ -14,7 +14,7 @@ from importlib import import_module
 from layerfold import __version__
 from layerfold.cli._choices import check_packages
 from layerfold.cli._failures import FAILURE, Terminated, line_of, quieten_libraries
-from layerfold.cli._parser import Parser, refuse_unknown_options
+from layerfold.cli._parser import Parser, parse
 from layerfold.cli._process import ending_on_signals, ignore_signals, is_gone, open_closed_streams
 from layerfold.errors import UsageError, nearest_names
 from layerfold.terminal import one_line, results_alone
@@ -113,8 +113,7 @@ def _run(arguments: list[str]) -> int:
     if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
         parser.error(f"unrecognized arguments: {' '.join(arguments)}; a command comes first")
     try:
-        refuse_unknown_options(parser, arguments)
-        parsed = parser.parse_args(arguments)
+        parsed = parse(parser, arguments)
     except SystemExit as finished:  # --help and --version
         return int(finished.code or 0)
     if parsed.command is None:

@@ -52,19 +52,42 @@ class Parser(argparse.ArgumentParser):
                                          f"{nearest_names(str(value), known)}")
 
 
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Return the arguments of a command; an error leads to the help of that command.
+
+    Raises:
+        UsageError: anything that the command does not take.
+        SystemExit: the help or the version was printed.
+    """
+    refuse_unknown_options(parser, arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        chosen, _ = _command_of(parser, arguments)
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return parsed
+
+
+def _command_of(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser of the command that was named, and the arguments after its name."""
+    position = 0
+    while position < len(arguments) and arguments[position] in (commands := subcommands(parser)):
+        parser, position = commands[arguments[position]], position + 1
+    return parser, arguments[position:]
+
+
 def refuse_unknown_options(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Name the nearest options of a misspelt one, which argparse does not, and does after what is missing.
 
     Raises:
         UsageError: an option that the command does not have.
     """
-    position = 0
-    while position < len(arguments) and arguments[position] in (commands := subcommands(parser)):
-        parser, position = commands[arguments[position]], position + 1
+    parser, rest = _command_of(parser, arguments)
     if subcommands(parser):
         return
     known = [option for option in parser._option_string_actions if option.startswith("--")]
-    for argument in arguments[position:]:
+    for argument in rest:
         if argument == "--":
             break
         name = argument.partition("=")[0]

@@ -148,6 +148,8 @@ def test_bad_arguments_are_refused_without_torch() -> None:
         (["complie"], "unknown command 'complie'; nearest: compare, compress"),
         (["\x1b[2J"], r"unknown command '\x1b[2J'"),
         (["--budget", "3"], "unrecognized arguments: --budget 3"),
+        (["tables", "diff", "a", "b", "c"], "unrecognized arguments: c; see `layerfold tables diff --help`"),
+        (["backends", "x", "-y"], "unrecognized arguments: x -y; see `layerfold backends --help`"),
         (["solve", "--debug", "--speed", "2"], "unknown argument --speed"),
     ],
 )  # fmt: skip
