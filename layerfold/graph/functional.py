@@ -79,7 +79,8 @@ def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _name_counterpart(node: fx.Node) -> None:
-    if node.op == "call_method" and hasattr(torch.Tensor, str(node.target)[:-1]):
+    # `requires_grad_` has an attribute of that name beside it, no method.
+    if node.op == "call_method" and callable(getattr(torch.Tensor, str(node.target)[:-1], None)):
         node.target = str(node.target)[:-1]
     elif node.op == "call_function":
         node.target = _OUT_OF_PLACE.get(node.target, node.target)

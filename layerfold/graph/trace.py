@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from layerfold.errors import UnsupportedGraphError, UsageError, nearest_names
+from layerfold.errors import LayerfoldError, UnsupportedGraphError, UsageError, nearest_names
 from layerfold.graph.chains import describe_graph
 from layerfold.graph.conv_forwards import computes_conv
 from layerfold.graph.copying import copy_module
@@ -137,8 +137,18 @@ def trace_network(
     shapes = tuple(tuple(value.shape) for value in inputs)
     chosen = tuple(varied(value, seed=number) for number, value in enumerate(inputs))
     trial = first_trial(model, chosen, is_varied=chosen[0] is inputs[0])
-    module, constants, notes = trace_module(model, trial.batches[0])
-    found, rewrites = _normalise_graph(module, trial.batches[0])
+    # On copies: the values are worked out along the way, and a forward may change its input in place.
+    module, constants, notes = trace_module(model, tuple(value.clone() for value in trial.batches[0]))
+    try:
+        found, rewrites = _normalise_graph(module, trial.batches[0])
+    except LayerfoldError:
+        raise
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UnsupportedGraphError(
+            f"model {type(model).__name__} was traced, but its graph does not run ({type(error).__name__}: {cause}); "
+            "move the code that it names into a module of its own, and report this model as a bug"
+        ) from error
     network = describe_graph(
         module, (*constants, *rewrites), shapes, excluded=excluded, merge_pooling=merge_pooling, notes=notes
     )

@@ -75,7 +75,7 @@ _PARAMETRIC_FUNCTIONS: dict[Any, tuple[str, dict[str, float]]] = {
     F.softplus: ("softplus", {"beta": 1.0, "threshold": 20.0}),
 }
 
-_PASS_METHODS = ("contiguous", "clone", "detach")
+_PASS_METHODS = ("contiguous", "clone", "detach", "requires_grad_")
 _PASS_MODULES = ("DropPath", "StochasticDepth", "DropBlock2d", "DropBlock2D")
 
 

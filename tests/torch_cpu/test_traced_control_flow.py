@@ -123,6 +123,12 @@ def writes_into(self: Any, x: Tensor) -> Tensor:
     return wide
 
 
+def changes_its_input(self: Any, x: Tensor) -> Tensor:
+    x = x.mul_(0.5).add_(1)
+    x[:, 1] = x[:, 0] * 2
+    return self.body(x.detach().requires_grad_(False))
+
+
 def counts_down(self: Any, x: Tensor, steps: int = 2, names: tuple[str, ...] = ("third",), **unused: Any) -> Any:
     x = self.body(x)
     for _ in range(steps):
@@ -133,7 +139,7 @@ def counts_down(self: Any, x: Tensor, steps: int = 2, names: tuple[str, ...] = (
 
 @pytest.mark.parametrize("forward", [
     scales_what_is_a_tensor, gain_of_a_default, only_in_training, by_rank_and_dtype, loops_over_channels,
-    shuffles_channels, resizes_back, flattens, writes_into,
+    shuffles_channels, resizes_back, flattens, writes_into, changes_its_input,
 ])  # fmt: skip
 def test_what_the_input_decides_is_traced_and_merges_at_every_size(forward: Callable[..., Any]) -> None:
     net = check(network(forward), (1, 3, 10, 12), larger=2)
