@@ -45,8 +45,10 @@ def line_of(error: BaseException, arguments: Sequence[str]) -> tuple[int, str | 
         error: what a command raised, but for ``KeyboardInterrupt``.
         arguments: of the command line.
     """
+    if getattr(error, "is_said", False):  # by another of several processes
+        return getattr(error, "exit_code", FAILURE), None
     if isinstance(error, LayerfoldError):
-        return error.exit_code, None if error.is_said else f"error: {error}"
+        return error.exit_code, f"error: {error}"
     if _is_about_memory(error):
         return FAILURE, (f"error: out of memory ({_told(error)}); take smaller inputs or batches, or a machine with "
                          "more memory")

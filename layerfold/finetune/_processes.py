@@ -98,8 +98,9 @@ def ending_together() -> Iterator[None]:
     except LayerfoldError as error:
         error.is_said = not _is_first_to_fail()
         raise
-    except RuntimeError as error:
-        if not _is_of_a_peer(error):
+    except Exception as error:
+        if not (isinstance(error, RuntimeError) and _is_of_a_peer(error)):
+            error.is_said = not _is_first_to_fail()  # type: ignore[attr-defined]  # the last resort asks for it
             raise
         ended = FinetuneError("another process of this run ended before its time; run the same command again to go on "
                               "from the last checkpoint")
