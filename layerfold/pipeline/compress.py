@@ -201,7 +201,7 @@ class _Run:
     def _step(
         self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None], **how: Any
     ) -> StepRecord:
-        with waiting(name, enabled=self.progress and name in _WITHOUT_A_BAR):
+        with waiting(f"{name}, at work", enabled=self.progress and name in _WITHOUT_A_BAR):
             record = self.folder.step(name, outputs, work, **how)
         if self.progress:
             state = "done before" if record.is_resumed else f"{record.seconds:.1f} s"
