@@ -31,6 +31,7 @@ class Output:
         suffixes: names may end in; empty for any.
         has_sidecar: whether ``<path>.json`` is written too.
         is_appended: whether it is gone on with where it is there already.
+        has_own_check: whether whoever writes it says best why it cannot: only the names are compared here.
     """
 
     flag: str
@@ -38,6 +39,7 @@ class Output:
     suffixes: Sequence[str] = ()
     has_sidecar: bool = False
     is_appended: bool = False
+    has_own_check: bool = False
 
 
 def check_outputs(args: argparse.Namespace, *outputs: Output, overwrite: bool | None = None) -> None:
@@ -70,7 +72,8 @@ def check_outputs(args: argparse.Namespace, *outputs: Output, overwrite: bool | 
             if other != output.flag:
                 raise UsageError(f"{output.flag} {path}: {_wrote(place, path)}what {other} names as well; name another "
                                  "file")
-            check_output(place, flag=output.flag, overwrite=may_replace or output.is_appended)
+            if not output.has_own_check:
+                check_output(place, flag=output.flag, overwrite=may_replace or output.is_appended)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True),
         Output(flag="--summaries", path=args.summaries, suffixes=(".json",)),
         Output(flag="--log", path=args.log, is_appended=True),
-        Output(flag="--cache", path=args.cache, is_appended=True),
+        Output(flag="--cache", path=args.cache, has_own_check=True),
     )
     executor = executor_of(args)
     if not executor.is_here and args.no_cache:
