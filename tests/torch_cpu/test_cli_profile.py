@@ -222,7 +222,7 @@ def _assert_shared_work_is_that_of_one(arguments, tmp_path, shared):
 
 
 @pytest.mark.parametrize(("more", "says"), [
-    (["--workers", "4000"], "4000 processors"),
+    (["--workers", "1000"], "1000 processors"),
     (["--devices", "cuda:0,cuda:0"], "names one twice"),
     (["--devices", "cuda:0,,"], "names with commas"),
     (["--devices", "cpu", "--device", "cpu"], "give one of the two"),
