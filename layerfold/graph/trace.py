@@ -181,7 +181,7 @@ def _why_no_layers(module: fx.GraphModule, network: Network) -> str:
     if network.notes:
         return f"has no conv in any chain, so there is nothing to merge ({'; '.join(network.notes)})"
     if not num_convs:
-        return "has no conv in any chain, so there is nothing to merge: it holds no Conv2d; give a CNN"
+        return "has no conv in any chain, so there is nothing to merge; give a CNN"
     reasons = dict.fromkeys(each.reason for each in network.barriers if "conv" in each.kind.lower())
     return f"has no conv in any chain, so there is nothing to merge, though it holds {num_convs}: {'; '.join(reasons)}"
 
