@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS claim (
 """
 RENEW_S = 10.0
 """A process that measures says this often that it lives: its claims get the present time."""
-LAPSE_S = 60.0
+LAPSE_S = 40.0
 """A claim of another machine that has not changed while it was watched for so long is that of a dead process."""
 _SAY_AFTER_S = 5.0
 _SAY_AGAIN_S = 60.0
