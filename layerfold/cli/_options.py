@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.arguments import LIMITS
 from layerfold.cli._quantities import finite_number
 from layerfold.errors import UsageError
 
@@ -28,9 +29,7 @@ def add_command(subparsers: Any, name: str, help_text: str, description: str, ex
 
 MOST = 10**9
 """Of what is counted, unless a flag says less."""
-THREADS = 4096
-BATCH = 65_536
-CLASSES = 1_000_000
+THREADS, BATCH, CLASSES = (LIMITS[name][1] for name in ("threads", "batch", "num_classes"))
 SEED = 2**32 - 1
 """The largest seed that every library takes."""
 

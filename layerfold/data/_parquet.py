@@ -22,6 +22,7 @@ from layerfold.data._stored import (
     parts_of,
 )
 from layerfold.errors import DataError, OptionalDependencyError, UsageError
+from layerfold.files import file_sha256
 
 
 class ParquetImages:
@@ -73,8 +74,7 @@ def read_parquet(root: Path) -> StoredData:
         if not path.is_file():
             raise DataError(f"{shown(path)}: is a folder, a pipe or a link to nothing; expected one Parquet file")
         pools[pool] = _read_parquet_file(path)
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(path)))
     return StoredData(pools=pools, num_classes=None, content_hash=digest.hexdigest())
 
 

@@ -2,16 +2,18 @@
 
 from layerfold.files._json import Count, Finite, parse_json, read_json
 from layerfold.files._lock import held
-from layerfold.files._reading import read_bytes, read_text
+from layerfold.files._reading import file_sha256, read_bytes, read_text
 from layerfold.files._sheets import FORMULA_SIGNS, csv_text
-from layerfold.files._writing import replacing, replacing_all, write_bytes, write_json, write_text
+from layerfold.files._writing import json_text, replacing, replacing_all, write_bytes, write_json, write_text
 
 __all__ = [
     "FORMULA_SIGNS",
     "Count",
     "Finite",
     "csv_text",
+    "file_sha256",
     "held",
+    "json_text",
     "parse_json",
     "read_bytes",
     "read_json",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from layerfold.errors import UsageError, WriteError
+from layerfold.terminal import one_line
 
 _MOST_SHOWN = 200
 
@@ -60,4 +61,4 @@ def _holder(place: Path) -> str:
             text = stream.read(_MOST_SHOWN).decode("utf-8", errors="replace")
     except OSError:
         text = ""
-    return "".join(each for each in text if each.isprintable()) or "another process"
+    return one_line(text) or "another process"

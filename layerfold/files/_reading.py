@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -67,6 +68,16 @@ def read_text(
     except UnicodeDecodeError as cause:
         tail = f"; {remedy}" if remedy else ""
         raise error(f"{path}: byte {cause.start} is not UTF-8 text{tail}") from None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex, without holding them in memory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _why(cause: Exception) -> str:

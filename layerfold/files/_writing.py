@@ -103,8 +103,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write plain values as JSON, all of it or nothing; what is no plain value is written as text."""
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+    """Write plain values as JSON, all of it or nothing; see :func:`json_text`."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return plain values as the text of a JSON file; what is no plain value becomes text."""
+    return json.dumps(value, indent=1, default=str) + "\n"
 
 
 def _sync(path: Path) -> None:

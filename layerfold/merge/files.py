@@ -6,7 +6,6 @@ the weights. Nothing in either file is code: a form is built anew from its model
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -18,14 +17,13 @@ from torch import Tensor, fx, nn
 
 from layerfold.arguments import shown
 from layerfold.errors import SolutionError, UsageError, nearest_names
-from layerfold.files import read_json, replacing_all
+from layerfold.files import file_sha256, json_text, read_json, replacing_all
 from layerfold.graph import Network, example_images, trace_network
 from layerfold.graph.specs import ConvSpec, Shape
 from layerfold.merge.algebra import AffineConv
 from layerfold.merge.deploy_form import make_conv, merge_network, set_submodule
 from layerfold.merge.train_form import build_train_form
 from layerfold.models import load_model
-from layerfold.models._weights import file_sha256
 from layerfold.solver import Solution
 
 SCHEMA = 1
@@ -182,7 +180,7 @@ def save_form(
         save_file(state, partial)
         content |= {"weights_sha256": file_sha256(partial), "version": __version__}
         # As text where facts come from a user's own data and are no plain values: nothing is lost by that.
-        partial_sidecar.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        partial_sidecar.write_text(json_text(content), encoding="utf-8")
 
 
 def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:

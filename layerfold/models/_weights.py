@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.errors import UsageError, nearest_names
+from layerfold.files import file_sha256
 from layerfold.models._checkpoint import read_sets
 from layerfold.models._choice import Fit, choose, fits_of
 
@@ -81,12 +81,6 @@ def take_weights(
         raise UsageError(f"weights={path}: {error}") from error
     module.load_state_dict(values, strict=False)
     return TakenWeights(sha256=file_sha256(path), key=taken.name, note=_note(path, taken, fits))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _note(path: Path, taken: Fit, fits: list[Fit]) -> str:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from layerfold.errors import UsageError, WriteError
-from layerfold.files import Count, held, read_json, write_json
+from layerfold.files import Count, file_sha256, held, read_json, write_json
 
 SCHEMA = 1
 _MANIFEST = "run.json"
@@ -350,10 +350,8 @@ def _is_foreign(item: Path) -> bool:
 def _facts_of(path: Path) -> _FileFacts | None:
     """Return hash and size of a file; None for what is not there or no file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return None
-        with path.open("rb") as stream:
-            return _FileFacts(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=stream.tell())
+        status = path.stat()
+        return _FileFacts(sha256=file_sha256(path), bytes=status.st_size) if stat.S_ISREG(status.st_mode) else None
     except OSError:
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from layerfold.arguments import number, shown
 from layerfold.errors import InfeasibleBudgetError, UsageError
-from layerfold.files import csv_text, write_text
+from layerfold.files import csv_text, write_json, write_text
 from layerfold.solver._labels import ChainFrontier
 from layerfold.solver._options import Option
 from layerfold.solver._refine import refine_budget
@@ -205,7 +204,7 @@ class Frontier:
 
     def write_json(self, path: str | Path) -> None:
         """Write :meth:`to_json` to a file, by an atomic replace."""
-        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(path, self.to_json())
 
     def write_csv(self, path: str | Path) -> None:
         """Write one row a point: latency a device, speed-up, importance, gap, act_pos, merge_pos.

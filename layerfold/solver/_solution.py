@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from layerfold.arguments import shown, whole
 from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
-from layerfold.files import parse_json, read_bytes, replacing, write_text
+from layerfold.files import parse_json, read_bytes, replacing, write_json
 from layerfold.tables._fields import as_tuple
 from layerfold.tables._kernel import SegmentKey, is_kernel_text
 from layerfold.torch_files import load_torch_file, plain_array, stands_for
@@ -142,7 +141,7 @@ class Solution:
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, by an atomic replace."""
-        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(path, self.to_json())
 
     def write_checkpoint(self, path: str | Path) -> None:
         """Write as a published ``checkpoint.pth``: a dict with ``act_pos`` and ``merge_pos``. Needs torch."""

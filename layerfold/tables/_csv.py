@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerfold.errors import TableError
-from layerfold.files import FORMULA_SIGNS, csv_text, read_text, replacing_all
+from layerfold.files import FORMULA_SIGNS, csv_text, json_text, read_text, replacing_all
 from layerfold.tables._provenance import Provenance, read_sidecar, sidecar_path
 from layerfold.terminal import one_line
 
@@ -153,6 +152,5 @@ def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object
     """Write the CSV and its sidecar, each by an atomic replace: a killed process leaves the old file or the new."""
     # The sidecar goes first: a table beside a newer sidecar is refused by its row count rather than misread.
     with replacing_all(sidecar_path(path), path) as (partial_sidecar, partial):
-        facts = json.dumps({**provenance.to_json(), "rows": len(rows)}, indent=1, default=str)
-        partial_sidecar.write_text(facts + "\n", encoding="utf-8")
+        partial_sidecar.write_text(json_text({**provenance.to_json(), "rows": len(rows)}), encoding="utf-8")
         partial.write_text(csv_text(header, rows), encoding="utf-8", newline="")
