@@ -67,7 +67,9 @@ ADVICE = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "advice", "obey"), ADVICE, ids=[" ".join(arguments[-3:]) for arguments, *_ in ADVICE])
+@pytest.mark.parametrize(
+    ("arguments", "advice", "obey"), ADVICE, ids=[" ".join(arguments[-3:]) for arguments, *_ in ADVICE]
+)
 def test_obeying_the_advice_works(
     arguments: list[str], advice: str, obey: Callable[[list[str], re.Match[str]], list[str]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
