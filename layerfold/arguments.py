@@ -46,6 +46,10 @@ LIMITS: Mapping[str, tuple[int, int]] = {
 MOST_NUMBERS = 2**28
 """Numbers that one batch of input may hold: 1 GiB as float32."""
 
+MOST_COUNTED = 10**9
+"""Of steps, epochs and the like, where nothing says less."""
+_LARGEST = 1e300
+
 _CLASSES = frozenset({
     "Network", "Solution", "LatencyTable", "ImportanceTable", "ImageData", "Frontier", "CompressOptions",
     "FinetuneOptions", "Limits", "Refinement",
@@ -210,6 +214,23 @@ def number(name: str, value: object) -> float:
         raise UsageError(f"{name}={shown(value)}: must be a number that a float can hold")
     is_small = type(value) is int and abs(value) < 2**53
     return value if type(value) is float or is_small else found  # type: ignore[return-value]
+
+
+def check_bounds(
+    name: str, value: float | None, *, least: float = -math.inf, above: float | None = None, most: float = math.inf
+) -> None:
+    """Refuse a number that is infinite, below ``least``, not above ``above``, or more than ``most``; None passes.
+
+    Raises:
+        UsageError: names the argument, its value and the bounds.
+    """
+    if value is None:
+        return
+    lower = f"above {above:g}" if above is not None else f"at least {least:g}" if math.isfinite(least) else ""
+    upper = f"at most {most:g}" if math.isfinite(most) else ""
+    is_above = above is None or value > above
+    if not (abs(value) <= _LARGEST and is_above and least <= value <= most):
+        raise UsageError(f"{name}={shown(value)}: must be {' and '.join(filter(None, (lower, upper))) or 'a number'}")
 
 
 def flag(name: str, value: object) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from layerfold.arguments import MOST_NUMBERS
 from layerfold.cli._choices import INTERPOLATIONS
 from layerfold.cli._options import BATCH, CLASSES, SEED, above, at_least, whole
 from layerfold.cli._quantities import finite_number, parse_whole
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from layerfold.models import LoadedModel
 
 
-_MOST_VALUES = 2**28
-"""Of one image: 1 GiB in float32."""
-
-
 def parse_shape(text: str) -> tuple[int, int, int]:
     """Return (channels, height, width) of a text like ``3x224x224``.
 
@@ -34,8 +31,8 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     parts = text.strip().lower().split("x")
     if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(f"--input {text}: give channels x height x width as whole numbers, for example 3x224x224")
-    if math.prod(map(int, parts)) > _MOST_VALUES:
-        raise UsageError(f"--input {text}: is more than {_MOST_VALUES:,} values an image, which no network here takes; "
+    if math.prod(map(int, parts)) > MOST_NUMBERS:
+        raise UsageError(f"--input {text}: is more than {MOST_NUMBERS:,} values an image, which no network here takes; "
                          "give channels x height x width, for example 3x224x224")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width

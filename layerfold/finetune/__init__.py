@@ -14,7 +14,6 @@ from layerfold.finetune._batch_norm import (
 )
 from layerfold.finetune._device import check_device
 from layerfold.finetune._memory import is_out_of_memory
-from layerfold.finetune._numbers import check_flag, check_number, check_whole
 from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._presets import PRESETS, preset
 from layerfold.finetune._processes import ending_together, is_main_process
@@ -36,11 +35,8 @@ __all__ = [
     "averaging_batch_norm",
     "check_answers",
     "check_device",
-    "check_flag",
     "check_labels",
-    "check_number",
     "check_trainable",
-    "check_whole",
     "ending_together",
     "evaluate_network",
     "finetune_network",

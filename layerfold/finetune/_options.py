@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from layerfold.arguments import check_fields
+from layerfold.arguments import MOST_COUNTED, check_bounds, check_fields, whole
 from layerfold.errors import UsageError
-from layerfold.finetune._numbers import check_number, check_whole
 from layerfold.finetune._optimizers import LEARNING_RATES, WEIGHT_DECAYS, unknown_optimizer
 from layerfold.finetune._schedules import SCHEDULES, ScheduleName, rate_share
 
@@ -82,24 +81,23 @@ class FinetuneOptions:
         self._require("schedule", self.schedule in SCHEDULES, f"must be one of {', '.join(SCHEDULES)}")
         self._require("keep", self.keep in ("last", "best"), "must be last or best")
         self._require("mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), "must be no, bf16 or fp16")
-        check_whole("epochs", self.epochs, least=1)
-        check_whole("steps", self.steps, least=1, may_be_none=True)
-        check_whole("seed", self.seed, least=0, most=2**63 - 1)
-        check_whole("batch_size", self.batch_size, least=1)
+        whole("epochs", self.epochs, least=1, most=MOST_COUNTED)
+        if self.steps is not None:
+            whole("steps", self.steps, least=1, most=MOST_COUNTED)
         self._require("batch_size", self.batch_size >= 2, "must be at least 2, since BatchNorm averages over a batch")
         for name in ("learning_rate", "grad_clip_norm", "temperature", "decay_power"):
-            check_number(name, getattr(self, name), above=0, may_be_none=name in ("learning_rate", "grad_clip_norm"))
+            check_bounds(name, getattr(self, name), above=0)
         for name in ("weight_decay", "mixup", "cutmix", "feature_weight"):
-            check_number(name, getattr(self, name), least=0, may_be_none=name == "weight_decay")
+            check_bounds(name, getattr(self, name), least=0)
         self._require("batch_size", not (self.is_mixed and self.batch_size % 2), "must be even for mixup and cutmix")
         for name in _SHARES:
-            check_number(name, getattr(self, name), least=0)
+            check_bounds(name, getattr(self, name), least=0)
             self._require(name, 0 <= getattr(self, name) <= 1, "must be within 0..1")
-        check_number("decay_rate", self.decay_rate, above=0, most=1)
-        check_number("ema_decay", self.ema_decay, above=0, may_be_none=True)
+        check_bounds("decay_rate", self.decay_rate, above=0, most=1)
+        check_bounds("ema_decay", self.ema_decay, above=0)
         self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "must be between 0 and 1")
         for milestone in self.milestones:
-            check_number("milestones", milestone, above=0)
+            check_bounds("milestones", milestone, above=0)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         self._require("milestones", all(0 < each < 1 for each in self.milestones)
                       and list(self.milestones) == sorted(self.milestones), "must be shares between 0 and 1, rising")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from layerfold.arguments import check_fields
+from layerfold.arguments import MOST_COUNTED, check_bounds, check_fields, whole
 from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
-from layerfold.finetune import check_flag, check_number, check_whole
 from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES
 from layerfold.pipeline.budget_loop import MOST_WHOLES, Budget
 
@@ -26,7 +25,6 @@ _LEASTS = {
     "finetune_epochs": 0, "whole_plans": 0, "finalist_steps": 0, "threads": 1, "batch": 1, "max_kernel": 1,
     "importance_images": 1, "importance_steps": 1, "batch_size": 2,
 }  # fmt: skip
-_MAY_BE_NONE = ("finetune_epochs", "finalist_steps", "importance_images", "importance_steps")
 _CHOICES = {"importance_method": METHODS, "importance_score": (AUTO, *SCORES), "optimizer": ("sgd", "adamw")}
 
 
@@ -100,7 +98,7 @@ class CompressOptions:
                 "for example --budget 4.5ms or --speedup 1.5"
             )
         for name in ("budget_ms", "speedup"):
-            check_number(name, getattr(self, name), above=0, may_be_none=True)
+            check_bounds(name, getattr(self, name), above=0)
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in known:
@@ -109,19 +107,17 @@ class CompressOptions:
             if each not in FORMATS:
                 raise UsageError(f"formats: {each!r} is none of {', '.join(FORMATS)}{nearest_names(each, FORMATS)}")
         for name, least in _LEASTS.items():
-            check_whole(name, getattr(self, name), least=least, may_be_none=name in _MAY_BE_NONE)
-        check_whole("seed", self.seed, least=0, most=2**63 - 1)
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), least=least, most=MOST_COUNTED)
         for name in ("max_growth", "learning_rate"):
-            check_number(name, getattr(self, name), above=0, may_be_none=name == "learning_rate")
-        for name in ("fastest", "merge_pooling", "drop_layers", "unfreeze", "keep_frozen"):
-            check_flag(name, getattr(self, name))
+            check_bounds(name, getattr(self, name), above=0)
         if self.finalist_steps and (self.fastest or not self.whole_plans or self.finetune_epochs == 0):
             raise UsageError(f"finalist_steps={self.finalist_steps}: choose among plans that wholes led to, before a "
                              "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0")
-        check_number("margin", self.margin, least=0)
+        check_bounds("margin", self.margin, least=0)
         if not self.margin < 1:
             raise UsageError(f"margin={self.margin}: must be at least 0 and below 1")
-        check_number("alpha", self.alpha)
+        check_bounds("alpha", self.alpha)
         if self.formats is not None and "onnx" not in self.formats:
             raise UsageError(f"formats={self.formats!r}: must hold onnx, which the last measurement needs")
 
