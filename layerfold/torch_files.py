@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import math
 import re
-import stat
 import sys
 import threading
 import warnings
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold.errors import OptionalDependencyError, UsageError
+from layerfold.files import check_regular
 
 _MOST_UNPACKED = 16
 """A zip archive may unpack to this many times its size; ``torch.save`` does not compress at all."""
@@ -158,18 +158,6 @@ def stands_for(value: object) -> str:
 def plain_array(value: object) -> Any:
     """Return the array of NumPy that a file held at this place, or the value itself."""
     return value.value if type(value) is _NumpyArray else value
-
-
-def check_regular(path: Path) -> None:
-    """Raise UsageError, with the bare reason, unless a path is a regular file; a pipe would block for ever."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        is_missing = isinstance(error, FileNotFoundError)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError("no such file" if is_missing else f"cannot be read ({reason})") from None
-    if not stat.S_ISREG(mode):
-        raise UsageError("is a folder, not a file" if stat.S_ISDIR(mode) else "is a pipe or device, not a file")
 
 
 def _stand_in_for(name: str) -> Callable[..., Any] | None:

@@ -7,30 +7,26 @@ import itertools
 from pathlib import Path
 
 from layerfold.errors import UsageError
-from layerfold.files import read_bytes
+from layerfold.files import check_regular, read_bytes
 
-MOST_BYTES = 4 << 30
-"""A network as ONNX is at most 2 GiB."""
 _LOOKED_AT = 10_000
 
 
-def read_input(path: str | Path, argument: str, *, as_what: str = "", most_bytes: int = MOST_BYTES) -> bytes:
+def read_input(path: str | Path, argument: str) -> bytes:
     """Return the content of a file that an argument names.
 
     Args:
         path: as given.
         argument: its name, for the error.
-        as_what: what it is read as, for the error.
-        most_bytes: a larger one is refused.
 
     Raises:
         UsageError: no such file, with its nearest neighbour; no regular file; too large; unreadable.
     """
+    check_readable(path, argument)
     try:
-        return read_bytes(path, most_bytes=most_bytes)
+        return read_bytes(path)
     except UsageError as error:
-        reason = str(error).removeprefix(f"{path}: ").removeprefix("cannot be read (").removesuffix(")")
-        raise UsageError(f"{argument} {path}: cannot be read{as_what} ({reason}{nearest_file(path)})") from error
+        raise UsageError(f"{argument} {error}") from error
 
 
 def check_readable(path: str | Path, argument: str) -> None:
@@ -40,13 +36,9 @@ def check_readable(path: str | Path, argument: str) -> None:
         UsageError: names its nearest neighbour.
     """
     try:
-        is_there = Path(path).is_file()
-    except OSError as error:
-        raise UsageError(f"{argument} {path}: {error.strerror}") from error
-    if not is_there:
-        is_other = Path(path).exists()
-        reason = "is a folder, a pipe or a device" if is_other else f"no such file{nearest_file(path)}"
-        raise UsageError(f"{argument} {path}: {reason}")
+        check_regular(path)
+    except UsageError as error:
+        raise UsageError(f"{argument} {path}: {error}{nearest_file(path)}") from error
 
 
 def nearest_file(path: str | Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -15,7 +15,6 @@ from layerfold.data._preprocessing import is_whole
 from layerfold.data._splits import DatasetSplit, Split
 from layerfold.errors import DataError, UsageError, nearest_names
 
-SplitName = Literal["train", "holdout", "test"]
 _SPLIT_NAMES = ("train", "holdout", "test")
 
 

@@ -2,7 +2,7 @@
 
 from layerfold.files._json import Count, Finite, parse_json, read_json
 from layerfold.files._lock import held
-from layerfold.files._reading import file_sha256, read_bytes, read_text
+from layerfold.files._reading import check_regular, file_sha256, read_bytes, read_text
 from layerfold.files._sheets import FORMULA_SIGNS, csv_text
 from layerfold.files._writing import json_text, replacing, replacing_all, write_bytes, write_json, write_text
 
@@ -10,6 +10,7 @@ __all__ = [
     "FORMULA_SIGNS",
     "Count",
     "Finite",
+    "check_regular",
     "csv_text",
     "file_sha256",
     "held",

@@ -70,6 +70,23 @@ def read_text(
         raise error(f"{path}: byte {cause.start} is not UTF-8 text{tail}") from None
 
 
+def check_regular(path: str | Path) -> None:
+    """Refuse a path that is no regular file, for libraries that open it themselves; a pipe would block for ever.
+
+    Raises:
+        UsageError: the bare reason, for the caller to put the file's name before it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise UsageError("no such file") from None
+    except (OSError, ValueError) as cause:
+        raise UsageError(f"cannot be read ({_why(cause)})") from None
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+        raise UsageError(f"is {kind}, not a file")
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex, without holding them in memory.
 

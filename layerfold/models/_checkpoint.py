@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from layerfold.errors import UsageError
-from layerfold.torch_files import check_regular, load_torch_file, plain_array, stands_for
+from layerfold.files import check_regular
+from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
 _DEEPEST = 4
 _MOST_SETS = 200
