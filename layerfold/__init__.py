@@ -1,6 +1,6 @@
 """layerfold makes a trained CNN meet a latency budget on a given device by merging convolutions.
 
-The names below are the whole public surface (DESIGN.md, section 10). A name is looked up in its home module when it
+The names below are the whole public surface. A name is looked up in its home module when it
 is first used, so that ``import layerfold`` and ``layerfold --help`` start without torch.
 """
 

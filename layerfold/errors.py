@@ -24,7 +24,7 @@
     +-- OptionalDependencyError       4   a package is missing (also an ImportError)
 
 A message is one line: the argument, its value, the rule it broke, the remedy. The command line prints
-that line and exits with the class's ``exit_code`` (DESIGN.md, section 10).
+that line and exits with the class's ``exit_code`` (docs/design.md).
 """
 
 from __future__ import annotations

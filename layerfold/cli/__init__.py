@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; results on stdout, progress and log on stderr (DESIGN.md, section 10)."""
+"""The command line: parse, call, print; results on stdout, progress and log on stderr."""
 
 from __future__ import annotations
 

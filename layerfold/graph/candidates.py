@@ -1,4 +1,4 @@
-"""Which segments may be merged, and into what (DESIGN.md, sections 4 and 5)."""
+"""Which segments may be merged, and into what (docs/design.md)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def count_merge_sets(net: Network, candidates: Iterable[Segment]) -> int:
 def count_plans(net: Network, candidates: Iterable[Segment]) -> int:
     """Return how many pairs (A, S) the candidates allow: S as in :func:`count_merge_sets`, A any subset of it.
 
-    A chain's end keeps what it has, so it offers no choice (DESIGN.md, section 3); nor does a position of a chain
+    A chain's end keeps what it has, so it offers no choice (docs/design.md); nor does a position of a chain
     that has no activation at all, since nothing says what would fill its slot.
     """
     filled = {chain.end: chain.activation is not None for chain in net.chains}

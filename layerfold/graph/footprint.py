@@ -2,7 +2,7 @@
 
 A linear map from a segment's input to the feature map at one of its positions reads, for output pixel y, the
 input pixels ``y * stride + low .. y * stride + high``. Convs and additions act on (low, high, stride) alone, so a
-merged conv's shape follows before any weight is touched (DESIGN.md, section 4).
+merged conv's shape follows before any weight is touched (docs/design.md).
 """
 
 from __future__ import annotations

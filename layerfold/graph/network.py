@@ -1,6 +1,6 @@
 """What a traced network looks like: layers, positions, chains, residuals, barriers, candidates.
 
-Words as in DESIGN.md, section 3. A description only: no weights, no torch.
+Words as in docs/design.md. A description only: no weights, no torch.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Segment:
 
     @property
     def signature(self) -> str:
-        """What decides the segment's latency; equal signatures are measured once (DESIGN.md, section 6)."""
+        """What decides the segment's latency; equal signatures are measured once (docs/design.md)."""
         parts = [_shape_text(self.input_shape), _conv_text(self.conv), f"act:{self.activation or 'none'}"]
         for residual in self.open_residuals:
             convs = "+".join(_conv_text(conv) for conv in residual.shortcut) or "identity"

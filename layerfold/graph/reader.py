@@ -1,4 +1,4 @@
-"""Read chains and residuals off a traced graph (DESIGN.md, section 3).
+"""Read chains and residuals off a traced graph (docs/design.md).
 
 The graph is read several times. Each reading assumes that every addition on a chain is a residual of that chain;
 what proves otherwise becomes a barrier, and the graph is read again until nothing changes.

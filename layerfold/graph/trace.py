@@ -107,7 +107,7 @@ def trace_network(
     *,
     merge_pooling: bool = False,
 ) -> Network:
-    """Trace a CNN into layers, chains, residuals and barriers (DESIGN.md, section 3).
+    """Trace a CNN into layers, chains, residuals and barriers (docs/design.md).
 
     Args:
         model: any module that torch.fx can trace; left untouched. Submodules that it cannot trace are kept whole.

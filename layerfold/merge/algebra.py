@@ -1,4 +1,4 @@
-"""Several linear layers as one conv, in float64 (DESIGN.md, section 4).
+"""Several linear layers as one conv, in float64 (docs/design.md).
 
 The published form is a transposed convolution of one kernel by the other (Kim et al. 2023, section 3).
 Tensor suffixes: OIHW = output channels, input channels / groups, kernel height, kernel width.

@@ -64,7 +64,7 @@ class InnerResidual:
 
 
 class TrainSegment(nn.Module):
-    """Layers start+1..end of a network in train form (DESIGN.md, sections 3 and 4).
+    """Layers start+1..end of a network in train form (docs/design.md).
 
     Moving the padding to the front means that inner convs see more than the original feature map; what a layer
     or residual does not need of it is cropped. So the segment is exactly one conv, borders included.

@@ -1,4 +1,4 @@
-"""Predict, build, measure, learn: until the measured latency is within the budget (DESIGN.md, section 2)."""
+"""Predict, build, measure, learn: until the measured latency is within the budget (docs/design.md)."""
 
 from __future__ import annotations
 

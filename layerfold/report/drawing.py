@@ -116,7 +116,7 @@ def _solution_line(net: Network, solution: lay.Positions) -> str:
 def slot_state(net: Network, index: int, act_pos: frozenset[int] | None) -> str:
     """Return ``kept``, ``removed``, ``added`` or ``empty`` for the activation slot behind a layer."""
     had = net.has_activation(index)
-    # A chain's own end keeps what it has, whatever the solution lists (DESIGN.md, section 3).
+    # A chain's own end keeps what it has, whatever the solution lists (docs/design.md).
     if act_pos is None or index == net.chain_of(index).end:
         return "kept" if had else "empty"
     if index in act_pos:

@@ -1,4 +1,4 @@
-"""Options, frontiers, solutions: the exact choice of what to merge (DESIGN.md, section 7). No torch."""
+"""Options, frontiers, solutions: the exact choice of what to merge (docs/design.md). No torch."""
 
 from layerfold.solver._alternatives import solve_alternatives
 from layerfold.solver._climb import ScoredPlan, climb_plans

@@ -1,4 +1,4 @@
-"""Latency and importance tables: types, files, checks (DESIGN.md, section 6). No torch."""
+"""Latency and importance tables: types, files, checks (docs/design.md). No torch."""
 
 from layerfold.tables._compare import TableDifference, check_coverage, diff_tables, merge_tables, read_table
 from layerfold.tables._importance import ImportanceEntry, ImportanceTable
