@@ -90,7 +90,7 @@ def compress_network(
     progress: bool = True,
     command: str = "",
 ) -> CompressResult:
-    """Compress a trained CNN to a latency budget: every step of docs/design.md.
+    """Compress a trained CNN to a latency budget: every step of docs/design.md, in one folder.
 
     The same call again goes on where an interrupted one stopped, and does nothing twice.
 
