@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._choices import METHODS, OPTIMIZERS, SCORES, parse_formats
 from layerfold.cli._networks import add_drop_argument
-from layerfold.cli._options import BATCH, SEED, THREADS, above, whole
+from layerfold.cli._options import BATCH, SEED, THREADS, above, add_result_arguments, whole
 from layerfold.cli._output import results_stream, show, show_json
 from layerfold.cli._quantities import parse_alpha, parse_margin, parse_ms, parse_speedup
 from layerfold.cli._sources import (
@@ -99,12 +99,6 @@ def add_parser(subparsers: Any) -> None:
     out.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N", help="of everything random (default: 0)")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
-
-
-def add_result_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json`` and ``--quiet``."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:

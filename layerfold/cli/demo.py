@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from layerfold.cli._options import SEED, whole
-from layerfold.cli.compress import add_result_arguments, print_result
+from layerfold.cli._options import SEED, add_result_arguments, whole
+from layerfold.cli.compress import print_result
 
 
 def add_parser(subparsers: Any) -> None:

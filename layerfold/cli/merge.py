@@ -75,6 +75,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge, compare, write."""
+    from layerfold.graph import example_images
     from layerfold.graph.dropping import dropped_layers
     from layerfold.merge import merge_network, save_form
     from layerfold.pipeline.equality import check_same
@@ -83,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
     made = _train_form(args)
     student, net, recipe, kept = made.student, made.net, made.recipe, made.facts
     merged = merge_network(student)
-    example = _random_images(recipe, args.batch).to(next(student.parameters()).dtype)
-    images = _random_images(recipe, _NUM_COMPARED) if made.images is None else made.images
-    difference = check_same(merged, student, images.to(example.dtype), "the merged network and its train form")
+    dtype = next(student.parameters()).dtype
+    example = example_images((args.batch, *recipe.input_shape), dtype=dtype)
+    images = example_images((_NUM_COMPARED, *recipe.input_shape)) if made.images is None else made.images
+    difference = check_same(merged, student, images.to(dtype), "the merged network and its train form")
     segments = net.segments_of(recipe.solution.merge_pos, dropped_layers(net, recipe.solution.kept_layers))
     convs = sum(not segment.is_identity for segment in segments)
     found: dict[str, Any] = {
@@ -102,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
         onnx_bytes = export_onnx(merged, example)
         found["onnx"] = args.onnx
-        fresh = _random_images(recipe, args.batch, seed=1).to(example.dtype)
+        fresh = example_images(example.shape, dtype=dtype, seed=1)
         found["onnx_difference"] = check_onnx(onnx_bytes, merged, fresh).max_rel
         write_bytes(args.onnx, onnx_bytes)
         print(f"wrote {args.onnx}", file=sys.stderr)
@@ -182,12 +184,6 @@ def _changes(net: Network, solution: Solution) -> bool:
     ends = {chain.end for chain in net.chains}
     is_whole = set(solution.act_pos) - ends == set(net.original_act_pos) - ends
     return not is_whole or len(set(solution.merge_pos) | ends) != len(net.layers)
-
-
-def _random_images(recipe: Recipe, batch: int, seed: int = 0) -> Tensor:
-    import torch
-
-    return torch.randn(batch, *recipe.input_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _as_text(found: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from layerfold.finetune import (
     recalibrate_batch_norm,
     unfreeze_parameters,
 )
-from layerfold.graph import Network, check_same_function, layer_norms, trace_network
+from layerfold.graph import Network, check_same_function, example_images, layer_norms, trace_network
 from layerfold.graph.copying import copy_module
 from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
 from layerfold.merge import build_train_form, merge_network
@@ -146,7 +146,7 @@ class _Run:
     ) -> None:
         options = options.settled(data)
         self.name = loaded.source if loaded is not None else type(model).__name__
-        check_inputs(model, data, options, out)
+        check_inputs(model, data, options)
         self.backend: Backend = get_backend(options.backend, threads=options.threads)
         if options.unfreeze:
             model = copy_module(model)
@@ -249,8 +249,7 @@ class _Run:
 
     def batch_example(self) -> Tensor:
         """Return random images of the batch size that is measured."""
-        generator = torch.Generator().manual_seed(self.options.seed)
-        return torch.randn(self.options.batch, *self.data.input_shape, generator=generator)
+        return example_images((self.options.batch, *self.data.input_shape), seed=self.options.seed)
 
     def _trace(self) -> dict[str, Any]:
         self.data.preload()  # a broken image shows now, not after the profile

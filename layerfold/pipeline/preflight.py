@@ -1,15 +1,13 @@
-"""What can be known before any work is refused before any work: settings, model, images, packages and folder."""
+"""What can be known before any work is refused before any work: settings, model, images and packages."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-from pathlib import Path
 
 from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.errors import DataError, OptionalDependencyError, UsageError
+from layerfold.errors import DataError, OptionalDependencyError
 from layerfold.finetune import FinetuneOptions, check_answers, check_device, check_trainable, first_images
 from layerfold.importance import AUTO, check_method, default_method, trains
 from layerfold.pipeline.options import CompressOptions
@@ -17,22 +15,20 @@ from layerfold.pipeline.options import CompressOptions
 _FEWEST_IMAGES = 2
 
 
-def check_inputs(model: nn.Module, data: ImageData, options: CompressOptions, out: Path) -> None:
+def check_inputs(model: nn.Module, data: ImageData, options: CompressOptions) -> None:
     """Refuse what a compression would fail on later, in seconds.
 
     Args:
         model: in eval mode; left as it is.
         data: images of the model's input shape.
         options: settled (:meth:`CompressOptions.settled`).
-        out: the output folder.
 
     Raises:
-        UsageError: a device or folder that cannot be used, a model that gives no logits or is frozen.
+        UsageError: a device that cannot be used, a model that gives no logits or is frozen.
         DataError: no labels for a score that needs them, no training images, a holdout of one class, more classes than
             the model has.
         DeviceUnavailableError, OptionalDependencyError: what is asked for is not there.
     """
-    check_folder(out)
     check_device(options.train_device)
     _check_packages(options)
     _check_images(data, options)
@@ -46,21 +42,6 @@ def importance_method(options: CompressOptions, data: ImageData) -> str:
     if options.importance_method != AUTO:
         return options.importance_method
     return default_method(data, is_finetuned=bool(options.finetune_epochs))
-
-
-def check_folder(out: Path) -> None:
-    """Refuse an output folder that cannot be one.
-
-    Raises:
-        UsageError: a file, or a place where nothing can be written.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--output {out}: is a file; name a folder")
-    upper = out.absolute()
-    while not upper.exists():
-        upper = upper.parent
-    if not upper.is_dir() or not os.access(upper, os.W_OK):
-        raise UsageError(f"--output {out}: {upper} cannot be written; name another folder")
 
 
 def _check_images(data: ImageData, options: CompressOptions) -> None:

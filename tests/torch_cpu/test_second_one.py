@@ -18,7 +18,6 @@ from layerfold.errors import DataError, UsageError
 from layerfold.finetune import FinetuneOptions, check_answers, check_trainable, first_images
 from layerfold.importance import WholeScores
 from layerfold.pipeline import CompressOptions
-from layerfold.pipeline.preflight import check_inputs
 from tests.torch_cpu.small_training import images, network, train
 
 
@@ -225,10 +224,9 @@ def test_compress_says_at_once_what_is_missing(name: str, tmp_path: Path) -> Non
 
 def test_output_folder_that_cannot_be_written_is_named_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    options = CompressOptions(speedup=1.5).settled(images())
     for place, said in (("file", "is a file"), ("file/inside", "cannot be written")):
         with pytest.raises(UsageError, match=said):
-            check_inputs(network(), images(), options, tmp_path / place)
+            lf.compress_network(network(), images(), out=tmp_path / place, speedup=1.5, progress=False)
 
 
 @pytest.mark.parametrize("settings", [
