@@ -24,7 +24,12 @@ def printable(text: str) -> str:
         >>> printable("a\\x1b[31mb.csv")
         'a\\\\x1b[31mb.csv'
     """
-    return _UNPRINTABLE.sub(_escaped, text)
+    return _UNPRINTABLE.sub(lambda found: _escape_of(found[0]), text)
+
+
+def name_text(name: object) -> str:
+    """Return a name that came from a disk or an archive on one line: what is no printable character, as an escape."""
+    return "".join(each if each.isprintable() else _escape_of(each) for each in str(name))
 
 
 def one_line(text: str, *, most: int = _LONGEST_LINE) -> str:
@@ -35,11 +40,11 @@ def one_line(text: str, *, most: int = _LONGEST_LINE) -> str:
     return _cut(line, most)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escape_of(character: str) -> str:
+    code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte of a name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
-    return found[0].encode("unicode_escape").decode()
+    return character.encode("unicode_escape").decode()
 
 
 def _cut(text: str, most: int) -> str:

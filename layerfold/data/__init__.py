@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layerfold.data._encoded import reason_of, shown
+from layerfold.data._encoded import reason_of
 from layerfold.data._image_data import ImageData
 from layerfold.data._loader import BatchLoader, Share
 from layerfold.data._open import open_data
@@ -10,5 +10,4 @@ from layerfold.data._preprocessing import Preprocessing
 from layerfold.data._splits import Split
 from layerfold.data._stored import UNLABELLED
 
-__all__ = ["UNLABELLED", "BatchLoader", "ImageData", "Preprocessing", "Share", "Split", "open_data",
-           "reason_of", "shown"]
+__all__ = ["UNLABELLED", "BatchLoader", "ImageData", "Preprocessing", "Share", "Split", "open_data", "reason_of"]

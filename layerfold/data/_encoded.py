@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from layerfold.data._eight_bits import check_mode
+from layerfold.terminal import name_text
 
 # Not all that Pillow knows: it would hand what looks like PostScript to another program, for example.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA",
@@ -48,11 +49,6 @@ def has_frames(image: Any) -> bool:
     return image.format in _HAVE_FRAMES and bool(getattr(image, "is_animated", False))
 
 
-def shown(name: Path | str) -> str:
-    """Return a name that came from a disk or an archive on one line: what is no printable character, as an escape."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(name))
-
-
 def reason_of(error: Exception) -> str:
     """Return in a few words why an image could not be read."""
     from PIL import Image, UnidentifiedImageError
@@ -66,7 +62,7 @@ def reason_of(error: Exception) -> str:
         return "there is too little memory to decode it"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return shown(" ".join(str(error).split()))[:160] or type(error).__name__
+    return name_text(" ".join(str(error).split()))[:160] or type(error).__name__
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.data._decoded import StoredImages
-from layerfold.data._encoded import opened, shown
+from layerfold.data._encoded import opened
 from layerfold.data._stored import (
     POOL_NAMES,
     UNLABELLED,
@@ -25,6 +25,7 @@ from layerfold.data._stored import (
     sizes_and_states,
 )
 from layerfold.errors import DataError, UsageError
+from layerfold.terminal import name_text
 
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 _LEAST_UNLABELLED = 10
@@ -42,7 +43,7 @@ class FolderImages:
         return opened(self._paths[row])
 
     def locate(self, row: int) -> str:
-        return shown(self._paths[row])
+        return name_text(self._paths[row])
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def read_folder(root: Path) -> StoredData:
         others += found.pop("", _Found()).others
         paths = [path for name in found for path in found[name].images]
         if not paths:
-            raise DataError(f"{shown(folder)}: holds no images; expected {shown(folder)}/CLASS/NAME.jpg (or png, bmp, "
-                            "webp, ...)")
+            raise DataError(f"{name_text(folder)}: holds no images; expected {name_text(folder)}/CLASS/NAME.jpg (or "
+                            "png, bmp, webp, ...)")
         labels = [classes.index(name) for name in found for _ in found[name].images]
         pools[pool] = FolderImages(paths, np.asarray(labels, dtype=np.int64))
         files += paths
@@ -117,8 +118,8 @@ def _class_folders(root: Path, folder: Path, classes: Sequence[str], first: Path
             beside.others.append(Path(entry.path))
             continue
         if entry.name not in classes:
-            raise DataError(f"{shown(entry.path)}: class {shown(entry.name)!r} is not in {shown(first)}; the same "
-                            "class folders are needed in every split: add it there, or move it away here")
+            raise DataError(f"{name_text(entry.path)}: class {name_text(entry.name)!r} is not in {name_text(first)}; "
+                            "the same class folders are needed in every split: add it there, or move it away here")
         below = _files_below(Path(entry.path), (root, folder))
         found[entry.name] = _Found(sorted(below.images), below.others)
     if beside.others:
@@ -144,7 +145,9 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> _Found:
             if path.suffix.lower() not in _IMAGE_SUFFIXES:
                 found.others.append(path)
                 continue
-            raise DataError(f"{shown(path)}: not a readable image ({error.strerror}); repair or remove it") from None
+            raise DataError(
+                f"{name_text(path)}: not a readable image ({error.strerror}); repair or remove it"
+            ) from None
         if stat.S_ISDIR(status.st_mode):
             below = _files_below(path, (*above, folder))
             found.images.extend(below.images)
@@ -154,8 +157,8 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> _Found:
         elif stat.S_ISREG(status.st_mode):
             found.images.append(path)
         else:
-            raise DataError(f"{shown(path)}: not a readable image (it is a pipe or a device, not a file); repair or "
-                            "remove it")
+            raise DataError(f"{name_text(path)}: not a readable image (it is a pipe or a device, not a file); repair "
+                            "or remove it")
     return found
 
 
@@ -164,20 +167,20 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{shown(folder)}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{name_text(folder)}: cannot be read ({error.strerror})") from None
 
 
 def _without_images(what: str, classes: Sequence[str], found: Mapping[str, _Found]) -> Iterator[str]:
     absent = [name for name in classes if name not in found or not found[name].images]
     if absent:
-        yield f"{what}: holds no images of {len(absent)} of {len(classes)} classes, the first: {shown(absent[0])}"
+        yield f"{what}: holds no images of {len(absent)} of {len(classes)} classes, the first: {name_text(absent[0])}"
 
 
 def _passed_over(source: str, others: Sequence[Path]) -> Iterator[str]:
     if others:
         # What has an image's name lies beside the class folders, where nothing tells its class.
         yield (f"{source}: {counted(len(others), 'file')} passed over, which by name or place {_are(others)} no image "
-               f"of a class; the first: {shown(min(others))}")
+               f"of a class; the first: {name_text(min(others))}")
 
 
 def _are(items: Sequence[Path]) -> str:
@@ -188,11 +191,11 @@ def remedy_for(root: Path, prefix: str = "folder:") -> str:
     """Return what to do about a folder without splits, for what it looks like; each remedy works as it is."""
     names = {name for known in POOL_NAMES.values() for name in known}
     if root.resolve().name in names:
-        return f"give {prefix}{shown(root.resolve().parent)}, the folder above it"
+        return f"give {prefix}{name_text(root.resolve().parent)}, the folder above it"
     inner = [entry for entry in _entries(root) if entry.is_dir()]
     for entry in inner:
         if any((Path(entry.path) / name).is_dir() for name in names):
-            return f"give {prefix}{shown(entry.path)}"
+            return f"give {prefix}{name_text(entry.path)}"
     if inner:
-        return "move its class folders into a folder train, or give images:" + shown(root) + " to do without labels"
+        return "move its class folders into a folder train, or give images:" + name_text(root) + " to do without labels"
     return "put the images of each class into a folder train/CLASS inside it"

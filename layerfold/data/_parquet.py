@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.data._decoded import StoredImages
-from layerfold.data._encoded import opened, shown
+from layerfold.data._encoded import opened
 from layerfold.data._stored import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -23,6 +23,7 @@ from layerfold.data._stored import (
 )
 from layerfold.errors import DataError, OptionalDependencyError, UsageError
 from layerfold.files import file_sha256
+from layerfold.terminal import name_text
 
 
 class ParquetImages:
@@ -49,7 +50,7 @@ class ParquetImages:
         return opened(encoded)
 
     def locate(self, row: int) -> str:
-        return f"{shown(self._path)}, row {row}"
+        return f"{name_text(self._path)}, row {row}"
 
 
 def read_parquet(root: Path) -> StoredData:
@@ -65,14 +66,14 @@ def read_parquet(root: Path) -> StoredData:
     files = parts_of(root, source, ".parquet", os.path.lexists)
     if not files:
         others = sorted(root.glob("*.parquet"))
-        remedy = f"rename {shown(others[0].name)} and the others" if others else "name them so"
+        remedy = f"rename {name_text(others[0].name)} and the others" if others else "name them so"
         raise UsageError(f"--data {source}: has no train.parquet, val.parquet or test.parquet inside; {remedy}, one "
                          "file each")
     digest = hashlib.sha256()
     pools: dict[str, StoredImages] = {}
     for pool, path in files.items():
         if not path.is_file():
-            raise DataError(f"{shown(path)}: is a folder, a pipe or a link to nothing; expected one Parquet file")
+            raise DataError(f"{name_text(path)}: is a folder, a pipe or a link to nothing; expected one Parquet file")
         pools[pool] = _read_parquet_file(path)
         digest.update(bytes.fromhex(file_sha256(path)))
     return StoredData(pools=pools, num_classes=None, content_hash=digest.hexdigest())
@@ -82,7 +83,7 @@ def _read_parquet_file(path: Path) -> ParquetImages:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    where = shown(path)
+    where = name_text(path)
     try:
         schema = pq.read_schema(path)
         names = list(schema.names)
@@ -118,8 +119,8 @@ def _read_columns(path: Path, names: list[str]) -> Any:
     try:
         return pq.read_table(path, columns=names, memory_map=True)
     except Exception as error:  # as above
-        raise DataError(f"{shown(path)}: cannot be read ({_reason(error)}); write it again") from error
+        raise DataError(f"{name_text(path)}: cannot be read ({_reason(error)}); write it again") from error
 
 
 def _reason(error: Exception) -> str:
-    return shown(" ".join(str(error).split()))[:100] or type(error).__name__
+    return name_text(" ".join(str(error).split()))[:100] or type(error).__name__

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.data._encoded import opened, shown
+from layerfold.data._encoded import opened
 from layerfold.data._folders import remedy_for
 from layerfold.data._stored import IMAGE_COLUMNS, LABEL_COLUMNS, POOL_NAMES, StoredData, choose_column, sizes_and_states
 from layerfold.errors import DataError, OptionalDependencyError, UsageError, nearest_names
+from layerfold.terminal import name_text
 
 _TRAIN_TEST = {"train": "train", "test": "test"}
 _TRAIN_VAL = {"train": "train", "val": "validation"}
@@ -43,7 +44,7 @@ class TorchvisionImages:
 
     def locate(self, row: int) -> str:
         files = getattr(self._dataset, "samples", None) or getattr(self._dataset, "imgs", None)
-        return shown(files[row][0]) if files is not None else f"{self._name}, item {row}"
+        return name_text(files[row][0]) if files is not None else f"{self._name}, item {row}"
 
 
 class HubImages:
@@ -55,8 +56,8 @@ class HubImages:
         self._reader, self._name = reader, name
         labels = list(reader.dataset[reader.label_key][:])
         if None in labels:
-            raise DataError(f"{shown(name)}, row {labels.index(None)}: has no label; label the image, or leave the row "
-                            "out")
+            raise DataError(f"{name_text(name)}, row {labels.index(None)}: has no label; label the image, or leave the "
+                            "row out")
         self.labels = np.asarray(labels, dtype=np.int64)
 
     def open(self, row: int) -> AbstractContextManager[Any]:
@@ -123,7 +124,7 @@ def _check_same_classes(source: str, pools: Mapping[str, TorchvisionImages]) -> 
         if other != numbers[first]:
             names = sorted({*(numbers[first] or {})} ^ {*(other or {})}, key=str)
             raise DataError(f"--data {source}: {first} and {pool} have other class folders, the first of them "
-                            f"{shown(str(names[0]))!r}, and torchvision numbers those of each for itself; give "
+                            f"{name_text(str(names[0]))!r}, and torchvision numbers those of each for itself; give "
                             f"folder:{source.partition(':')[2]}, which numbers them by train's")
 
 

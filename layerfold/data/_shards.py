@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.data._encoded import opened, reason_of, shown
+from layerfold.data._encoded import opened, reason_of
 from layerfold.data._stored import POOL_NAMES, StoredData, check_folder, state_text
 from layerfold.errors import DataError, UsageError
 from layerfold.files import read_json
+from layerfold.terminal import name_text
 
 _INFO_NAMES = ("_info.json", "info.json")
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -55,7 +56,7 @@ class ShardImages:
             yield image
 
     def locate(self, row: int) -> str:
-        return f"{shown(self._shards[self._shard[row]])}, {shown(self._keys[row])}"
+        return f"{name_text(self._shards[self._shard[row]])}, {name_text(self._keys[row])}"
 
 
 class _Part(io.RawIOBase):
@@ -102,7 +103,7 @@ def read_shards(root: Path) -> StoredData:
         for shard in shards:
             if not shard.is_file():
                 what = "is no regular file" if os.path.lexists(shard) else "no such file, but _info.json lists it"
-                raise DataError(f"{shown(shard)}: {what}; repair or remove it, and its name in _info.json")
+                raise DataError(f"{name_text(shard)}: {what}; repair or remove it, and its name in _info.json")
             status = shard.stat()
             digest.update(f"{pool} {shard.name} {status.st_size}\n".encode(errors="surrogateescape"))
             state.update(state_text(status).encode())
@@ -140,7 +141,7 @@ def _listed_shards(root: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
         splits = read_json(info_path, _Info, remedy='expected {"splits": {"train": {"filenames": [...]}}}').splits
     except UsageError as error:
         reason = str(error).removeprefix(f"{info_path}: ")
-        raise DataError(f"{shown(info_path)}: not as timm writes it ({reason})") from None
+        raise DataError(f"{name_text(info_path)}: not as timm writes it ({reason})") from None
     for pool, names in POOL_NAMES.items():
         split = next((splits[name] for name in names if name in splits), None)
         if split is not None and split.filenames:
@@ -157,7 +158,7 @@ def _inside(root: Path, name: str, info_path: Path) -> Path:
     except (OSError, ValueError, RuntimeError):  # a zero byte, a name too long, links that lead in a circle
         is_inside = False
     if not is_inside:
-        raise DataError(f"{shown(info_path)}: lists {shown(name)!r}, which lies outside the folder")
+        raise DataError(f"{name_text(info_path)}: lists {name_text(name)!r}, which lies outside the folder")
     return path
 
 
@@ -172,7 +173,7 @@ def _read_index(shards: list[Path], label_field: str | None) -> ShardImages:
         except DataError:
             raise
         except Exception as error:  # tarfile raises its own, OSError, ValueError, UnicodeError, ... for broken headers
-            raise DataError(f"{shown(shard)}: not a readable tar file ({reason_of(error)}); "
+            raise DataError(f"{name_text(shard)}: not a readable tar file ({reason_of(error)}); "
                             "shards must be whole and uncompressed") from error
         for key, span, label in samples:
             shard_numbers.append(number)
@@ -198,8 +199,8 @@ def _samples(shard: Path, label_field: str | None) -> Iterator[tuple[str, tuple[
             if extension not in (*_IMAGE_EXTENSIONS, label_extension):
                 continue
             if not member.isreg() or member.issparse():
-                raise DataError(f"{shown(shard)}, {shown(member.name)}: is a link, a device or a file with holes, and "
-                                "only whole files are read; write the shard again without it")
+                raise DataError(f"{name_text(shard)}, {name_text(member.name)}: is a link, a device or a file with "
+                                "holes, and only whole files are read; write the shard again without it")
             if member.offset_data + member.size > end:
                 raise tarfile.ReadError(f"ends within {member.name}")
             if extension in _IMAGE_EXTENSIONS:
@@ -209,8 +210,8 @@ def _samples(shard: Path, label_field: str | None) -> Iterator[tuple[str, tuple[
         _check_end(shard, archive.offset)
     for key, span in images.items():
         if key not in labels:
-            raise DataError(f"{shown(shard)}, {shown(key)}: has no label; expected {shown(key)}.{label_extension} "
-                            "beside the image")
+            raise DataError(f"{name_text(shard)}, {name_text(key)}: has no label; expected "
+                            f"{name_text(key)}.{label_extension} beside the image")
         yield key, span, labels[key]
 
 
@@ -227,7 +228,7 @@ def _check_end(shard: Path, reached: int) -> None:
 
 def _text_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if member.size > _MOST_LABEL_BYTES:
-        raise tarfile.ReadError(f"{shown(member.name)} has {member.size:,} bytes, which is no label")
+        raise tarfile.ReadError(f"{name_text(member.name)} has {member.size:,} bytes, which is no label")
     stream = archive.extractfile(member)
     return b"" if stream is None else stream.read()
 
@@ -241,4 +242,4 @@ def _label(shard: Path, key: str, text: bytes, field: str | None) -> int:
         return number
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         where = "its .cls file holds" if field is None else f"field {field!r} of its .json file holds"
-        raise DataError(f"{shown(shard)}, {shown(key)}: {where} no whole number ({text[:20]!r})") from error
+        raise DataError(f"{name_text(shard)}, {name_text(key)}: {where} no whole number ({text[:20]!r})") from error

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerfold.data._decoded import StoredImages
-from layerfold.data._encoded import shown
 from layerfold.errors import DataError, UsageError
+from layerfold.terminal import name_text
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "pixels")
 LABEL_COLUMNS = ("label", "labels", "target", "class", "fine_label", "cls", "y")
@@ -104,7 +104,7 @@ def sizes_and_states(files: Iterable[Path], root: Path, known: bytes = b"") -> t
         try:
             status = file.stat()
         except OSError as error:
-            raise DataError(f"{shown(file)}: cannot be read ({error.strerror}); repair or remove it") from None
+            raise DataError(f"{name_text(file)}: cannot be read ({error.strerror}); repair or remove it") from None
         digest.update(f"{file.relative_to(root)} {status.st_size}\n".encode(errors="surrogateescape"))
         state.update(state_text(status).encode())
     return digest.hexdigest(), state.hexdigest()

@@ -11,6 +11,7 @@ import numpy as np
 
 from layerfold.errors import DataError, UsageError
 from layerfold.export.engine_run import read_facts
+from layerfold.terminal import name_text
 
 if TYPE_CHECKING:
     from layerfold.data._preprocessing import Preprocessing
@@ -101,12 +102,12 @@ class Classifier:
         return found
 
     def _image(self, path: Path) -> _Array:
-        from layerfold.data import reason_of, shown
+        from layerfold.data import reason_of
 
         try:
             pixels = self._preprocessing.pixels(path)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
-            raise DataError(f"--input {shown(path)}: {reason_of(error)}") from error
+            raise DataError(f"--input {name_text(path)}: {reason_of(error)}") from error
         return self._preprocessing.normalise(pixels[np.newaxis]).numpy()
 
     def _best(self, logits: _Array, top: int) -> list[Guess]:

@@ -12,7 +12,7 @@ import pytest
 import layerfold.cli
 from layerfold.cli._output import json_text
 from layerfold.cli._text import columns, facts
-from layerfold.terminal import one_line, printable, results_alone, show
+from layerfold.terminal import name_text, one_line, printable, results_alone, show
 
 NASTY = [
     ("\x1b[2J\x1b[31mred", r"\x1b[2J\x1b[31mred"),
@@ -32,6 +32,7 @@ NASTY = [
 def test_what_a_terminal_would_obey_is_shown_as_an_escape(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert one_line(text) == shown
+    assert name_text(text) == shown
     assert shown in columns(("name",), [(text,)])
     assert facts([("name", text)]) == f"name  {shown}"
 
@@ -39,6 +40,14 @@ def test_what_a_terminal_would_obey_is_shown_as_an_escape(text: str, shown: str)
 @pytest.mark.parametrize("text", ["plain", "Füße 中文 ×", "two\nlines\tand a tab", "", "a b"])
 def test_text_stays_as_it_is(text: str) -> None:
     assert printable(text) == text
+
+
+@pytest.mark.parametrize(("name", "shown"), [
+    ("two\nlines", r"two\nlines"), ("a\ttab", r"a\ttab"), ("zero\u200bwidth", r"zero\u200bwidth"),
+    ("plain name.png", "plain name.png"), (Path("Füße/中文.png"), "Füße/中文.png"),
+])  # fmt: skip
+def test_a_name_stays_on_one_line(name: object, shown: str) -> None:
+    assert name_text(name) == shown
 
 
 @pytest.mark.parametrize(("text", "head", "tail"), [
