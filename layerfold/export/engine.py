@@ -25,7 +25,7 @@ from layerfold.export.trt_library import (
     logging_to,
     parser_errors,
 )
-from layerfold.files import replacing_all, write_bytes
+from layerfold.files import replacing_all, sidecar_path, write_bytes
 
 _SCHEMA = 2
 _BUILD_LOCK = threading.Lock()
@@ -133,7 +133,7 @@ def write_with_facts(path: Path, content: bytes, facts: Mapping[str, Any] | None
     if facts is None:
         write_bytes(path, content)
         return
-    with replacing_all(path, path.with_name(path.name + ".json")) as (partial, partial_facts):
+    with replacing_all(path, sidecar_path(path)) as (partial, partial_facts):
         partial.write_bytes(content)
         partial_facts.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from layerfold.errors import DeviceUnavailableError, ExportError, UsageError
 from layerfold.export.engine_check import check_header
 from layerfold.export.trt_library import import_tensorrt, library_logger
-from layerfold.files import Finite, read_bytes, read_json
+from layerfold.files import Finite, read_bytes, read_json, sidecar_path
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is no JSON object.
     """
-    sidecar = path.with_name(path.name + ".json")
+    sidecar = sidecar_path(path)
     if not os.path.lexists(sidecar):
         return {}
     facts = read_json(sidecar, _Facts, remedy="export again")

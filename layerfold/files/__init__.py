@@ -4,7 +4,15 @@ from layerfold.files._json import Count, Finite, parse_json, read_json
 from layerfold.files._lock import held
 from layerfold.files._reading import check_regular, file_sha256, read_bytes, read_text
 from layerfold.files._sheets import FORMULA_SIGNS, csv_text
-from layerfold.files._writing import json_text, replacing, replacing_all, write_bytes, write_json, write_text
+from layerfold.files._writing import (
+    json_text,
+    replacing,
+    replacing_all,
+    sidecar_path,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 __all__ = [
     "FORMULA_SIGNS",
@@ -21,6 +29,7 @@ __all__ = [
     "read_text",
     "replacing",
     "replacing_all",
+    "sidecar_path",
     "write_bytes",
     "write_json",
     "write_text",

@@ -91,6 +91,11 @@ def replacing_all(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
                 partial.unlink(missing_ok=True)
 
 
+def sidecar_path(path: Path) -> Path:
+    """Return where the facts about a file stand: ``<name>.csv.json`` for ``<name>.csv``."""
+    return path.with_name(path.name + ".json")
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write ``content`` to ``path``, all of it or nothing; see :func:`replacing`."""
     with replacing(path) as partial:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from layerfold.arguments import shown
 from layerfold.errors import SolutionError, UsageError, nearest_names
-from layerfold.files import file_sha256, json_text, read_json, replacing_all
+from layerfold.files import file_sha256, json_text, read_json, replacing_all, sidecar_path
 from layerfold.graph import Network, example_images, trace_network
 from layerfold.graph.specs import ConvSpec, Shape
 from layerfold.merge.algebra import AffineConv
@@ -221,11 +221,6 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
 def is_form(path: str | Path) -> bool:
     """Say whether ``path`` has a form's sidecar beside it."""
     return sidecar_path(Path(path)).is_file()
-
-
-def sidecar_path(path: Path) -> Path:
-    """Return ``NAME.safetensors.json`` for ``NAME.safetensors``."""
-    return path.with_name(path.name + ".json")
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:

@@ -11,12 +11,11 @@ from typing import Any
 from layerfold.arguments import shown, whole
 from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
 from layerfold.files import parse_json, read_bytes, replacing, write_json
-from layerfold.tables._fields import as_tuple
+from layerfold.tables._fields import LARGEST_POSITION, as_tuple
 from layerfold.tables._kernel import SegmentKey, is_kernel_text
 from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
 SCHEMA = 1
-_MOST_POSITIONS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +184,7 @@ def _positions(values: Iterable[object], name: str) -> tuple[int, ...]:
     found = []
     for value in given:
         try:
-            found.append(whole(name, value, least=0, most=_MOST_POSITIONS))
+            found.append(whole(name, value, least=0, most=LARGEST_POSITION))
         except UsageError:
             raise SolutionError(
                 f"{name}: {shown(value)} is no position, expected whole numbers of at least 1"
@@ -237,8 +236,8 @@ def _plain_list(value: Any, name: str, path: Path) -> Any:
         return value
     shape = tuple(value.shape)
     # Shape first: a tensor of a few bytes may claim to be of any size.
-    if len(shape) != 1 or shape[0] > _MOST_POSITIONS:
-        raise SolutionError(f"{path}: {name} is of shape {shape}, expected a list of at most {_MOST_POSITIONS}")
+    if len(shape) != 1 or shape[0] > LARGEST_POSITION:
+        raise SolutionError(f"{path}: {name} is of shape {shape}, expected a list of at most {LARGEST_POSITION}")
     try:
         return value.tolist()
     except Exception as error:  # a tensor without values, or sparse
@@ -274,7 +273,7 @@ def _checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _segment(data: dict[str, Any]) -> SolutionSegment:
     start, end = data.get("start"), data.get("end")
-    if not (type(start) is int and type(end) is int and 0 <= start < end <= _MOST_POSITIONS):
+    if not (type(start) is int and type(end) is int and 0 <= start < end <= LARGEST_POSITION):
         raise SolutionError(f"segments: start={shown(start)}, end={shown(end)}, expected positions with start < end")
     latency, kernel = data.get("latency_ms"), data.get("kernel", "")
     if kernel and not (isinstance(kernel, str) and is_kernel_text(kernel)):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerfold.errors import TableError
-from layerfold.files import FORMULA_SIGNS, csv_text, json_text, read_text, replacing_all
-from layerfold.tables._provenance import Provenance, read_sidecar, sidecar_path
+from layerfold.files import FORMULA_SIGNS, csv_text, json_text, read_text, replacing_all, sidecar_path
+from layerfold.tables._fields import LARGEST_POSITION
+from layerfold.tables._provenance import Provenance, read_sidecar
 from layerfold.terminal import one_line
 
 LARGEST = 1e9
 """No latency in ms and no importance in points is as large; beyond it sums lose their digits."""
-_LARGEST_POSITION = 1_000_000
 _MOST_COLUMNS = 1000
 
 
@@ -36,7 +36,7 @@ class Row:
 
     def position(self, column: str) -> int:
         text = self.cells[column]
-        if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) <= _LARGEST_POSITION):
+        if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) <= LARGEST_POSITION):
             raise self.error(column, "a position: a whole number from 0 to 1000000")
         return int(text)
 

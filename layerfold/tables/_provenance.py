@@ -10,11 +10,10 @@ from typing import Any, NoReturn
 
 from layerfold.arguments import shown
 from layerfold.errors import ProvenanceMismatchError, TableError
-from layerfold.files import read_json
-from layerfold.tables._fields import as_tuple
+from layerfold.files import read_json, sidecar_path
+from layerfold.tables._fields import LARGEST_POSITION, as_tuple
 
 SCHEMA = 1
-_MOST_POSITIONS = 1_000_000
 _TEXT = ("kind", "model", "model_hash", "network_hash", "dtype", "device", "driver", "backend", "date", "notes")
 
 
@@ -144,11 +143,6 @@ def read_sidecar(table_path: Path) -> tuple[Provenance, int | None]:
     return provenance, rows
 
 
-def sidecar_path(table_path: Path) -> Path:
-    """Return ``<name>.csv.json`` for ``<name>.csv``."""
-    return table_path.with_name(table_path.name + ".json")
-
-
 def check_same_source(
     first: Provenance, second: Provenance, names: tuple[str, str], *, ignore: tuple[str, ...] = ()
 ) -> None:
@@ -193,5 +187,5 @@ def _is_number(value: object) -> bool:
 
 def _is_int_pair(pair: object) -> bool:
     return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(
-        _is_int(position) and 0 <= position <= _MOST_POSITIONS for position in pair
+        _is_int(position) and 0 <= position <= LARGEST_POSITION for position in pair
     )
