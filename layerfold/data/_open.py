@@ -189,8 +189,9 @@ def _make_split(
 ) -> ImageSplit:
     images = stored.pools[pool]
     channels, height, width = preprocessing.input_shape
-    identity = {"content": [stored.content_hash, stored.state_hash, pool], "resized": preprocessing.is_resized,
-                "interpolation": preprocessing.interpolation}
+    # How many, too: what a pool takes of the same files is the reader's own.
+    identity = {"content": [stored.content_hash, stored.state_hash, pool, len(images.labels)],
+                "resized": preprocessing.is_resized, "interpolation": preprocessing.interpolation}
     fitted = cache.decoded(images, rows, (height, width, channels), preprocessing.fit,
                            {**identity, "crop_pct": preprocessing.crop_pct})
     is_held = cache.fits_memory(len(rows), (height, width, channels))

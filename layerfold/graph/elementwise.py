@@ -6,6 +6,7 @@ values, and the function must not be affine (an affine one is a scale, not an ac
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -57,14 +58,17 @@ def _is_elementwise(function: Callable[[torch.Tensor], Any]) -> bool:
     is_kept = torch.rand(_SHAPE, generator=generator) < 0.5
     changed = [torch.where(is_kept, x, 100 * x.roll(1) + shift) for shift in (-500, 500)]
     try:
-        y, permuted = function(x.clone()), function(x.view(-1)[order].view(_SHAPE))
-        others = [function(each.clone()) for each in changed]
-        zero, one = function(torch.zeros_like(x)), function(torch.ones_like(x))
+        with warnings.catch_warnings():  # it is tried on what it may not be made for
+            warnings.simplefilter("ignore")
+            y, permuted = function(x.clone()), function(x.view(-1)[order].view(_SHAPE))
+            others = [function(each.clone()) for each in changed]
+            zero, one = function(torch.zeros_like(x)), function(torch.ones_like(x))
     except Exception:  # whatever it is, it does not take a lone feature map
         return False
     if not all(isinstance(each, torch.Tensor) and each.shape == x.shape for each in (y, permuted, *others, zero, one)):
         return False
-    if not y.is_floating_point() or not torch.equal(y.reshape(-1)[order], permuted.reshape(-1)):
+    # A cast is no activation: what it gives is of another dtype.
+    if y.dtype != x.dtype or not torch.equal(y.reshape(-1)[order], permuted.reshape(-1)):
         return False
     is_local = all(torch.equal(y[is_kept], each[is_kept]) for each in others)
     return is_local and not torch.allclose(y, zero + (one - zero) * x)

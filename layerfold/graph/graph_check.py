@@ -117,6 +117,8 @@ def check_traced(
         if reason in (OTHER, RANDOM) or not reason:
             _refuse(model, reason)
         break
+    if not one_size:
+        _check_alone(model, other, _smaller(images) if sizes else images)
     probe = _smaller(trial.batches[0]) if sizes else trial.batches[0]
     try:
         first = run(trial.reference, probe) if sizes else trial.outputs[0]
@@ -135,6 +137,33 @@ def _other_batch(other: Agreement, trial: Trial) -> str:
         "its forward counts the images of a batch in a way that tracing cannot follow, so that the traced graph holds "
         "for one batch size only; take the number from x.shape[0] alone"
     )
+
+
+def _check_alone(model: nn.Module, agreement: Agreement, images: Images) -> None:
+    """Refuse a graph of another function of one image than of several: a forward may branch by their number."""
+    batches = [_only(images, index) for index in (0, 1)]
+    try:
+        expected = [run(agreement.reference, batch) for batch in batches]
+    except Exception:  # it is made for several images
+        return
+    try:
+        reason = agreement.reason(batches, expected)
+    except Exception:
+        reason = OTHER
+    if reason == OTHER:
+        reason = (
+            "its forward does something else with one image than with several, which one traced graph cannot; write it "
+            "so that it does not depend on the number of images"
+        )
+        _refuse(model, reason)
+
+
+def _only(images: Images, index: int) -> Images:
+    """Return one image of a batch, as a batch."""
+    count = len(images[0]) if images[0].dim() else 1
+    return tuple(
+        value[index : index + 1] if value.dim() and len(value) == count else value for value in images
+    )  # fmt: skip
 
 
 def in_ranges(inputs: Images, count: int, *, seed: int = 0) -> Images:
@@ -210,7 +239,11 @@ def _does_not_run(model: nn.Module, inputs: Images, error: Exception) -> Unsuppo
     cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     # What torch says of tensors that do not fit, and asserts; anything else is no matter of the input.
     is_size = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
-    remedy = "; give the input size and channels that the model was made for" if is_size else \
-        "; the model's own forward fails: mend it"
+    if "scalar type" in cause or "dtype" in cause.lower() or "should be the same" in cause:
+        remedy = "; its weights and what its forward makes differ in dtype: let the forward keep that of its input"
+    elif is_size:
+        remedy = "; give the input size and channels that the model was made for"
+    else:
+        remedy = "; the model's own forward fails: mend it"
     name = f"{type(model).__name__}{source_line(error)}"
     return UnsupportedGraphError(f"example_input of shape {shapes} does not run through {name}: {cause}{remedy}")

@@ -157,7 +157,7 @@ def trace_network(
         node.meta["shape"] = shape
     check_traced(model, trial, module, found, network.macs, network.graph.on)
     if not network.layers:
-        raise UnsupportedGraphError(f"model {type(model).__name__} {_why_no_layers(module, network)}")
+        raise UnsupportedGraphError(f"model {type(model).__name__} {_why_no_layers(model, module, network)}")
     return network
 
 
@@ -175,11 +175,15 @@ def trace_again(model: nn.Module, net: Network) -> Network:
     return again
 
 
-def _why_no_layers(module: fx.GraphModule, network: Network) -> str:
+def _why_no_layers(model: nn.Module, module: fx.GraphModule, network: Network) -> str:
     """Return why nothing of a model can be merged, and what would help."""
     num_convs = sum(isinstance(part, nn.Conv2d) for part in module.modules())
     if network.notes:
         return f"has no conv in any chain, so there is nothing to merge ({'; '.join(network.notes)})"
+    own = dict.fromkeys(type(part).__name__ for part in model.modules() if isinstance(part, nn.Conv2d))
+    if not num_convs and own:
+        return (f"has no conv in any chain, so there is nothing to merge: what {', '.join(own)} computes is no conv "
+                "with constant weights; make its weight one that no input decides, as torch.nn.utils.parametrize does")
     if not num_convs:
         return "has no conv in any chain, so there is nothing to merge; give a CNN"
     reasons = dict.fromkeys(each.reason for each in network.barriers if "conv" in each.kind.lower())

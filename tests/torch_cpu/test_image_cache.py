@@ -194,6 +194,16 @@ def test_file_of_other_images_under_this_name_is_not_believed(folder: Path, tmp_
     assert not torch.equal(red, noisy)
 
 
+@pytest.mark.parametrize("others", ["", "train", "train/class0", "test", "test/class1"])
+def test_other_images_of_one_folder_are_another_file(
+    folder: Path, tmp_path: Path, others: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels_of(opened(folder, tmp_path))
+    open_data(f"images:{folder / others}", input_shape=_SHAPE, cache=tmp_path, num_classes=2).preload()
+    pixels_of(opened(folder, tmp_path))
+    assert "damaged" not in capsys.readouterr().err
+
+
 def fill(folder: Path, cache: Path) -> None:
     opened(folder, cache).preload("train", "holdout", "test")
 

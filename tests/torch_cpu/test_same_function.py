@@ -227,6 +227,9 @@ def test_a_part_that_stays_whole_keeps_the_activations_in_its_fused_norms() -> N
     (lambda self, x: self.body(self.missing), "missing.*own forward fails"),
     (lambda self, x: self.body({}["key"]), "key.*own forward fails"),
     (lambda self, x: self.body(), "positional argument.*own forward fails"),
+    (lambda self, x: self.body(x.double()), "let the forward keep that of its input"),
+    (lambda self, x: self.body(x.half()), "let the forward keep that of its input"),
+    (lambda self, x: self.body(x.to(torch.uint8)), "let the forward keep that of its input"),
 ])  # fmt: skip
 def test_a_model_that_does_not_run_is_refused_with_its_line_and_true_advice(
     forward: Callable[..., Any], cause: str
@@ -246,3 +249,44 @@ def test_a_hook_that_changes_something_is_not_lost(place: str, kind: str) -> Non
     else:
         part.register_forward_pre_hook(lambda module, inputs: (inputs[0] * inputs[0].amax((2, 3), keepdim=True),))
     check(model, (1, 3, 12, 12), merge_pooling=True, larger=4)
+
+
+@pytest.mark.parametrize("forward", [
+    lambda self, x: self.body(x * 4 if x.shape[0] == 1 else x),
+    lambda self, x: self.body(x if x.size(0) != 1 else x.flip(-1)),
+    lambda self, x: self.body(x * {1: 3.0}.get(x.shape[0], 1.0)),
+    lambda self, x: self.body(x + 1 if x.shape == (1, 3, 8, 8) else x),
+    lambda self, x: self.body(x) * (2 if tuple(x.shape[:2]) == (1, 3) else 1),
+])  # fmt: skip
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_another_function_of_a_single_image_is_refused(forward: Callable[..., Any], images: int) -> None:
+    with pytest.raises(lf.UnsupportedGraphError, match="number of images"):
+        lf.trace_network(network(forward), torch.zeros(images, 3, 8, 8))
+
+
+@pytest.mark.parametrize("forward", [
+    lambda self, x: self.body(x.half().float()),
+    lambda self, x: self.body((x * 255).to(torch.uint8).float() / 255),
+    lambda self, x: self.body(x.to(torch.bfloat16).to(torch.float32)),
+    lambda self, x: self.body((x > 0).to(x.dtype)),
+    lambda self, x: self.body(x.double().float()),
+    lambda self, x: self.body(x.int().to(x.dtype)),
+])  # fmt: skip
+def test_casts_in_a_forward_are_traced(forward: Callable[..., Any]) -> None:
+    assert lf.trace_network(network(forward), torch.zeros(1, 3, 8, 8)).layers
+
+
+class _Weighed(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * x.mean().sigmoid(), self.bias)
+
+
+class _Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+@pytest.mark.parametrize("kind", [_Weighed, _Standardised])
+def test_convs_that_are_none_are_named(kind: type[nn.Conv2d]) -> None:
+    with pytest.raises(lf.UnsupportedGraphError, match=f"what {kind.__name__} computes"):
+        lf.trace_network(nn.Sequential(kind(3, 8, 3), nn.ReLU(), kind(8, 8, 3)), torch.zeros(1, 3, 8, 8))

@@ -229,6 +229,28 @@ def test_output_folder_that_cannot_be_written_is_named_first(tmp_path: Path) -> 
             lf.compress_network(network(), images(), out=tmp_path / place, speedup=1.5, progress=False)
 
 
+BATCH_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "normalised": lambda x: (x - x.mean(0)) / (x.std(0, unbiased=False) + 0.1),
+    "centred": lambda x: x - x.mean(0, keepdim=True),
+    "scaled by the largest": lambda x: x / x.abs().amax(),
+    "scaled by the norm": lambda x: x / x.norm(),
+    "sorted": lambda x: x.sort(0).values,
+    "BatchNorm without running statistics": nn.BatchNorm1d(3, track_running_stats=False),
+}
+
+
+@pytest.mark.parametrize("name", BATCH_STATISTICS)
+def test_answers_that_depend_on_the_other_images_are_refused_first(name: str, tmp_path: Path) -> None:
+    options = CompressOptions(speedup=1.5).settled(images())
+    with pytest.raises(UsageError, match="answers an image otherwise alone than beside others"):
+        check_inputs(Answers(BATCH_STATISTICS[name]).eval(), images(), options, tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [lambda x: x.squeeze(), lambda x: x - x.mean(-1, keepdim=True), lambda x: 1e6 * x])
+def test_answers_of_each_image_by_itself_pass(change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    check_inputs(Answers(change).eval(), images(), CompressOptions(speedup=1.5).settled(images()), tmp_path / "out")
+
+
 @pytest.mark.parametrize("settings", [
     {"speedup": True}, {"speedup": "1.5"}, {"speedup": 10**400}, {"margin": float("nan")}, {"margin": 1.0},
     {"seed": -1}, {"seed": 2**64}, {"batch_size": 0}, {"batch_size": 2.5}, {"whole_plans": 10**12},
