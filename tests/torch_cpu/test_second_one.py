@@ -18,6 +18,7 @@ from layerfold.errors import DataError, UsageError
 from layerfold.finetune import FinetuneOptions, check_answers, check_trainable, first_images
 from layerfold.importance import WholeScores
 from layerfold.pipeline import CompressOptions
+from layerfold.pipeline.preflight import check_inputs
 from tests.torch_cpu.small_training import images, network, train
 
 
@@ -240,15 +241,15 @@ BATCH_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", BATCH_STATISTICS)
-def test_answers_that_depend_on_the_other_images_are_refused_first(name: str, tmp_path: Path) -> None:
+def test_answers_that_depend_on_the_other_images_are_refused_first(name: str) -> None:
     options = CompressOptions(speedup=1.5).settled(images())
     with pytest.raises(UsageError, match="answers an image otherwise alone than beside others"):
-        check_inputs(Answers(BATCH_STATISTICS[name]).eval(), images(), options, tmp_path / "out")
+        check_inputs(Answers(BATCH_STATISTICS[name]).eval(), images(), options)
 
 
 @pytest.mark.parametrize("change", [lambda x: x.squeeze(), lambda x: x - x.mean(-1, keepdim=True), lambda x: 1e6 * x])
-def test_answers_of_each_image_by_itself_pass(change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
-    check_inputs(Answers(change).eval(), images(), CompressOptions(speedup=1.5).settled(images()), tmp_path / "out")
+def test_answers_of_each_image_by_itself_pass(change: Callable[[Tensor], Tensor]) -> None:
+    check_inputs(Answers(change).eval(), images(), CompressOptions(speedup=1.5).settled(images()))
 
 
 @pytest.mark.parametrize("settings", [
