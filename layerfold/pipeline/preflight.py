@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.data import ImageData
-from layerfold.errors import DataError, OptionalDependencyError
+from layerfold.errors import DataError, OptionalDependencyError, UsageError
 from layerfold.finetune import FinetuneOptions, check_answers, check_device, check_trainable, first_images
 from layerfold.graph.same_function import OTHER, Agreement, eval_copy
 from layerfold.importance import AUTO, check_method, default_method, trains
