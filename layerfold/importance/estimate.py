@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
 import hashlib
 import tempfile
@@ -20,6 +19,7 @@ from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.executor import Executor
 from layerfold.finetune import check_answers, check_trainable, first_images, unfreeze_parameters
 from layerfold.graph import Network, Segment
+from layerfold.graph.copying import copy_module
 from layerfold.importance.adaptive import Refinement, estimate_adaptively
 from layerfold.importance.asking import MakeWitness
 from layerfold.importance.estimators import ESTIMATORS, Training
@@ -129,7 +129,7 @@ def estimate_importance(
     if trains(method, chosen):
         check_trainable(model, unfreeze=unfreeze, keep_frozen=keep_frozen)
         if unfreeze:
-            model = copy.deepcopy(model)
+            model = copy_module(model)
             unfreeze_parameters(model)
     segments, left_out = _worth_estimating(net, latency, candidates)
     fills = fill_slots if fill_slots is not None else method != ADAPTIVE and ESTIMATORS[method].fills_slots

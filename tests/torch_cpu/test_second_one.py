@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_wholly_frozen_network_is_refused_wherever_it_would_train(tmp_path: Path
     assert not list(tmp_path.iterdir())
     table = lf.estimate_importance(model, net, images(), "recalibrate", progress=False)
     assert table.entries, "nothing is trained"
+    model.lock = threading.Lock()  # type: ignore[assignment]  # what Python cannot copy
     trained = lf.estimate_importance(model, net, images(), "shared", unfreeze=True, batch_size=16, progress=False)
     assert trained.entries
     assert not any(parameter.requires_grad for parameter in model.parameters()), "the caller's is as it was"
