@@ -26,10 +26,12 @@ from typing import Any
 
 from layerfold.errors import OptionalDependencyError, UsageError
 from layerfold.files import check_regular
+from layerfold.terminal import name_text
 
 _MOST_UNPACKED = 16
 """A zip archive may unpack to this many times its size; ``torch.save`` does not compress at all."""
 _MOST_ENTRIES = 1_000_000
+_CHUNK = 1 << 20
 _HARMLESS = frozenset({
     "argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
     "pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePath", "pathlib.PurePosixPath",
@@ -207,6 +209,21 @@ def _check_archive(path: Path) -> None:
     if unpacked > _MOST_UNPACKED * size or len(entries) > _MOST_ENTRIES:
         raise UsageError(f"is a zip archive of {size} bytes that would unpack to {unpacked}, more than "
                          f"{_MOST_UNPACKED} times as many; save it again with torch.save")
+    _check_content(path, entries)
+
+
+def _check_content(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive with a part that was changed since: torch's own reader does not look at the checksums."""
+    name = ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in (entry.filename for entry in entries if entry.CRC):  # zero: written without checksums
+                with archive.open(name) as part:
+                    while part.read(_CHUNK):
+                        pass
+    except Exception as error:  # as above
+        raise UsageError(f"a damaged checkpoint: its part {name_text(name)} is not what was written; copy the file "
+                         "again, or save it again") from error
 
 
 def _would_run_code(names: str) -> str:

@@ -375,6 +375,33 @@ def test_files_that_are_no_weights_are_one_bounded_line(tmp_path: Path, make: An
     assert len(str(caught.value)) < len(str(tmp_path)) + 500
 
 
+@pytest.mark.parametrize("part", ["data.pkl", "data/0", "data/1", "data/2", "data/3", "version"])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_no_weight(tmp_path: Path, part: str, is_nested: bool) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"model": TRAINED, "epoch": 3} if is_nested else TRAINED, path)
+    take_weights(small_model(), path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"w/{part}")
+        with archive.open(entry):
+            start = archive.fp.tell()  # type: ignore[union-attr]
+    content[start + entry.file_size // 2] ^= 4
+    path.write_bytes(bytes(content))
+    with pytest.raises(UsageError, match=f"damaged checkpoint: its part w/{part} is not what was written"):
+        take_weights(small_model(), path)
+
+
+def test_a_checkpoint_without_checksums_loads(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(TRAINED, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    take_weights(small_model(), tmp_path / "w.pth")
+
+
 def test_what_a_file_is_counts_not_what_it_is_called(tmp_path: Path) -> None:
     save_file(TRAINED, tmp_path / "weights.bin")
     torch.save(TRAINED, tmp_path / "weights.safetensors")
