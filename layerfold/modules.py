@@ -95,7 +95,8 @@ def plain_module(
 
 def _checked(name: str, value: Any, annotation: str, *, is_original: bool) -> Any:
     kinds = set(annotation.split(" | "))
-    if "nn.Module" in kinds and not (value is None and "None" in kinds):
+    is_left_out = value is None and "None" in kinds
+    if "nn.Module" in kinds and not is_left_out:
         if type(value).__name__ == "LoadedModel" and "LoadedModel" not in kinds:
             value = value.module
         if isinstance(value, nn.Module) or kinds <= {"nn.Module", "None"}:
@@ -109,7 +110,7 @@ def _checked(name: str, value: Any, annotation: str, *, is_original: bool) -> An
         return {**value, **modules}
     if "fx.GraphModule" in kinds and not isinstance(value, nn.Module):
         raise UsageError(f"{name} is {_not_a_module(value)}")
-    if annotation.startswith(("torch.Tensor | tuple[torch.Tensor", "Inputs")) and value is not None:
+    if annotation.startswith(("torch.Tensor | tuple[torch.Tensor", "Inputs")) and not is_left_out:
         return _inputs(name, value)
     return checked_value(name, value, annotation)
 

@@ -129,9 +129,6 @@ def trace_network(
         if name not in names or not name:
             raise UsageError(f"exclude={name!r}: the model has no module of that name{nearest_names(name, names)}")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    if not inputs or not all(isinstance(value, torch.Tensor) for value in inputs):
-        found = ", ".join(type(value).__name__ for value in inputs) or "an empty tuple"
-        raise UsageError(f"example_input: expected a tensor [N, C, H, W], or a tuple of tensors, got {found}")
     _check_count(model, inputs)
     inputs = inputs_like(model, inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
