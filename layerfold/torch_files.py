@@ -222,8 +222,8 @@ def _check_content(path: Path, entries: list[zipfile.ZipInfo]) -> None:
                     while part.read(_CHUNK):
                         pass
     except Exception as error:  # as above
-        raise UsageError(f"a damaged checkpoint: its part {name_text(name)} is not what was written; copy the file "
-                         "again, or save it again") from error
+        raise UsageError(f"a damaged checkpoint: its part {name_text(name.partition('/')[2])} is not what was "
+                         "written") from error
 
 
 def _would_run_code(names: str) -> str:

@@ -227,9 +227,9 @@ def test_a_part_that_stays_whole_keeps_the_activations_in_its_fused_norms() -> N
     (lambda self, x: self.body(self.missing), "missing.*own forward fails"),
     (lambda self, x: self.body({}["key"]), "key.*own forward fails"),
     (lambda self, x: self.body(), "positional argument.*own forward fails"),
-    (lambda self, x: self.body(x.double()), "let the forward keep that of its input"),
-    (lambda self, x: self.body(x.half()), "let the forward keep that of its input"),
-    (lambda self, x: self.body(x.to(torch.uint8)), "let the forward keep that of its input"),
+    (lambda self, x: self.body(x.double()), "let the forward keep their dtype"),
+    (lambda self, x: self.body(x.half()), "let the forward keep their dtype"),
+    (lambda self, x: self.body(x.to(torch.uint8)), "let the forward keep their dtype"),
 ])  # fmt: skip
 def test_a_model_that_does_not_run_is_refused_with_its_line_and_true_advice(
     forward: Callable[..., Any], cause: str
