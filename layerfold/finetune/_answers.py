@@ -57,8 +57,9 @@ def check_answers(
         if is_out_of_memory(error):
             raise
         cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(f"{argument}: fails on images {list(images.shape)}: {cause}; give images of the size and "
-                         "channels that it was made for (--input)") from error
+        advice = "its forward must take images alone: wrap the model, or give its other arguments defaults" if \
+            isinstance(error, TypeError) else "give images of the size and channels that it was made for (--input)"
+        raise UsageError(f"{argument}: fails on images {list(images.shape)}: {cause}; {advice}") from error
     remedy = remedy_for(answer, len(images))
     if remedy is not None:
         raise UsageError(f"{argument}: answers images {list(images.shape)} with {describe(answer)}; "

@@ -240,7 +240,8 @@ def _does_not_run(model: nn.Module, inputs: Images, error: Exception) -> Unsuppo
     # What torch says of tensors that do not fit, and asserts; anything else is no matter of the input.
     is_size = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
     if "scalar type" in cause or "dtype" in cause.lower() or "should be the same" in cause:
-        remedy = "; weights and images differ in dtype there: give floating-point images, and let the forward keep their dtype"
+        remedy = "; weights and images differ in dtype there: give floating-point images, and let the forward keep " \
+            "their dtype"
     elif is_size:
         remedy = "; give the input size and channels that the model was made for"
     else:

@@ -232,6 +232,16 @@ def test_output_folder_that_cannot_be_written_is_named_first(tmp_path: Path) -> 
             lf.compress_network(network(), images(), out=tmp_path / place, speedup=1.5, progress=False)
 
 
+class _TwoInputs(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x.mean((2, 3)) * mask
+
+
+def test_a_forward_that_needs_more_than_images_is_told_so() -> None:
+    with pytest.raises(UsageError, match="'mask'; its forward must take images alone"):
+        check_answers(_TwoInputs(), first_images(images()))
+
+
 BATCH_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "normalised": lambda x: (x - x.mean(0)) / (x.std(0, unbiased=False) + 0.1),
     "centred": lambda x: x - x.mean(0, keepdim=True),
