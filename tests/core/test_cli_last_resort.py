@@ -265,7 +265,9 @@ def test_a_signal_ends_the_command_with_one_line(number: int, code: int, said: s
     sign, closed = tmp_path / "begun", tmp_path / "closed"
     body = (f"open({str(sign)!r}, 'w').close()\n    try: time.sleep(600)\n"
             f"    finally: open({str(closed)!r}, 'w').close()")
-    process = subprocess.Popen(_program(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Where these tests run under nohup, SIGHUP is ignored, and what is ignored stays so in a child.
+    process = subprocess.Popen(_program(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     for _ in range(6000):
         if sign.exists():
             break

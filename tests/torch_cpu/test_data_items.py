@@ -189,7 +189,7 @@ def test_pixels_that_look_as_if_never_normalised_are_said(
 
 
 @pytest.mark.parametrize("options", [
-    {"source": Path("folder:x")}, {"source": None}, {"source": 3}, {"input_shape": (3, 4)}, {"input_shape": "3x4x5"},
+    {"source": None}, {"source": 3}, {"source": ["folder:x"]}, {"input_shape": (3, 4)}, {"input_shape": "3x4x5"},
     {"input_shape": (3, 0, 5)}, {"input_shape": (3, 4.5, 5)}, {"input_shape": (3, True, 5)}, {"seed": -1},
     {"seed": 0.5}, {"seed": "a"}, {"mean": (float("nan"), 0, 0)}, {"std": (1, float("inf"), 1)}, {"mean": ("a",) * 3},
     {"crop_pct": float("nan")}, {"holdout": 2500},
