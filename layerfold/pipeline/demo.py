@@ -2,7 +2,7 @@
 
 The digits are made hard to read and the network is a thin one, so that it has nothing to give away: what is merged
 costs accuracy, and the more the faster it gets. On plain digits a wider network lost nothing, and its frontier taught
-nothing. The baseline is trained until more epochs would gain little: finetuning then makes up for merging alone.
+nothing. So it was, in the one run tried, after 14 epochs of the baseline in place of ten: every merge gained.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DemoSettings:
         margin: share of the budget left free.
     """
 
-    baseline_epochs: int = 14
+    baseline_epochs: int = 10
     finetune_epochs: int = 4
     importance_images: int | None = None
     speedup: float = 1.5
