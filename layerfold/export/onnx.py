@@ -168,7 +168,8 @@ def _run_onnx(onnx_bytes: bytes, values: list[np.ndarray[Any, np.dtype[Any]]]) -
         return list(session.run(None, dict(zip(names, values, strict=True))))
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         cause = " ".join(str(error).split())[:300]
-        raise ExportError(f"ONNX Runtime cannot run the exported graph: {cause}") from error
+        raise ExportError(f"ONNX Runtime cannot run the exported graph: {cause}; if the forward casts by itself "
+                          "(autocast, half), leave that out") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +219,7 @@ def check_onnx(onnx_bytes: bytes, module: nn.Module, inputs: Inputs, tolerance: 
         if not max_rel <= tolerance:
             raise ExportError(
                 f"the ONNX graph differs from the module by {max_rel:.2g} of the largest output, above "
-                f"tolerance={tolerance:g}; check that the module is in eval mode and of the same dtype"
+                f"tolerance={tolerance:g}; the module must be in eval mode, of the same dtype, and depend on its input "
+                "alone (no counter, no random numbers, no gradient mode)"
             )
     return OnnxCheck(max_abs=max_abs, max_rel=max_rel)

@@ -124,7 +124,8 @@ class RunFolder:
         if self._manifest_path.exists():
             self._take_up(overwrite)
         elif self.path.is_dir() and any(_is_foreign(item) for item in self.path.iterdir()):
-            raise UsageError(f"--output {self.path}: the folder holds files that no run wrote; name a new or empty one")
+            raise UsageError(f"--output {self.path}: the folder holds files that no run wrote, or its "
+                             f"{_MANIFEST} is gone; name a new or empty one")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
