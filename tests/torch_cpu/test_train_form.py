@@ -158,3 +158,19 @@ def test_weights_of_a_merged_form_do_not_change_the_model(traced: tuple[Everythi
             lf.merge_network(student)
     assert torch.equal(model(x), before)
     assert all_positions(net)[-1] == len(net.layers)
+
+
+def test_a_network_of_another_class_is_refused_where_its_modules_have_the_same_names() -> None:
+    class Plain(nn.Sequential):
+        pass
+
+    class Doubled(nn.Sequential):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    parts = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)]
+    plain, doubled = Plain(*parts).eval(), Doubled(*parts).eval()
+    net = lf.trace_network(plain, torch.randn(1, 3, 8, 8))
+    with pytest.raises(lf.UsageError, match="net was traced from a Plain, not from this Doubled; trace this one"):
+        lf.build_train_form(doubled, net, original_plan(net))
+    lf.build_train_form(copy.deepcopy(plain), net, original_plan(net))
