@@ -117,11 +117,6 @@ class Measurement:
         """Return what a JSON file would hold."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Measurement:
-        """Return what :meth:`to_json` wrote."""
-        return cls(**{**data, "quantiles_ms": tuple(data.get("quantiles_ms", ()))})
-
 
 def summarise_blocks(
     values_ms: Sequence[float],
