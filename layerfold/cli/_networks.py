@@ -24,10 +24,21 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
                         help="take average pooling over fixed windows as layers, which may be merged with convs")
 
 
-def trace_of(arguments: argparse.Namespace, loaded: LoadedModel) -> Network:
-    """Trace a loaded model at its input shape."""
-    from layerfold.graph import example_images, trace_network
+def trace_of(arguments: argparse.Namespace, loaded: LoadedModel, *, leads_to_network: bool = True) -> Network:
+    """Trace a loaded model at its input shape.
 
+    Args:
+        leads_to_network: False for a command that only describes or times it.
+
+    Raises:
+        UsageError: what leads to a network must answer each image by itself, and this model does not.
+        UnsupportedGraphError: it cannot be traced.
+    """
+    from layerfold.graph import example_images, trace_network
+    from layerfold.graph.alone import check_alone
+
+    if leads_to_network:
+        check_alone(loaded.module, example_images((2, *loaded.input_shape)))
     example = example_images((1, *loaded.input_shape))
     return trace_network(loaded.module, example, arguments.exclude, merge_pooling=arguments.merge_pooling)
 

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args, Output(flag="--svg", path=args.svg, suffixes=(".svg",)))
     solution = None if args.solution is None else Solution.read(args.solution)
     loaded = load_model_of(args)
-    net = trace_of(args, loaded)
+    net = trace_of(args, loaded, leads_to_network=False)
     if solution is not None:
         from layerfold.merge.train_form import check_solution
 

@@ -146,6 +146,8 @@ class _Made:
 def _train_form(args: argparse.Namespace) -> _Made:
     from layerfold.finetune import NO_BATCH_NORM, ORIGINAL, RECALIBRATED, check_device, has_batch_norm
     from layerfold.finetune import recalibrate_batch_norm as recalibrate
+    from layerfold.graph import example_images
+    from layerfold.graph.alone import check_alone
     from layerfold.merge import build_train_form, load_form
     from layerfold.pipeline.equality import probe_images
     from layerfold.solver import Solution
@@ -154,6 +156,7 @@ def _train_form(args: argparse.Namespace) -> _Made:
         form = load_form(args.checkpoint)
         if form.kind != "train":
             raise UsageError(f"{args.checkpoint}: is merged already; give it to `layerfold export`")
+        check_alone(form.module, example_images((2, *form.recipe.input_shape)))
         return _Made(student=form.module, net=form.net, recipe=form.recipe,
                      facts={**form.facts, "batch_norm": form.batch_norm})
     check_device(args.train_device)

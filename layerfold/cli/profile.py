@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
     from layerfold.profiler.together import BackendChoice, MakeFiller, filled_together
 
     loaded = load_model_of(args)
-    net = trace_of(args, loaded)
+    net = trace_of(args, loaded, leads_to_network=False)
     how: dict[str, Any] = {"batch": args.batch, "method": args.method, "target": args.target, "cap_s": args.cap_s,
                            "candidates": candidates_of(args, net, loaded)}
     if args.dry_run:

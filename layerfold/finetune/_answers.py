@@ -13,6 +13,7 @@ from layerfold.errors import DataError, LayerfoldError, UsageError
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._memory import is_out_of_memory
 from layerfold.finetune._modes import device_of, modes_kept
+from layerfold.graph.alone import check_alone
 
 _NEEDED = ("scoring and training need logits [images, classes]: {remedy}; inspect, profile, solve, verify, merge and "
            "export need none")
@@ -43,7 +44,8 @@ def check_answers(
         The number of logits.
 
     Raises:
-        UsageError: it fails on the images, or gives something else than finite logits [images, classes].
+        UsageError: it fails on the images, gives something else than finite logits [images, classes], or answers one
+            image by the others beside it.
         DataError: it knows fewer classes than the labels.
     """
     _check_dtype(model, argument)
@@ -71,6 +73,7 @@ def check_answers(
     if num_classes is not None and found < num_classes:
         raise DataError(f"{argument}: gives {found} classes, and the data has {num_classes}; give a model with as many "
                         "outputs (num_classes), or the data that it was trained on")
+    check_alone(model, images)
     return found
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from layerfold.errors import UnsupportedGraphError
+from layerfold.graph.alone import one_of
 from layerfold.graph.examples import image_ranges
 from layerfold.graph.same_function import OTHER, RANDOM, Agreement, Images, eval_copy, run
 
@@ -118,7 +119,7 @@ def check_traced(
             _refuse(model, reason)
         break
     if not one_size:
-        _check_alone(model, other, _smaller(images) if sizes else images)
+        _check_one_image(model, other, _smaller(images) if sizes else images)
     probe = _smaller(trial.batches[0]) if sizes else trial.batches[0]
     try:
         first = run(trial.reference, probe) if sizes else trial.outputs[0]
@@ -139,9 +140,9 @@ def _other_batch(other: Agreement, trial: Trial) -> str:
     )
 
 
-def _check_alone(model: nn.Module, agreement: Agreement, images: Images) -> None:
+def _check_one_image(model: nn.Module, agreement: Agreement, images: Images) -> None:
     """Refuse a graph of another function of one image than of several: a forward may branch by their number."""
-    batches = [_only(images, index) for index in (0, 1)]
+    batches = [one_of(images, index) for index in (0, 1)]
     try:
         expected = [run(agreement.reference, batch) for batch in batches]
     except Exception:  # it is made for several images
@@ -156,14 +157,6 @@ def _check_alone(model: nn.Module, agreement: Agreement, images: Images) -> None
             "so that it does not depend on the number of images"
         )
         _refuse(model, reason)
-
-
-def _only(images: Images, index: int) -> Images:
-    """Return one image of a batch, as a batch."""
-    count = len(images[0]) if images[0].dim() else 1
-    return tuple(
-        value[index : index + 1] if value.dim() and len(value) == count else value for value in images
-    )  # fmt: skip
 
 
 def in_ranges(inputs: Images, count: int, *, seed: int = 0) -> Images:

@@ -207,21 +207,22 @@ def _dtype_of(outputs: Sequence[Any]) -> torch.dtype:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    for _, part in _parts(value, ""):
+    for _, part in parts(value):
         if isinstance(part, torch.Tensor):
             yield part
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor and number of nested outputs in float64, with where it stands."""
-    for path, part in _parts(value, ""):
+    for path, part in parts(value):
         if isinstance(part, torch.Tensor):
             yield path, part.detach().to("cpu", torch.float64)
         elif isinstance(part, (bool, int, float)):
             yield path, torch.tensor(float(part), dtype=torch.float64)
 
 
-def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def parts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every part of nested outputs with where it stands; of a single tensor that is the empty text."""
     if isinstance(value, dict):
         inner: Any = value.items()
     elif isinstance(value, (list, tuple)):
@@ -233,4 +234,4 @@ def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, torch.as_tensor(value) if hasattr(value, "__array__") else value
         return
     for key, each in inner:
-        yield from _parts(each, f"{path}/{key}")
+        yield from parts(each, f"{path}/{key}")

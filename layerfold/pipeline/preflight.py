@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.errors import DataError, OptionalDependencyError, UsageError
+from layerfold.errors import DataError, OptionalDependencyError
 from layerfold.finetune import FinetuneOptions, check_answers, check_device, check_trainable, first_images
-from layerfold.graph.same_function import OTHER, Agreement, eval_copy
 from layerfold.importance import AUTO, check_method, default_method, trains
 from layerfold.pipeline.options import CompressOptions
 
@@ -34,42 +32,9 @@ def check_inputs(model: nn.Module, data: ImageData, options: CompressOptions) ->
     check_device(options.train_device)
     _check_packages(options)
     _check_images(data, options)
-    images = first_images(data)
-    check_answers(model, images, num_classes=data.num_classes if data.is_labelled else None)
-    _check_alone(model, images)
+    check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
     if options.finetune_epochs or trains(importance_method(options, data)):
         check_trainable(model, unfreeze=options.unfreeze, keep_frozen=options.keep_frozen)
-
-
-def _check_alone(model: nn.Module, images: Tensor) -> None:
-    """Refuse a model whose answer to an image depends on the others of its batch.
-
-    It is scored in batches of one size and exported for another: it would be another function.
-    """
-    if len(images) < _FEWEST_IMAGES:
-        return
-    together = eval_copy(model).cpu()
-    try:
-        reason = Agreement(together, _OneByOne(together)).reason([(images.cpu(),)])
-    except Exception:  # not made for a single image, as with BatchNorm of the batch behind a pooling
-        reason = OTHER
-    if reason == OTHER:
-        raise UsageError(
-            f"model {type(model).__name__}: answers an image otherwise alone than beside others, so its scores would "
-            "not hold for the exported network; normalise each image by itself, or give BatchNorm running statistics"
-        )
-
-
-class _OneByOne(nn.Module):
-    """A network that is given its images one at a time."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        answers = [self.model(image[None]) for image in images]
-        return torch.stack([answer.reshape(-1) for answer in answers])  # some squeeze the answer to a single image
 
 
 def importance_method(options: CompressOptions, data: ImageData) -> str:

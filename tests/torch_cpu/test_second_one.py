@@ -17,9 +17,11 @@ from layerfold.cli import main
 from layerfold.data import ImageData
 from layerfold.errors import DataError, UsageError
 from layerfold.finetune import FinetuneOptions, check_answers, check_trainable, first_images
+from layerfold.graph.alone import check_alone
 from layerfold.importance import WholeScores
 from layerfold.pipeline import CompressOptions
 from layerfold.pipeline.preflight import check_inputs
+from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
 from tests.torch_cpu.small_training import images, network, train
 
 
@@ -259,6 +261,69 @@ def test_answers_that_depend_on_the_other_images_are_refused_first(name: str) ->
         check_inputs(Answers(BATCH_STATISTICS[name]).eval(), images(), options)
 
 
+_STEPS = {
+    "importance": ["--data", "DATA", "-o", "i.csv"],
+    "finetune": ["--data", "DATA", "--solution", "solution.json", "-o", "f.safetensors"],
+    "search": ["--data", "DATA", "--keep", "1", "-o", "s.json"],
+    "verify": ["--solution", "solution.json"],
+    "merge": ["--solution", "solution.json", "-o", "m.safetensors"],
+    "compare": ["a=solution.json"],
+    "solve": ["--time-path", "latency.csv", "--imp-path", "importance.csv", "--speedup", "1.5"],
+}
+
+
+@pytest.mark.parametrize("command", _STEPS)
+def test_every_step_to_a_merged_network_refuses_such_a_model(
+    command: str, factory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(factory.parent)
+    _write_tables()
+    before = sorted(factory.parent.iterdir())
+    model = {"merge": ["--model"], "solve": ["--verify"]}.get(command, [])
+    more = [f"{factory}:data" if each == "DATA" else each for each in _STEPS[command]]
+    assert main([command, *model, f"{factory}:by_batch", "--input", "3x8x8", *more]) == 2
+    shown = capsys.readouterr().err
+    assert "answers an image otherwise alone than beside others" in shown
+    assert sorted(factory.parent.iterdir()) == before
+
+
+def test_describing_such_a_model_stays(factory: Path) -> None:
+    assert main(["inspect", f"{factory}:by_batch", "--input", "3x8x8", "--brief"]) == 0
+
+
+def _write_tables() -> None:
+    spans = [(0, 1), (1, 2), (0, 2)]
+    provenance = Provenance(kind="latency", input_shape=(1, 3, 8, 8), chains=((0, 2),), batch=1, fixed_ms=0.1,
+                            backend="onnxruntime")
+    entries = [LatencyEntry(start=start, end=end, latency_ms=1.0) for start, end in spans]
+    LatencyTable(entries, provenance=provenance).write("latency.csv")
+    ImportanceTable([ImportanceEntry(start=start, end=end, start_act=1, end_act=1, importance=start - end + 1.0)
+                     for start, end in spans]).write("importance.csv")
+
+
+def test_an_answer_with_a_table_beside_its_rows_passes() -> None:
+    class Pyramid(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return {"rows": [x.mean((2, 3))], "anchors": torch.arange(8.0).view(2, 4), "size": x.shape[2]}
+
+    check_alone(Pyramid(), torch.randn(2, 3, 4, 4))
+
+
+def test_half_precision_and_several_inputs_are_held_to_it_too() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+            return self.conv(x), (shift - shift.mean(0))
+
+    inputs = torch.randn(2, 3, 8, 8), torch.randn(2, 5)
+    for model in (Both(), Both().double(), Both().bfloat16()):
+        with pytest.raises(UsageError, match="answers an image otherwise alone"):
+            check_alone(model, inputs)
+
+
 @pytest.mark.parametrize("change", [lambda x: x.squeeze(), lambda x: x - x.mean(-1, keepdim=True), lambda x: 1e6 * x])
 def test_answers_of_each_image_by_itself_pass(change: Callable[[Tensor], Tensor]) -> None:
     check_inputs(Answers(change).eval(), images(), CompressOptions(speedup=1.5).settled(images()))
@@ -309,6 +374,13 @@ class Both(nn.Module):
 
 def both():
     return Both()
+
+class Centred(nn.Module):
+    def forward(self, z):
+        return z - z.mean(0, keepdim=True)
+
+def by_batch():
+    return nn.Sequential(network(dropout=0.0), Centred())
 
 def frozen():
     return network(dropout=0.0).requires_grad_(False)
