@@ -1,7 +1,8 @@
-"""What is known of a traced value: its value on the example input, and what it would be for larger batches.
+"""What is known of a traced value: its value on the example input, and what it would be for other batches.
 
-Tensors are computed as they are. Of plain values, sizes above all, those for larger batches stand beside: worked out
-from the same code on tensors with more images, which hold no numbers. Where they differ, a value follows the batch.
+Tensors are computed as they are. Of plain values, sizes above all, those for other batches stand beside: worked out
+from the same code on tensors with more images and with one, which hold no numbers. Where they differ, a value follows
+the batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import fx
 
 _MORE_IMAGES = (1, 508)
+_OTHER_BATCHES = 1 + len(_MORE_IMAGES)
+"""One image alone, for which code often does something else, and more images than the example input has."""
 _OF_SHAPE = frozenset({"shape", "size", "numel", "nelement", "nbytes", "len"})
 _OF_KIND = frozenset({
     "dim", "ndim", "ndimension", "dtype", "device", "layout", "requires_grad", "element_size", "itemsize", "type",
@@ -29,7 +32,7 @@ class Known:
 
     Attributes:
         value: on the example input.
-        others: for batches with more images; of a tensor, the tensor itself each time.
+        others: for a single image and for batches with more images; of a tensor, the tensor itself each time.
         images: how many images the example input has, for what was computed from it; 0 for constants.
     """
 
@@ -40,11 +43,11 @@ class Known:
     @classmethod
     def of(cls, value: Any, images: int = 0) -> Known:
         """Return what is known of a value that is the same for every batch, or of a tensor."""
-        return cls(value, (value,) * len(_MORE_IMAGES), images)
+        return cls(value, (value,) * _OTHER_BATCHES, images)
 
     @property
     def follows_batch(self) -> bool:
-        """Whether a plain value would be another for more images."""
+        """Whether a plain value would be another for one image or for more."""
         return any(differ(other, self.value) for other in self.others)
 
     @property
@@ -54,16 +57,17 @@ class Known:
         return self.images > 0 and len(shape) > 0 and shape[0] > 0 and shape[0] % self.images == 0
 
     def in_batch(self, number: int) -> Any:
-        """Return the value in the larger batch of that number; for a tensor, one of the same kind without numbers."""
+        """Return the value in the other batch of that number; for a tensor, one of the same kind without numbers."""
         other = self.others[number]
         if not isinstance(other, torch.Tensor) or not self.counts_images:
             return other
         parts = other.shape[0] // self.images
-        return other.new_empty((parts * (self.images + _MORE_IMAGES[number]), *other.shape[1:]), device="meta")
+        images = self.images + _MORE_IMAGES[number - 1] if number else 1
+        return other.new_empty((parts * images, *other.shape[1:]), device="meta")
 
 
 class _Unknown:
-    """Stands for what could not be worked out for a larger batch: it equals nothing."""
+    """Stands for what could not be worked out for another batch: it equals nothing."""
 
 
 def evaluate(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Known | None:
@@ -90,7 +94,7 @@ def evaluate(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
             return Known.of(value, images)
         if asked not in _OF_SHAPE:
             return None
-    others = tuple(_attempt(call, args, kwargs, number) for number in range(len(_MORE_IMAGES)))
+    others = tuple(_attempt(call, args, kwargs, number) for number in range(_OTHER_BATCHES))
     return Known(value, others, images)
 
 

@@ -194,6 +194,14 @@ def by_batch(self: Any, x: Tensor) -> Tensor:
     return self.body(x) if x.shape[0] > 4 else self.body(2 * x)
 
 
+def by_one_image(self: Any, x: Tensor) -> Tensor:
+    return self.body(x) if x.shape[0] == 1 else self.body(2 * x)
+
+
+def by_several_images(self: Any, x: Tensor) -> Tensor:
+    return self.body(x) if len(x) > 1 else self.body(2 * x)
+
+
 def image_by_image(self: Any, x: Tensor) -> Tensor:
     return torch.cat([self.body(x[i : i + 1]) for i in range(len(x))])
 
@@ -208,6 +216,7 @@ def by_count_of_pixels(self: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("forward", "cause"), [
     (by_largest_value, "values of a tensor"), (by_one_pixel, "values of a tensor"), (by_batch, "number of images"),
+    (by_one_image, "number of images"), (by_several_images, "number of images"),
     (image_by_image, "number of images"), (over_images, "number of images"), (by_count_of_pixels, "number of images"),
 ])  # fmt: skip
 def test_what_the_input_does_not_decide_is_refused_or_stays_whole(forward: Callable[..., Any], cause: str) -> None:
