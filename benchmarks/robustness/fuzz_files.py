@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="print every run")
     parser.add_argument("--no-record", action="store_true")
     args = parser.parse_args()
-    load_everything()
+    load_everything(in_a_hurry=True)
     with tempfile.TemporaryDirectory() as name:
         folder, good = Path(name) / "work", Path(args.inputs or f"{name}/good").absolute()
         os.environ["LAYERFOLD_CACHE"] = str(good.parent / "cache")
