@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfold.errors import ProvenanceMismatchError
@@ -43,8 +44,11 @@ def trace_of(arguments: argparse.Namespace, loaded: LoadedModel, *, leads_to_net
     return trace_network(loaded.module, example, arguments.exclude, merge_pooling=arguments.merge_pooling)
 
 
-def recipe_of(arguments: argparse.Namespace, loaded: LoadedModel, solution: Solution) -> Recipe:
-    """Return how the forms of this model and solution are built again."""
+def recipe_of(arguments: argparse.Namespace, loaded: LoadedModel, net: Network, solution: Solution) -> Recipe:
+    """Return how the forms of this model and solution are built again.
+
+    A solution written by hand names no network. The recipe does, so that a form is not built from another one later.
+    """
     from layerfold.merge import Recipe
 
     return Recipe(
@@ -55,7 +59,7 @@ def recipe_of(arguments: argparse.Namespace, loaded: LoadedModel, solution: Solu
         input_shape=loaded.input_shape,
         exclude=tuple(arguments.exclude),
         merge_pooling=arguments.merge_pooling,
-        solution=solution,
+        solution=replace(solution, network_hash=net.hash),
     )
 
 

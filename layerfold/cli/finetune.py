@@ -136,7 +136,7 @@ def _finetune(args: argparse.Namespace) -> int:
             "num_images": scores.num_images, "original_accuracy_pct": before,
             "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct,
         }  # fmt: skip
-    recipe = recipe_of(args, loaded, solution)
+    recipe = recipe_of(args, loaded, net, solution)
     facts_kept = {"batch_norm": FINETUNED, "finetune": report.as_dict(), "data": data.describe(), "test": test,
                   "original_weights_sha256": original.weights_sha256, "fade": fade}
     save_form(student, output, kind="train", recipe=recipe, facts=facts_kept)

@@ -178,7 +178,7 @@ def _train_form(args: argparse.Namespace) -> _Made:
         print("layerfold: note: BatchNorm statistics are the original's, and do not fit a network without its "
               "activations; give --data to measure them anew, or finetune first (`layerfold finetune`)",
               file=sys.stderr)
-    return _Made(student=student, net=net, recipe=recipe_of(args, loaded, solution), facts=kept,
+    return _Made(student=student, net=net, recipe=recipe_of(args, loaded, net, solution), facts=kept,
                  images=None if data is None else probe_images(data))
 
 

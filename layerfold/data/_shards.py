@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,11 @@ def _listed_shards(root: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
         split = next((splits[name] for name in names if name in splits), None)
         if split is not None and split.filenames:
             found[pool] = [_inside(root, name, info_path) for name in split.filenames]
+            paths = [path.resolve() for path in found[pool]]
+            name, count = Counter(paths).most_common(1)[0]
+            if count > 1:  # every image of it would count as often, and a long list of one file be read for hours
+                raise DataError(f"{name_text(info_path)}: lists {name_text(name.name)!r} {count:,} times; list each "
+                                "shard once")
             if split.alt_label:
                 fields[pool] = split.alt_label
     return found, fields

@@ -170,6 +170,15 @@ def test_bad_list_of_shards_is_one_line(text: str, tmp_path: Path) -> None:
     assert "_info.json" in refusal(f"wds/{tmp_path}")
 
 
+@pytest.mark.parametrize("again", ["train.tar", "./train.tar", "link.tar"])
+def test_shard_that_is_listed_often_is_refused_before_it_is_read(again: str, tmp_path: Path) -> None:
+    (tmp_path / "train.tar").write_bytes(b"not read at all")
+    (tmp_path / "link.tar").symlink_to("train.tar")
+    info = {"splits": {"train": {"filenames": ["train.tar"] + [again] * 20_000}}}
+    (tmp_path / "_info.json").write_text(json.dumps(info))
+    assert "_info.json: lists 'train.tar' 20,001 times; list each shard once" in refusal(f"wds/{tmp_path}")
+
+
 @pytest.mark.parametrize("value", ["1.7", "true", "1e400", "null", "[1]", '"x"', "9" * 40, "NaN"])
 def test_field_that_is_no_whole_number_is_no_label(value: str, tmp_path: Path) -> None:
     samples = [(name.replace("cls", "json"), f'{{"kind": {value}}}'.encode() if name.endswith("cls") else content)

@@ -70,6 +70,25 @@ def command(tmp_path: Path) -> list[str]:
             str(tmp_path / "solution.json"), "--batch-size", "16", "--quiet", "-o", str(tmp_path / "out.safetensors")]
 
 
+@pytest.mark.parametrize("change", ["model", "input_shape"])
+def test_form_knows_its_network_where_a_solution_by_hand_names_none(
+    change: str, command: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    """Weights fit either way, so only the hash of the network tells."""
+    assert main([*command, "--steps", "2"]) == 0
+    factory, sidecar = tmp_path / "factory.py", tmp_path / "out.safetensors.json"
+    if change == "model":
+        factory.write_text(_FACTORY.replace("nn.Conv2d(4, 4, 3)", "nn.Conv2d(4, 4, 3, stride=2)"))
+    else:
+        content = json.loads(sidecar.read_text())
+        content["recipe"]["input_shape"] = [3, 9, 8]
+        sidecar.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(["merge", str(tmp_path / "out.safetensors"), "-o", str(tmp_path / "merged.safetensors")]) == 2
+    assert "out.safetensors: the solution was made for a network of hash" in capsys.readouterr().err
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
 def test_both_weights_log_and_picture_are_written(command: list[str], tmp_path: Path, capsys: Any) -> None:
     more = ["--epochs", "3", "--save-both", "--feature-weight", "0.5", "--ema", "0.9", "--json"]
     assert main([*command, *more]) == 0
