@@ -37,9 +37,10 @@ from shorten_cifar10 import NETWORKS, Run
 from torch import nn
 
 import layerfold as lf
+from layerfold.budget import Budget
 from layerfold.export import export_onnx
 from layerfold.importance import FinalistScores, WholeScores, remove_journal
-from layerfold.pipeline.budget_loop import Budget, meet_budget
+from layerfold.pipeline.budget_loop import meet_budget
 
 STEPS = ("latency", "importance", "choose", "measure", "finetune", "compare")
 WAYS = ("layerfold", "compress", "paper", "uniform", "global pruning", "pruning")

@@ -22,10 +22,11 @@ from made_up_importance import made_up_importance
 from record import RESULTS, write_record
 
 import layerfold as lf
+from layerfold.budget import Budget
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.export import export_onnx
 from layerfold.graph import Network
-from layerfold.pipeline.budget_loop import Budget, meet_budget
+from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend, verify_solution
 from layerfold.profiler.verify import example_input_of
 

@@ -25,8 +25,9 @@ from made_up_importance import made_up_importance
 from record import RESULTS, write_record
 
 import layerfold as lf
+from layerfold.budget import Budget
 from layerfold.export import export_onnx
-from layerfold.pipeline.budget_loop import Budget, meet_budget
+from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.verify import example_input_of
 

@@ -23,9 +23,10 @@ from prediction import errors, with_intervals
 from record import write_record
 
 import layerfold as lf
+from layerfold.budget import Budget
 from layerfold.errors import InfeasibleBudgetError, LayerfoldError
 from layerfold.export import export_onnx
-from layerfold.pipeline.budget_loop import Budget, meet_budget
+from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.fitted import beliefs_of, growth_of, plans_of
 from layerfold.profiler.outside import outside_graph

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from layerfold.budget import Budget
 from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
 from layerfold.cli._options import CLASSES, THREADS, open_backend, whole
 from layerfold.cli._output import show, show_json
@@ -92,7 +93,7 @@ def meet_budget_of(
         if getattr(args, name) is None:
             setattr(args, name, provenance.backend_options.get(name))
     backend = open_backend(args)  # what is missing shows before torch is loaded
-    from layerfold.pipeline.budget_loop import Budget, meet_budget
+    from layerfold.pipeline.budget_loop import meet_budget
 
     net = trace_of(args, loaded := load_model_of(args))
     check_table(net, table, table.source)

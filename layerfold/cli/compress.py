@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from layerfold.budget import check_one_given
 from layerfold.cli._choices import METHODS, OPTIMIZERS, SCORES, parse_formats
 from layerfold.cli._networks import add_drop_argument
 from layerfold.cli._options import BATCH, SEED, THREADS, above, add_result_arguments, whole
@@ -21,7 +22,6 @@ from layerfold.cli._sources import (
     open_data_of,
 )
 from layerfold.cli._training import add_freezing_arguments
-from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
     from layerfold.pipeline import CompressResult
@@ -103,15 +103,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run all steps and print the result table; 3 if the last measurement is over the budget."""
-    budget_ms, speedup = arguments.budget, arguments.speedup
-    if (budget_ms is not None) + (speedup is not None) + arguments.fastest != 1:
-        raise UsageError("--budget, --speedup, --fastest: give one, for example --budget 4.5ms or --speedup 1.5")
+    check_one_given({f"--{name}": getattr(arguments, name) for name in ("budget", "speedup", "fastest")},
+                    "give one, for example --budget 4.5ms or --speedup 1.5")
     from layerfold.pipeline import CompressOptions, compress_network
 
     options = CompressOptions(
-        budget_ms=budget_ms, speedup=speedup, fastest=arguments.fastest, backend=arguments.backend,
-        threads=arguments.threads, batch=arguments.batch, exclude=tuple(arguments.exclude),
-        merge_pooling=arguments.merge_pooling,
+        budget_ms=arguments.budget, speedup=arguments.speedup, fastest=arguments.fastest,
+        backend=arguments.backend, threads=arguments.threads, batch=arguments.batch,
+        exclude=tuple(arguments.exclude), merge_pooling=arguments.merge_pooling,
         max_kernel=arguments.max_kernel, max_growth=arguments.max_growth, drop_layers=arguments.drop_layers,
         importance_method=arguments.importance,
         importance_score=arguments.score, importance_images=arguments.importance_images,

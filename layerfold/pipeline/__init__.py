@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layerfold.pipeline.budget_loop import Budget
+from layerfold.budget import Budget
 from layerfold.pipeline.comparison import ComparedNetwork, SolutionComparison, compare_solutions
 from layerfold.pipeline.compress import CompressResult, compress_network
 from layerfold.pipeline.options import CompressOptions

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from layerfold.budget import Budget, Verdict
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.graph import Network
 from layerfold.pipeline.plan_search import PlanSearch
@@ -32,38 +33,6 @@ MOST_WHOLES = 24
 """Plans that are scored as whole networks at most."""
 MOST_FINALISTS = 4
 """Of those taken that a dearer score decides between at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What was asked for: end-to-end milliseconds, a speed-up over the original, or simply the fastest plan.
-
-    Attributes:
-        budget_ms: or None; speedup: or None. With neither, the fastest plan is wanted.
-    """
-
-    budget_ms: float | None = None
-    speedup: float | None = None
-
-    @property
-    def is_fastest(self) -> bool:
-        """Say whether there is no limit to keep, and the least latency is wanted."""
-        return self.budget_ms is None and self.speedup is None
-
-    def in_ms(self, original_ms: float) -> float:
-        """Return the budget in ms, given the original's latency; 0, which nothing meets, for the fastest plan."""
-        if self.budget_ms is not None:
-            return self.budget_ms
-        return original_ms / self.speedup if self.speedup is not None else 0.0
-
-    def __str__(self) -> str:
-        if self.is_fastest:
-            return "the fastest plan"
-        return f"{self.budget_ms:g} ms" if self.budget_ms is not None else f"{self.speedup:g}x"
-
-    def said(self, budget_ms: float) -> str:
-        """Return the budget as it was asked for, and where that was a speed-up, the milliseconds that it comes to."""
-        return str(self) if self.budget_ms is not None else f"{self} ({budget_ms:.4g} ms)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +215,7 @@ class _Loop:
     @property
     def _limit(self) -> float:
         """The share of the original's latency that a plan may take."""
-        return self._budget.in_ms(self._search.original_ms) * (1 - self._margin) / self._search.original_ms
+        return self._budget.in_ms(self._search.original_ms, self._margin) / self._search.original_ms
 
     def verify(self, solution: Solution) -> Round:
         """Build a plan as it will be shipped, and measure it."""
@@ -258,14 +227,14 @@ class _Loop:
                 self._model, self._net, solution, self._backend, batch=self._batch, budget_ms=budget.budget_ms,
                 speedup=budget.speedup, predicted_ms=predicted_ms, original_onnx=self._original_onnx, cap_s=cap_s,
             )  # fmt: skip
-            if verification.is_within_budget is not False or not _is_open(verification, budget):
+            if budget.verdict(verification) is not Verdict.OPEN:
                 break
         self._search.original_ms = verification.original_ms
         self._search.learn(solution, verification.ratio, verification.ratio_low, verification.ratio_high)
         turn = Round(
             solution=replace(solution, predicted_ms=predicted_ms), predicted_ms=predicted_ms,
-            verification=verification, is_within=budget.is_fastest or bool(verification.is_within_budget),
-            is_safe=_is_within(verification, budget, self._margin),
+            verification=verification, is_within=budget.is_kept_by(verification),
+            is_safe=budget.is_kept_by(verification, self._margin),
         )  # fmt: skip
         self.rounds.append(turn)
         self._say("")
@@ -357,7 +326,7 @@ def check_reachable(
             model, net, fastest, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
             original_onnx=original_onnx, cap_s=cap_s,
         )  # fmt: skip
-    if not verification.is_within_budget:
+    if not budget.is_kept_by(verification):
         turn = Round(
             solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False, is_safe=False
         )
@@ -381,21 +350,6 @@ def _check_fixed(budget: Budget, search: PlanSearch) -> None:
             budget_ms=budget_ms,
             least_ms=least_ms,
         )
-
-
-def _is_open(verification: Verification, budget: Budget) -> bool:
-    """Say whether a measurement leaves it open if the budget is kept: its interval holds the budget."""
-    if budget.speedup is not None:
-        return verification.ratio_low <= 1 / budget.speedup
-    return verification.low_ms <= budget.in_ms(verification.original_ms)
-
-
-def _is_within(verification: Verification, budget: Budget, margin: float) -> bool:
-    limit_ms = budget.in_ms(verification.original_ms) * (1 - margin)
-    fits = verification.high_ms <= limit_ms
-    if budget.speedup is not None:
-        fits = fits and verification.ratio_high <= (1 - margin) / budget.speedup
-    return bool(verification.is_within_budget) and fits
 
 
 def _unreachable(budget: Budget, rounds: Sequence[Round], margin: float) -> InfeasibleBudgetError:

@@ -43,7 +43,7 @@ from layerfold.pipeline.plan_scores import finalist_scores, whole_scores
 from layerfold.pipeline.preflight import check_inputs, importance_method
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
 from layerfold.pipeline.summary import FILES, write_summary
-from layerfold.profiler import BenchmarkReport, benchmark_networks, get_backend, profile_network
+from layerfold.profiler import benchmark_networks, get_backend, profile_network
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.fitted import plans_of
 from layerfold.profiler.verify import judge
@@ -411,16 +411,11 @@ class _Run:
         for attempt in range(_MOST_BENCH_TRIES):
             report = benchmark_networks(networks, None, self.backend, target=0.005, cap_s=5.0 * 2**attempt,
                                         is_patient=attempt > 0)
-            within = _is_within(report, self.options)
+            within = self.options.budget.is_kept_by(judge(report, self.options.budget))
             if within:
                 break
         self.folder.write_json("bench.json", report.to_json())
         return {"is_within_budget": within, "attempts": attempt + 1, **report.to_json()}
-
-
-def _is_within(report: BenchmarkReport, options: CompressOptions) -> bool:
-    verdict = judge(report, budget_ms=options.budget_ms, speedup=options.speedup, predicted_ms=None)
-    return options.fastest or bool(verdict.is_within_budget)
 
 
 def _with_sidecar(name: str) -> list[str]:

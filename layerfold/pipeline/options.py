@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from layerfold.arguments import MOST_COUNTED, check_bounds, check_fields, whole
+from layerfold.budget import Budget, check_one_given
 from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
 from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES
-from layerfold.pipeline.budget_loop import MOST_WHOLES, Budget
+from layerfold.pipeline.budget_loop import MOST_WHOLES
 
 _EPOCHS = 3
 _FIRST_USES = {
@@ -92,13 +93,9 @@ class CompressOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if (self.budget_ms is not None) + (self.speedup is not None) + self.fastest != 1:
-            raise UsageError(
-                f"budget_ms={self.budget_ms}, speedup={self.speedup}, fastest={self.fastest}: give one of the three, "
-                "for example --budget 4.5ms or --speedup 1.5"
-            )
-        for name in ("budget_ms", "speedup"):
-            check_bounds(name, getattr(self, name), above=0)
+        check_one_given({name: getattr(self, name) for name in ("budget_ms", "speedup", "fastest")},
+                        "give one of the three, for example --budget 4.5ms or --speedup 1.5")
+        _ = self.budget  # checks its number
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in known:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from layerfold.budget import Budget
 from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
 from layerfold.graph.network import Network
@@ -121,31 +122,27 @@ def verify_solution(
     networks = {"original": original_onnx, "merged": export_onnx(merged, example)}
     report = benchmark_networks(networks, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
     predicted_ms = solution.predicted_ms if predicted_ms is None else predicted_ms
-    found = judge(report, budget_ms=budget_ms, speedup=speedup, predicted_ms=predicted_ms)
+    budget = Budget(budget_ms=budget_ms) if speedup is None else Budget(speedup=speedup)
+    found = judge(report, budget, predicted_ms)
     if predicted_interval_ms is None:
         return found
     return replace(found, predicted_low_ms=predicted_interval_ms[0], predicted_high_ms=predicted_interval_ms[1])
 
 
-def judge(
-    report: BenchmarkReport, *, budget_ms: float | None, speedup: float | None, predicted_ms: float | None
-) -> Verification:
+def judge(report: BenchmarkReport, budget: Budget, predicted_ms: float | None = None) -> Verification:
     """Turn a benchmark of two networks, the original and then the merged one, into a verdict on the budget."""
     original, merged = report.networks
-    is_within: bool | None = None
-    if speedup is not None:
-        budget_ms = original.median_ms / speedup
-        is_within = merged.ratio_high <= 1 / speedup and merged.high_ms <= budget_ms
-    elif budget_ms is not None:
-        is_within = merged.high_ms <= budget_ms
-    return Verification(
+    found = Verification(
         measured_ms=merged.median_ms, low_ms=merged.low_ms, high_ms=merged.high_ms,
         original_ms=original.median_ms, original_low_ms=original.low_ms, original_high_ms=original.high_ms,
         ratio=merged.ratio, ratio_low=merged.ratio_low, ratio_high=merged.ratio_high,
-        predicted_ms=predicted_ms, budget_ms=budget_ms, speedup=speedup, is_within_budget=is_within,
+        predicted_ms=predicted_ms, budget_ms=None, speedup=budget.speedup, is_within_budget=None,
         is_settled=original.is_settled and merged.is_settled, provenance=report.provenance,
         contended=merged.contended,
     )  # fmt: skip
+    if budget.is_fastest:
+        return found
+    return replace(found, budget_ms=budget.in_ms(original.median_ms), is_within_budget=budget.is_kept_by(found))
 
 
 def example_input_of(net: Network, batch: int = 1) -> tuple[torch.Tensor, ...]:

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 import layerfold as lf
+from layerfold.budget import Budget
 from layerfold.cli import main
 from layerfold.data import ImageData
 from layerfold.graph.dropping import dropped_layers
 from layerfold.importance import list_requests
 from layerfold.importance.journal import Estimate, Journal
-from layerfold.pipeline.budget_loop import Budget, meet_budget
+from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.fitted import beliefs_of, plans_of, predicted_interval_ms
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import layerfold as lf
+from layerfold.budget import Budget
 from layerfold.data import ImageData
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.importance import FinalistScores
@@ -98,7 +99,7 @@ def test_finalists_are_trained_and_the_best_is_taken(
 
     monkeypatch.setattr(plan_scores, "WholeScores", Restless)
     # A busy machine must not decide whether there are finalists.
-    monkeypatch.setattr(budget_loop, "_is_within", lambda *_: True)
+    monkeypatch.setattr(Budget, "is_kept_by", lambda *_: True)
     monkeypatch.setattr(budget_loop._Loop, "is_kept_by", keep)
     asked = replace(options(1.05), importance_method="recalibrate", whole_plans=8, finalist_steps=2)
     found = lf.compress_network(loaded, data, out=tmp_path / "out", options=asked, progress=False)

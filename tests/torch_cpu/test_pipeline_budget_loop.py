@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 import layerfold as lf
+from layerfold.budget import Budget
 from layerfold.cli._solve_verify import _finalists_text, _wholes_text
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.graph import Network
 from layerfold.pipeline import budget_loop
-from layerfold.pipeline.budget_loop import Budget, LoopResult, meet_budget
+from layerfold.pipeline.budget_loop import LoopResult, meet_budget
 from layerfold.pipeline.run_folder import RunFolder
 from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
 from layerfold.profiler.random_plans import Plan
@@ -223,7 +224,7 @@ def test_plan_without_the_margin_is_no_finalist(chain, monkeypatch: pytest.Monke
     machine = Machine(net, 4)
     machine.play(monkeypatch)
     safe, asked = iter([False]), []
-    monkeypatch.setattr(budget_loop, "_is_within", lambda *_: next(safe, True))
+    monkeypatch.setattr(Budget, "is_kept_by", lambda _, found, margin=0.0: not margin or next(safe, True))
 
     def train(solution: lf.Solution) -> float:
         asked.append(solution)
@@ -344,12 +345,6 @@ def lf_backend() -> Any:
     from layerfold.profiler import get_backend
 
     return get_backend("onnxruntime")
-
-
-def test_budget_in_ms() -> None:
-    assert Budget(budget_ms=2.0).in_ms(9.0) == 2.0
-    assert Budget(speedup=1.5).in_ms(9.0) == 6.0
-    assert Budget().is_fastest
 
 
 def _run(path: Path, steps: str, *, config: dict[str, Any] | None = None, overwrite: bool = False) -> str:

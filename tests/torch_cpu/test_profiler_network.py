@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from layerfold.budget import Budget
 from layerfold.errors import UsageError
 from layerfold.graph import layer_norms, trace_network
 from layerfold.profiler import benchmark_networks, in_network, profile_network, verify_solution
@@ -190,7 +191,7 @@ def latency(name: str, median_ms: float, high_ms: float, ratio: float, ratio_hig
 def test_a_speedup_needs_both_the_ratio_and_the_latency_below(high_ms, ratio_high, is_within):
     networks = (latency("original", 1.0, 1.1, 1.0, 1.0), latency("merged", 0.48, high_ms, 0.48, ratio_high))
     report = BenchmarkReport(networks=networks, provenance={})
-    found = judge(report, budget_ms=None, speedup=2.0, predicted_ms=None)
+    found = judge(report, Budget(speedup=2.0))
     assert found.is_within_budget is is_within
     assert found.budget_ms == 0.5
 
@@ -198,8 +199,10 @@ def test_a_speedup_needs_both_the_ratio_and_the_latency_below(high_ms, ratio_hig
 def test_a_budget_needs_the_upper_end_of_the_interval_below():
     networks = (latency("original", 1.0, 1.1, 1.0, 1.0), latency("merged", 0.48, 0.52, 0.48, 0.5))
     report = BenchmarkReport(networks=networks, provenance={})
-    assert judge(report, budget_ms=0.53, speedup=None, predicted_ms=None).is_within_budget is True
-    assert judge(report, budget_ms=0.50, speedup=None, predicted_ms=None).is_within_budget is False
+    assert judge(report, Budget(budget_ms=0.53)).is_within_budget is True
+    assert judge(report, Budget(budget_ms=0.50)).is_within_budget is False
+    unlimited = judge(report, Budget())
+    assert (unlimited.budget_ms, unlimited.is_within_budget) == (None, None)
 
 
 def test_benchmark_takes_modules_files_and_bytes(model, tmp_path):
