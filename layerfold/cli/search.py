@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.budget import check_one_given
 from layerfold.cli._networks import add_trace_arguments, check_table, note_random_weights, trace_of
 from layerfold.cli._options import (
     add_command,
@@ -127,15 +128,11 @@ def _target_of(args: argparse.Namespace) -> dict[str, Any]:
         if args.weights_out is not None:
             raise UsageError(f"--weights-out {args.weights_out}: --pattern {args.pattern} trains nothing")
         return {}
-    if args.keep is not None:
-        return {"granularity": granularity, "keep": args.keep}
-    if args.budget is None and args.speedup is None:
-        raise UsageError("--keep, --budget, --speedup, --pattern: give one of the four")
-    if args.latency is None:
+    check_one_given({f"--{name}": getattr(args, name) for name in ("keep", "budget", "speedup", "pattern")},
+                    "give one of the four")
+    if args.keep is None and args.latency is None:
         raise UsageError("--latency: a budget needs the network's latency table (`layerfold profile`)")
-    if args.budget is not None:
-        return {"granularity": granularity, "budget_ms": args.budget}
-    return {"granularity": granularity, "speedup": args.speedup}
+    return {"granularity": granularity, "keep": args.keep, "budget_ms": args.budget, "speedup": args.speedup}
 
 
 def _keep(text: str) -> float:

@@ -109,6 +109,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Solve, then write files, then print; nothing is written unless all budgets have an answer."""
     from layerfold.solver import explain_point, solve_alternatives, solve_frontier
+    from layerfold.solver._budgets import end_to_end_budgets
     from layerfold.tables import ImportanceTable, LatencyTable
 
     asked = _asked(args)
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     # Several devices: their budgets are known, so that the frontier need hold only what keeps to them.
     known = None
     if len(latencies) > 1 and "budget_ms" in asked[0]:
-        known = _end_to_end(asked[0]["budget_ms"], latencies, args.budget_of)
+        known = end_to_end_budgets(latencies, **asked[0], budget_of=args.budget_of)
     frontier = solve_frontier(
         latencies, importance, alpha, args.normalise, limits=limits, risk=risk, budgets_ms=known,
         epsilon=args.epsilon, max_labels=args.max_labels,
@@ -148,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--alternatives: give one --budget or --speedup")
         solutions = solve_alternatives(
             latencies, importance, count=alternatives, alpha=alpha, normalise=args.normalise, limits=limits,
-            risk=risk, budgets_ms=_known_budgets(asked[0], latencies, args.budget_of),
+            risk=risk, budgets_ms=end_to_end_budgets(latencies, **asked[0], budget_of=args.budget_of),
         )
     _write(args, frontier, solutions)
     price = _price_of_risk(args, asked, latencies, importance, alpha, limits, solutions) if risk is not None else []
@@ -219,19 +220,6 @@ def _check_outputs(args: argparse.Namespace, count: int) -> None:
         Output(flag="--frontier", path=args.frontier, suffixes=(".csv", ".json")),
         Output(flag="--plot", path=args.plot, suffixes=PICTURES),
     )
-
-
-def _end_to_end(budgets: tuple[float, ...], latencies: list[LatencyTable], budget_of: str) -> list[float]:
-    if budget_of == "segments":
-        return [table.end_to_end_ms(budget) for table, budget in zip(latencies, budgets, strict=True)]
-    return list(budgets)
-
-
-def _known_budgets(asked: dict[str, Any], latencies: list[LatencyTable], budget_of: str) -> list[float]:
-    if "speedup" in asked:
-        return [table.original_ms / asked["speedup"] for table in latencies]
-    budgets = asked["budget_ms"]
-    return _end_to_end(budgets if isinstance(budgets, tuple) else (budgets,), latencies, budget_of)
 
 
 def _write(args: argparse.Namespace, frontier: Frontier, solutions: list[Solution]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from layerfold.budget import Budget, check_one_given
 from layerfold.data import ImageData
 from layerfold.errors import UsageError
 from layerfold.finetune import FinetuneOptions, FinetuneReport, train_network
@@ -167,16 +168,13 @@ def _target_of(
     net: Network, gates: tuple[Gate, ...], merging: BestMerging, keep: float | None, budget_ms: float | None,
     speedup: float | None,
 ) -> Target:
-    if sum(each is not None for each in (keep, budget_ms, speedup)) != 1:
-        raise UsageError(f"keep={keep}, budget_ms={budget_ms}, speedup={speedup}: give one of the three")
+    check_one_given({"keep": keep, "budget_ms": budget_ms, "speedup": speedup}, "give one of the three")
     if keep is not None:
         return NumberTarget(len(gates), keep)
     if not merging.has_latencies:
         raise UsageError(f"budget_ms={budget_ms}, speedup={speedup}: needs latency, the network's latency table")
     if speedup is not None:
-        if not 0 < speedup < float("inf"):
-            raise UsageError(f"speedup={speedup}: must be above 0")
-        budget_ms = merging.table.original_ms / speedup
+        budget_ms = Budget(speedup=speedup).in_ms(merging.table.original_ms)
     assert budget_ms is not None
     return BudgetTarget(net, gates, merging, budget_ms)
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.arguments import number, shown
-from layerfold.errors import InfeasibleBudgetError, UsageError
+from layerfold.errors import InfeasibleBudgetError
 from layerfold.files import csv_text, write_json, write_text
+from layerfold.solver._budgets import BudgetOf, end_to_end_budgets
 from layerfold.solver._labels import ChainFrontier
 from layerfold.solver._options import Option
 from layerfold.solver._refine import refine_budget
@@ -24,11 +24,9 @@ from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
 from layerfold.solver._vector_costs import CostColumns
 from layerfold.tables import ImportanceTable, LatencyTable
-from layerfold.tables._fields import as_tuple
 from layerfold.tables._kernel import SegmentKey
 
 Floats = NDArray[np.float64]
-BudgetOf = Literal["end-to-end", "segments"]
 _ROUNDING = 1e-12
 
 
@@ -154,7 +152,8 @@ class Frontier:
     def _index_at(
         self, budget_ms: float | Sequence[float] | None, speedup: float | None, budget_of: BudgetOf
     ) -> tuple[int, float]:
-        budgets = self._budgets(budget_ms, speedup, budget_of)
+        asked = end_to_end_budgets(self._columns.tables, budget_ms=budget_ms, speedup=speedup, budget_of=budget_of)
+        budgets = np.array(asked, dtype=float)
         fits = np.flatnonzero((self.latencies_ms <= budgets * (1.0 + _ROUNDING)).all(axis=1))
         while len(fits):
             # Importances that differ by rounding only are equal; of those the fastest.
@@ -241,31 +240,6 @@ class Frontier:
         names = ["latency", *(f"latency_{device + 1}" for device in range(1, self._columns.num_devices))]
         hashes = {name: table.hash for name, table in zip(names, self._columns.tables, strict=True)}
         return {**hashes, "importance": self._importance.hash}
-
-    def _budgets(
-        self, budget_ms: float | Sequence[float] | None, speedup: float | None, budget_of: BudgetOf
-    ) -> Floats:
-        if (budget_ms is None) == (speedup is None):
-            raise UsageError(f"budget_ms={shown(budget_ms)}, speedup={shown(speedup)}: give one of the two")
-        tables = self._columns.tables
-        if speedup is not None:
-            if not 1e-300 < number("speedup", speedup) < 1e300:
-                raise UsageError(f"speedup={shown(speedup)}: expected a factor above 0, for example 1.5")
-            return np.array([table.original_ms / speedup for table in tables])
-        given = as_tuple(budget_ms)
-        values = [number("budget_ms", value) for value in ((budget_ms,) if given is None else given)]
-        if len(values) != len(tables):
-            raise UsageError(
-                f"budget_ms={shown(budget_ms)}: {len(values)} budgets, expected one for each of {len(tables)} devices"
-            )
-        for value in values:
-            if not 0.0 < value < math.inf:
-                raise UsageError(f"budget_ms={shown(value)}: expected milliseconds above 0, for example 4.5")
-        if budget_of == "segments":
-            values = [table.end_to_end_ms(float(value)) for table, value in zip(tables, values, strict=True)]
-        elif budget_of != "end-to-end":
-            raise UsageError(f"budget_of={shown(budget_of)}: expected 'end-to-end' or 'segments'")
-        return np.array(values, dtype=float)
 
     def _infeasible(self, budgets: Floats, budget_of: BudgetOf, *, by_speedup: bool) -> InfeasibleBudgetError:
         """Return the error that names what the most demanding budget would have to be, the others as they are."""

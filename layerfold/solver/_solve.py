@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.arguments import checked, number, shown
+from layerfold.arguments import checked
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
+from layerfold.solver._budgets import checked_budgets
 from layerfold.solver._drop_options import split_importances
 from layerfold.solver._extension import Normalise, normalised_importances
 from layerfold.solver._frontier import Frontier
@@ -22,7 +23,7 @@ from layerfold.solver._rounding import round_to
 from layerfold.solver._search import Found, check_epsilon, solve_options
 from layerfold.solver._vector_costs import CostColumns, cost_columns
 from layerfold.tables import ImportanceTable, LatencyTable
-from layerfold.tables._fields import as_tuple, entries_of
+from layerfold.tables._fields import entries_of
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
@@ -100,24 +101,6 @@ def latency_tables(latency: LatencyTable | Sequence[LatencyTable]) -> list[Laten
     if not found:
         raise UsageError("latency=[]: expected at least one latency table")
     return found
-
-
-def checked_budgets(budgets_ms: Sequence[float], devices: int) -> list[float]:
-    """Return end-to-end budgets, one a device.
-
-    Raises:
-        UsageError: another number of them, or one that is no milliseconds above 0.
-    """
-    given = as_tuple(budgets_ms)
-    if given is None:
-        raise UsageError(f"budgets_ms={shown(budgets_ms)}: expected a list of milliseconds, one for each device")
-    values = [number("budgets_ms", each) for each in given]
-    if len(values) != devices:
-        raise UsageError(f"budgets_ms={shown(budgets_ms)}: expected one for each of {devices} devices")
-    for value in values:
-        if not value > 0.0:
-            raise UsageError(f"budgets_ms={shown(budgets_ms)}: expected milliseconds above 0, for example 4.5")
-    return values
 
 
 def _caps(columns: CostColumns, budgets_ms: Sequence[float] | None) -> Floats:
