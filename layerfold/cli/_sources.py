@@ -85,7 +85,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     group = parser.add_argument_group("data", "how images are prepared is the model's own unless given")
     group.add_argument(
         "--data", required=required, metavar="DATA",
-        help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, noisy5k, torch/NAME:FOLDER, hfds/NAME, "
+        help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, noisy20k, torch/NAME:FOLDER, hfds/NAME, "
         "wds/FOLDER or path/to/file.py:factory",
     )  # fmt: skip
     group.add_argument("--mean", type=partial(parse_channel_values, argument="--mean"), metavar="M,M,M",

@@ -14,8 +14,8 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "demo",
         help="train a small network on real images and compress it for this CPU",
-        description="Train MobileNetV2-0.5 on 5,000 digits in noise (data noisy5k, 48x48), then compress it "
-        "to 1.5 times its speed in ONNX Runtime on this CPU. Run again, it goes on where it stopped.",
+        description="Train MobileNetV2-0.5 on digits in noise (data noisy20k, 40x40), then compress it "
+        "to 1.8 times its speed in ONNX Runtime on this CPU. Run again, it goes on where it stopped.",
     )
     parser.add_argument("-o", "--output", default="demo-out", metavar="FOLDER", help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="less training; for trying it out and for CI")

