@@ -85,7 +85,7 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         for target in targets:
             began = time.perf_counter()
             ended = life(lambda: profile(cache, folder / "killed.csv"), rng.uniform(0.0, 2 * whole_s / num_whole),
-                         until=lambda: len(stored(cache)) >= target)  # noqa: B023 - called within this round
+                         until=lambda target=target: len(stored(cache)) >= target)
             num_killed += ended == -signal.SIGKILL
             life_s = time.perf_counter() - began
             rows = stored(cache)

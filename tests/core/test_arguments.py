@@ -25,8 +25,11 @@ def sample(
     is_quiet: bool = False, path: str | Path | None = None, names: Sequence[str] = (), shares: tuple[float, ...] = (),
     budgets: float | Sequence[float] | None = None, choice: Literal['a', 'b'] = "a", table: LatencyTable = None,
     settings: Mapping[str, float] | None = None, augment: bool | str = True,
-    segments: Sequence[Segment] | None = None, images: Batches | Dataset[Any] = (),  # noqa: F821
-    cache: Cache | str | Literal[False] | None = None, backend: str | Backend = "", exclude: Iterable[str] = (),  # noqa: F821
+    segments: Sequence[Segment] | None = None,  # noqa: F821
+    images: Batches | Dataset[Any] = (),  # noqa: F821
+    cache: Cache | str | Literal[False] | None = None,  # noqa: F821
+    backend: str | Backend = "",  # noqa: F821
+    exclude: Iterable[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Return what reached the function."""
     return {name: value for name, value in locals().items() if value not in (None, "", ())}
