@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
         "demo",
         help="train a small network on real images and compress it for this CPU",
         description="Train MobileNetV2-0.5 on digits in noise (data noisy20k, 40x40), then compress it "
-        "to 1.8 times its speed in ONNX Runtime on this CPU. Run again, it goes on where it stopped.",
+        "to 2 times its speed in ONNX Runtime on this CPU. Run again, it goes on where it stopped.",
     )
     parser.add_argument("-o", "--output", default="demo-out", metavar="FOLDER", help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="less training; for trying it out and for CI")

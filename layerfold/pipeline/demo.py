@@ -39,7 +39,7 @@ class DemoSettings:
     baseline_epochs: int = 3
     finetune_epochs: int = 1
     importance_images: int = 500
-    speedup: float = 1.8
+    speedup: float = 2.0
     margin: float = 0.02
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +53,41 @@ FILES = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Clock:
+    """One unit for all that a report shows: the machine's speed drifts, and each step measured at another moment.
+
+    Every latency is shown as its share of the original's latency at that moment, in milliseconds of the last
+    measurement.
+
+    Attributes:
+        original_ms: the original in the last measurement.
+        table_ms: the original by the latency table.
+        rounds_ms: the original as measured in each round of the budget loop, in order.
+    """
+
+    original_ms: float
+    table_ms: float
+    rounds_ms: tuple[float, ...]
+
+    def shown(self, latency_ms: float, beside_ms: float) -> float:
+        """Return a latency in the unit of the report; ``beside_ms`` is the original's at that moment."""
+        return self.original_ms * latency_ms / beside_ms
+
+    def predicted_in(self, index: int) -> float:
+        """Return the original's latency that the prediction of a round stands on: as measured last before it."""
+        return self.rounds_ms[index - 1] if index else self.table_ms
+
+
 def write_summary(run: _Run) -> ReportData:
     """Draw the pictures, write ``report.html`` and return what it shows."""
     results = {record.name: record.result for record in run.folder.records}
     check_results(results, run.folder.file("run.json"))
     svg = network_svg(run.net, run.solution, title=f"{run.name}: what was merged")
     write_text(run.folder.file("network.svg"), svg)
-    frontier_path = _draw_frontier(run, results)
-    rows = _rows(run, results)
+    clock = _clock(run, results)
+    frontier_path = _draw_frontier(run, results, clock)
+    rows = _rows(run, results, clock)
     report = ReportData(
         title=f"{run.name} compressed to {run.options.budget}",
         model=f"{run.name}, input {'x'.join(map(str, run.data.input_shape))}, batch {run.options.batch}",
@@ -71,8 +99,8 @@ def write_summary(run: _Run) -> ReportData:
         is_budget_met=None if run.options.fastest else bool(results["bench"]["is_within_budget"]),
         verdict=_verdict(run, rows, results),
         rows=rows,
-        rounds=tuple(_round(i, each) for i, each in enumerate(results["solve and verify"]["rounds"], start=1)),
-        segments=merged_segments(run.net, run.solution, run.latency),
+        rounds=tuple(_round(i, each, clock) for i, each in enumerate(results["solve and verify"]["rounds"])),
+        segments=merged_segments(run.net, run.solution, run.latency, original_ms=clock.original_ms),
         steps=tuple(
             StepTime(name=each.name, seconds=each.seconds, is_resumed=each.is_resumed) for each in run.folder.records
         ),
@@ -93,7 +121,22 @@ def compressed_macs(net: Network, segments: list[Segment]) -> int:
     return net.macs - chains + sum(segment.macs for segment in segments)
 
 
-def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
+def _clock(run: _Run, results: dict[str, Any]) -> _Clock:
+    measured = {each["name"]: each["median_ms"] for each in results["bench"]["networks"]}
+    return _Clock(
+        original_ms=measured["original"], table_ms=run.latency.original_ms,
+        rounds_ms=tuple(each["original_ms"] for each in results["solve and verify"]["rounds"]),
+    )
+
+
+def _predicted_ms(run: _Run, results: dict[str, Any], clock: _Clock) -> float:
+    """Return what was predicted for the plan that was taken."""
+    predicted_ms, rounds = run.solution.predicted_ms or 0.0, results["solve and verify"]["rounds"]
+    index = next((i for i, each in enumerate(rounds) if each["predicted_ms"] == predicted_ms), len(rounds) - 1)
+    return clock.shown(predicted_ms, clock.predicted_in(index))
+
+
+def _rows(run: _Run, results: dict[str, Any], clock: _Clock) -> tuple[ResultRow, ResultRow]:
     measured = {each["name"]: each for each in results["bench"]["networks"]}
     scores = results["evaluate"]
     segments = run.net.segments_of(
@@ -105,7 +148,6 @@ def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
         latency_ms=measured["original"]["median_ms"],
         low_ms=measured["original"]["low_ms"],
         high_ms=measured["original"]["high_ms"],
-        predicted_ms=run.latency.original_ms,
         num_layers=len(run.net.layers),
         num_params=run.net.num_params,
         macs=run.net.macs,
@@ -117,7 +159,7 @@ def _rows(run: _Run, results: dict[str, Any]) -> tuple[ResultRow, ResultRow]:
         latency_ms=measured["compressed"]["median_ms"],
         low_ms=measured["compressed"]["low_ms"],
         high_ms=measured["compressed"]["high_ms"],
-        predicted_ms=run.solution.predicted_ms,
+        predicted_ms=_predicted_ms(run, results, clock),
         num_layers=sum(not segment.is_identity for segment in segments),
         num_params=sum(parameter.numel() for parameter in run.merged.parameters()),
         macs=compressed_macs(run.net, segments),
@@ -148,13 +190,14 @@ def _budget_ms(run: _Run, original_ms: float) -> float | None:
     return None if run.options.fastest else run.options.budget.in_ms(original_ms)
 
 
-def _round(number: int, each: dict[str, Any]) -> VerifyRound:
+def _round(index: int, each: dict[str, Any], clock: _Clock) -> VerifyRound:
+    beside_ms = each["original_ms"]
     return VerifyRound(
-        number=number,
-        predicted_ms=each["predicted_ms"],
-        measured_ms=each["measured_ms"],
-        low_ms=each["low_ms"],
-        high_ms=each["high_ms"],
+        number=index + 1,
+        predicted_ms=clock.shown(each["predicted_ms"], clock.predicted_in(index)),
+        measured_ms=clock.shown(each["measured_ms"], beside_ms),
+        low_ms=clock.shown(each["low_ms"], beside_ms),
+        high_ms=clock.shown(each["high_ms"], beside_ms),
         is_within=each["is_within"],
         verdict=f"{1 / each['ratio']:.2f}x, "
         + ("within the budget" if each["is_within"] else "over: refitted, solved again"),
@@ -165,7 +208,7 @@ def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tupl
     """Draw where the time goes, and what the table's prediction is worth; yield them as the report wants them."""
     path = run.folder.file("time.png")
     measured = tuple(row.latency_ms or 0.0 for row in rows)
-    time_png(run.latency, run.solution, path, measured_ms=(measured[0], measured[1]))
+    time_png(run.latency, run.solution, path, measured_ms=(measured[0], measured[1]), original_ms=measured[0])
     yield ("Where the time goes", path, "Each layer and each merged segment is as wide as it takes long, by the "
            "latency table; lines mark what was measured end to end.")
     beliefs = beliefs_of(run.latency)
@@ -175,36 +218,29 @@ def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tupl
             (found.ratio, found.deviation, plan.ratio, plan.deviation)
             for found, plan in zip(beliefs.held_out, beliefs.measured, strict=True)
         ]
-        prediction_png(points_of(ratios, run.latency.original_ms), path, label="each predicted from the others")
+        prediction_png(points_of(ratios, measured[0]), path, label="each predicted from the others")
         yield ("What the prediction is worth", path, "Whole networks that were merged by random plans and timed, each "
                "predicted from all the others, with 95 % intervals.")
 
 
-def _draw_frontier(run: _Run, results: dict[str, Any]) -> Path:
+def _draw_frontier(run: _Run, results: dict[str, Any], clock: _Clock) -> Path:
     found = results["solve and verify"]
-    points = [(latency_ms, importance) for latency_ms, importance in found["frontier"]]
-    last = found["rounds"][-1]
-    measured = []
-    for each in found["rounds"]:
-        # The machine's speed drifts between rounds: all are shown beside the last one's original, as if measured then.
-        drift = last["original_ms"] / each["original_ms"] if run.options.speedup is not None else 1.0
-        measured.append(
-            MeasuredPoint(
-                predicted_ms=each["predicted_ms"],
-                measured_ms=each["measured_ms"] * drift,
-                low_ms=each["low_ms"] * drift,
-                high_ms=each["high_ms"] * drift,
-                importance=each["importance"],
-                is_within=None if run.options.fastest else each["is_within"],
-            )
+    beside_ms = clock.rounds_ms[-1]  # the frontier is that of the last round's table
+    points = [(clock.shown(latency_ms, beside_ms), importance) for latency_ms, importance in found["frontier"]]
+    rounds = [_round(index, each, clock) for index, each in enumerate(found["rounds"])]
+    measured = [
+        MeasuredPoint(
+            predicted_ms=each.predicted_ms, measured_ms=each.measured_ms, low_ms=each.low_ms, high_ms=each.high_ms,
+            importance=facts["importance"], is_within=None if run.options.fastest else each.is_within,
         )
-    solution = run.solution
+        for each, facts in zip(rounds, found["rounds"], strict=True)
+    ]
     return frontier_png(
         points,
         run.folder.file("frontier.png"),
-        original=(last["original_ms"], 0.0),
-        budget_ms=_budget_ms(run, last["original_ms"]),
-        chosen=(solution.predicted_ms or 0.0, solution.importance or 0.0),
+        original=(clock.original_ms, 0.0),
+        budget_ms=_budget_ms(run, clock.original_ms),
+        chosen=(_predicted_ms(run, results, clock), run.solution.importance or 0.0),
         measured=measured,
         least=points[0],
         title=f"{run.name}: every plan that nothing beats",

@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from layerfold.files import replacing
+from layerfold.report.latency_plots import add_share_axis
 from layerfold.report.words import ms_text, picture_text
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def frontier_png(
     label = f"{len(frontier)} Pareto-optimal plans, predicted"
     axes.scatter([p[0] for p in frontier], [p[1] for p in frontier], s=size, color=_BLUE, label=label, zorder=3)
     if original is not None:
+        add_share_axis(axes, original[0])
         axes.scatter(*original, marker="s", s=60, color=_INK, label="original, measured", zorder=5)
     if least is not None and least != chosen:
         axes.scatter(*least, marker="<", s=60, facecolor="white", edgecolor=_BLUE, label="fastest plan", zorder=4)

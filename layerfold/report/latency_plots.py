@@ -153,7 +153,7 @@ def prediction_png(
 
 def time_png(
     table: LatencyTable, solution: HasMergePositions, path: str | Path, *, title: str = "",
-    measured_ms: tuple[float, float] | None = None,
+    measured_ms: tuple[float, float] | None = None, original_ms: float | None = None,
 ) -> Path:
     """Draw where the time goes before and after: each layer and each segment as wide as it takes long.
 
@@ -163,11 +163,15 @@ def time_png(
         path: a .png, .svg or .pdf file.
         title: the heading.
         measured_ms: (original, merged) as measured, marked by lines.
+        original_ms: what the original takes, ms, to which all of the table is set in proportion; None for what the
+            table says.
     """
+    whole_ms = table.original_ms if original_ms is None else original_ms
+    unit = whole_ms / table.original_ms
     singles: list[SegmentKey] = [(m, m + 1) for start, end in table.chains for m in range(start, end)]
     plan = table.keys_of(solution)
     figure, (axes,) = _figure(1, 1, (11.5, 3.6))
-    before, after = _draw_row(axes, table, singles, 1.0), _draw_row(axes, table, plan, 0.0)
+    before, after = _draw_row(axes, table, singles, 1.0, unit), _draw_row(axes, table, plan, 0.0, unit)
     for key in plan:
         start, end = key[:2]
         if _is_changed(key):  # what becomes of it
@@ -175,7 +179,7 @@ def time_png(
             c, d = after[key]
             axes.fill([a, b, d, c], [0.8, 0.8, 0.2, 0.2], facecolor="#d9efe8",
                       edgecolor="white", linewidth=1.2)
-    totals = table.original_ms, table.end_to_end_ms(table.sum_ms(plan))
+    totals = whole_ms, unit * table.end_to_end_ms(table.sum_ms(plan))
     names = ("original", "merged")
     axes.set_yticks([1.0, 0.0], labels=[f"{name}\n{ms_text(total)}" for name, total in zip(names, totals, strict=True)])
     for at, value_ms in zip((1.0, 0.0), measured_ms or (), strict=False):
@@ -186,22 +190,38 @@ def time_png(
         axes.bar(0, 0, color=colour, label=name)
     axes.set_ylim(-0.4, 1.4)
     axes.set_xlim(0, 1.03 * max(*totals, *(measured_ms or ())))
-    axes.set_xlabel("ms of one forward pass")
+    axes.set_xlabel("latency of one forward pass (ms)")
+    add_share_axis(axes, whole_ms)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     return _save(figure, path, title)
 
 
+def add_share_axis(axes: Axes, original_ms: float) -> None:
+    """Add an axis above the picture: latency as a share of the original's, which no drift of the machine moves."""
+
+    def share(ms: Any) -> Any:
+        return np.asarray(ms) * (100 / original_ms)
+
+    def ms(share: Any) -> Any:
+        return np.asarray(share) * (original_ms / 100)
+
+    above = axes.secondary_xaxis("top", functions=(share, ms))
+    above.set_xlabel("share of the original (%)", color=_GREY, fontsize=9)
+    above.tick_params(colors=_GREY, labelsize=8)
+    above.spines["top"].set_visible(False)
+
+
 def _draw_row(
-    axes: Axes, table: LatencyTable, segments: Sequence[SegmentKey], at: float
+    axes: Axes, table: LatencyTable, segments: Sequence[SegmentKey], at: float, unit: float
 ) -> dict[SegmentKey, tuple[float, float]]:
     """Draw segments side by side from the left, what lies outside the chains last; return each one's span."""
     spans: dict[SegmentKey, tuple[float, float]] = {}
-    left, whole_ms = 0.0, table.original_ms
+    left, whole_ms = 0.0, unit * table.original_ms
     for key in segments:
         start, end = key[:2]
-        width = table.provenance.scale * table.at(key).latency_ms
+        width = unit * table.provenance.scale * table.at(key).latency_ms
         is_merged = _is_changed(key)
         axes.barh(at, width, left=left, height=0.4, color=_GREEN if is_merged else _BLUE, edgecolor="white",
                   linewidth=0.6, alpha=0.9)
@@ -210,7 +230,7 @@ def _draw_row(
             axes.text(left + width / 2, at, label, ha="center", va="center", fontsize=7, color="white")
         spans[key] = left, left + width
         left += width
-    fixed_ms = table.provenance.fixed_ms
+    fixed_ms = unit * table.provenance.fixed_ms
     axes.barh(at, fixed_ms, left=left, height=0.4, color=_GREY, edgecolor="white", linewidth=0.6)
     return spans
 

@@ -190,7 +190,8 @@ def _rounds(run: ReportData) -> str:
         for found in run.rounds
     )
     budget = "" if run.budget_ms is None else f" Budget: {words.ms_text(run.budget_ms)}."
-    note = f"A plan is taken when the upper end of its measured interval is within the budget.{budget}"
+    note = (f"A plan is taken when the upper end of its measured interval is within the budget.{budget} Each round is "
+            "shown in proportion to the original that was measured beside it.")
     columns = ("round", "predicted", "measured", "95 % interval", "measured against predicted", "<verdict")
     return _table(columns, cells) + f'<p class="note">{note}</p>'
 
@@ -216,7 +217,7 @@ def _segments(run: ReportData) -> str:
     rows.append(["all", "<td></td>", "<td></td>", *_saved_cells(*total_ms), *map(words.count_text, macs)])
     columns = ("layers", "<replaced", "<merged conv", "before (ms)", "after (ms)", "saved (ms)", "multiply-adds before",
                "after")  # fmt: skip
-    note = "Latencies are entries of the latency table."
+    note = "Latencies are the latency table's, in proportion to the original as measured last."
     return _table(columns, rows, last="total") + f'<p class="note">{note}</p>'
 
 

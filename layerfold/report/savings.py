@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def merged_segments(
-    net: Network, solution: Positions, latency: LatencyTable | None = None
+    net: Network, solution: Positions, latency: LatencyTable | None = None, *, original_ms: float | None = None
 ) -> tuple[MergedSegment, ...]:
     """Return one item a merged segment, in the network's order.
 
@@ -26,7 +26,9 @@ def merged_segments(
         net: the traced network.
         solution: anything with ``act_pos`` and ``merge_pos``.
         latency: the table that the latencies are read from; an entry that it lacks leaves them unknown.
+        original_ms: what the original takes, ms, to which all are set in proportion; None for what the table says.
     """
+    unit = 1.0 if latency is None or original_ms is None else original_ms / latency.original_ms
     found = []
     for segment in segments_of_solution(net, solution):
         if is_merged(net, segment):
@@ -38,8 +40,8 @@ def merged_segments(
                     layers=tuple(net.layer(index).name for index in indices),
                     dropped=tuple(net.layer(index).name for index in segment.dropped),
                     conv=conv_text(segment),
-                    before_ms=_sum_ms(latency, [(index - 1, index) for index in indices]),
-                    after_ms=_sum_ms(latency, [segment.key]),
+                    before_ms=_sum_ms(latency, [(index - 1, index) for index in indices], unit),
+                    after_ms=_sum_ms(latency, [segment.key], unit),
                     before_macs=replaced_macs(net, segment.start, segment.end),
                     after_macs=segment.macs,
                 )
@@ -47,8 +49,8 @@ def merged_segments(
     return tuple(found)
 
 
-def _sum_ms(latency: LatencyTable | None, keys: Sequence[SegmentKey]) -> float | None:
+def _sum_ms(latency: LatencyTable | None, keys: Sequence[SegmentKey], unit: float) -> float | None:
     if latency is None or any(key not in latency for key in keys):
         return None
-    return sum(latency.at(key).latency_ms for key in keys)
+    return unit * latency.provenance.scale * sum(latency.at(key).latency_ms for key in keys)
 

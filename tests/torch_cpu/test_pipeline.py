@@ -119,6 +119,27 @@ def test_runs_that_knew_no_whole_plans_go_on() -> None:
     assert CompressOptions(speedup=1.1, whole_plans=0).as_config()["whole_plans"] == 0
 
 
+def test_report_shows_every_latency_in_the_unit_of_the_last_measurement(finished: CompressResult) -> None:
+    """Each step measured at another moment: what a person compares is a share of the original at that moment."""
+    report, table = finished.report, lf.LatencyTable.read(finished.out / "latency.csv")
+    original, compressed = report.rows
+    assert original.latency_ms is not None
+    assert report.budget_ms == pytest.approx(original.latency_ms / 1.1)
+    assert original.predicted_ms is None
+    found = json.loads((finished.out / "verification.json").read_text())["rounds"]
+    predicted_beside_ms = [table.original_ms, *(each["original_ms"] for each in found[:-1])]
+    for row, each, beside_ms in zip(report.rounds, found, predicted_beside_ms, strict=True):
+        shares = [value / original.latency_ms for value in (row.predicted_ms, row.measured_ms, row.low_ms, row.high_ms)]
+        assert shares == pytest.approx([
+            each["predicted_ms"] / beside_ms,
+            *(each[name] / each["original_ms"] for name in ("measured_ms", "low_ms", "high_ms")),
+        ])
+    assert compressed.predicted_ms in [row.predicted_ms for row in report.rounds]
+    merged_ms = sum(each.before_ms or 0.0 for each in report.segments)
+    layers_ms = sum(table.at((i, i + 1)).latency_ms for each in report.segments for i in range(each.start, each.end))
+    assert merged_ms / original.latency_ms == pytest.approx(layers_ms * table.provenance.scale / table.original_ms)
+
+
 def test_onnx_file_computes_what_the_merged_network_does(finished: CompressResult) -> None:
     import onnxruntime
 
