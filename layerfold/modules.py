@@ -39,7 +39,8 @@ def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Make a public function check its arguments by their annotations, unwrap modules, and run in its own torch state.
 
     Raises:
-        UsageError: from the function: a module that cannot be worked on, or an argument of a wrong type.
+        UsageError: from the function: a module that cannot be worked on, an argument of a wrong type, or a ``net`` that
+            was not traced from the ``model`` beside it.
     """
     signature = inspect.signature(function)
     kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
@@ -58,6 +59,8 @@ def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
             for name in (name for name, kind in kinds.items() if str(kind).split(" | ")[0] == "nn.Module"):
                 _check_float32(name, bound.arguments.get(name), str(kinds[name]))
         with own_state():
+            if {"model", "net"} <= bound.arguments.keys():
+                bound.arguments["net"].check_is_of(bound.arguments["model"])
             return function(*bound.args, **bound.kwargs)
 
     return call

@@ -16,7 +16,9 @@ _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 _DEEPEST = 4
 
 
-def copy_module(module: _AnyModule, *, shared: Iterable[torch.Tensor] = ()) -> _AnyModule:
+def copy_module(
+    module: _AnyModule, *, shared: Iterable[torch.Tensor] = (), is_apart: bool = False
+) -> _AnyModule:
     """Return a deep copy, also of a module that holds what Python or torch cannot copy.
 
     Tensors with a history (hooks leave them as attributes) are copied without it. What cannot be copied at all, such as
@@ -25,11 +27,16 @@ def copy_module(module: _AnyModule, *, shared: Iterable[torch.Tensor] = ()) -> _
     Args:
         module: left untouched.
         shared: its tensors that the copy has, too.
+        is_apart: the copy is to be changed, so it shares no parameter, not even one that a copy shares otherwise
+            (:func:`layerfold.importance.sharing.share_parameters`).
 
     Raises:
         UsageError: the module refuses to be copied.
     """
     own = {id(each): each for each in shared}
+    if is_apart:
+        own |= {id(each): nn.Parameter(each.detach().clone(), requires_grad=each.requires_grad)
+                for each in module.parameters() if type(each).__deepcopy__ is not nn.Parameter.__deepcopy__}
     try:
         return copy.deepcopy(module, _without_history(module) | own)
     except Exception:  # whatever an attribute of the caller's own raises

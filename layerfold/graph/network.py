@@ -240,6 +240,13 @@ class Network:
         plain["input_shapes"] = [shape[1:] for shape in self.input_shapes]  # any batch size will do
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
+    def check_is_of(self, model: Any) -> None:
+        """Raise UsageError for a model that this was not traced from; a network without a graph cannot tell."""
+        if self.graph is not None and self.graph.graph is not None:
+            from layerfold.graph.same_model import check_is_of
+
+            check_is_of(model, self)
+
     @property
     def original_act_pos(self) -> tuple[int, ...]:
         """Positions with an activation in the original network."""

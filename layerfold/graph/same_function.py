@@ -134,7 +134,7 @@ class Agreement:
         if not isinstance(self.other, nn.Module):
             return None
         try:
-            reference, other = (copy_module(each).double().eval() for each in (self.reference, self.other))
+            reference, other = (eval_copy(each).double() for each in (self.reference, self.other))
             wide = [tuple(each.double() if each.is_floating_point() else each for each in batch) for batch in batches]
             expected, found = ([run(network, batch) for batch in wide] for network in (reference, other))
             return difference(found, expected, [len(batch[0]) for batch in batches])
@@ -143,8 +143,8 @@ class Agreement:
 
 
 def eval_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in eval mode."""
-    return copy_module(model).eval()
+    """Return a copy of a model in eval mode, which may be changed: it shares no parameter."""
+    return copy_module(model, is_apart=True).eval()
 
 
 def run(network: Callable[..., Any], inputs: Images) -> Any:

@@ -79,7 +79,7 @@ def trace_module(model: nn.Module, inputs: Images) -> tuple[fx.GraphModule, tupl
         install(untraced)
     module = fx.GraphModule(untraced, graph, class_name=type(model).__name__)
     if tracer.num_unknown:
-        _record_shapes(module, inputs)
+        record_shapes(module, inputs)
     return module, installs, tuple(opaque.values())
 
 
@@ -150,8 +150,8 @@ def trace_network(
         module, (*constants, *rewrites), shapes, excluded=excluded, merge_pooling=merge_pooling, notes=notes
     )
     # Only now: shapes are those of the images that it was tried with, and this is what is remembered of the input.
-    for node, shape in zip((n for n in module.graph.nodes if n.op == "placeholder"), shapes, strict=True):
-        node.meta["shape"] = shape
+    for node, value in zip((n for n in module.graph.nodes if n.op == "placeholder"), inputs, strict=True):
+        node.meta |= {"shape": tuple(value.shape), "dtype": value.dtype}
     check_traced(model, trial, module, found, network.macs, network.graph.on)
     if not network.layers:
         raise UnsupportedGraphError(f"model {type(model).__name__} {_why_no_layers(model, module, network)}")
@@ -205,7 +205,7 @@ def _normalise_graph(module: fx.GraphModule, inputs: Images) -> tuple[Any, tuple
     """Write a traced graph, in place, in one vocabulary, and record its shapes; return its outputs and the installs."""
     make_functional(module.graph, module)
     installs = rewrite_graph(module)
-    return _record_shapes(module, inputs), installs
+    return record_shapes(module, inputs), installs
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -216,6 +216,6 @@ class _ShapeRecorder(fx.Interpreter):
         return value
 
 
-def _record_shapes(module: fx.GraphModule, inputs: Images) -> Any:
+def record_shapes(module: fx.GraphModule, inputs: Images) -> Any:
     """Run once, store each node's output shape, return the output; weights and inputs stay as they are."""
     return run(_ShapeRecorder(module).run, inputs)

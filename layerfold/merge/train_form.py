@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from layerfold.errors import SolutionError, UsageError
+from layerfold.errors import SolutionError
 from layerfold.graph.activations import activation_at, is_repeated
 from layerfold.graph.copying import copy_module
 from layerfold.graph.dropping import SegmentSteps, Step, dropped_layers, segment_steps
@@ -43,13 +43,10 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
             it.
 
     Raises:
-        UsageError: ``net`` was traced from a model of another class.
+        UsageError: ``net`` was traced from another model.
         SolutionError: positions outside 1..N, a segment across a residual, a dropped layer that changes the shape, or a
             solution of another network.
     """
-    if type(model).__name__ != net.name:
-        # Its modules may have the same names all the same, and then the graph would fit and compute something else.
-        raise UsageError(f"net was traced from a {net.name}, not from this {type(model).__name__}; trace this one")
     segments = check_solution(net, solution)
     traced: TracedGraph = net.graph
     module = traced.on(model)

@@ -17,6 +17,8 @@ from torch.utils.data import TensorDataset
 import layerfold as lf
 from layerfold.data import ImageData
 from layerfold.errors import FinetuneError
+from layerfold.graph.alone import check_alone
+from layerfold.graph.same_function import eval_copy
 from layerfold.importance import Request, default_method, list_requests, remove_journal
 from layerfold.importance.estimators import Training
 from layerfold.importance.estimators.shared import Shared, train_together
@@ -66,6 +68,16 @@ def case() -> Case:
 def _subject(case: Case) -> Subject:
     model, net, data = case
     return Subject(model, net, data, calibration_images=16, holdout_images=None, seed=0, is_recalibrated=False)
+
+
+def test_checks_of_networks_that_share_weights_leave_these_as_they_are(case: Case) -> None:
+    model = case[0]
+    owner, forms = _subject(case).sharing_forms(_entries(case[1])[:2])
+    check_alone(forms[0], torch.randn(2, 3, 8, 8))
+    eval_copy(owner).double()
+    for name, value in owner.named_parameters():
+        assert torch.equal(value, model.get_parameter(name)), name
+    assert {id(each) for each in forms[0].parameters()} <= {id(each) for each in owner.parameters()}
 
 
 def _entries(net: lf.Network) -> list[Request]:

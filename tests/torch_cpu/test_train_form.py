@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -174,3 +175,50 @@ def test_a_network_of_another_class_is_refused_where_its_modules_have_the_same_n
     with pytest.raises(lf.UsageError, match="net was traced from a Plain, not from this Doubled; trace this one"):
         lf.build_train_form(doubled, net, original_plan(net))
     lf.build_train_form(copy.deepcopy(plain), net, original_plan(net))
+
+
+class _Flagged(nn.Module):
+    """One class whose flags decide what it computes, under the same names of modules."""
+
+    def __init__(self, *, stride: int = 1, padding: str = "zeros", channels: int = 3, relu: bool = False,
+                 scale: float = 1.0, eps: float = 1e-5, slope: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(channels, 4, 3, stride=stride, padding=1, padding_mode=padding)
+        self.norm = nn.BatchNorm2d(4, eps=eps)
+        self.act = nn.LeakyReLU(slope)
+        self.last = nn.Conv2d(4, 4, 3)
+        self.relu, self.scale = relu, scale
+        nn.init.zeros_(self.norm.weight)  # so that nothing before it shows with these weights
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.last(self.act(self.norm(self.first(x)))) * self.scale
+        return torch.relu(x) if self.relu else x
+
+
+_CALLS = {
+    "build_train_form": lambda model, net: lf.build_train_form(model, net, original_plan(net)),
+    "verify_solution": lambda model, net: lf.verify_solution(model, net, original_plan(net), "torch"),
+    "profile_network": lambda model, net: lf.profile_network(model, net, "torch", progress=False),
+    "layer_norms": lf.layer_norms,
+}
+
+
+@pytest.mark.parametrize("call", _CALLS)
+@pytest.mark.parametrize(("flags", "cause"), [
+    ({"stride": 2}, "has another layer 'first'"), ({"padding": "circular"}, ""), ({"slope": 0.1}, "has another layer"),
+    ({"relu": True}, "computes something else"), ({"scale": 2.0}, "computes something else"),
+    ({"channels": 1}, "does not run on that one's input"),
+])  # fmt: skip
+def test_a_network_of_the_same_class_with_other_flags_is_refused(
+    call: str, flags: dict[str, Any], cause: str
+) -> None:
+    net = lf.trace_network(_Flagged(), torch.randn(1, 3, 9, 9))
+    with pytest.raises(lf.UsageError, match=f"net was traced from another _Flagged than this one, which {cause}"):
+        _CALLS[call](_Flagged(**flags), net)
+
+
+def test_the_same_network_with_other_weights_passes_in_every_state() -> None:
+    net = lf.trace_network(_Flagged(), torch.randn(1, 3, 9, 9))
+    for model in (randomise(_Flagged()), _Flagged().double().train(), nn.DataParallel(_Flagged())):
+        assert lf.build_train_form(model, net, original_plan(net)) is not None

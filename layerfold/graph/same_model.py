@@ -1,0 +1,61 @@
+"""That a description belongs to the model beside it: modules of the same names may be other networks all the same."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from layerfold.errors import UnsupportedGraphError, UsageError
+from layerfold.graph.chains import describe_graph
+from layerfold.graph.examples import example_images
+from layerfold.graph.graph_check import first_trial, shake
+from layerfold.graph.network import Network
+from layerfold.graph.same_function import OTHER, Agreement, eval_copy, run
+from layerfold.graph.trace import record_shapes
+from layerfold.graph.traced import TracedGraph
+from layerfold.modules import inputs_like
+
+
+def check_is_of(model: nn.Module, net: Network) -> None:
+    """Refuse a model that a network was not traced from.
+
+    The graph is put on a copy of the model and run on two images, as the copy is: what its modules say must be what
+    the network describes, and the outputs must agree. Weights may be others.
+
+    Args:
+        model: left untouched.
+        net: with its graph.
+
+    Raises:
+        UsageError: another class, modules that the graph lacks or that say something else, or other outputs.
+    """
+    own = type(model).__name__
+    if own != net.name:
+        raise UsageError(f"net was traced from a {net.name}, not from this {own}; trace this one")
+    difference = _difference(shake(eval_copy(model)), net, net.graph)
+    if difference:
+        raise UsageError(f"net was traced from another {own} than this one, which {difference}; trace this one")
+
+
+def _difference(model: nn.Module, net: Network, traced: TracedGraph) -> str:
+    kinds = [node.meta for node in traced.graph.nodes if node.op == "placeholder"]
+    inputs = inputs_like(model, tuple(example_images(kind["shape"], dtype=kind["dtype"]) for kind in kinds))
+    on_model = traced.on(model).eval()
+    try:
+        trial = first_trial(model, inputs, is_varied=False)
+    except UnsupportedGraphError:
+        # Whole numbers may be an index, which random ones are not.
+        return "does not run on that one's input" if all(each.is_floating_point() for each in inputs) else ""
+    try:
+        found = [record_shapes(on_model, trial.batches[0]), *(run(on_model, each) for each in trial.batches[1:])]
+        again = describe_graph(on_model, traced.installs, net.input_shapes, excluded=traced.excluded,
+                               merge_pooling=traced.merge_pooling)
+        is_other = Agreement(trial.reference, on_model).reason(trial.batches, trial.outputs, found) == OTHER
+    except Exception:
+        is_other = True
+    if is_other:
+        return "computes something else than that one's graph"
+    for layer, known in zip(again.layers, net.layers, strict=False):
+        if layer != known:
+            return f"has another layer {known.name!r}"
+    is_same = (again.layers, again.chains, again.residuals) == (net.layers, net.chains, net.residuals)
+    return "" if is_same else "has other chains of layers"
