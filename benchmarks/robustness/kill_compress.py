@@ -74,18 +74,20 @@ def kill_and_restart(command: list[str], folder: Path, kills: int, rng: random.R
     faults = [] if again.code == 0 else [f"a second run ended with {again.code}"]
     faults += compared(folder / "whole", folder / "out")
     lives: list[dict[str, Any]] = []
-    runs = other_solutions = 0
-    while sum(each["is_killed"] for each in lives) < kills:
+    runs = other_solutions = killed = 0
+    while killed < kills:
         shutil.rmtree(folder / "out", ignore_errors=True)
         runs += 1
         seen: dict[str, str] = {}
         is_done = False
         while not is_done:
-            is_last = sum(each["is_killed"] for each in lives) >= kills
+            is_last = killed >= kills
             sign = SIGNALS[len(lives) % len(SIGNALS)]
             wait_s = None if is_last else rng.uniform(0, 0.8 * whole_s)
             life = one_life(command, folder, sign, wait_s)
             lives.append(life)
+            killed = sum(each["is_killed"] for each in lives)
+            print(f"\r{killed} of {kills} kills, run {runs}", end="", file=sys.stderr, flush=True)
             is_done = life["code"] == 0
             if not is_done and not life["is_killed"]:
                 faults.append(f"a life ended by itself: {life}")
@@ -97,8 +99,9 @@ def kill_and_restart(command: list[str], folder: Path, kills: int, rng: random.R
         if is_done:
             faults += compared(folder / "whole", folder / "out")
             other_solutions += solution_of(folder / "whole") != solution_of(folder / "out")
+    print(file=sys.stderr)
     return {
-        "kills": sum(each["is_killed"] for each in lives), "runs": runs, "undisturbed_s": round(whole_s, 1),
+        "kills": killed, "runs": runs, "undisturbed_s": round(whole_s, 1),
         "other_solutions": other_solutions, "faults": faults, "lives": lives,
     }  # fmt: skip
 
