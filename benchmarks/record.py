@@ -35,7 +35,7 @@ def write_record(
     record = {
         "name": name,
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
         "load_average": [round(each, 2) for each in os.getloadavg()],
@@ -54,7 +54,8 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the short name of the commit that is checked out."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     if shutil.which("git") is None:
         return "unknown"

@@ -11,6 +11,7 @@ a run broke a promise; these are printed with what was done to the file.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,18 +29,20 @@ from file_targets import TARGETS, Target, make_more
 from harness import Outcome, judge, load_everything, run_forked, snapshot
 from inputs import make_inputs
 from mutations import mutate
-from record import write_record
+from record import RESULTS, commit, write_record
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-n", type=int, default=200, help="mutations a file (%(default)s)")
+    parser.add_argument("--most-s", type=float, default=1e9, metavar="S", help="go on to the next file after so long")
     parser.add_argument("--only", default="", metavar="TEXT", help="files whose name holds this (a regular expression)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inputs", metavar="FOLDER", help="keep the good files there, for the next time")
     parser.add_argument("--limit-s", type=float, default=60.0)
     parser.add_argument("--verbose", action="store_true", help="print every run")
     parser.add_argument("--no-record", action="store_true")
+    parser.add_argument("--add", action="store_true", help="keep what the record says of files that are not tried now")
     args = parser.parse_args()
     load_everything(in_a_hurry=True)
     with tempfile.TemporaryDirectory() as name:
@@ -55,6 +59,9 @@ def main() -> int:
     for file, found in results.items():
         codes = ", ".join(f"{code}: {count}" for code, count in found["codes"].items())
         print(f"{file:32} {found['runs']:5} {len(found['bad']):4} {found['slowest_s']:7.1f}s  {codes}", file=sys.stderr)
+    record = RESULTS / "fuzz_files.json"
+    if args.add and record.exists():
+        results = json.loads(record.read_text())["results"]["files"] | results
     num_bad = sum(len(found["bad"]) for found in results.values())
     if not args.no_record:
         write_record(
@@ -73,7 +80,10 @@ def fuzz(target: Target, folder: Path, good: Path, args: argparse.Namespace) -> 
     bad: list[dict[str, Any]] = []
     slowest = 0.0
     pristine = snapshot(good)
+    began = time.monotonic()
     for number in range(args.n):
+        if time.monotonic() - began > args.most_s:
+            break
         command = target.commands[number % len(target.commands)]
         way = mutate(folder / target.file, target.kind, rng)
         before = snapshot(folder)
@@ -92,8 +102,9 @@ def fuzz(target: Target, folder: Path, good: Path, args: argparse.Namespace) -> 
         if outcome.faults:
             bad.append({"number": number, "way": way, "command": shlex.join(command), **facts_of(outcome)})
         restore(folder, good, pristine)
-    print(f"{target.file}: {len(bad)} of {args.n} bad", file=sys.stderr, flush=True)
-    return {"runs": args.n, "bad": bad, "codes": dict(codes), "slowest_s": round(slowest, 1)}
+    runs = codes.total()
+    print(f"{target.file}: {len(bad)} of {runs} bad", file=sys.stderr, flush=True)
+    return {"runs": runs, "bad": bad, "codes": dict(codes), "slowest_s": round(slowest, 1), "commit": commit()}
 
 
 def facts_of(outcome: Outcome) -> dict[str, Any]:
