@@ -17,7 +17,8 @@
     |   +-- UnstableMeasurementError  1   a measurement that never settles
     +-- MergeError                    1
     |   +-- EquivalenceError          1   train form and deploy form differ
-    +-- FinetuneError                 1   training diverged
+    +-- FinetuneError                 1   training could not go on
+    |   +-- DivergenceError           1   a loss or answers that are not finite
     +-- ExportError                   1
     +-- ExecutorError                 1   a task failed on every try
     |   +-- ClusterUnavailableError   4   no Ray cluster answers, or it lacks what was asked for

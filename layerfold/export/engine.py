@@ -86,7 +86,7 @@ def build_engine(
     """Build an engine, check it, and write it with a JSON file beside it (``<name>.json``).
 
     Where a GPU of a fitting kind is, the engine is loaded back, run, and compared with the ONNX graph; elsewhere what
-    can be read of it is checked (:func:`layerfold.export.engine_check.check_engine`).
+    can be read of it is checked (``layerfold.export.engine_check.check_engine``).
 
     Args:
         onnx_bytes: a serialised ONNX model with static shapes.

@@ -68,7 +68,7 @@ def export_network(
         out: folder for ``<name>.onnx`` (always written), ``<name>.engine`` and ``<name>.engine.json``.
         formats: out of ``onnx`` and ``tensorrt``.
         example_input: [N, C, H, W] or a tuple of inputs; fixes the shapes. None takes those a traced module remembers.
-        precision, compute_capabilities, timing_cache, log: as of :func:`build_engine`.
+        precision, compute_capabilities, timing_cache, log: as of :func:`layerfold.export.build_engine`.
         name: stem of the files.
         tolerance: largest difference of ONNX from the module, relative to the largest output.
         preprocessing: how images become inputs (the fields of ``layerfold.data.Preprocessing``), kept in a JSON file

@@ -156,7 +156,7 @@ class Segment:
 
     @property
     def merged(self) -> str:
-        """The merged kernel as tables write it (:mod:`layerfold.tables._kernel`), for example ``3x3 dw``."""
+        """The merged kernel as tables write it (``layerfold.tables._kernel``), for example ``3x3 dw``."""
         if self.is_identity:
             return IDENTITY
         conv = self.conv

@@ -67,7 +67,7 @@ def estimate_importance(
     Each entry stands for the original network with one change: the segment's inner activations are gone, its padding
     is at its front, its end slots are in the entry's states, and layers that an option drops are left out.
     The importance is the score on the holdout less the original's; with ``shared``, what finetuning is expected to
-    leave of that (:mod:`layerfold.importance.recovery`). Methods (:mod:`layerfold.importance.estimators`):
+    leave of that (``layerfold.importance.recovery``). Methods (``layerfold.importance.estimators``):
 
     - ``recalibrate`` measures BatchNorm statistics anew on training images, those of the original too, and trains
       nothing;

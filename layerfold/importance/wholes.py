@@ -28,7 +28,7 @@ class WholeScores:
 
     Args:
         model: the trained model that ``net`` was traced from; left untouched.
-        data: as in :func:`layerfold.importance.estimate_importance`.
+        data: as in :func:`layerfold.estimate_importance`.
         calibration_images, seed: likewise.
         holdout_images: how many the score is of, at most; None for 1,000, by which docs/importance.md judges it.
         device: torch's name of where networks are scored.

@@ -34,7 +34,7 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
     :func:`merge_network` of it will compute, and can be finetuned, saved and copied like any module.
 
     Layers that the solution drops are not in it: each is the identity, and where nothing of a residual's branch stays
-    only the shortcut does (:mod:`layerfold.graph.dropping`).
+    only the shortcut does (``layerfold.graph.dropping``).
 
     Args:
         model: the model that ``net`` was traced from.

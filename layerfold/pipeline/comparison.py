@@ -153,7 +153,8 @@ def compare_solutions(
         model: the module that ``net`` was traced from; left untouched.
         net: its description.
         solutions: name -> solution, whatever made it: the solver, a search, a published pattern, a hand.
-        backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
+        backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device`` and
+            ``threads`` are its own).
         networks: name -> that solution's finetuned network in deploy form. It is measured and scored in place of the
             model's own weights merged, which are not scored.
         latency: table that predicts; without it a solution's own prediction is shown.

@@ -62,17 +62,18 @@ def profile_network(
     Args:
         model: the module that ``net`` was traced from; left untouched. Its weights do not matter.
         net: the traced network.
-        backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
+        backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device`` and
+            ``threads`` are its own).
         device: a device of that backend; None for its first.
         batch: images in one forward pass.
         dtype: ``float32`` or ``float16``.
         threads: worker threads, for backends on the CPU.
-        cache: file for finished measurements, or one opened with :func:`open_cache`; None for the default place, False
-            for none.
+        cache: file for finished measurements, or one opened with ``layerfold.profiler.cache.open_cache``; None for
+            the default place, False for none.
         candidates: what to measure; None for ``net.candidates()``.
         method: ``plans`` screens the segments alone, times promising ones between their neighbours, then some tens of
             whole networks, each merged by a random plan, and fits the entries to them
-            (:mod:`layerfold.profiler.beliefs`): sums of entries then predict networks, and each entry says how sure
+            (``layerfold.profiler.beliefs``): sums of entries then predict networks, and each entry says how sure
             it is. ``in_network`` times each promising segment in a whole
             network of its own instead: slower and less true. ``isolated`` takes the segments alone: shared between
             networks, and off by a tenth or more.

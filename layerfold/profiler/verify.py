@@ -92,13 +92,14 @@ def verify_solution(
         model: the module that ``net`` was traced from; left untouched.
         net: the traced network.
         solution: what to merge; its ``budget_ms`` and ``predicted_ms`` are used unless given here.
-        backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
+        backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device`` and
+            ``threads`` are its own).
         device, threads: as of :func:`benchmark_networks`.
         batch: images in one forward pass.
         budget_ms: end-to-end budget.
         speedup: speed-up over the original, above 0; it then decides, and not ``budget_ms``.
         predicted_ms: what the table predicts.
-        predicted_interval_ms: 95 % interval of that (:func:`layerfold.profiler.fitted.predicted_interval_ms`).
+        predicted_interval_ms: 95 % interval of that (``layerfold.profiler.fitted.predicted_interval_ms``).
         original_onnx: the original as exported before, to save that time when several solutions are verified.
         target, cap_s: as of :func:`benchmark_networks`.
 

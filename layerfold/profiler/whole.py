@@ -93,12 +93,13 @@ def benchmark_networks(
     cap_s: float = 10.0,
     is_patient: bool = False,
 ) -> BenchmarkReport:
-    """Measure networks end to end, in turns, round by round (:mod:`layerfold.profiler.turns`).
+    """Measure networks end to end, in turns, round by round (``layerfold.profiler.turns``).
 
     Args:
         networks: name -> module, ONNX file or ONNX bytes; the first is the reference of the ratios.
         example_input: [N, C, H, W] for exporting modules; not needed for ONNX.
-        backend: a backend's name, or one made with :func:`get_backend` (then ``device`` and ``threads`` are its own).
+        backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device`` and
+            ``threads`` are its own).
         device: a device of that backend; None for its first.
         threads: worker threads, for backends on the CPU.
         target: half-width of the 95 % intervals, relative, at which to stop.

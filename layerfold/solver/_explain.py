@@ -42,7 +42,7 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What :func:`explain_point` finds.
+    """What :func:`layerfold.explain_point` finds.
 
     Attributes:
         solution: the point.

@@ -132,7 +132,7 @@ def extend_importance(
 
     Args:
         importance: measured importances; the chains are those of its provenance, else one chain over all.
-        alpha, normalise: as in :func:`normalised_importances`; normalised first, then extended.
+        alpha, normalise: as in ``normalised_importances``; normalised first, then extended.
 
     Returns:
         a table whose entries carry ``breaks``: start, the inner positions without activation, end.

@@ -37,7 +37,7 @@ class ImportanceEntry:
         train_loss, train_acc, val_loss, val_acc: differences to the unmodified network; None if not measured.
         extra: further columns of the estimator, name to number or text.
         breaks: in an extended table, the inner positions without activation, with start and end around them.
-        merged: the merged kernel (:mod:`layerfold.tables._kernel`); empty if unknown. Must be known where layers are
+        merged: the merged kernel (``layerfold.tables._kernel``); empty if unknown. Must be known where layers are
             dropped: it leads to the latency.
         kept: the layers that stay; None for every one.
     """

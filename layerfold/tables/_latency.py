@@ -58,7 +58,7 @@ class LatencyEntry:
         runs: number of timed forward passes; 0 if unknown.
         macs, params: multiply-adds of one image and parameters of the merged conv; None: read from the signature.
         breaks: in a table of optimal latencies, where merging stops from ``start`` to ``end``, both included.
-        merged: the merged kernel (:mod:`layerfold.tables._kernel`); empty if unknown. Must be known where layers are
+        merged: the merged kernel (``layerfold.tables._kernel``); empty if unknown. Must be known where layers are
             dropped: it is what tells the options of one segment apart.
         kept: layers that stayed where it was measured (others that merge into the same kernel take as long); None for
             every one, or, with ``drops``, where the table does not say.

@@ -42,9 +42,9 @@ class Estimator(Protocol):
         trains_original: whether changed networks are trained so that the original would gain by it too: then it is
             trained alike before they are compared with it. Training needs labels.
         shares_training: whether one set of weights is trained for all entries first
-            (:func:`layerfold.importance.estimators.shared.train_together`); ``subject`` then has these.
+            (``layerfold.importance.estimators.shared.train_together``); ``subject`` then has these.
         looks_ahead: whether importances are what finetuning is expected to leave of the change
-            (:func:`layerfold.importance.recovery.lasting_share`); else they are the change as it was scored.
+            (``layerfold.importance.recovery.lasting_share``); else they are the change as it was scored.
         known_scores: the scores it can tell (names as in ``Scores``).
     """
 
