@@ -10,15 +10,18 @@ TEST_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
+DOCS := build/docs
 
-.PHONY: help demo test test-slow lint install clean
+.PHONY: help demo test test-slow lint docs install clean
 
 help:
 	@echo "make demo       compress a small trained network on this CPU; results in $(OUT)/ (report.html)"
 	@echo "make test       the tests"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff, mypy --strict, import contracts"
-	@echo "make clean      remove $(VENV), $(OUT) and caches"
+	@echo "make docs       the documentation as a site; $(DOCS)/index.html"
+	@echo "make clean      remove $(VENV), $(OUT), $(DOCS) and caches"
 
 demo: $(STAMP)
 	$(BIN)/python -m layerfold demo -o $(OUT) $(DEMO_FLAGS)
@@ -38,6 +41,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# All pages are read every time: a page taken from the last build would keep its warnings to itself.
+docs: $(DOCS_STAMP)
+	$(TEST_ENV) $(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going -c docs -d build/doctrees . $(DOCS)
+	@echo "$(DOCS)/index.html"
+
 install: $(STAMP)
 
 # The stamp is written last, so an install that was cut short is done again.
@@ -52,5 +60,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[demo,dev,openvino,readers,tensorrt]'
 	@touch $@
 
+# Only `make docs` needs these.
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OUT) $(DOCS) build/doctrees .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -56,6 +56,15 @@ def test_second_time_starts_at_once(folder: Path, target: str, command: str) -> 
     assert "pip" not in commands
 
 
+def test_only_docs_install_what_docs_need(folder: Path) -> None:
+    _stamp(folder, age_s=-10)
+    assert "pip install --quiet  -e '.[docs]'" in _make(folder, "-n", "docs").stdout
+    shutil.copy2(folder / ".venv" / ".installed", folder / ".venv" / ".installed-docs")
+    commands = _make(folder, "-n", "docs").stdout
+    assert "-m sphinx" in commands
+    assert "pip" not in commands
+
+
 def test_changed_dependencies_are_installed(folder: Path) -> None:
     _stamp(folder, age_s=10)
     assert "pip install" in _make(folder, "-n", "test").stdout
