@@ -20,7 +20,7 @@ from layerfold.cli._sources import (
     open_data_of,
     parse_shape,
 )
-from layerfold.cli._text import facts
+from layerfold.cli._text import BATCH_NORM_TEXTS, facts
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
                      f"{verification.high_ms:.4g}), {1 / verification.ratio:.3f}x as fast"),
         ("predicted", f"{solution.predicted_ms or 0.0:.4g} ms"),
         ("budget", f"{verification.budget_ms:.4g} ms, met; {used:.0f} % used"),
+        ("BatchNorm", BATCH_NORM_TEXTS.get(verification.batch_norm or "")),
         ("importance", f"{solution.importance:.6g}"),
         ("as a whole", _wholes_text(found)),
         ("finalists", _finalists_text(found)),

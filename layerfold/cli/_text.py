@@ -8,6 +8,11 @@ from typing import Any
 
 from layerfold.terminal import printable
 
+BATCH_NORM_TEXTS = {
+    "original": "statistics are the original's", "recalibrated": "statistics are measured anew on --data",
+    "finetuned": "statistics are finetuned",
+}  # fmt: skip
+"""Where a network's BatchNorm statistics come from, for people; nothing for one that has none."""
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "", indent: str = "") -> str:
     """Return lines of aligned columns under a header.

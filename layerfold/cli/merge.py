@@ -25,7 +25,7 @@ from layerfold.cli._sources import (
     open_data_of,
     parse_shape,
 )
-from layerfold.cli._text import facts
+from layerfold.cli._text import BATCH_NORM_TEXTS, facts
 from layerfold.errors import UsageError
 from layerfold.files import write_bytes
 
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from layerfold.solver import Solution
 
 _NUM_COMPARED = 4
-_BATCH_NORM = {
-    "original": "statistics are the original's", "recalibrated": "statistics are measured anew on --data",
-    "finetuned": "statistics are finetuned",
-}  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -197,7 +193,7 @@ def _as_text(found: dict[str, Any]) -> str:
         ("layers", f"{found['layers_before']} -> {found['layers_after']}"),
         ("parameters", f"{count_text(found['params_before'])} -> {count_text(found['params_after'])}"),
         ("train form", f"differs by {found['difference']:.2g} of the largest output"),
-        ("BatchNorm", _BATCH_NORM.get(found["batch_norm"])),
+        ("BatchNorm", BATCH_NORM_TEXTS.get(found["batch_norm"])),
         ("ONNX", onnx),
         ("more work", ", ".join(_growth_text(each) for each in found["raise_macs"]) or None),
     ])

@@ -19,7 +19,7 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._quantities import parse_ms, parse_speedup
 from layerfold.cli._sources import add_model_arguments, load_model_of
-from layerfold.cli._text import facts, warn_of_conditions
+from layerfold.cli._text import BATCH_NORM_TEXTS, facts, warn_of_conditions
 from layerfold.errors import MissingEntryError, UsageError
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def _as_text(found: Verification) -> str:
                    f"{1 / found.ratio:.3f}x as fast (95 % {1 / found.ratio_high:.3f} to {1 / found.ratio_low:.3f})"),
         ("predicted", None if error is None else f"{found.predicted_ms:.4g} ms{interval} ({100 * error:+.1f} %)"),
         ("budget", verdict),
+        ("BatchNorm", BATCH_NORM_TEXTS.get(found.batch_norm or "")),
         ("device", found.provenance.get("device")),
         ("note", None if found.is_settled else "the intervals did not reach their target; give more --cap-s"),
     ])

@@ -11,6 +11,7 @@ from torch import nn
 from layerfold.budget import Budget
 from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
+from layerfold.finetune import NO_BATCH_NORM, ORIGINAL, has_batch_norm
 from layerfold.graph.network import Network
 from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend
@@ -37,6 +38,8 @@ class Verification:
         is_settled: whether both intervals reached their target.
         provenance: what it was measured on.
         contended: rounds set aside because something else slowed the whole machine meanwhile.
+        batch_norm: where the merged network's BatchNorm statistics come from (``original``, or ``none`` where it has
+            none); None where that is not known. Latency does not depend on them, answers do.
     """
 
     measured_ms: float
@@ -57,6 +60,7 @@ class Verification:
     predicted_low_ms: float | None = None
     predicted_high_ms: float | None = None
     contended: int = 0
+    batch_norm: str | None = None
 
     @property
     def prediction_error(self) -> float | None:
@@ -115,7 +119,8 @@ def verify_solution(
     if budget_ms is not None and not budget_ms > 0:
         raise UsageError(f"budget_ms={budget_ms} must be above 0 milliseconds")
     # Only the structure counts for latency: no need to compare each merged conv with its segment here.
-    merged = merge_network(build_train_form(model, net, solution).eval(), tolerance=None)
+    student = build_train_form(model, net, solution).eval()
+    merged = merge_network(student, tolerance=None)
     example = example_input_of(net, batch)
     if original_onnx is None:
         original_onnx = export_onnx(model, example)
@@ -124,7 +129,8 @@ def verify_solution(
     report = benchmark_networks(networks, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
     predicted_ms = solution.predicted_ms if predicted_ms is None else predicted_ms
     budget = Budget(budget_ms=budget_ms) if speedup is None else Budget(speedup=speedup)
-    found = judge(report, budget, predicted_ms)
+    found = replace(judge(report, budget, predicted_ms),
+                    batch_norm=ORIGINAL if has_batch_norm(student) else NO_BATCH_NORM)
     if predicted_interval_ms is None:
         return found
     return replace(found, predicted_low_ms=predicted_interval_ms[0], predicted_high_ms=predicted_interval_ms[1])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from layerfold.cli import main
+from layerfold.solver import Solution
 
 MODEL = '''
 from torch import nn
@@ -18,6 +20,11 @@ def make():
               nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.ReLU(), nn.Conv2d(48, 8, 1)]
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net.num_classes = 8
+    return net
+
+def normed():
+    net = make()
+    net[0] = nn.Sequential(net[0], nn.BatchNorm2d(8))
     return net
 '''
 
@@ -47,8 +54,21 @@ def test_budget_that_everything_meets_keeps_the_original(folder: Path, capsys: p
     found = json.loads(capsys.readouterr().out)
     assert found["solutions"][0]["merge_pos"] == [1, 2, 3, 4]
     assert found["verification"]["is_within_budget"] is True
+    assert found["verification"]["batch_norm"] == "none"
     written = json.loads((folder / "solution.json").read_text())
     assert written["measured_ms"] == found["verification"]["measured_ms"]
+
+
+def test_verifying_says_where_the_statistics_come_from(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Solution(act_pos=(1, 2, 3), merge_pos=(1, 2, 3, 4)).write(tmp_path / "solution.json")
+    verify = ["verify", f"{folder / 'model.py'}:normed", "--input", "3x32x32", "--solution",
+              str(tmp_path / "solution.json"), "--cap-s", "0.02", "--quiet"]
+    assert main(verify) == 0
+    assert re.search("BatchNorm +statistics are the original's", capsys.readouterr().out)
+    assert main([*verify, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["batch_norm"] == "original"
 
 
 def test_speedup_out_of_reach_ends_3_and_names_what_can_be_met(
