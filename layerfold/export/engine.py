@@ -25,7 +25,7 @@ from layerfold.export.trt_library import (
     logging_to,
     parser_errors,
 )
-from layerfold.files import replacing_all, sidecar_path, write_bytes
+from layerfold.files import read_bytes, replacing_all, sidecar_path, write_bytes
 
 _SCHEMA = 2
 _BUILD_LOCK = threading.Lock()
@@ -222,9 +222,9 @@ class _TimingCache:
     def __init__(self, path: Path, config: Any) -> None:
         self._path, self._config = path, config
         try:
-            stored = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise ExportError(f"timing_cache={str(path)!r} cannot be read: {error.strerror}") from error
+            stored = read_bytes(path, remedy="name another file") if path.exists() else b""
+        except UsageError as error:
+            raise ExportError(f"timing_cache={str(path)!r} cannot be read: {error}") from error
         with _no_deprecation():
             cache = config.create_timing_cache(stored)
             is_accepted = cache is not None and config.set_timing_cache(cache, False)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
+from layerfold.errors import ExportError, OptionalDependencyError, UsageError, WriteError, nearest_names
+from layerfold.files import replacing
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _loggers: dict[str, Any] = {}
@@ -105,6 +106,9 @@ def library_logger(trt: Any) -> Any:
 def logging_to(logger: Any, path: str | os.PathLike[str] | None, heading: str) -> Iterator[None]:
     """Forget earlier errors, and write every line that TensorRT says meanwhile to a file, a heading first.
 
+    The lines are written beside it and take its place at the end, of a build that fails too: what it said is wanted
+    then most of all.
+
     Raises:
         ExportError: the file cannot be written.
     """
@@ -112,18 +116,22 @@ def logging_to(logger: Any, path: str | os.PathLike[str] | None, heading: str) -
     if path is None:
         yield
         return
+    failure: BaseException | None = None
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed below; errors of the block are not its own)
-    except OSError as error:
-        raise ExportError(f"log={str(path)!r} cannot be written: {error.strerror}; choose another place") from error
-    with file:
-        file.write(heading + "\n")
-        logger.file = file
-        try:
-            yield
-        finally:
-            logger.file = None
+        with replacing(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+            file.write(heading + "\n")
+            logger.file = file
+            try:
+                yield
+            except BaseException as error:
+                failure = error
+            finally:
+                logger.file = None
+    except WriteError as error:
+        if failure is None:
+            raise ExportError(f"log={os.fspath(path)!r} cannot be written: {error}") from error
+    if failure is not None:
+        raise failure
 
 
 def _is_installed(module: str) -> bool:
