@@ -94,6 +94,7 @@ def check_output(
     """
     if path is None:
         return
+    check_named(path, flag)
     target = Path(path)
     if suffix is not None and target.suffix != suffix:
         raise UsageError(f"{flag} {path}: expected a name that ends in {suffix}")
@@ -103,13 +104,35 @@ def check_output(
         raise UsageError(f"{flag} {path}: is no regular file, so no result can take its place; name another")
     if target.exists() and not overwrite:
         raise UsageError(f"{flag} {path}: is there already; name another file, or add --overwrite to replace it")
-    upper = target.absolute().parent
-    while not upper.exists():
-        upper = upper.parent
-    if not upper.is_dir():
-        raise UsageError(f"{flag} {path}: {upper} is a file, expected a folder")
-    if not os.access(upper, os.W_OK):
-        raise UsageError(f"{flag} {path}: {upper} cannot be written; choose another folder")
+    _check_place(target.absolute().parent, path, flag)
+
+
+def check_output_folder(path: str | Path, *, flag: str = "-o") -> None:
+    """Refuse a folder that could not be written in the end, before any time is spent; it need not be there.
+
+    Raises:
+        UsageError: no name, a file, or a place that cannot be.
+    """
+    check_named(path, flag)
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{flag} {path}: is a file, expected a folder; name another")
+    _check_place(target.absolute(), path, flag)
+
+
+def check_named(path: str | Path, flag: str) -> None:
+    """Raise UsageError for an empty name, which would stand for the folder that one is in."""
+    if not str(path):
+        raise UsageError(f"{flag} '': names nothing to write; give a name")
+
+
+def _check_place(folder: Path, path: str | Path, flag: str) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f"{flag} {path}: {folder} is a file, expected a folder")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{flag} {path}: {folder} cannot be written; choose another folder")
 
 
 def add_backend_arguments(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:

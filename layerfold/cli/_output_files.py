@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerfold.cli._options import check_output
+from layerfold.cli._options import check_named, check_output
 from layerfold.errors import UsageError
 from layerfold.files import held
 
@@ -61,6 +61,7 @@ def check_outputs(args: argparse.Namespace, *outputs: Output, overwrite: bool | 
         if output.path is None:
             continue
         path = str(output.path)
+        check_named(path, output.flag)
         if output.suffixes and Path(path).suffix not in output.suffixes:
             raise UsageError(f"{output.flag} {path}: expected a name that ends in {' or '.join(output.suffixes)}")
         for place in (path, f"{path}.json") if output.has_sidecar else (path,):

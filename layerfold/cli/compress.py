@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from layerfold.budget import check_one_given
 from layerfold.cli._choices import METHODS, OPTIMIZERS, SCORES, parse_formats
 from layerfold.cli._networks import add_drop_argument
-from layerfold.cli._options import BATCH, SEED, THREADS, above, add_result_arguments, whole
+from layerfold.cli._options import BATCH, SEED, THREADS, above, add_result_arguments, check_output_folder, whole
 from layerfold.cli._output import results_stream, show, show_json
 from layerfold.cli._quantities import parse_alpha, parse_margin, parse_ms, parse_speedup
 from layerfold.cli._sources import (
@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run all steps and print the result table; 3 if the last measurement is over the budget."""
     check_one_given({f"--{name}": getattr(arguments, name) for name in ("budget", "speedup", "fastest")},
                     "give one, for example --budget 4.5ms or --speedup 1.5")
+    check_output_folder(arguments.output)
     from layerfold.pipeline import CompressOptions, compress_network
 
     options = CompressOptions(

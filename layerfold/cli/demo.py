@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from layerfold.cli._options import SEED, add_result_arguments, whole
+from layerfold.cli._options import SEED, add_result_arguments, check_output_folder, whole
 from layerfold.cli.compress import print_result
 
 
@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo and print the result table; 3 if the last measurement is over the budget."""
+    check_output_folder(arguments.output)
     from layerfold.pipeline.demo import QUICK, run_demo
 
     result = run_demo(

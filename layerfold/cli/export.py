@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._choices import ENGINE_PRECISIONS, parse_formats
 from layerfold.cli._inputs import read_input
-from layerfold.cli._options import BATCH, add_command, add_output_arguments, add_result_arguments, whole
+from layerfold.cli._options import (
+    BATCH,
+    add_command,
+    add_output_arguments,
+    add_result_arguments,
+    check_output_folder,
+    whole,
+)
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs
 from layerfold.cli._text import facts
@@ -55,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     formats = args.formats
     capabilities = tuple(part.strip() for text in args.compute_capability for part in text.split(",") if part.strip())
     source, folder = Path(args.merged), Path(args.output)
-    if folder.is_file():
-        raise UsageError(f"-o {args.output}: is a file, expected a folder")
+    check_output_folder(args.output)
     is_onnx = source.suffix == ".onnx"
     suffixes = sorted({suffix for each in formats for suffix in _SUFFIXES.get(each, ())})
     check_outputs(

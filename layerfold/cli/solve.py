@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._options import check_named
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._quantities import (
@@ -209,14 +210,16 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 def _check_outputs(args: argparse.Namespace, count: int) -> None:
     """Refuse output files that cannot be written, or must not, before any time is spent."""
+    named = [(flag, path) for flag, path in (("-o", args.output), ("--pth", args.pth)) if path is not None]
+    for flag, path in named:
+        check_named(path, flag)
     # Of K alternatives there may be fewer, and one alone has no number.
     numbers = [(1, 1)] if not args.alternatives else [(1, 1), *((index + 1, 2) for index in range(args.alternatives))]
     if count > 1:
         numbers = [(index + 1, count) for index in range(count)]
     check_outputs(
         args,
-        *(Output(flag=flag, path=_numbered(path, *number))
-          for flag, path in (("-o", args.output), ("--pth", args.pth)) if path is not None for number in numbers),
+        *(Output(flag=flag, path=_numbered(path, *number)) for flag, path in named for number in numbers),
         Output(flag="--frontier", path=args.frontier, suffixes=(".csv", ".json")),
         Output(flag="--plot", path=args.plot, suffixes=PICTURES),
     )
@@ -241,7 +244,7 @@ def _write(args: argparse.Namespace, frontier: Frontier, solutions: list[Solutio
 def _numbered(path: str, index: int, number: int) -> Path:
     """Return ``name.json`` for one solution, ``name-1.json``, ... for several."""
     plain = Path(path)
-    return plain if number == 1 else plain.with_name(f"{plain.stem}-{index}{plain.suffix}")
+    return plain if number == 1 or not plain.name else plain.with_name(f"{plain.stem}-{index}{plain.suffix}")
 
 
 def _price_of_risk(

@@ -143,6 +143,8 @@ class RunFolder:
             UsageError: another run is at work there, with its process; or a place that may not be written.
             WriteError: the disk is full.
         """
+        if not str(path):
+            raise UsageError("--output '': names no folder; give one, it is made where there is none")
         folder = Path(path)
         _check_is_folder(folder)
         lock = held(folder / _LOCK, subject=f"--output {folder}", remedy="wait for it, stop it, or name another folder")
