@@ -32,6 +32,7 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MUST_BE_FINITE = ("weight", "bias", "running_mean", "running_var")
 """Last names of what no network computes with when it is NaN; masks and tables of others may hold infinity."""
+_MADE_BY = {name: "what build_train_form returned, finetuned or not" for name in ("student", "form")}
 _DEPTH = threading.local()
 
 
@@ -84,7 +85,7 @@ def plain_module(
             on the meta device, sparse, complex, whole numbers, NaN or infinite.
     """
     if not isinstance(model, nn.Module):
-        raise UsageError(f"{name} {verb} {_not_a_module(model)}")
+        raise UsageError(f"{name} {verb} {_not_a_module(model, name)}")
     model = _unwrapped(model, {})
     what = f"{name} of class {type(model).__name__}"
     _check_parts(model, what)
@@ -105,14 +106,14 @@ def _checked(name: str, value: Any, annotation: str, *, is_original: bool) -> An
         if isinstance(value, nn.Module) or kinds <= {"nn.Module", "None"}:
             return plain_module(value, name, must_be_finite=is_original)
         if not kinds & {each.__name__ for each in type(value).__mro__}:
-            raise UsageError(f"{name} is {_not_a_module(value)}")
+            raise UsageError(f"{name} is {_not_a_module(value, name)}")
         return value
     if annotation.startswith("Mapping[str, ") and isinstance(value, Mapping):
         modules = {key: plain_module(each, f"{name}[{key!r}]", must_be_finite=False)
                    for key, each in value.items() if isinstance(each, nn.Module)}  # fmt: skip
         return {**value, **modules}
     if "fx.GraphModule" in kinds and not isinstance(value, nn.Module):
-        raise UsageError(f"{name} is {_not_a_module(value)}")
+        raise UsageError(f"{name} is {_not_a_module(value, name)}")
     if annotation.startswith(("torch.Tensor | tuple[torch.Tensor", "Inputs")) and not is_left_out:
         return _inputs(name, value)
     return checked_value(name, value, annotation)
@@ -222,7 +223,8 @@ def _unwrapped(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     return done[id(module)]
 
 
-def _not_a_module(model: object) -> str:
+def _not_a_module(model: object, name: str) -> str:
+    """Return what was given in place of a module, and what to give."""
     if isinstance(model, type) and issubclass(model, nn.Module):
         return f"the class {model.__name__}, not an object of it; call it"
     if isinstance(model, Mapping) and model and all(isinstance(each, torch.Tensor) for each in model.values()):
@@ -236,7 +238,8 @@ def _not_a_module(model: object) -> str:
         return f"a {type(model).__name__}, not a torch.nn.Module; give its .module"
     if callable(model) and not isinstance(model, type):
         return f"{shown(model)}, not a torch.nn.Module; call it if it makes one"
-    return f"{'None' if model is None else 'a ' + type(model).__name__}, not a torch.nn.Module"
+    given = "None" if model is None else f"a {type(model).__name__}"
+    return f"{given}, not a torch.nn.Module; give {_MADE_BY.get(name, 'the network itself')}"
 
 
 def _check_parts(model: nn.Module, what: str) -> None:

@@ -239,7 +239,9 @@ def _reason(error: Exception) -> str:
     if "Weights only load failed" in text:
         text = text.rpartition("WeightsUnpickler error:")[2].partition("Please file an issue")[0].strip()
         text = text.partition("Check the documentation")[0].strip() or "its contents are not those of a checkpoint"
-    return f"not a PyTorch checkpoint, or a damaged one ({text[:200] or type(error).__name__})"
+    if not re.search("[A-Za-z]{3}", text):  # of a text file torch's reader says a bare number
+        text = "its contents are not those of a checkpoint"
+    return f"not a PyTorch checkpoint, or a damaged one ({text[:200]}); save it again with torch.save"
 
 
 def _is_archive(path: Path) -> bool:

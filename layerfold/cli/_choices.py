@@ -24,15 +24,18 @@ def parse_formats(text: str) -> tuple[str, ...]:
     """Return the formats of ``--formats onnx,tensorrt``.
 
     Raises:
-        UsageError: one that is not known.
+        UsageError: one that is not known, an empty one, or one that is named twice.
     """
-    formats = tuple(part.strip() for part in text.split(",") if part.strip())
-    for each in formats:
+    formats = tuple(part.strip() for part in text.split(","))
+    if not any(formats):
+        raise UsageError(f"--formats {text!r}: names no format; choose from {', '.join(FORMATS)}")
+    for number, each in enumerate(formats):
+        if not each or each in formats[:number]:
+            cause = f"names {each} twice" if each else "has a comma with no format before or behind it"
+            raise UsageError(f"--formats {text!r}: {cause}; name each once, with one comma between two")
         if each not in FORMATS:
             raise UsageError(f"--formats {text}: format {each!r} is not known; choose from {', '.join(FORMATS)}"
                              f"{nearest_names(each, FORMATS)}")
-    if not formats:
-        raise UsageError(f"--formats {text!r}: names no format; choose from {', '.join(FORMATS)}")
     return formats
 
 

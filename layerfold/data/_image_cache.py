@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -34,8 +35,9 @@ class ImageCache:
     """
 
     def __init__(self, folder: str | Path | None, most_memory_bytes: int) -> None:
-        if folder is not None and (not str(folder) or (str(folder) != "off" and Path(folder).is_file())):
-            raise UsageError(f"cache={str(folder)!r}: give a folder (it is made where there is none), or off")
+        if folder is not None and str(folder) != "off" and not _may_be_folder(str(folder)):
+            raise UsageError(f"cache={str(folder)!r}: is no folder; give a folder (it is made where there is none), or "
+                             "off")
         self._most_memory_bytes = most_memory_bytes
         self._folder: Path | None = default_cache_folder() / "images" if folder is None else Path(folder)
         if str(folder) == "off":
@@ -78,6 +80,12 @@ class ImageCache:
             with suppress(OSError):  # looked at again next time
                 self._folder.mkdir(parents=True, exist_ok=True)
                 (self._folder / f"{_key((0, 0, 0), identity)}.headers").touch()
+
+
+def _may_be_folder(path: str) -> bool:
+    """Say whether a folder is at a path, or could be made there."""
+    known = next(each for each in (Path(path).absolute(), *Path(path).absolute().parents) if os.path.lexists(each))
+    return bool(path) and known.is_dir()
 
 
 def _memory(count: int, shape: tuple[int, int, int], fits: bool) -> PixelStore | None:

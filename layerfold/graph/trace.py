@@ -181,6 +181,9 @@ def _why_no_layers(model: nn.Module, module: fx.GraphModule, network: Network) -
     if not num_convs and own:
         return (f"has no conv in any chain, so there is nothing to merge: what {', '.join(own)} computes is no conv "
                 "with constant weights; make its weight one that no input decides, as torch.nn.utils.parametrize does")
+    if any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes):
+        return ("is a program of torch.export, whose layers are calls of torch.ops without modules; give the "
+                "torch.nn.Module that it was exported from")
     if not num_convs:
         return "has no conv in any chain, so there is nothing to merge; give a CNN"
     reasons = dict.fromkeys(each.reason for each in network.barriers if "conv" in each.kind.lower())

@@ -134,6 +134,8 @@ def _build(source: str, num_classes: int | None, in_channels: int | None) -> tup
 def _other_source(source: str) -> str:
     """Say what a source is that names no model here, and what to give instead."""
     give = "give timm:NAME, torchvision:NAME or path/to/file.py:factory"
+    if not source.strip():
+        return f"names no model; {give}"
     kind, colon, _ = source.partition(":")
     if (colon and kind.lower() in _HUBS) or "://" in source:
         return f"nothing is downloaded; {give}, and a weights file that is on this machine"
@@ -256,7 +258,8 @@ def _family_hint(name: str) -> str:
 
     known = [f"timm:{entry}" for entry in timm.list_models()]
     known += [f"torchvision:{entry}" for entry in torchvision.models.list_models(module=torchvision.models)]
-    return nearest_names(f"timm:{name}", known)
+    # By the names alone: behind the same family two short names look alike.
+    return nearest_names(f"timm:{name}", [each for each in known if nearest_names(name, [each.partition(":")[2]])])
 
 
 def _one_line(error: BaseException) -> str:
