@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import layerfold
+from layerfold.cli import build_parser
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DOCS = _ROOT / "docs"
@@ -54,3 +58,20 @@ def test_site_needs_an_extra_of_its_own() -> None:
     makefile = (_ROOT / "Makefile").read_text(encoding="utf-8")
     assert any(need.startswith("sphinx") for need in project["optional-dependencies"]["docs"])
     assert "-e '.[docs]'" in makefile
+
+
+_PAGES = sorted(_DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=[page.name for page in _PAGES])
+def test_commands_of_a_page_are_understood(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
+    for line in re.findall(r"^\$ layerfold (.*?)(?: {2,}#.*)?$", text, re.MULTILINE):
+        build_parser().parse_args(shlex.split(line))
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=[page.name for page in _PAGES])
+def test_python_of_a_page_uses_public_names(page: Path) -> None:
+    for example in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        compile(example, str(page), "exec")
+        assert set(re.findall(r"\blf\.(\w+)", example)) <= set(layerfold.__all__)
