@@ -104,6 +104,9 @@ class Classifier:
     def _image(self, path: Path) -> _Array:
         from layerfold.data import reason_of
 
+        if path.is_dir():
+            named = name_text(path)
+            raise DataError(f"--input {named}: is a folder; name the images in it, as in {named}/*.jpg")
         try:
             pixels = self._preprocessing.pixels(path)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
