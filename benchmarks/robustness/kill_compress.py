@@ -38,7 +38,7 @@ from record import write_record
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _CODES = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2)}
 _TABLES = ("latency.csv", "importance.csv")
-_MEASURED = ("measured_ms", "budget_ms", "tables")
+_CHOSEN = ("act_pos", "merge_pos", "kept_layers")
 
 
 def main() -> int:
@@ -158,8 +158,9 @@ def compared(whole: Path, out: Path) -> list[str]:
 
 
 def solution_of(out: Path) -> dict[str, Any]:
+    """Return what a run has chosen, without the milliseconds beside it, which differ from run to run."""
     found = json.loads((out / "solution.json").read_text())
-    return {name: value for name, value in found.items() if name not in _MEASURED}
+    return {name: found[name] for name in _CHOSEN}
 
 
 if __name__ == "__main__":
