@@ -141,6 +141,13 @@ def inputs_like(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
     return tuple(each.to(some) if each.is_floating_point() else each.to(some.device) for each in inputs)
 
 
+def tensor_bytes(value: torch.Tensor) -> bytes:
+    """Return what a tensor holds, for a hash: of every dtype, also of those that NumPy lacks (bfloat16, float8)."""
+    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    found: bytes = plain.view(torch.uint8).numpy().tobytes()
+    return found
+
+
 def _check_float32(name: str, module: object, annotation: str) -> None:
     if not isinstance(module, nn.Module) or "LoadedModel" in annotation:
         return

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from layerfold.errors import FinetuneError, UsageError, WriteError
 from layerfold.files import Count, parse_json, replacing
 from layerfold.finetune._report import EpochRow
+from layerfold.modules import tensor_bytes
 from layerfold.torch_files import load_torch_file
 
 _SCHEMA = 3
@@ -49,7 +50,7 @@ def network_hash(model: nn.Module) -> str:
     digest = hashlib.sha256(repr(model).encode())
     for key, value in model.state_dict().items():
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(value))
     return digest.hexdigest()[:16]
 
 
@@ -131,8 +132,7 @@ def _digest(content: dict[str, Any]) -> str:
     def update(value: Any) -> None:
         if isinstance(value, Tensor):
             digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
+            digest.update(tensor_bytes(value))
         elif isinstance(value, dict):
             digest.update(f"{len(value)} items;".encode())
             for key, each in value.items():

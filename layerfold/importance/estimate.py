@@ -27,7 +27,7 @@ from layerfold.importance.filling import Filling
 from layerfold.importance.journal import cheap_journal
 from layerfold.importance.requests import list_requests
 from layerfold.importance.scores import NEED_LABELS, SCORES, column_of
-from layerfold.modules import public_call
+from layerfold.modules import public_call, tensor_bytes
 from layerfold.progress import progress_bar
 from layerfold.tables import ImportanceTable, LatencyTable, Provenance
 from layerfold.tables._kernel import SegmentKey
@@ -274,7 +274,7 @@ def weights_hash(model: nn.Module) -> str:
     """Return a hash of a model's state: importances depend on it."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor_bytes(value))
     return digest.hexdigest()[:16]
 
 
