@@ -24,6 +24,7 @@ from layerfold.cli._options import (
     add_command,
     add_output_arguments,
     add_result_arguments,
+    check_output,
     whole,
 )
 from layerfold.cli._output import show, show_json
@@ -103,13 +104,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from layerfold.importance import Refinement, estimate_importance, remove_journal
+    from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
+    from layerfold.importance.journal import belongs_to, wrote_table
     from layerfold.tables import LatencyTable
 
     journal = Path(f"{args.output}.journal")
-    # A run that is resumed may have been stopped between writing the table and removing the journal.
+    # A run that is resumed may have been stopped between writing the table and removing the journal; a journal of
+    # another run is no leave to replace a table.
+    is_resumed = not args.overwrite and args.output is not None and wrote_table(journal, Path(args.output))
     check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True),
-                  overwrite=args.overwrite or journal.exists())
+                  overwrite=args.overwrite or is_resumed)
     executor = executor_of(args)
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     loaded = load_model_of(args)
@@ -117,8 +121,13 @@ def _run(args: argparse.Namespace) -> int:
     net = trace_of(args, loaded)
     if latency is not None:
         check_table(net, latency, args.latency)
+    data = open_data_of(args, loaded)
+    if is_resumed and not belongs_to(journal, network=net.hash, weights=weights_hash(loaded.module),
+                                     data=data.fingerprint, seed=args.seed, holdout_images=args.holdout_images,
+                                     calibration_images=args.calibration_images):
+        check_output(args.output)
     table = estimate_importance(
-        loaded.module, net, open_data_of(args, loaded), args.method, latency=latency,
+        loaded.module, net, data, args.method, latency=latency,
         candidates=candidates_of(args, net, loaded) if latency is None else None, score=args.score,
         fill_slots=args.fill_slots,
         calibration_images=args.calibration_images, holdout_images=args.holdout_images, steps=args.steps,

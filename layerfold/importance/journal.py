@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from layerfold.errors import UsageError, WriteError
+from layerfold.errors import LayerfoldError, UsageError, WriteError
 from layerfold.files import Finite, parse_json, read_bytes, write_text
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
+from layerfold.tables import ImportanceTable
 
 _SCHEMA = 3
 _WITHOUT_CHECKSUMS = 2
@@ -156,6 +157,27 @@ def weights_beside(path: Path) -> Path:
 def checkpoint_beside(path: Path) -> Path:
     """Return where their training is kept while it lasts."""
     return path.with_name(f"{path.name}.training")
+
+
+def belongs_to(path: Path, **settings: Any) -> bool:
+    """Say whether a journal is there and was begun with these settings, among others."""
+    try:
+        header = json.loads(_lines_of(path)[0])
+    except (UsageError, ValueError, IndexError):
+        return False
+    return isinstance(header, dict) and all(header.get(name) == value for name, value in settings.items())
+
+
+def wrote_table(path: Path, table: Path) -> bool:
+    """Say whether a journal's run wrote this table, and was stopped before it had removed the journal."""
+    try:
+        made = ImportanceTable.read(table).provenance
+    except LayerfoldError:
+        return False
+    names = ("score", "fill_slots", "calibration_images", "holdout_images", "seed")
+    options = {name: made.options.get(name) for name in names}
+    return belongs_to(path, network=made.network_hash, weights=made.model_hash,
+                      data=made.options.get("data_fingerprint"), **options)
 
 
 def remove_journal(path: str | Path) -> None:
