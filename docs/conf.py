@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 
 from docutils import nodes
-from pygments.lexers.special import TextLexer
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -31,7 +30,7 @@ include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/
 exclude_patterns = [".*", "build", "dist", "layerfold", "tests", "**/__pycache__"]
 
 myst_heading_anchors = 4
-myst_links_external_new_tab = False
+myst_fence_as_directive = ["mermaid"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -85,6 +84,16 @@ class Commands(SphinxDirective):
         return sections
 
 
+class Flowchart(SphinxDirective):
+    """A chart that the repository's host draws; here it is read."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        text = "\n".join(self.content).replace("<br>", " ")
+        return [nodes.literal_block(text=text, language="text")]
+
+
 def _show_folders_as_text(app: Sphinx, doctree: nodes.document) -> None:
     """Take links to folders of the repository away, which have no page on the site; their text stays."""
     here = Path(doctree["source"]).parent
@@ -106,6 +115,5 @@ def _read_docstring(
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _read_docstring, priority=400)  # napoleon's is 500
     app.add_directive("commands", Commands)
+    app.add_directive("mermaid", Flowchart)
     app.connect("doctree-read", _show_folders_as_text)
-    # The repository's host draws these; here they are read.
-    app.add_lexer("mermaid", TextLexer)
