@@ -95,7 +95,7 @@ def apply_freezing(arguments: argparse.Namespace, loaded: LoadedModel) -> None:
         unfreeze_parameters(loaded.module)
 
 
-def check_training_data(loaded: LoadedModel, data: ImageData, *, has_teacher: bool = False) -> None:
+def check_training_data(loaded: LoadedModel, data: ImageData, *, has_teacher: bool) -> None:
     """Refuse images that a model cannot learn from, before anything is traced.
 
     Args:
@@ -110,7 +110,8 @@ def check_training_data(loaded: LoadedModel, data: ImageData, *, has_teacher: bo
 
     data.split("train")
     if not data.is_labelled and not has_teacher:
-        raise DataError(f"{data.name}: has no labels, and training learns them; give labelled images")
+        raise DataError(f"{data.name}: has no labels, and without a teacher there is nothing else to learn; leave out "
+                        "--no-teacher, or give labelled images")
     check_answers(loaded.module, first_images(data), argument=f"MODEL {loaded.source}",
                   num_classes=data.num_classes if data.is_labelled else None)
 

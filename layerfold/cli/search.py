@@ -169,7 +169,7 @@ def _search(args: argparse.Namespace, target: dict[str, Any], table: LatencyTabl
     apply_freezing(args, loaded)
     note_random_weights(args)
     data = open_data_of(args, loaded)
-    check_training_data(loaded, data)
+    check_training_data(loaded, data, has_teacher=not args.no_teacher)
     net = trace_of(args, loaded)
     if table is not None:
         check_table(net, table, args.latency)

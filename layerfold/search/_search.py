@@ -98,7 +98,8 @@ def search_activations(
     Args:
         model: the trained network, also the teacher; left untouched.
         net: its description.
-        data: its train split is learned, its holdout scored after every epoch.
+        data: its train split is learned, its holdout scored after every epoch; without labels the original's answers
+            are learned, so ``distill`` must stay.
         keep: gates that stay on, 0..number of gates, or a share of them below 1, besides those that free no merge; one
             of ``keep``, ``budget_ms`` and ``speedup``.
         budget_ms: end-to-end latency that the table must predict for the result, above 0; needs ``latency``.
@@ -108,7 +109,7 @@ def search_activations(
         granularity: a gate for each ``slot`` or each ``block``; see :func:`layerfold.search.list_gates`.
         anneal: share of the steps at which the target is reached, 0..1.
         training: epochs, learning rate, teacher's share and the like; gates stay on until its ``warmup`` is over.
-        distill: learn from the original's logits too.
+        distill: learn from the original's logits too; without labels, from them alone.
         max_kernel: largest merged kernel where there is no table.
         checkpoint_path: file that holds the state of the run; if it exists the run goes on from it, and ends as it
             would have without the interruption.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import layerfold as lf
@@ -80,6 +81,22 @@ class Search:
 @pytest.fixture
 def search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Search:
     return Search(tmp_path, capsys)
+
+
+def test_images_without_labels_are_searched_with_the_original_as_teacher(search: Search) -> None:
+    folder = search.folder
+    (folder / "pictures").mkdir()
+    for index in range(40):
+        Image.effect_noise((8, 8), 10 + index).convert("RGB").save(folder / "pictures" / f"{index}.png")
+    data = ["--data", f"images:{folder / 'pictures'}", "--batch-size", "16", "--steps", "4", "--quiet",
+            "--keep", "2", "-o", folder / "solution.json"]
+    code, _, said = search(*search.model, *data, "--no-teacher")
+    assert code == 2
+    assert "has no labels, and without a teacher there is nothing else to learn; leave out --no-teacher" in said
+    code, out, _ = search(*search.model, *data, "--json")
+    assert code == 0
+    assert json.loads(out)["training"]["steps"] == 4
+    assert lf.Solution.read(folder / "solution.json").network_hash == search.net.hash
 
 
 def test_search_ends_in_a_solution_that_finetune_and_merge_take(search: Search) -> None:
