@@ -44,7 +44,7 @@ class DemoSettings:
 
 
 QUICK = DemoSettings(baseline_epochs=2, importance_images=250, speedup=1.6, margin=0.06)
-"""For CI: the same steps on the same images, less training, less speed, and room for what a busy machine does to a millisecond."""
+"""For CI: the same steps on the same images, less training, less speed, and room for what a busy machine does."""
 
 
 def run_demo(
