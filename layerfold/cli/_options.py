@@ -7,11 +7,12 @@ import math
 import os
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.arguments import LIMITS
-from layerfold.cli._quantities import finite_number
+from layerfold.cli._quantities import finite_number, parse_ms, parse_speedup
 from layerfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ def _number(is_fine: Callable[[float], bool], rule: str, most: float) -> Callabl
         return value
 
     return parse
+
+
+def add_budget_arguments(group: argparse._ActionsContainer, budget_help: str, speedup_help: str, **how: Any) -> None:
+    """Add ``--budget`` in ms and ``--speedup``, both with further arguments of argparse."""
+    group.add_argument("--budget", type=partial(parse_ms, argument="--budget"), metavar="MS", help=budget_help, **how)
+    group.add_argument("--speedup", type=parse_speedup, metavar="X", help=speedup_help, **how)
 
 
 def add_result_arguments(parser: argparse.ArgumentParser, *, has_progress: bool = True) -> None:

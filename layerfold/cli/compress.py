@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from layerfold.budget import check_one_given
 from layerfold.cli._choices import METHODS, OPTIMIZERS, SCORES, parse_formats
 from layerfold.cli._networks import add_drop_argument
-from layerfold.cli._options import BATCH, SEED, THREADS, above, add_result_arguments, check_output_folder, whole
+from layerfold.cli._options import (
+    BATCH,
+    SEED,
+    THREADS,
+    above,
+    add_budget_arguments,
+    add_result_arguments,
+    check_output_folder,
+    whole,
+)
 from layerfold.cli._output import results_stream, show, show_json
-from layerfold.cli._quantities import parse_alpha, parse_margin, parse_ms, parse_speedup
+from layerfold.cli._quantities import parse_alpha, parse_margin
 from layerfold.cli._sources import (
     add_data_arguments,
     add_model_arguments,
@@ -42,9 +50,8 @@ def add_parser(subparsers: Any) -> None:
     add_model_arguments(parser)
     add_data_arguments(parser)
     budget = parser.add_argument_group("budget (one of the three)")
-    budget.add_argument("--budget", type=partial(parse_ms, argument="--budget"), metavar="MS",
-                        help="end-to-end latency, for example 4.5ms or 800us")
-    budget.add_argument("--speedup", type=parse_speedup, metavar="X", help="original latency / budget, for example 1.5")
+    add_budget_arguments(budget, "end-to-end latency, for example 4.5ms or 800us",
+                         "original latency / budget, for example 1.5")
     budget.add_argument("--fastest", action="store_true", help="the least latency, whatever it does to the accuracy")
     device = parser.add_argument_group("what is measured")
     device.add_argument("--backend", default="onnxruntime", metavar="NAME", help="(default: %(default)s, on this CPU)")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.budget import check_one_given
 from layerfold.cli._networks import add_trace_arguments, check_table, note_random_weights, trace_of
 from layerfold.cli._options import (
+    add_budget_arguments,
     add_command,
     add_output_arguments,
     add_result_arguments,
@@ -19,7 +19,7 @@ from layerfold.cli._options import (
 )
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs, only_writer
-from layerfold.cli._quantities import parse_ms, parse_number, parse_speedup
+from layerfold.cli._quantities import parse_number
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
 from layerfold.cli._training import (
@@ -60,10 +60,8 @@ def add_parser(subparsers: Any) -> None:
     group = parser.add_argument_group("what to reach")
     target = group.add_mutually_exclusive_group()
     target.add_argument("--keep", type=_keep, metavar="N", help="gates that stay on: a count, or a share below 1")
-    target.add_argument("--budget", type=partial(parse_ms, argument="--budget"), metavar="MS",
-                        help="end-to-end latency, for example 4.5ms; needs --latency")
-    target.add_argument("--speedup", type=parse_speedup, metavar="X",
-                        help="the original's predicted latency / budget, for example 1.5; needs --latency")
+    add_budget_arguments(target, "end-to-end latency, for example 4.5ms; needs --latency",
+                         "the original's predicted latency / budget, for example 1.5; needs --latency")
     target.add_argument("--pattern", metavar="NAME",
                         help="what DepthShrinker published: the activations of mobilenetv2_140-A to -F, without any "
                         "training, or the search that was set for efficientnet_lite0 or mobilenetv2_140 (blocks, 0.4 "

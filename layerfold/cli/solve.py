@@ -9,17 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._options import check_named
+from layerfold.cli._options import add_budget_arguments, check_named
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import PICTURES, Output, check_outputs
-from layerfold.cli._quantities import (
-    parse_alpha,
-    parse_ms,
-    parse_number,
-    parse_positions,
-    parse_speedup,
-    parse_whole,
-)
+from layerfold.cli._quantities import parse_alpha, parse_number, parse_positions, parse_whole
 from layerfold.cli._solve_verify import add_verify_arguments, meet_budget_of, print_verified, verified_solution
 from layerfold.errors import UsageError
 
@@ -62,11 +55,10 @@ def add_parser(subparsers: Any) -> None:
                         help="latency table; give it again for each further device, each with a budget of its own")
     tables.add_argument("--imp-path", required=True, metavar="CSV", help="importance table")
     budget = parser.add_argument_group("budget")
-    budget.add_argument("--budget", type=partial(parse_ms, argument="--budget"), action="append", default=[],
-                        metavar="MS",
-                        help="latency budget, for example 25.0, 4.5ms or 800us; several give several solutions")
-    budget.add_argument("--speedup", type=parse_speedup, action="append", default=[], metavar="X",
-                        help="original latency / budget")
+    add_budget_arguments(
+        budget, "latency budget, for example 25.0, 4.5ms or 800us; several give several solutions",
+        "original latency / budget", action="append", default=[],
+    )
     budget.add_argument("--knee", action="store_true", help="the point where more latency stops paying")
     budget.add_argument("--budget-of", choices=("end-to-end", "segments"), default="end-to-end",
                         help="what a budget counts: everything, or the bare sum of entries (default: %(default)s)")

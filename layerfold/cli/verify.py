@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, check_table, note_needless, trace_of
 from layerfold.cli._options import (
     above,
     add_backend_arguments,
+    add_budget_arguments,
     add_command,
     add_result_arguments,
     open_backend,
 )
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import PICTURES, Output, check_outputs
-from layerfold.cli._quantities import parse_ms, parse_speedup
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import BATCH_NORM_TEXTS, facts, warn_of_conditions
 from layerfold.errors import MissingEntryError, UsageError
@@ -48,10 +47,10 @@ def add_parser(subparsers: Any) -> None:
                        help="latency table to predict from (default: the solution's own prediction)")
     group.add_argument("--plot", metavar="PNG",
                        help="draw where the time goes before and after, with what was measured; needs --latency")
-    budget = group.add_mutually_exclusive_group()
-    budget.add_argument("--budget", type=partial(parse_ms, argument="--budget"), metavar="MS",
-                        help="end-to-end budget, for example 4.5ms (default: the solution's)")
-    budget.add_argument("--speedup", type=parse_speedup, metavar="X", help="original latency / budget, for example 1.5")
+    add_budget_arguments(
+        group.add_mutually_exclusive_group(), "end-to-end budget, for example 4.5ms (default: the solution's)",
+        "original latency / budget, for example 1.5",
+    )
     add_backend_arguments(parser)
     parser.add_argument("--target", type=above(0, 1), default=0.01, metavar="X",
                         help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)")
