@@ -40,6 +40,7 @@ import layerfold as lf
 from layerfold.budget import Budget
 from layerfold.export import export_onnx
 from layerfold.importance import FinalistScores, WholeScores, remove_journal
+from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import meet_budget
 
 STEPS = ("latency", "importance", "choose", "measure", "finetune", "compare")
@@ -161,7 +162,8 @@ class Contest:
         training = lf.FinetuneOptions(learning_rate=self.learning_rate, batch_size=self.arguments.batch_size)
         try:
             found = meet_budget(
-                self.original, run.net, run.latency, self.importance, Budget(speedup=speedup), run.backend,
+                run.net, run.latency, self.importance, Budget(speedup=speedup),
+                BackendMeter(self.original, run.net, run.latency, run.backend),
                 score_plan=WholeScores(*of_plans, holdout_images=_HOLDOUT_IMAGES),
                 score_finalist=FinalistScores(*of_plans, training, holdout_images=_HOLDOUT_IMAGES, progress=True),
             )

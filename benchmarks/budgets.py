@@ -26,6 +26,7 @@ from layerfold.budget import Budget
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.export import export_onnx
 from layerfold.graph import Network
+from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend, verify_solution
 from layerfold.profiler.verify import example_input_of
@@ -64,8 +65,8 @@ def run_budget(
     """Run the loop once and measure its answer once more."""
     began = time.perf_counter()
     try:
-        found = meet_budget(model, net, table, importance, Budget(speedup=speedup), backend, margin=MARGIN,
-                            original_onnx=original)
+        meter = BackendMeter(model, net, table, backend, original_onnx=original)
+        found = meet_budget(net, table, importance, Budget(speedup=speedup), meter, margin=MARGIN)
     except InfeasibleBudgetError as error:
         return {"status": "unreachable", "message": str(error), "seconds": time.perf_counter() - began,
                 "least_ms": error.least_ms, "budget_ms": error.budget_ms}

@@ -27,6 +27,7 @@ from record import RESULTS, write_record
 import layerfold as lf
 from layerfold.budget import Budget
 from layerfold.export import export_onnx
+from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.verify import example_input_of
@@ -47,8 +48,8 @@ def run_network(name: str) -> dict[str, Any]:
         table = lf.profile_network(model, net, backend, candidates=segments, cache=WORK / f"{name}.sqlite",
                                    model_name=CASES[name].source)
         seconds = time.perf_counter() - began
-        fastest = meet_budget(model, net, table, made_up_importance(net, table), Budget(), backend,
-                              original_onnx=original)
+        meter = BackendMeter(model, net, table, backend, original_onnx=original)
+        fastest = meet_budget(net, table, made_up_importance(net, table), Budget(), meter)
         kept = fastest.solution.kept_layers
         seen = fastest.verification
         found[way] = {

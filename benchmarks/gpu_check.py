@@ -26,6 +26,7 @@ import layerfold as lf
 from layerfold.budget import Budget
 from layerfold.errors import InfeasibleBudgetError, LayerfoldError
 from layerfold.export import export_onnx
+from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.fitted import beliefs_of, growth_of, plans_of
@@ -97,8 +98,8 @@ def check_budget(
 ) -> dict[str, Any]:
     """Run the closed loop once."""
     try:
-        found = meet_budget(model, net, table, made_up_importance(net, table), Budget(speedup=speedup), backend,
-                            batch=batch, cap_s=2.0)
+        meter = BackendMeter(model, net, table, backend, batch=batch)
+        found = meet_budget(net, table, made_up_importance(net, table), Budget(speedup=speedup), meter, cap_s=2.0)
     except InfeasibleBudgetError as error:
         return {"status": "unreachable", "message": str(error)}
     seen = found.verification

@@ -93,15 +93,17 @@ def meet_budget_of(
         if getattr(args, name) is None:
             setattr(args, name, provenance.backend_options.get(name))
     backend = open_backend(args)  # what is missing shows before torch is loaded
+    from layerfold.pipeline.backend_meter import BackendMeter
     from layerfold.pipeline.budget_loop import meet_budget
 
     net = trace_of(args, loaded := load_model_of(args))
     check_table(net, table, table.source)
     score, finalists = _scores_of_plans(args, loaded, net)
+    meter = BackendMeter(loaded.module, net, table, backend, batch=provenance.batch or 1)
     return meet_budget(
-        loaded.module, net, table, importance, Budget(**asked[0]), backend, alpha=alpha, normalise=args.normalise,
-        limits=limits, margin=args.margin / 100, batch=provenance.batch or 1, score_plan=score,
-        most_wholes=args.whole_plans, score_finalist=finalists, progress=not args.json,
+        net, table, importance, Budget(**asked[0]), meter, alpha=alpha, normalise=args.normalise, limits=limits,
+        margin=args.margin / 100, score_plan=score, most_wholes=args.whole_plans, score_finalist=finalists,
+        progress=not args.json,
     )  # fmt: skip
 
 

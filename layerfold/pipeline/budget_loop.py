@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
-from torch import nn
+from typing import Protocol
 
 from layerfold.budget import Budget, Verdict
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.graph import Network
 from layerfold.pipeline.plan_search import PlanSearch
-from layerfold.profiler import Verification, verify_solution
-from layerfold.profiler.backends import Backend
+from layerfold.profiler import Verification
 from layerfold.profiler.plan_timing import MeasuredPlan
+from layerfold.profiler.random_plans import Plan
 from layerfold.progress import Progress, progress_bar, waiting
 from layerfold.solver import Frontier, Limits, ScoredPlan, Solution, climb_plans
 from layerfold.solver._extension import Normalise
@@ -33,6 +32,18 @@ MOST_WHOLES = 24
 """Plans that are scored as whole networks at most."""
 MOST_FINALISTS = 4
 """Of those taken that a dearer score decides between at most."""
+
+
+class PlanMeter(Protocol):
+    """What the loop measures with; it decides alone (:class:`layerfold.pipeline.backend_meter.BackendMeter`)."""
+
+    def time(self, plan: Plan) -> MeasuredPlan:
+        """Time a plan next to the original: a second or two, with random weights."""
+        ...
+
+    def verify(self, solution: Solution, budget: Budget, *, predicted_ms: float, cap_s: float) -> Verification:
+        """Build a plan as it will be shipped, and measure it; ``cap_s`` is the most seconds a network."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +111,17 @@ class LoopResult:
 
 
 def meet_budget(
-    model: nn.Module,
     net: Network,
     latency: LatencyTable,
     importance: ImportanceTable,
     budget: Budget,
-    backend: Backend,
+    meter: PlanMeter,
     *,
     alpha: float = 0.0,
     normalise: Normalise = "single",
     limits: Limits | None = None,
     margin: float = 0.02,
     max_rounds: int = 8,
-    batch: int = 1,
-    original_onnx: bytes | None = None,
     cap_s: float = 6.0,
     score_plan: Callable[[Solution], float] | None = None,
     most_wholes: int = MOST_WHOLES,
@@ -123,10 +131,10 @@ def meet_budget(
     """Find the best solution whose measured latency is within the budget.
 
     Each turn solves again with all that was measured so far, takes the plan of highest importance that is likely to
-    fit, and times it next to the original: a second or two, with random weights. What was timed over the
-    budget teaches the entries that it holds (the solver had picked those whose errors were favourable) and is not
-    looked at again. What fits is built as it will be shipped and verified; then the search goes back up, to plans of
-    higher importance that lie between it and the budget, until little of the budget is left.
+    fit, and times it next to the original. What was timed over the budget teaches the entries that it holds (the
+    solver had picked those whose errors were favourable) and is not looked at again. What fits is built as it will be
+    shipped and verified; then the search goes back up, to plans of higher importance that lie between it and the
+    budget, until little of the budget is left.
 
     With ``score_plan``, the plan found is left for one whose whole network scores better, as long as there is one
     nearby that is measured within the budget too (:func:`layerfold.solver.climb_plans`). Where that led to another
@@ -134,6 +142,7 @@ def meet_budget(
 
     Args:
         latency: of any method; fitted ones (``method="plans"``) need the fewest turns.
+        meter: times and verifies plans.
         alpha, normalise, limits: see :func:`solve_frontier`.
         margin: share of the budget left free while a faster plan exists, so that measuring again confirms it.
         max_rounds: most plans to build and verify before any is scored; besides, up to three times as many are timed.
@@ -147,10 +156,8 @@ def meet_budget(
     Raises:
         InfeasibleBudgetError: nothing meets the budget; names what can be met.
     """
-    search = PlanSearch(model, net, latency, importance, backend, alpha=alpha, normalise=normalise, limits=limits,
-                        batch=batch)
-    loop = _Loop(model, net, search, budget, backend, margin=margin, batch=batch, original_onnx=original_onnx,
-                 cap_s=cap_s)
+    search = PlanSearch(net, latency, importance, meter.time, alpha=alpha, normalise=normalise, limits=limits)
+    loop = _Loop(search, budget, meter, margin=margin, cap_s=cap_s)
     _check_fixed(budget, search)
     what = "verify: time plans"
     with progress_bar(what, _MOST_TRIALS, enabled=progress) as bar, loop.told_by(bar, what):
@@ -194,12 +201,8 @@ def _finite(plans: Sequence[ScoredPlan]) -> list[float | None]:
 class _Loop:
     """What was verified so far, and the ways to verify more."""
 
-    def __init__(
-        self, model: nn.Module, net: Network, search: PlanSearch, budget: Budget, backend: Backend, *, margin: float,
-        batch: int, original_onnx: bytes | None, cap_s: float,
-    ) -> None:  # fmt: skip
-        self._model, self._net, self._search, self._budget, self._backend = model, net, search, budget, backend
-        self._margin, self._batch, self._original_onnx, self._cap_s = margin, batch, original_onnx, cap_s
+    def __init__(self, search: PlanSearch, budget: Budget, meter: PlanMeter, *, margin: float, cap_s: float) -> None:
+        self._search, self._budget, self._meter, self._margin, self._cap_s = search, budget, meter, margin, cap_s
         self.rounds: list[Round] = []
         self._say: Callable[[str], None] = lambda _: None
 
@@ -223,10 +226,7 @@ class _Loop:
         predicted_ms = self._search.predicted_ms(solution)
         budget = self._budget
         for cap_s in (self._cap_s, 3 * self._cap_s):
-            verification = verify_solution(
-                self._model, self._net, solution, self._backend, batch=self._batch, budget_ms=budget.budget_ms,
-                speedup=budget.speedup, predicted_ms=predicted_ms, original_onnx=self._original_onnx, cap_s=cap_s,
-            )  # fmt: skip
+            verification = self._meter.verify(solution, budget, predicted_ms=predicted_ms, cap_s=cap_s)
             if budget.verdict(verification) is not Verdict.OPEN:
                 break
         self._search.original_ms = verification.original_ms
@@ -293,16 +293,7 @@ class _Loop:
 
 
 def check_reachable(
-    model: nn.Module,
-    net: Network,
-    latency: LatencyTable,
-    budget: Budget,
-    backend: Backend,
-    *,
-    original_onnx: bytes | None = None,
-    batch: int = 1,
-    cap_s: float = 6.0,
-    progress: bool = False,
+    net: Network, latency: LatencyTable, budget: Budget, meter: PlanMeter, *, cap_s: float = 6.0, progress: bool = False
 ) -> None:
     """Time the fastest plans before anything is spent on accuracy, where the prediction leaves a doubt.
 
@@ -315,17 +306,14 @@ def check_reachable(
     """
     if budget.is_fastest:
         return
-    search = PlanSearch(model, net, latency, None, backend, batch=batch)
+    search = PlanSearch(net, latency, None, meter.time)
     _check_fixed(budget, search)
     if search.predicted_ms(search.frontier()[0]) <= 0.8 * budget.in_ms(search.original_ms):
         return
     with waiting("profile: is the budget reachable", enabled=progress):
         fastest = search.fastest(_FASTEST_TRIALS)
         predicted_ms = search.predicted_ms(fastest)
-        verification = verify_solution(
-            model, net, fastest, backend, batch=batch, budget_ms=budget.budget_ms, speedup=budget.speedup,
-            original_onnx=original_onnx, cap_s=cap_s,
-        )  # fmt: skip
+        verification = meter.verify(fastest, budget, predicted_ms=predicted_ms, cap_s=cap_s)
     if not budget.is_kept_by(verification):
         turn = Round(
             solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False, is_safe=False

@@ -35,6 +35,7 @@ from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
 from layerfold.modules import plain_module, public_call
+from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
 from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same, probe_images
 from layerfold.pipeline.network_json import describe_network
@@ -230,6 +231,11 @@ class _Run:
     def original_onnx(self) -> bytes:
         return self.folder.file("original.onnx").read_bytes()
 
+    @cached_property
+    def meter(self) -> BackendMeter:
+        return BackendMeter(self.model, self.net, self.latency, self.backend, batch=self.options.batch,
+                            original_onnx=self.original_onnx)
+
     @property
     def _epochs(self) -> int:
         return self.options.finetune_epochs or 0
@@ -289,10 +295,7 @@ class _Run:
 
     def _importance(self) -> dict[str, Any]:
         # Here, not with the profile, so that another budget finds the profile done.
-        check_reachable(
-            self.model, self.net, self.latency, self.options.budget, self.backend, original_onnx=self.original_onnx,
-            batch=self.options.batch, progress=self.progress,
-        )  # fmt: skip
+        check_reachable(self.net, self.latency, self.options.budget, self.meter, progress=self.progress)
         journal = self.folder.file("importance.journal")
         table = estimate_importance(
             self.model, self.net, self.data, importance_method(self.options, self.data), latency=self.latency,
@@ -316,9 +319,8 @@ class _Run:
         with waiting("verify: the original's scores", enabled=self.progress):
             scores, finalists = whole_scores(*of_plans), finalist_scores(*of_plans, progress=self.progress)
         found = meet_budget(
-            self.model, self.net, self.latency, self.importance, self.options.budget, self.backend,
-            alpha=self.options.alpha, margin=self.options.margin, batch=self.options.batch,
-            original_onnx=self.original_onnx, score_plan=scores, most_wholes=self.options.whole_plans,
+            self.net, self.latency, self.importance, self.options.budget, self.meter, alpha=self.options.alpha,
+            margin=self.options.margin, score_plan=scores, most_wholes=self.options.whole_plans,
             score_finalist=finalists, progress=self.progress,
         )  # fmt: skip
         solution = replace(

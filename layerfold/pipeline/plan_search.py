@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from torch import nn
-
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.graph import Network
 from layerfold.graph.dropping import dropped_layers
-from layerfold.profiler.backends import Backend
 from layerfold.profiler.beliefs import Beliefs, PlanPrediction
 from layerfold.profiler.fitted import beliefs_of, fitted_table
-from layerfold.profiler.measure import MeasurePolicy
-from layerfold.profiler.outside import outside_graph
-from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
+from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.profiler.random_plans import Plan
 from layerfold.solver import Frontier, Limits, Solution, solve_frontier
 from layerfold.solver._extension import Normalise
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
 from layerfold.tables._kernel import SegmentKey
 
-_POLICY = MeasurePolicy(target=0.004, cap_s=1.5, block_ms=1.0, warmup_cap_s=0.3)
 _CAUTION = 0.5
 """Deviations that a plan's prediction must lie below the limit, until something that fits is known."""
 _DOUBT = 0.5
@@ -36,13 +30,11 @@ class PlanSearch:
     """Keeps what was measured, and solves again when that has changed.
 
     Args:
-        model: the module that ``net`` was traced from.
         net: the traced network.
         latency: its latency table.
         importance: its importances; None if only the fastest plan is of interest.
-        backend: what plans are timed on.
+        time_plan: times a plan next to the original.
         alpha, normalise, limits: see :func:`solve_frontier`.
-        batch: images in one forward pass.
 
     Attributes:
         original_ms: the original's latency as measured last.
@@ -50,11 +42,11 @@ class PlanSearch:
     """
 
     def __init__(
-        self, model: nn.Module, net: Network, latency: LatencyTable, importance: ImportanceTable | None,
-        backend: Backend, *, alpha: float = 0.0, normalise: Normalise = "single", limits: Limits | None = None,
-        batch: int = 1,
+        self, net: Network, latency: LatencyTable, importance: ImportanceTable | None,
+        time_plan: Callable[[Plan], MeasuredPlan], *, alpha: float = 0.0, normalise: Normalise = "single",
+        limits: Limits | None = None,
     ) -> None:
-        self._net, self.latency = net, latency
+        self._net, self.latency, self._time_plan = net, latency, time_plan
         self._importance = importance if importance is not None else _no_importance(latency, net)
         self._alpha, self._normalise, self._limits = alpha, normalise, limits
         self.original_ms = latency.original_ms
@@ -63,9 +55,6 @@ class PlanSearch:
         self._beliefs: Beliefs | None = None
         self._rejected: set[tuple[tuple[int, ...], tuple[int, ...] | None]] = set()
         self._accepted: Solution | None = None
-        dtype = latency.provenance.dtype or "float32"
-        self._timer = PlanTimer(net, outside_graph(model, net, batch=batch, dtype=dtype), backend, None, _POLICY,
-                                dtype=dtype)
 
     @property
     def beliefs(self) -> Beliefs:
@@ -169,7 +158,7 @@ class PlanSearch:
 
     def time(self, solution: Solution) -> float:
         """Time a plan next to the original, learn from it, and return its ratio, with what was known before."""
-        measured = self._timer.measure_now(self._plan_of(solution))
+        measured = self._time_plan(self._plan_of(solution))
         self.trials.append(measured)
         self._learn(measured)
         return measured.ratio

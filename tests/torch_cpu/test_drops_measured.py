@@ -16,6 +16,7 @@ from layerfold.data import ImageData
 from layerfold.graph.dropping import dropped_layers
 from layerfold.importance import list_requests
 from layerfold.importance.journal import Estimate, Journal
+from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend
 from layerfold.profiler.fitted import beliefs_of, plans_of, predicted_interval_ms
@@ -137,8 +138,8 @@ def test_journal_tells_options_apart(prepared: Prepared, tmp_path: Path) -> None
 
 def test_budget_beyond_merging_is_kept_by_dropping(prepared: Prepared) -> None:
     model, net, table = prepared
-    found = meet_budget(model, net, table, _no_losses(table), Budget(speedup=1.5), get_backend("onnxruntime"),
-                        progress=False, cap_s=1.0)
+    meter = BackendMeter(model, net, table, get_backend("onnxruntime"))
+    found = meet_budget(net, table, _no_losses(table), Budget(speedup=1.5), meter, progress=False, cap_s=1.0)
     assert found.solution.kept_layers is not None
     assert found.verification.ratio_high <= 1 / 1.5
     merged = lf.merge_network(lf.build_train_form(model, net, found.solution).eval())
@@ -154,8 +155,9 @@ def test_plans_that_drop_layers_are_climbed_from(prepared: Prepared) -> None:
         asked.append(solution)
         return float(len(solution.kept_layers or net.layers))
 
-    found = meet_budget(model, net, table, _no_losses(table), Budget(speedup=1.15), get_backend("onnxruntime"),
-                        score_plan=score, progress=False, cap_s=1.0)
+    meter = BackendMeter(model, net, table, get_backend("onnxruntime"))
+    found = meet_budget(net, table, _no_losses(table), Budget(speedup=1.15), meter, score_plan=score, progress=False,
+                        cap_s=1.0)
     first = found.wholes[0].solution
     dropping = [each for each in first.segments if each.plan == "drop"]
     assert asked[0].plan == first.plan

@@ -20,10 +20,9 @@ from layerfold.budget import Budget
 from layerfold.cli._solve_verify import _finalists_text, _wholes_text
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.graph import Network
-from layerfold.pipeline import budget_loop
-from layerfold.pipeline.budget_loop import LoopResult, meet_budget
+from layerfold.pipeline.budget_loop import MOST_WHOLES, LoopResult, check_reachable, meet_budget
 from layerfold.pipeline.run_folder import RunFolder
-from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
+from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.profiler.random_plans import Plan
 from layerfold.profiler.verify import Verification
 from layerfold.solver import Limits, ScoredPlan
@@ -33,10 +32,9 @@ DEPTH = 16
 
 
 @pytest.fixture(scope="module")
-def chain() -> tuple[nn.Module, Network]:
+def net() -> Network:
     layers = [part for _ in range(DEPTH) for part in (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())]
-    model = nn.Sequential(*layers).eval()
-    return model, lf.trace_network(model, torch.zeros(1, 4, 32, 32))
+    return lf.trace_network(nn.Sequential(*layers).eval(), torch.zeros(1, 4, 32, 32))
 
 
 class Machine:
@@ -88,35 +86,30 @@ class Machine:
         ratio = self.ratio(merge_pos) * (1 + self.rng.gauss(0, self.noise))
         return ratio, ratio * (1 - 2 * self.noise), ratio * (1 + 2 * self.noise)
 
-    def play(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def time_plan(timer: PlanTimer, plan: Plan) -> MeasuredPlan:
-            ratio, low, high = self.measure(plan.merge_pos)
-            return MeasuredPlan(**plan._asdict(), ratio=ratio, low=low, high=high)
+    def time(self, plan: Plan) -> MeasuredPlan:
+        ratio, low, high = self.measure(plan.merge_pos)
+        return MeasuredPlan(**plan._asdict(), ratio=ratio, low=low, high=high)
 
-        def verify(model: Any, net: Any, solution: lf.Solution, backend: Any, **asked: Any) -> Verification:
-            ratio, low, high = self.measure(solution.merge_pos)
-            budget_ms = asked["budget_ms"] or ORIGINAL_MS / asked["speedup"]
-            return Verification(
-                measured_ms=ORIGINAL_MS * ratio, low_ms=ORIGINAL_MS * low, high_ms=ORIGINAL_MS * high,
-                original_ms=ORIGINAL_MS, original_low_ms=ORIGINAL_MS, original_high_ms=ORIGINAL_MS, ratio=ratio,
-                ratio_low=low, ratio_high=high, predicted_ms=None, budget_ms=budget_ms, speedup=asked["speedup"],
-                is_within_budget=ORIGINAL_MS * high <= budget_ms, is_settled=True, provenance={},
-            )  # fmt: skip
+    def verify(self, solution: lf.Solution, budget: Budget, *, predicted_ms: float, cap_s: float) -> Verification:
+        ratio, low, high = self.measure(solution.merge_pos)
+        return Verification(
+            measured_ms=ORIGINAL_MS * ratio, low_ms=ORIGINAL_MS * low, high_ms=ORIGINAL_MS * high,
+            original_ms=ORIGINAL_MS, original_low_ms=ORIGINAL_MS, original_high_ms=ORIGINAL_MS, ratio=ratio,
+            ratio_low=low, ratio_high=high, predicted_ms=predicted_ms, budget_ms=budget.in_ms(ORIGINAL_MS),
+            speedup=budget.speedup, is_within_budget=None, is_settled=True, provenance={},
+        )  # fmt: skip
 
-        monkeypatch.setattr(PlanTimer, "measure_now", time_plan)
-        monkeypatch.setattr(budget_loop, "verify_solution", verify)
+    def meet(self, budget: Budget, **how: Any) -> LoopResult:
+        return meet_budget(self.net, self.table, self.importance, budget, self, progress=False, **how)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_budget_is_kept_and_used_on_any_machine(chain, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    model, net = chain
+def test_budget_is_kept_and_used_on_any_machine(net: Network, seed: int) -> None:
     machine = Machine(net, seed)
-    machine.play(monkeypatch)
     speedup = machine.rng.uniform(1.1, 1.5)
     if machine.least_ratio() > 0.95 / speedup:
         pytest.skip("nothing is as fast as that on this machine")
-    found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
-                        progress=False)
+    found = machine.meet(Budget(speedup=speedup))
     assert found.verification.ratio_high <= 1 / speedup
     assert machine.ratio(found.solution.merge_pos) <= 1.01 / speedup
     if machine.has_plan_between(0.9 / speedup, 0.97 / speedup):
@@ -142,29 +135,26 @@ class SpoiltNeighbours:
         return self.of(solution)
 
 
-def machines_within_reach(net: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Machine, float]]:
-    """Yield machines, each being played, with a speed-up that something reaches on it."""
+def machines_within_reach(net: Network) -> Iterator[tuple[Machine, float]]:
+    """Yield machines with a speed-up that something reaches on it."""
     for seed in range(12):
         machine = Machine(net, seed)
-        machine.play(monkeypatch)
         speedup = machine.rng.uniform(1.1, 1.4)
         if machine.least_ratio() <= 0.95 / speedup:
             yield machine, speedup
 
 
-def test_better_wholes_are_taken_where_they_keep_the_budget(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
+def test_better_wholes_are_taken_where_they_keep_the_budget(net: Network) -> None:
     climbed = refused = 0
-    for machine, speedup in machines_within_reach(net, monkeypatch):
+    for machine, speedup in machines_within_reach(net):
         score = SpoiltNeighbours(machine)
-        found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
-                            score_plan=score, progress=False)
+        found = machine.meet(Budget(speedup=speedup), score_plan=score)
         scores = [each.score for each in found.wholes]
         assert scores == sorted(set(scores))
         assert scores[-1] == score.of(found.solution)
         assert found.verification.ratio_high <= (0.98 if len(scores) > 1 else 1.0) / speedup
         assert machine.ratio(found.solution.merge_pos) <= 1.01 / speedup
-        assert len(score.asked) <= budget_loop.MOST_WHOLES
+        assert len(score.asked) <= MOST_WHOLES
         better = {each.plan for each in score.asked if score.of(each) > scores[-1]}
         assert better <= {(each.merge_pos, None) for each in found.trials}, "what is better was timed, and too slow"
         climbed, refused = climbed + len(scores) - 1, refused + len(better)
@@ -175,18 +165,16 @@ def test_better_wholes_are_taken_where_they_keep_the_budget(chain, monkeypatch: 
     assert refused >= 1
 
 
-def test_second_score_decides_between_plans_that_were_taken(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
+def test_second_score_decides_between_plans_that_were_taken(net: Network) -> None:
     chosen, rng = set(), random.Random(0)
-    for machine, speedup in machines_within_reach(net, monkeypatch):
+    for machine, speedup in machines_within_reach(net):
         second: dict[tuple[int, ...], float] = {}
 
         def train(solution: lf.Solution, second: dict[Any, float] = second) -> float:
             assert solution.merge_pos not in second, "each is dear"
             return second.setdefault(solution.merge_pos, rng.random())
 
-        found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
-                            score_plan=SpoiltNeighbours(machine), score_finalist=train, progress=False)
+        found = machine.meet(Budget(speedup=speedup), score_plan=SpoiltNeighbours(machine), score_finalist=train)
         if len(found.wholes) == 1:
             assert (found.finalists, second) == ((), {}), "nothing to choose"
             continue
@@ -205,79 +193,98 @@ def test_second_score_decides_between_plans_that_were_taken(chain, monkeypatch: 
     assert {"first", "last"} <= chosen
 
 
-def test_finalists_that_all_diverge_leave_the_best_whole(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
+def test_finalists_that_all_diverge_leave_the_best_whole(net: Network) -> None:
     found = []
     for second in (None, lambda _: -math.inf):
         machine = Machine(net, 4)
-        machine.play(monkeypatch)
-        found.append(meet_budget(model, net, machine.table, machine.importance, Budget(speedup=1.15), lf_backend(),
-                                 score_plan=SpoiltNeighbours(machine), score_finalist=second, progress=False))
+        found.append(machine.meet(Budget(speedup=1.15), score_plan=SpoiltNeighbours(machine), score_finalist=second))
     assert len(found[0].wholes) > 1
     assert found[1].solution == found[0].solution
     assert found[1].chosen_whole == len(found[1].wholes) - 1
     assert set(found[1].finalist_scores) == {None}
 
 
-def test_plan_without_the_margin_is_no_finalist(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
-    machine = Machine(net, 4)
-    machine.play(monkeypatch)
-    safe, asked = iter([False]), []
-    monkeypatch.setattr(Budget, "is_kept_by", lambda _, found, margin=0.0: not margin or next(safe, True))
+class Scripted(Machine):
+    """A machine whose first verifications read as told, as shares of what the budget leaves."""
+
+    def __init__(self, net: Network, seed: int, *readings: tuple[float, float]) -> None:
+        super().__init__(net, seed)
+        self.readings, self.caps_s = list(readings), list[float]()
+
+    def verify(self, solution: lf.Solution, budget: Budget, *, predicted_ms: float, cap_s: float) -> Verification:
+        found = super().verify(solution, budget, predicted_ms=predicted_ms, cap_s=cap_s)
+        self.caps_s.append(cap_s)
+        if not self.readings:
+            return found
+        limit = budget.in_ms(ORIGINAL_MS) / ORIGINAL_MS
+        low, high = (limit * share for share in self.readings.pop(0))
+        return replace(found, low_ms=ORIGINAL_MS * low, high_ms=ORIGINAL_MS * high, ratio_low=low, ratio_high=high)
+
+
+@pytest.mark.parametrize("asked", [Budget(speedup=1.15), Budget(budget_ms=8.7)], ids=str)
+@pytest.mark.parametrize(("first", "caps_s", "is_within", "is_safe"), [
+    ((0.90, 0.97), [6.0], True, True),
+    ((0.90, 0.99), [6.0], True, False),  # kept, without the margin
+    ((0.99, 1.01), [6.0, 18.0], True, False),  # open: measured again, for longer
+    ((1.01, 1.02), [6.0], False, False),
+])
+def test_measurement_that_leaves_the_budget_open_is_repeated_once(
+    net: Network, asked: Budget, first: tuple[float, float], caps_s: list[float], is_within: bool, is_safe: bool
+) -> None:
+    machine = Scripted(net, 4, first, (0.9, 0.99))
+    if not is_within:
+        machine.readings.pop()
+    turn = machine.meet(asked, max_rounds=1).rounds[0]
+    assert (turn.is_within, turn.is_safe) == (is_within, is_safe)
+    assert machine.caps_s[: len(caps_s)] == caps_s
+    assert 18.0 not in machine.caps_s[len(caps_s) :]
+
+
+def test_plan_without_the_margin_is_no_finalist(net: Network) -> None:
+    machine, asked = Scripted(net, 4, (0.9, 0.99)), list[lf.Solution]()
 
     def train(solution: lf.Solution) -> float:
         asked.append(solution)
         return -float(len(asked))
 
-    found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=1.15), lf_backend(), max_rounds=1,
-                        score_plan=SpoiltNeighbours(machine), score_finalist=train, progress=False)
+    found = machine.meet(Budget(speedup=1.15), max_rounds=1, score_plan=SpoiltNeighbours(machine), score_finalist=train)
     assert not found.rounds[0].is_safe
     assert found.wholes[0].solution == found.rounds[0].solution
     assert found.wholes[0].solution not in asked
     assert found.chosen_whole > 0
 
 
-def test_without_plans_to_score_the_one_of_highest_importance_is_taken(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
+def test_without_plans_to_score_the_one_of_highest_importance_is_taken(net: Network) -> None:
     found = []
     for score in (None, lambda _: pytest.fail("asked")):
         machine = Machine(net, 3)
-        machine.play(monkeypatch)
-        found.append(meet_budget(model, net, machine.table, machine.importance, Budget(speedup=1.15), lf_backend(),
-                                 score_plan=score, most_wholes=0, progress=False))
+        found.append(machine.meet(Budget(speedup=1.15), score_plan=score, most_wholes=0))
     assert found[0].solution == found[1].solution
     assert found[1].wholes == ()
 
 
-def test_limits_that_one_segment_alone_keeps_to_do_not_lose_the_plan(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
+def test_limits_that_one_segment_alone_keeps_to_do_not_lose_the_plan(net: Network) -> None:
     machine = Machine(net, 0, error=0.0)
-    machine.play(monkeypatch)
     entries = [
         replace(each, params=0 if (each.start, each.end) == (0, 4) else each.end - each.start)
         for each in machine.table.entries
     ]
-    table = lf.LatencyTable(entries, provenance=machine.table.provenance)
+    machine.table = lf.LatencyTable(entries, provenance=machine.table.provenance)
     score = SpoiltNeighbours(machine)
-    found = meet_budget(model, net, table, machine.importance, Budget(speedup=1.02), lf_backend(),
-                        limits=Limits(max_params=DEPTH - 4), score_plan=score, progress=False)
+    found = machine.meet(Budget(speedup=1.02), limits=Limits(max_params=DEPTH - 4), score_plan=score)
     assert found.solution.merge_pos[0] == 4
     assert len(score.asked) >= 1
 
 
-def test_solution_that_options_were_left_out_for_claims_no_proof(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
+def test_solution_that_options_were_left_out_for_claims_no_proof(net: Network) -> None:
     machine = Machine(net, 2)
-    machine.play(monkeypatch)
     seen: list[lf.Solution] = []
 
     def prefer_later(solution: lf.Solution) -> float:
         seen.append(solution)
         return float(len(seen))
 
-    found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=1.15), lf_backend(),
-                        score_plan=prefer_later, progress=False)
+    found = machine.meet(Budget(speedup=1.15), score_plan=prefer_later)
     assert len(found.wholes) > 1
     assert (found.wholes[0].solution.status, found.solution.status, found.solution.gap) == ("optimal", "given", None)
 
@@ -295,19 +302,10 @@ def test_scores_that_are_no_number_are_none() -> None:
     assert _wholes_text(stayed) == "lost all before any training"
 
 
-def test_fastest_plan_is_not_scored(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
+def test_fastest_plan_is_not_scored(net: Network) -> None:
     machine = Machine(net, 1)
-    machine.play(monkeypatch)
-
-    def verify(*_: Any, **asked: Any) -> Verification:
-        return replace(_unlimited, **{"speedup": asked["speedup"]})
-
-    monkeypatch.setattr(budget_loop, "verify_solution", verify)
-
     score = SpoiltNeighbours(machine)
-    found = meet_budget(model, net, machine.table, machine.importance, Budget(), lf_backend(), score_plan=score,
-                        progress=False)
+    found = machine.meet(Budget(), score_plan=score)
     assert found.wholes == ()
     assert score.asked == []
 
@@ -319,32 +317,43 @@ _unlimited = Verification(
 )  # fmt: skip
 
 
-def test_unreachable_budget_names_what_can_be_met(chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, net = chain
+def test_unreachable_budget_names_what_can_be_met(net: Network) -> None:
     machine = Machine(net, 5)
-    machine.play(monkeypatch)
     with pytest.raises(InfeasibleBudgetError, match="no plan meets it; the fastest takes") as caught:
-        meet_budget(model, net, machine.table, machine.importance, Budget(speedup=3.0), lf_backend(), progress=False)
+        machine.meet(Budget(speedup=3.0))
     least = caught.value.least_ms / ORIGINAL_MS
     assert machine.least_ratio() * 0.98 <= least <= machine.least_ratio() * 1.08
     # and what it names can be met
     speedup = 0.98 / least
-    found = meet_budget(model, net, machine.table, machine.importance, Budget(speedup=speedup), lf_backend(),
-                        progress=False)
+    found = machine.meet(Budget(speedup=speedup))
     assert found.verification.ratio_high <= 1 / speedup
 
 
-def test_budget_below_the_fixed_part_is_refused_before_anything_is_measured(chain) -> None:
-    model, net = chain
-    machine = Machine(net, 0)
-    with pytest.raises(InfeasibleBudgetError, match=r"what lies outside the chains takes 1\.2 ms"):
-        meet_budget(model, net, machine.table, machine.importance, Budget(budget_ms=1.0), lf_backend(), progress=False)
+class Idle(Machine):
+    """A machine on which nothing may be measured."""
+
+    def measure(self, merge_pos: Sequence[int]) -> tuple[float, float, float]:
+        raise AssertionError("measured")
 
 
-def lf_backend() -> Any:
-    from layerfold.profiler import get_backend
+def test_budget_below_the_fixed_part_is_refused_before_anything_is_measured(net: Network) -> None:
+    machine = Idle(net, 0)
+    for refuses in (machine.meet, lambda budget: check_reachable(net, machine.table, budget, machine)):
+        with pytest.raises(InfeasibleBudgetError, match=r"what lies outside the chains takes 1\.2 ms"):
+            refuses(Budget(budget_ms=1.0))
 
-    return get_backend("onnxruntime")
+
+def test_reach_is_measured_only_where_the_prediction_leaves_a_doubt(net: Network) -> None:
+    idle, machine = Idle(net, 3), Machine(net, 3)
+    predicted = lf.solve_frontier(machine.table, machine.importance).least_ms
+    for budget in (Budget(), Budget(budget_ms=predicted / 0.79)):
+        check_reachable(net, idle.table, budget, idle)
+    with pytest.raises(AssertionError, match="measured"):
+        check_reachable(net, idle.table, Budget(budget_ms=predicted / 0.81), idle)
+    least_ms = ORIGINAL_MS * machine.least_ratio()
+    check_reachable(net, machine.table, Budget(budget_ms=1.1 * least_ms), machine)
+    with pytest.raises(InfeasibleBudgetError, match="no plan meets it; the fastest takes"):
+        check_reachable(net, machine.table, Budget(budget_ms=0.95 * least_ms), machine)
 
 
 def _run(path: Path, steps: str, *, config: dict[str, Any] | None = None, overwrite: bool = False) -> str:
@@ -417,21 +426,15 @@ def test_overwrite_removes_scratch_and_keeps_other_files(tmp_path: Path) -> None
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("asked", [Budget(speedup=3.0), Budget(budget_ms=2.0)], ids=str)
 def test_what_an_unreachable_budget_is_told_to_ask_for_is_met(
-    chain, monkeypatch: pytest.MonkeyPatch, seed: int, asked: Budget
+    net: Network, seed: int, asked: Budget
 ) -> None:
-    model, net = chain
     # Noise of 2 %: two measurements of one plan differ as much as the intervals say.
     machine = Machine(net, seed, noise=0.004 if seed % 2 else 0.02)
-    machine.play(monkeypatch)
-
-    def meet(budget: Budget) -> LoopResult:
-        return meet_budget(model, net, machine.table, machine.importance, budget, lf_backend(), progress=False)
-
     with pytest.raises(InfeasibleBudgetError) as caught:
-        meet(asked)
+        machine.meet(asked)
     told = re.search(r"ask for ([0-9.]+) ms or more, or --speedup ([0-9.]+) or less$", str(caught.value))
     assert told is not None, str(caught.value)
     budget_ms, speedup = map(float, told.groups())
     assert ORIGINAL_MS / speedup == pytest.approx(budget_ms, rel=0.02), "both say the same"
-    assert meet(Budget(budget_ms=budget_ms)).verification.high_ms <= budget_ms
-    assert meet(Budget(speedup=speedup)).verification.ratio_high <= 1 / speedup
+    assert machine.meet(Budget(budget_ms=budget_ms)).verification.high_ms <= budget_ms
+    assert machine.meet(Budget(speedup=speedup)).verification.ratio_high <= 1 / speedup
