@@ -19,7 +19,7 @@ help:
 	@echo "make demo       compress a small trained network on this CPU; results in $(OUT)/ (report.html)"
 	@echo "make test       the tests"
 	@echo "make test-slow  the tests marked slow"
-	@echo "make lint       ruff, mypy --strict, import contracts"
+	@echo "make lint       ruff (format and rules), mypy --strict, import contracts"
 	@echo "make docs       the documentation as a site; $(DOCS)/index.html"
 	@echo "make clean      remove $(VENV), $(OUT), $(DOCS) and caches"
 
@@ -37,6 +37,7 @@ test-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(TEST_FLAGS)
 
 lint: $(STAMP)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

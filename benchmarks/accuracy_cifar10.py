@@ -81,8 +81,14 @@ class Contest:
 
     @cached_property
     def paper_importance(self) -> lf.ImportanceTable:
-        return self._importance("paper", "finetune", self.merging_latency, score="accuracy", steps=_PAPER_STEPS,
-                                learning_rate=NETWORKS[self.name][1])
+        return self._importance(
+            "paper",
+            "finetune",
+            self.merging_latency,
+            score="accuracy",
+            steps=_PAPER_STEPS,
+            learning_rate=NETWORKS[self.name][1],
+        )
 
     @property
     def learning_rate(self) -> float | None:
@@ -115,17 +121,25 @@ class Contest:
         if not path.exists():
             journal = path.with_suffix(".journal")
             lf.estimate_importance(
-                self.original, self.run.net, self.run.data, method, latency=latency, holdout_images=_HOLDOUT_IMAGES,
-                journal_path=journal, model_name=self.name,
-                executor=lf.Executor(devices=(self.arguments.train_device,) * self.arguments.processes), **how,
+                self.original,
+                self.run.net,
+                self.run.data,
+                method,
+                latency=latency,
+                holdout_images=_HOLDOUT_IMAGES,
+                journal_path=journal,
+                model_name=self.name,
+                executor=lf.Executor(devices=(self.arguments.train_device,) * self.arguments.processes),
+                **how,
             ).write(path)
             remove_journal(journal)
         return lf.ImportanceTable.read(path)
 
     def speedup_of(self, network: nn.Module) -> float:
         """Measure a network in turns with the original."""
-        found = lf.benchmark_networks({"original": self.original, "other": network.eval()}, EXAMPLE, self.run.backend,
-                                      target=0.005)
+        found = lf.benchmark_networks(
+            {"original": self.original, "other": network.eval()}, EXAMPLE, self.run.backend, target=0.005
+        )
         return 1 / found["other"].ratio
 
     def choice(self, way: str, speedup: float) -> dict[str, Any]:
@@ -162,17 +176,26 @@ class Contest:
         training = lf.FinetuneOptions(learning_rate=self.learning_rate, batch_size=self.arguments.batch_size)
         try:
             found = meet_budget(
-                run.net, run.latency, self.importance, Budget(speedup=speedup),
+                run.net,
+                run.latency,
+                self.importance,
+                Budget(speedup=speedup),
                 BackendMeter(self.original, run.net, run.latency, run.backend),
                 score_plan=WholeScores(*of_plans, holdout_images=_HOLDOUT_IMAGES),
                 score_finalist=FinalistScores(*of_plans, training, holdout_images=_HOLDOUT_IMAGES, progress=True),
             )
         except lf.InfeasibleBudgetError as error:
             return {"reached": False, "most": speedup * error.budget_ms / error.least_ms, "rounds": []}
-        return {"reached": True, "solution": found.solution.to_json(), "speedup": 1 / found.verification.ratio,
-                "rounds": [{"predicted_ms": each.predicted_ms, "speedup": 1 / each.verification.ratio}
-                           for each in found.rounds],
-                "wholes": [each.score for each in found.wholes], "finalists": found.finalist_scores}
+        return {
+            "reached": True,
+            "solution": found.solution.to_json(),
+            "speedup": 1 / found.verification.ratio,
+            "rounds": [
+                {"predicted_ms": each.predicted_ms, "speedup": 1 / each.verification.ratio} for each in found.rounds
+            ],
+            "wholes": [each.score for each in found.wholes],
+            "finalists": found.finalist_scores,
+        }
 
     def _solution(self, way: str, speedup: float) -> dict[str, Any]:
         latency, rounds, by_table = self.run.latency, [], self.arguments.by_table
@@ -183,8 +206,12 @@ class Contest:
             except lf.InfeasibleBudgetError as error:
                 return {"reached": False, "most": latency.original_ms / error.least_ms, "rounds": rounds}
             if by_table is not None:
-                return {"reached": True, "solution": solution.to_json(),
-                        "predicted_speedup": latency.original_ms / latency.predict_ms(solution), "rounds": []}
+                return {
+                    "reached": True,
+                    "solution": solution.to_json(),
+                    "predicted_speedup": latency.original_ms / latency.predict_ms(solution),
+                    "rounds": [],
+                }
             found = lf.verify_solution(self.original, self.run.net, solution, self.run.backend, speedup=speedup)
             rounds.append({"budget_ms": budget_ms, "speedup": 1 / found.ratio})
             if found.is_within_budget or len(rounds) == _MOST_ROUNDS:
@@ -225,11 +252,19 @@ class Contest:
             student = self.student(way, choice).to(memory_format=torch.channels_last)
             options = self.arguments
             report = lf.finetune_network(
-                student, self.run.data, teacher=self.run.teacher, epochs=options.epochs, steps=options.steps,
-                batch_size=options.batch_size, learning_rate=self.learning_rate, seed=seed,
-                mixed_precision=options.mixed_precision, checkpoint_path=checkpoint, device=options.train_device,
+                student,
+                self.run.data,
+                teacher=self.run.teacher,
+                epochs=options.epochs,
+                steps=options.steps,
+                batch_size=options.batch_size,
+                learning_rate=self.learning_rate,
+                seed=seed,
+                mixed_precision=options.mixed_precision,
+                checkpoint_path=checkpoint,
+                device=options.train_device,
                 description=f"{self.name}, {way}, {speedup:g}x",
-            )  # fmt: skip
+            )
             test = self.run.data.split("test")
             accuracy_pct = lf.evaluate_network(student.to(options.train_device), test).accuracy_pct
             found = {"accuracy_pct": accuracy_pct, "seconds": report.seconds, "chosen": _digest(way, choice)}
@@ -256,17 +291,20 @@ class Contest:
                 networks[_name(way, x)] = self.deployed(way, choice)
                 chosen[_name(way, x)] = _digest(way, choice)
         networks |= {each: dsp_onnx(each) for each in DSP.get(self.name, ())}
-        report = lf.benchmark_networks(networks, EXAMPLE, self.run.backend, is_patient=True,
-                                       cap_s=self.arguments.cap_s)
-        found = {"networks": {each.name: _measured(each) for each in report.networks}, "chosen": chosen,
-                 "provenance": report.provenance}
+        report = lf.benchmark_networks(networks, EXAMPLE, self.run.backend, is_patient=True, cap_s=self.arguments.cap_s)
+        found = {
+            "networks": {each.name: _measured(each) for each in report.networks},
+            "chosen": chosen,
+            "provenance": report.provenance,
+        }
         self._latencies_path.write_text(json.dumps(found, indent=1) + "\n")
         return found
 
     def latencies(self) -> dict[str, Any]:
         """Return what was measured, anew where something else has been chosen since."""
-        wanted = {_name(way, x): _digest(way, choice) for way, x in self._every
-                  if (choice := self.choice(way, x))["reached"]}
+        wanted = {
+            _name(way, x): _digest(way, choice) for way, x in self._every if (choice := self.choice(way, x))["reached"]
+        }
         if self._latencies_path.exists():
             found: dict[str, Any] = json.loads(self._latencies_path.read_text())
             if wanted.items() <= found["chosen"].items():
@@ -297,10 +335,14 @@ class Contest:
             {"way": "dsp", "checkpoint": each, **latencies["networks"][each], "accuracy_pct": self._dsp_accuracy(each)}
             for each in DSP.get(self.name, ())
         ]
-        return {"settings": {key: value for key, value in vars(self.arguments).items() if key not in _NO_SETTINGS},
-                "original_accuracy_pct": lf.evaluate_network(original, test).accuracy_pct,
-                "original_ms": latencies["networks"]["original"]["latency_ms"], "rows": rows, "published": published,
-                "provenance": latencies["provenance"]}
+        return {
+            "settings": {key: value for key, value in vars(self.arguments).items() if key not in _NO_SETTINGS},
+            "original_accuracy_pct": lf.evaluate_network(original, test).accuracy_pct,
+            "original_ms": latencies["networks"]["original"]["latency_ms"],
+            "rows": rows,
+            "published": published,
+            "provenance": latencies["provenance"],
+        }
 
     def _dsp_accuracy(self, name: str) -> float:
         path = self.kept.parent / f"{name}.json"
@@ -310,8 +352,14 @@ class Contest:
 
     def _scored_dsp(self, name: str) -> float:
         of = self.run.untrained
-        data = lf.open_data(f"parquet:{_cifar()}", input_shape=of.input_shape, mean=DSP_MEAN, std=DSP_STD,
-                            crop_pct=1.0, num_classes=of.num_classes)
+        data = lf.open_data(
+            f"parquet:{_cifar()}",
+            input_shape=of.input_shape,
+            mean=DSP_MEAN,
+            std=DSP_STD,
+            crop_pct=1.0,
+            num_classes=of.num_classes,
+        )
         return lf.evaluate_network(load_dsp(name), data.split("test")).accuracy_pct
 
 
@@ -327,8 +375,11 @@ def _cifar() -> Path:
 def _digest(way: str, choice: dict[str, Any]) -> str:
     """Return a name of the network that a choice stands for, alike for ways that chose the same."""
     solution = choice.get("solution", {})
-    network = [way, choice["share"]] if "pruning" in way else [
-        solution["act_pos"], solution["merge_pos"], solution["kept_layers"]]
+    network = (
+        [way, choice["share"]]
+        if "pruning" in way
+        else [solution["act_pos"], solution["merge_pos"], solution["kept_layers"]]
+    )
     return hashlib.sha256(json.dumps(network).encode()).hexdigest()[:12]
 
 
@@ -337,8 +388,12 @@ def _name(way: str, speedup: float) -> str:
 
 
 def _measured(found: Any) -> dict[str, float]:
-    return {"latency_ms": found.median_ms, "measured_speedup": 1 / found.ratio, "ratio_low": found.ratio_low,
-            "ratio_high": found.ratio_high}
+    return {
+        "latency_ms": found.median_ms,
+        "measured_speedup": 1 / found.ratio,
+        "ratio_low": found.ratio_low,
+        "ratio_high": found.ratio_high,
+    }
 
 
 def _flat(latency: lf.LatencyTable) -> lf.ImportanceTable:
@@ -346,17 +401,24 @@ def _flat(latency: lf.LatencyTable) -> lf.ImportanceTable:
     from layerfold.tables import ImportanceEntry
 
     return lf.ImportanceTable(
-        [ImportanceEntry(start=each.start, end=each.end, start_act=1, end_act=1, importance=0.0)
-         for each in latency.entries], provenance=lf.Provenance(kind="importance", chains=latency.chains),
-    )  # fmt: skip
+        [
+            ImportanceEntry(start=each.start, end=each.end, start_act=1, end_act=1, importance=0.0)
+            for each in latency.entries
+        ],
+        provenance=lf.Provenance(kind="importance", chains=latency.chains),
+    )
 
 
 def finetune(contest: Contest) -> None:
     """Finetune what every way chose with every seed, several at once where there are to be more processes than one."""
     arguments = contest.arguments
-    each_once = {(_digest(way, choice), seed): (contest.name, arguments, way, x, seed)
-                 for seed in arguments.seeds for x in arguments.speedups for way in arguments.ways
-                 if (choice := contest.choice(way, x))["reached"] and not contest.is_done(way, x, seed)}
+    each_once = {
+        (_digest(way, choice), seed): (contest.name, arguments, way, x, seed)
+        for seed in arguments.seeds
+        for x in arguments.speedups
+        for way in arguments.ways
+        if (choice := contest.choice(way, x))["reached"] and not contest.is_done(way, x, seed)
+    }
     tasks = list(each_once.values())
     if arguments.processes == 1:
         for task in tasks:
@@ -389,8 +451,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.2, 1.4, 1.7], metavar="X")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:5]), metavar="WAY",
-                        help=f"of {', '.join(WAYS)} (default: all but the last)")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=list(WAYS[:5]),
+        metavar="WAY",
+        help=f"of {', '.join(WAYS)} (default: all but the last)",
+    )
     parser.add_argument("--importance", default="shared", metavar="METHOD", help="of layerfold's own table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of finetuning")
@@ -401,15 +469,21 @@ def main() -> int:
     parser.add_argument("--backend", default="onnxruntime", metavar="NAME")
     parser.add_argument("--device", metavar="NAME", help="of the backend")
     parser.add_argument("--train-device", default="cpu", metavar="NAME")
-    parser.add_argument("--by-table", type=float, metavar="PCT",
-                        help="choose by the table alone, for a speed-up larger by so much, and measure at the end only")
+    parser.add_argument(
+        "--by-table",
+        type=float,
+        metavar="PCT",
+        help="choose by the table alone, for a speed-up larger by so much, and measure at the end only",
+    )
     parser.add_argument("--cap-s", type=float, default=10.0, metavar="S", help="most seconds of measuring a network")
-    parser.add_argument("--processes", type=int, default=1, metavar="N",
-                        help="that fill importance tables and finetune, at once")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="that fill importance tables and finetune, at once"
+    )
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
-    parser.add_argument("--kept", type=Path, default=RESULTS / "accuracy_cifar10", metavar="FOLDER",
-                        help="of choices and accuracies")
+    parser.add_argument(
+        "--kept", type=Path, default=RESULTS / "accuracy_cifar10", metavar="FOLDER", help="of choices and accuracies"
+    )
     parser.set_defaults(search_epochs=1)  # names a folder of shorten_cifar10.py, whose baselines and tables are used
     arguments = parser.parse_args()
     results: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """Draw the picture of docs/accuracy.md, and fill in its table, from the record of accuracy_cifar10.py.
 
-    python benchmarks/accuracy_plots.py
+python benchmarks/accuracy_plots.py
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from record import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "accuracy.md"
 _STYLES = {
-    "layerfold": ("D", "#0072b2"), "compress": ("d", "#7fb8d8"), "paper": ("o", "#e69f00"), "uniform": ("s", "#8d97a3"),
-    "global pruning": ("^", "#009e73"), "pruning": ("v", "#56b4e9"), "dsp": ("*", "#cc79a7"),
-}  # fmt: skip
+    "layerfold": ("D", "#0072b2"),
+    "compress": ("d", "#7fb8d8"),
+    "paper": ("o", "#e69f00"),
+    "uniform": ("s", "#8d97a3"),
+    "global pruning": ("^", "#009e73"),
+    "pruning": ("v", "#56b4e9"),
+    "dsp": ("*", "#cc79a7"),
+}
 """Marker and colour, by way."""
 
 
@@ -26,20 +31,38 @@ def draw(results: dict[str, Any]) -> None:
     figure, every = new_axes(len(results))
     for axes, (network, found) in zip(every, results.items(), strict=True):
         axes.axhline(found["original_accuracy_pct"], color="#8d97a3", linestyle="--", linewidth=1)
-        axes.annotate("original", (0.99, found["original_accuracy_pct"]), xytext=(0, 3), textcoords="offset points",
-                      xycoords=("axes fraction", "data"), fontsize=8, color="#5b6672", ha="right")
+        axes.annotate(
+            "original",
+            (0.99, found["original_accuracy_pct"]),
+            xytext=(0, 3),
+            textcoords="offset points",
+            xycoords=("axes fraction", "data"),
+            fontsize=8,
+            color="#5b6672",
+            ha="right",
+        )
         rows = [row for row in (*found["rows"], *found["published"]) if "accuracy_pct" in row]
         for way, (marker, colour) in _STYLES.items():
             points = sorted((row["measured_speedup"], row["accuracy_pct"]) for row in rows if row["way"] == way)
-            axes.plot(*(zip(*points, strict=True) if points else ((), ())), marker=marker, color=colour, linewidth=1,
-                      label=way)
+            axes.plot(
+                *(zip(*points, strict=True) if points else ((), ())),
+                marker=marker,
+                color=colour,
+                linewidth=1,
+                label=way,
+            )
         axes.set_title(_title(network, found), loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("measured speed-up")
     every[0].set_ylabel("test accuracy after finetuning (%)")
-    shown = {row["way"] for found in results.values() for row in (*found["rows"], *found["published"])
-             if "accuracy_pct" in row}
-    legend = [(handle, label) for handle, label in zip(*every[0].get_legend_handles_labels(), strict=True)
-              if label in shown]
+    shown = {
+        row["way"]
+        for found in results.values()
+        for row in (*found["rows"], *found["published"])
+        if "accuracy_pct" in row
+    }
+    legend = [
+        (handle, label) for handle, label in zip(*every[0].get_legend_handles_labels(), strict=True) if label in shown
+    ]
     figure.legend(*zip(*legend, strict=True), frameon=False, fontsize=8.5, loc="outside lower center", ncols=6)
     figure.savefig(IMAGES / "accuracy-cifar10.png", dpi=100)
 

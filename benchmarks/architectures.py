@@ -52,8 +52,10 @@ def main() -> int:
     print(f"{len(chosen) - len(waiting)} of {len(chosen)} are in {journal.path}", file=sys.stderr)
     for name, result in run_all(waiting, args.solutions, args.jobs, drops=args.drops):
         journal.add(name, result)
-        print(f"[{len(chosen) - len(waiting) + len(journal.added)}/{len(chosen)}] {line_of(name, result)}",
-              file=sys.stderr)
+        print(
+            f"[{len(chosen) - len(waiting) + len(journal.added)}/{len(chosen)}] {line_of(name, result)}",
+            file=sys.stderr,
+        )
     results = {name: journal.found[name] for name in chosen}
     failed = [name for name, result in results.items() if result["failures"]]
     for name in failed:
@@ -65,13 +67,20 @@ def main() -> int:
             PAGE.write_text(page, encoding="utf-8")
             print(page)
         settings = {
-            "solutions": args.solutions, **asdict(BANK_LIMITS),
-            "seed": 0, "jobs": args.jobs, "threads": 1,
+            "solutions": args.solutions,
+            **asdict(BANK_LIMITS),
+            "seed": 0,
+            "jobs": args.jobs,
+            "threads": 1,
             "onnx": "TorchScript exporter; the shipped one for an architecture's first solution; sizes in turn",
         }
         name = "architectures_drops" if args.drops else "architectures"
-        write_record(name, {"failed": failed, "architectures": results}, settings,
-                     packages=("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy"))
+        write_record(
+            name,
+            {"failed": failed, "architectures": results},
+            settings,
+            packages=("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy"),
+        )
     return int(bool(failed))
 
 
@@ -141,15 +150,19 @@ def run_architecture(name: str, solutions: int, *, drops: bool) -> dict[str, Any
     exporters = ["shipped", *["fast"] * (len(chosen) - 1)]
     found = check_architecture(prepared, chosen, onnx=exporters, progress=True)
     return {
-        **describe(net), "trace_s": trace_seconds(prepared.model, prepared.images[size]),
-        "input_sizes": list(architecture.sizes), "note": architecture.note,
+        **describe(net),
+        "trace_s": trace_seconds(prepared.model, prepared.images[size]),
+        "input_sizes": list(architecture.sizes),
+        "note": architecture.note,
         "layers_merged_away": [
             len(net.layers) - len(net.segments_of(each.merge_pos, dropped_layers(net, each.kept_layers)))
             for each in chosen
         ],
         "layers_dropped": [len(dropped_layers(net, each.kept_layers)) for each in chosen],
-        "checks": found.num_checks, "differences": {k: v for k, v in asdict(found).items() if isinstance(v, float)},
-        "failures": found.failures, "wall_s": round(time.perf_counter() - began, 1),
+        "checks": found.num_checks,
+        "differences": {k: v for k, v in asdict(found).items() if isinstance(v, float)},
+        "failures": found.failures,
+        "wall_s": round(time.perf_counter() - began, 1),
     }
 
 
@@ -168,9 +181,13 @@ def describe(net: Any) -> dict[str, Any]:
     candidates = net.candidates(**BANK_LIMITS.shape)
     reasons = Counter(barrier.reason for barrier in net.barriers if barrier.after < len(net.layers))
     return {
-        "layers": len(net.layers), "chains": len(net.chains), "residuals": len(net.residuals),
-        "candidates": sum(segment.num_layers > 1 for segment in candidates), "macs": net.macs,
-        "mergeable_share": round(mergeable_share(net, candidates), 4), "unmerged": dict(reasons.most_common()),
+        "layers": len(net.layers),
+        "chains": len(net.chains),
+        "residuals": len(net.residuals),
+        "candidates": sum(segment.num_layers > 1 for segment in candidates),
+        "macs": net.macs,
+        "mergeable_share": round(mergeable_share(net, candidates), 4),
+        "unmerged": dict(reasons.most_common()),
     }
 
 
@@ -189,8 +206,10 @@ def page_of(results: dict[str, dict[str, Any]], solutions: int) -> str:
     worst = {kind: max((result["differences"][kind] for result in ran.values()), default=0.0) for kind in kinds}
     passed = sum(not result["failures"] for result in results.values())
     lines = [
-        "# Architectures", "",
-        "Written by `python benchmarks/architectures.py`; the record is `benchmarks/results/architectures.json`.", "",
+        "# Architectures",
+        "",
+        "Written by `python benchmarks/architectures.py`; the record is `benchmarks/results/architectures.json`.",
+        "",
         f"{passed} of {len(results)} architectures pass every check. Each has random weights and random BatchNorm "
         f"statistics, {solutions} random solutions (candidates with kernels up to {BANK_LIMITS.max_kernel}, at most "
         f"{BANK_LIMITS.max_growth:g} times the multiply-adds and {BANK_LIMITS.max_params / 1e6:.0f} million weights; "
@@ -198,14 +217,16 @@ def page_of(results: dict[str, dict[str, Any]], solutions: int) -> str:
         "and two input sizes. Each solution is checked at each size for output shapes and for train form against "
         "deploy form in float64 (1e-9) and in float32 (1e-4), and at one of the sizes, in turn, for the float32 "
         "deploy form against ONNX Runtime (1e-4). Differences are relative to the largest value of the output tensor. "
-        f"The largest seen are {worst['float64']:.1g}, {worst['float32']:.1g} and {worst['onnx']:.1g}.", "",
+        f"The largest seen are {worst['float64']:.1g}, {worst['float32']:.1g} and {worst['onnx']:.1g}.",
+        "",
         "*Candidates* are segments of several layers that may become one conv. *Mergeable* is the share of the "
         "network's multiply-adds in convs that a candidate takes in. The last column counts what nothing merges "
         "across, before the head, by reason. What tracing takes stands in `benchmarks/results/merge_speed.json`, "
-        "taken on an idle machine.", "",
+        "taken on an idle machine.",
+        "",
         "| architecture | layers | chains | residuals | candidates | mergeable | checks passed | barriers |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]  # fmt: skip
+    ]
     for name, result in results.items():
         if "checks" not in result:
             lines.append(f"| {name} | | | | | | none | {result['failures'][0]} |".replace("\n", " "))

@@ -41,8 +41,9 @@ def run_network(name: str, speedups: list[float]) -> dict[str, Any]:
     """Profile one network and run the loop for each speed-up."""
     model, net, candidates = open_case(name)
     backend = get_backend("onnxruntime", threads=1)
-    table = lf.profile_network(model, net, backend, candidates=candidates, cache=WORK / f"{name}.sqlite",
-                               model_name=CASES[name].source)
+    table = lf.profile_network(
+        model, net, backend, candidates=candidates, cache=WORK / f"{name}.sqlite", model_name=CASES[name].source
+    )
     importance = made_up_importance(net, table)
     original = export_onnx(model, example_input_of(net))
     found: dict[str, Any] = {}
@@ -59,7 +60,12 @@ def run_network(name: str, speedups: list[float]) -> dict[str, Any]:
 
 
 def run_budget(
-    model: Any, net: Network, table: lf.LatencyTable, importance: lf.ImportanceTable, speedup: float, backend: Any,
+    model: Any,
+    net: Network,
+    table: lf.LatencyTable,
+    importance: lf.ImportanceTable,
+    speedup: float,
+    backend: Any,
     original: bytes,
 ) -> dict[str, Any]:
     """Run the loop once and measure its answer once more."""
@@ -68,26 +74,43 @@ def run_budget(
         meter = BackendMeter(model, net, table, backend, original_onnx=original)
         found = meet_budget(net, table, importance, Budget(speedup=speedup), meter, margin=MARGIN)
     except InfeasibleBudgetError as error:
-        return {"status": "unreachable", "message": str(error), "seconds": time.perf_counter() - began,
-                "least_ms": error.least_ms, "budget_ms": error.budget_ms}
+        return {
+            "status": "unreachable",
+            "message": str(error),
+            "seconds": time.perf_counter() - began,
+            "least_ms": error.least_ms,
+            "budget_ms": error.budget_ms,
+        }
     seconds = time.perf_counter() - began
     verification = found.verification
     again = verify_solution(model, net, found.solution, backend, speedup=speedup, original_onnx=original, cap_s=6.0)
     limit = (1 - MARGIN) / speedup
     ratios = found.frontier.latencies_ms[:, 0] / found.latency.original_ms
     return {
-        "status": "met", "seconds": seconds, "verifications": len(found.rounds), "trials": len(found.trials),
-        "budget_ms": verification.budget_ms, "measured_ms": verification.measured_ms, "high_ms": verification.high_ms,
-        "ratio": verification.ratio, "ratio_high": verification.ratio_high, "is_settled": verification.is_settled,
+        "status": "met",
+        "seconds": seconds,
+        "verifications": len(found.rounds),
+        "trials": len(found.trials),
+        "budget_ms": verification.budget_ms,
+        "measured_ms": verification.measured_ms,
+        "high_ms": verification.high_ms,
+        "ratio": verification.ratio,
+        "ratio_high": verification.ratio_high,
+        "is_settled": verification.is_settled,
         "is_within": verification.high_ms <= (verification.budget_ms or 0) and verification.ratio_high <= 1 / speedup,
         "predicted_ratio": found.rounds[0].predicted_ms / table.original_ms,
         "used": verification.ratio * speedup,
         "has_plan_near": bool(((ratios >= _LEAST_USE / speedup) & (ratios <= limit)).any()),
         "importance": found.solution.importance,
         "segments_merged": sum(s.plan == "merge" for s in found.solution.segments),
-        "again": {"ratio": again.ratio, "ratio_high": again.ratio_high, "high_ms": again.high_ms,
-                  "budget_ms": again.budget_ms, "is_within": again.is_within_budget},
-    }  # fmt: skip
+        "again": {
+            "ratio": again.ratio,
+            "ratio_high": again.ratio_high,
+            "high_ms": again.high_ms,
+            "budget_ms": again.budget_ms,
+            "is_within": again.is_within_budget,
+        },
+    }
 
 
 def print_case(name: str, speedup: str, found: dict[str, Any]) -> None:
@@ -95,9 +118,11 @@ def print_case(name: str, speedup: str, found: dict[str, Any]) -> None:
     if found["status"] != "met":
         text = f"unreachable: {found['message']}"
     else:
-        text = (f"{1 / found['ratio']:.3f}x, at least {1 / found['ratio_high']:.3f}x, "
-                f"{100 * found['used']:.0f} % of the budget used, {found['verifications']} verifications, "
-                f"{found['trials']} plans timed; again {1 / found['again']['ratio']:.3f}x")
+        text = (
+            f"{1 / found['ratio']:.3f}x, at least {1 / found['ratio_high']:.3f}x, "
+            f"{100 * found['used']:.0f} % of the budget used, {found['verifications']} verifications, "
+            f"{found['trials']} plans timed; again {1 / found['again']['ratio']:.3f}x"
+        )
         if found["used"] < _LEAST_USE:
             text += "" if found["has_plan_near"] else " (no plan lies nearer)"
     print(f"{name} {speedup}x ({found['seconds']:.0f} s): {text}", flush=True)
@@ -121,11 +146,23 @@ def main() -> int:
         results = {**json.loads(earlier.read_text())["results"], **results}
     runs = [each for found in results.values() for each in found.values() if each["status"] == "met"]
     near = [each for each in runs if each["has_plan_near"]]
-    print(f"{len(runs)} runs report success; upper bound within the budget in {sum(r['is_within'] for r in runs)}; "
-          f"at least {100 * _LEAST_USE:.0f} % used in {sum(r['used'] >= _LEAST_USE for r in near)} of {len(near)} "
-          f"where a plan lies there")
-    write_record("budgets", results, {"speedups": arguments.speedups, "margin": MARGIN, "threads": 1, "batch": 1,
-                                      "importance": "made up, see the script"}, packages=_PACKAGES)
+    print(
+        f"{len(runs)} runs report success; upper bound within the budget in {sum(r['is_within'] for r in runs)}; "
+        f"at least {100 * _LEAST_USE:.0f} % used in {sum(r['used'] >= _LEAST_USE for r in near)} of {len(near)} "
+        f"where a plan lies there"
+    )
+    write_record(
+        "budgets",
+        results,
+        {
+            "speedups": arguments.speedups,
+            "margin": MARGIN,
+            "threads": 1,
+            "batch": 1,
+            "importance": "made up, see the script",
+        },
+        packages=_PACKAGES,
+    )
     return 0
 
 

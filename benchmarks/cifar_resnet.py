@@ -16,8 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IMAGE_CONFIG = {"input_size": (3, 32, 32), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
-                "interpolation": "bicubic", "crop_pct": 1.0}
+IMAGE_CONFIG = {
+    "input_size": (3, 32, 32),
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+}
 """Sizes and normalisation in the form of timm's models; ImageNet's numbers, as the checkpoints were trained."""
 
 
@@ -29,8 +34,9 @@ class SubsampleAndPad(nn.Module):
         self.stride, self.channels_before, self.channels_behind = stride, channels_before, channels_behind
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.pad(images[:, :, :: self.stride, :: self.stride],
-                     (0, 0, 0, 0, self.channels_before, self.channels_behind))
+        return F.pad(
+            images[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.channels_before, self.channels_behind)
+        )
 
 
 class BasicBlock(nn.Module):

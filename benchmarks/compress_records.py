@@ -81,17 +81,40 @@ def cases() -> dict[str, Case]:
         "resnet20": Case(
             baseline=finetune_published,
             model=f"{factory}:resnet20",
-            arguments=("--data", _cifar_data(), "--fastest", "--epochs", "1", "--importance-images", "1000",
-                       "--learning-rate", "0.02"),
+            arguments=(
+                "--data",
+                _cifar_data(),
+                "--fastest",
+                "--epochs",
+                "1",
+                "--importance-images",
+                "1000",
+                "--learning-rate",
+                "0.02",
+            ),
         ),
         "tf_efficientnet_lite0": Case(
             baseline=_convert_lite0,
             model="timm:tf_efficientnet_lite0",
-            arguments=("--data", f"parquet:{os.path.relpath(images, ROOT)}", "--speedup", "1.15", "--no-finetune",
-                       "--score", "agreement", "--input", "3x224x224", "--mean", "0.5,0.5,0.5",
-                       "--std", "0.5,0.5,0.5", "--crop-pct", "0.875"),
+            arguments=(
+                "--data",
+                f"parquet:{os.path.relpath(images, ROOT)}",
+                "--speedup",
+                "1.15",
+                "--no-finetune",
+                "--score",
+                "agreement",
+                "--input",
+                "3x224x224",
+                "--mean",
+                "0.5,0.5,0.5",
+                "--std",
+                "0.5,0.5,0.5",
+                "--crop-pct",
+                "0.875",
+            ),
         ),
-    }  # fmt: skip
+    }
 
 
 def run_case(name: str, case: Case, work: Path) -> None:
@@ -99,9 +122,16 @@ def run_case(name: str, case: Case, work: Path) -> None:
     weights = case.baseline(work)
     out = work / name
     command = [
-        "-m", "layerfold", "compress", case.model, "--weights", os.path.relpath(weights, ROOT), *case.arguments,
-        "-o", os.path.relpath(out, ROOT),
-    ]  # fmt: skip
+        "-m",
+        "layerfold",
+        "compress",
+        case.model,
+        "--weights",
+        os.path.relpath(weights, ROOT),
+        *case.arguments,
+        "-o",
+        os.path.relpath(out, ROOT),
+    ]
     _run([sys.executable, *command], accepted=(0, 3))
     run = json.loads((out / "run.json").read_text())
     steps = run["steps"]

@@ -43,19 +43,28 @@ def main() -> int:
     results: dict[str, Any] = {}
     for name in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = {"loader_images_per_s": loader_speeds(name, Path(folder)),
-                             "training": waiting(name, Path(folder), args.steps)}
-    settings = {"steps": args.steps, "policy": POLICY, "torch_threads": torch.get_num_threads(),
-                "cases": {name: dict(zip(("data", "split", "side", "most_bytes_held", "network", "batch_size"), case,
-                                         strict=True)) for name, case in CASES.items()}}
+            results[name] = {
+                "loader_images_per_s": loader_speeds(name, Path(folder)),
+                "training": waiting(name, Path(folder), args.steps),
+            }
+    settings = {
+        "steps": args.steps,
+        "policy": POLICY,
+        "torch_threads": torch.get_num_threads(),
+        "cases": {
+            name: dict(zip(("data", "split", "side", "most_bytes_held", "network", "batch_size"), case, strict=True))
+            for name, case in CASES.items()
+        },
+    }
     write_record("data_speed", results, settings, packages=("torch", "timm", "numpy", "pillow", "pyarrow"))
     return 0
 
 
 def opened(name: str, cache: Path | str) -> lf.ImageData:
     data, _, side, most, *_ = CASES[name]
-    return lf.open_data(f"parquet:{shared_path() / 'data' / data}", input_shape=(3, side, side), max_array_bytes=most,
-                        cache=cache)
+    return lf.open_data(
+        f"parquet:{shared_path() / 'data' / data}", input_shape=(3, side, side), max_array_bytes=most, cache=cache
+    )
 
 
 def loader_speeds(name: str, folder: Path) -> dict[str, float]:
@@ -70,13 +79,18 @@ def loader_speeds(name: str, folder: Path) -> dict[str, float]:
         return count / (time.perf_counter() - began)
 
     without, filling = opened(name, "off"), opened(name, folder)
-    speeds = {"no cache, first epoch": epoch(without), "no cache, second epoch": epoch(without),
-              "cache, first epoch of the first run": epoch(filling)}
+    speeds = {
+        "no cache, first epoch": epoch(without),
+        "no cache, second epoch": epoch(without),
+        "cache, first epoch of the first run": epoch(filling),
+    }
     again = opened(name, folder)
-    speeds |= {"cache, first epoch of a later run": epoch(again), "cache, second epoch": epoch(again),
-               "cache, no augmentation": [epoch(again, augment=False) for _ in range(2)][1],
-               f"cache, {POLICY} and erasing, 2,000 images": epoch(again, augment=POLICY, random_erasing=0.25,
-                                                                   limit=2000)}
+    speeds |= {
+        "cache, first epoch of a later run": epoch(again),
+        "cache, second epoch": epoch(again),
+        "cache, no augmentation": [epoch(again, augment=False) for _ in range(2)][1],
+        f"cache, {POLICY} and erasing, 2,000 images": epoch(again, augment=POLICY, random_erasing=0.25, limit=2000),
+    }
     for row, speed in speeds.items():
         print(f"{name}: {row}: {speed:,.0f} images/s", file=sys.stderr)
     return {row: round(speed, 1) for row, speed in speeds.items()}
@@ -86,8 +100,10 @@ def waiting(name: str, folder: Path, steps: int) -> dict[str, Any]:
     """Return the share of the time that training steps wait for batches, by how those are made."""
     found = {}
     ways: dict[str, tuple[Path | str, bool | str, bool]] = {
-        "cache, made ahead": (folder, True, True), "cache, made when asked for": (folder, True, False),
-        "no cache, made ahead": ("off", True, True), "no cache, made when asked for": ("off", True, False),
+        "cache, made ahead": (folder, True, True),
+        "cache, made when asked for": (folder, True, False),
+        "no cache, made ahead": ("off", True, True),
+        "no cache, made when asked for": ("off", True, False),
         f"cache, {POLICY}": (folder, POLICY, True),
     }
     for way, (cache, augment, is_ahead) in ways.items():
@@ -127,8 +143,12 @@ def timed_steps(name: str, data: lf.ImageData, augment: bool | str, steps: int) 
         optimizer.step()
         count += len(images)
     took = time.perf_counter() - began
-    return {"images_per_s": round(count / took, 1), "waiting_pct": round(100 * waited / took, 2),
-            "wait_ms_per_step": round(1000 * waited / steps, 2), "step_ms": round(1000 * took / steps, 1)}
+    return {
+        "images_per_s": round(count / took, 1),
+        "waiting_pct": round(100 * waited / took, 2),
+        "wait_ms_per_step": round(1000 * waited / steps, 2),
+        "step_ms": round(1000 * took / steps, 1),
+    }
 
 
 def make_network(name: str, num_classes: int) -> nn.Module:

@@ -45,16 +45,21 @@ def run_network(name: str) -> dict[str, Any]:
     tables = {}
     for way, segments in (("merging", candidates), ("dropping too", options)):
         began = time.perf_counter()
-        table = lf.profile_network(model, net, backend, candidates=segments, cache=WORK / f"{name}.sqlite",
-                                   model_name=CASES[name].source)
+        table = lf.profile_network(
+            model, net, backend, candidates=segments, cache=WORK / f"{name}.sqlite", model_name=CASES[name].source
+        )
         seconds = time.perf_counter() - began
         meter = BackendMeter(model, net, table, backend, original_onnx=original)
         fastest = meet_budget(net, table, made_up_importance(net, table), Budget(), meter)
         kept = fastest.solution.kept_layers
         seen = fastest.verification
         found[way] = {
-            "profile_s": seconds, "original_ms": seen.original_ms, "measured_ms": seen.measured_ms,
-            "speedup": 1 / seen.ratio, "speedup_low": 1 / seen.ratio_high, "speedup_high": 1 / seen.ratio_low,
+            "profile_s": seconds,
+            "original_ms": seen.original_ms,
+            "measured_ms": seen.measured_ms,
+            "speedup": 1 / seen.ratio,
+            "speedup_low": 1 / seen.ratio_high,
+            "speedup_high": 1 / seen.ratio_low,
             "predicted_ms": fastest.rounds[-1].predicted_ms,
             "convs": sum(each.kernel != "identity" for each in fastest.solution.segments),
             "dropped": 0 if kept is None else len(net.layers) - len(kept),
@@ -79,11 +84,16 @@ def print_network(name: str, found: dict[str, Any]) -> None:
     for way in ("merging", "dropping too"):
         each = found[way]
         interval = f"{each['speedup_low']:.2f} to {each['speedup_high']:.2f}"
-        print(f"  fastest by {way:13s} {each['speedup']:.2f}x ({interval}), {each['convs']} convs, "
-              f"{each['dropped']} layers dropped; profile {each['profile_s']:.0f} s")
+        print(
+            f"  fastest by {way:13s} {each['speedup']:.2f}x ({interval}), {each['convs']} convs, "
+            f"{each['dropped']} layers dropped; profile {each['profile_s']:.0f} s"
+        )
     frontiers = found["frontiers"]
-    print(f"  frontiers: at {frontiers['budgets_compared']} budgets better with drops at "
-          f"{frontiers['better_with_drops']}, worse at {frontiers['worse_with_drops']}", flush=True)
+    print(
+        f"  frontiers: at {frontiers['budgets_compared']} budgets better with drops at "
+        f"{frontiers['better_with_drops']}, worse at {frontiers['worse_with_drops']}",
+        flush=True,
+    )
 
 
 def main() -> int:
@@ -101,8 +111,12 @@ def main() -> int:
     earlier = RESULTS / "drops.json"
     if arguments.networks and earlier.exists():
         results = {**json.loads(earlier.read_text())["results"], **results}
-    write_record("drops", {name: results[name] for name in CASES if name in results},
-                 {"threads": 1, "batch": 1, "max_growth": MAX_GROWTH, "importance": "made up"}, packages=_PACKAGES)
+    write_record(
+        "drops",
+        {name: results[name] for name in CASES if name in results},
+        {"threads": 1, "batch": 1, "max_growth": MAX_GROWTH, "importance": "made up"},
+        packages=_PACKAGES,
+    )
     return int(any(each["frontiers"]["worse_with_drops"] for each in results.values()))
 
 

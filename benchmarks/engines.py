@@ -49,22 +49,35 @@ def main() -> None:
         for precision in PRECISIONS:
             for capabilities in (*((each,) for each in CAPABILITIES), CAPABILITIES):
                 began = time.perf_counter()
-                report = build_engine(onnx_bytes, Path(folder) / "m.engine", precision=precision,
-                                      compute_capabilities=capabilities)
-                engines.append({
-                    "precision": precision, "compute_capabilities": list(capabilities),
-                    "engine_mib": round(report.engine_bytes / 2**20, 2), "build_s": report.build_s,
-                    "wall_s": round(time.perf_counter() - began, 2), "inputs": report.inputs,
-                    "outputs": report.outputs, "check": asdict(report.check), "library": report.library,
-                })
-                print(f"{precision} {', '.join(capabilities)}: {engines[-1]['engine_mib']} MiB, {report.build_s} s, "
-                      f"check: {report.check.method} {report.check.reason}")
+                report = build_engine(
+                    onnx_bytes, Path(folder) / "m.engine", precision=precision, compute_capabilities=capabilities
+                )
+                engines.append(
+                    {
+                        "precision": precision,
+                        "compute_capabilities": list(capabilities),
+                        "engine_mib": round(report.engine_bytes / 2**20, 2),
+                        "build_s": report.build_s,
+                        "wall_s": round(time.perf_counter() - began, 2),
+                        "inputs": report.inputs,
+                        "outputs": report.outputs,
+                        "check": asdict(report.check),
+                        "library": report.library,
+                    }
+                )
+                print(
+                    f"{precision} {', '.join(capabilities)}: {engines[-1]['engine_mib']} MiB, {report.build_s} s, "
+                    f"check: {report.check.method} {report.check.reason}"
+                )
     write_record(
         "engines",
         {
-            "layers": len(net.layers), "layers_after_merging": len(net.segments_of(merge_pos)),
-            "onnx_mib": round(len(onnx_bytes) / 2**20, 2), "onnx_max_rel_difference": difference,
-            "has_gpu": torch.cuda.is_available(), "engines": engines,
+            "layers": len(net.layers),
+            "layers_after_merging": len(net.segments_of(merge_pos)),
+            "onnx_mib": round(len(onnx_bytes) / 2**20, 2),
+            "onnx_max_rel_difference": difference,
+            "has_gpu": torch.cuda.is_available(),
+            "engines": engines,
         },
         {**vars(args), "act_pos": list(act_pos), "merge_pos": list(merge_pos)},
         packages=("torch", "timm", "onnx", "onnxruntime", "tensorrt-rtx-cu13"),

@@ -43,8 +43,13 @@ class Run:
         self.loaded = of = lf.load_model(f"{_HERE / 'cifar_resnet.py'}:resnet20", weights=weights)
         self.net = lf.trace_network(of.module, torch.zeros(1, *of.input_shape))
         self.data = lf.open_data(
-            f"parquet:{shared_path() / 'data/cifar10'}", input_shape=of.input_shape, mean=of.mean, std=of.std,
-            interpolation=of.interpolation, crop_pct=of.crop_pct, num_classes=of.num_classes,
+            f"parquet:{shared_path() / 'data/cifar10'}",
+            input_shape=of.input_shape,
+            mean=of.mean,
+            std=of.std,
+            interpolation=of.interpolation,
+            crop_pct=of.crop_pct,
+            num_classes=of.num_classes,
         )
         norms = lf.layer_norms(of.module, self.net)
         self.candidates = self.net.candidates(max_kernel=arguments.max_kernel, layer_norms=norms)
@@ -52,8 +57,15 @@ class Run:
     def fill(self, method: str, executor: Executor, journal: Path | None = None) -> tuple[lf.ImportanceTable, float]:
         began = time.monotonic()
         table = lf.estimate_importance(
-            self.loaded.module, self.net, self.data, method, candidates=self.candidates, executor=executor,
-            steps=self.arguments.steps, holdout_images=self.arguments.holdout_images, journal_path=journal,
+            self.loaded.module,
+            self.net,
+            self.data,
+            method,
+            candidates=self.candidates,
+            executor=executor,
+            steps=self.arguments.steps,
+            holdout_images=self.arguments.holdout_images,
+            journal_path=journal,
         )
         return table, time.monotonic() - began
 
@@ -129,7 +141,8 @@ def main() -> int:
         local[method], local_s = run.fill(method, here)
         table, ray_s = run.fill(method, ray)
         results[method] = {
-            "is_equal": table.entries == local[method].entries, "one_process_s": round(local_s, 1),
+            "is_equal": table.entries == local[method].entries,
+            "one_process_s": round(local_s, 1),
             "ray_s": round(ray_s, 1),
         }
     journal = run.work / "killed.journal"
@@ -140,13 +153,19 @@ def main() -> int:
     again = [count - 1 for count in asked.values() if count > 1]
     estimated = journal.read_text().count("\n") - 1
     results["killed"] = {
-        "kills": len(killer.killed), "at": dict(Counter(killer.killed)), "entries_estimated": estimated,
-        "entries_begun_again": sum(again), "is_equal": table.entries == local["shared"].entries,
+        "kills": len(killer.killed),
+        "at": dict(Counter(killer.killed)),
+        "entries_estimated": estimated,
+        "entries_begun_again": sum(again),
+        "is_equal": table.entries == local["shared"].entries,
         "seconds": round(killed_s, 1),
-    }  # fmt: skip
+    }
     write_record("executor_ray", results, {**vars(arguments), "work": None, "weights": None}, packages=("torch", "ray"))
-    is_good = all(results[each]["is_equal"] for each in (*METHODS, "killed")) \
-        and len(killer.killed) == arguments.kills and sum(again) <= arguments.kills
+    is_good = (
+        all(results[each]["is_equal"] for each in (*METHODS, "killed"))
+        and len(killer.killed) == arguments.kills
+        and sum(again) <= arguments.kills
+    )
     return 0 if is_good else 1
 
 

@@ -53,8 +53,14 @@ def compare(*, steps: int, batch_size: int, learning_rate: float, processes: int
         data = write_part(Path(folder) / "data", train=batch_size * 10 // 9 + 1)
         for name, launcher, shifts in (("one", [], [0.0, 1e-7]), ("several", launch, [0.0])):
             path = Path(folder) / f"{name}.json"
-            work = {"path": str(path), "data": data, "shifts": shifts, "steps": steps, "batch_size": batch_size,
-                    "learning_rate": learning_rate}
+            work = {
+                "path": str(path),
+                "data": data,
+                "shifts": shifts,
+                "steps": steps,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+            }
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
             command = [sys.executable, *launcher, __file__, "--worker", json.dumps(work)]
             subprocess.run(command, check=True, env=environment)
@@ -62,8 +68,10 @@ def compare(*, steps: int, batch_size: int, learning_rate: float, processes: int
     found: dict[str, Any] = {}
     for dtype in _DTYPES:
         one = curves["one"][f"{dtype}, shift 0"]
-        for name, other in (("several", curves["several"][f"{dtype}, shift 0"]),
-                            ("shifted", curves["one"][f"{dtype}, shift 1e-07"])):
+        for name, other in (
+            ("several", curves["several"][f"{dtype}, shift 0"]),
+            ("shifted", curves["one"][f"{dtype}, shift 1e-07"]),
+        ):
             found[f"{dtype}_largest_difference_{name}"] = max(
                 abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True)
             )
@@ -84,9 +92,7 @@ def train_all(path: str, shifts: list[float], **settings: Any) -> None:
         Path(path).write_text(json.dumps(found))
 
 
-def train(
-    dtype: str, shift: float, *, data: str, steps: int, batch_size: int, learning_rate: float
-) -> dict[str, Any]:
+def train(dtype: str, shift: float, *, data: str, steps: int, batch_size: int, learning_rate: float) -> dict[str, Any]:
     """Return the losses of a run."""
     import torch
     from torch import nn
@@ -105,10 +111,18 @@ def train(
             logits: torch.Tensor = self.module(images.to(getattr(torch, dtype)))
             return logits
 
-    loaded = load_model(f"{ROOT / 'benchmarks/cifar_resnet.py'}:resnet20",
-                        weights=shared_path() / "checkpoints/resnet20-12fca82f.th")
-    images = lf.open_data(data, input_shape=loaded.input_shape, mean=loaded.mean, std=loaded.std,
-                          interpolation=loaded.interpolation, crop_pct=1.0, num_classes=10)
+    loaded = load_model(
+        f"{ROOT / 'benchmarks/cifar_resnet.py'}:resnet20", weights=shared_path() / "checkpoints/resnet20-12fca82f.th"
+    )
+    images = lf.open_data(
+        data,
+        input_shape=loaded.input_shape,
+        mean=loaded.mean,
+        std=loaded.std,
+        interpolation=loaded.interpolation,
+        crop_pct=1.0,
+        num_classes=10,
+    )
     net = lf.trace_network(loaded.module, torch.zeros(1, 3, 32, 32))
     first = net.residuals[0]
     stops = tuple(layer.index for layer in net.layers if not first.src < layer.index < first.dst)
@@ -120,11 +134,23 @@ def train(
             for parameter in student.parameters():
                 parameter *= 1 + shift * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     report = lf.finetune_network(
-        student, images, teacher=InPrecision(loaded.module), epochs=steps, batch_size=batch_size,
-        learning_rate=learning_rate, mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_decay=0.99, progress=False,
-    )  # fmt: skip
-    return {"losses": [row.train_loss for row in report.history],
-            "holdout_losses": [row.holdout_loss for row in report.history], "seconds": round(report.seconds, 1)}
+        student,
+        images,
+        teacher=InPrecision(loaded.module),
+        epochs=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        mixup=0.2,
+        cutmix=1.0,
+        label_smoothing=0.1,
+        ema_decay=0.99,
+        progress=False,
+    )
+    return {
+        "losses": [row.train_loss for row in report.history],
+        "holdout_losses": [row.holdout_loss for row in report.history],
+        "seconds": round(report.seconds, 1),
+    }
 
 
 if __name__ == "__main__":

@@ -67,12 +67,39 @@ def kill_and_restart(
         lf.Solution(act_pos=stops, merge_pos=stops, network_hash=net.hash).write(folder / "solution.json")
 
         def finetune(output: Path) -> int:
-            return layerfold([
-                "finetune", model, "--weights", str(weights), "--data", data, "--solution",
-                str(folder / "solution.json"), "--steps", str(steps), "--batch-size", str(batch_size), "--mixup", "0.2",
-                "--cutmix", "1", "--label-smoothing", "0.1", "--ema", "0.99", "--learning-rate", "0.01", "--save-both",
-                "--checkpoint-every", str(checkpoint_every), "--no-test", "--quiet", "-o", str(output),
-            ])  # fmt: skip
+            return layerfold(
+                [
+                    "finetune",
+                    model,
+                    "--weights",
+                    str(weights),
+                    "--data",
+                    data,
+                    "--solution",
+                    str(folder / "solution.json"),
+                    "--steps",
+                    str(steps),
+                    "--batch-size",
+                    str(batch_size),
+                    "--mixup",
+                    "0.2",
+                    "--cutmix",
+                    "1",
+                    "--label-smoothing",
+                    "0.1",
+                    "--ema",
+                    "0.99",
+                    "--learning-rate",
+                    "0.01",
+                    "--save-both",
+                    "--checkpoint-every",
+                    str(checkpoint_every),
+                    "--no-test",
+                    "--quiet",
+                    "-o",
+                    str(output),
+                ]
+            )
 
         whole, killed = folder / "whole.safetensors", folder / "killed.safetensors"
         began = time.perf_counter()
@@ -90,8 +117,11 @@ def kill_and_restart(
         num_killed = sum(each["ended"] == -signal.SIGKILL for each in lives)
         kept = [each["steps_kept"] for each in lives]
         found: dict[str, Any] = {
-            "steps": steps, "undisturbed_s": round(whole_s, 1), "last_life_s": round(time.perf_counter() - began, 1),
-            "kills": num_killed, "kills_at_different_steps": len(set(kept)),
+            "steps": steps,
+            "undisturbed_s": round(whole_s, 1),
+            "last_life_s": round(time.perf_counter() - began, 1),
+            "kills": num_killed,
+            "kills_at_different_steps": len(set(kept)),
         }
         facts = json.loads(Path(f"{killed}.json").read_text())["facts"]
         found["resumed_from_step"] = facts["finetune"]["resumed_from_step"]
@@ -104,8 +134,12 @@ def kill_and_restart(
         found["same_log"] = log_of(whole) == log_of(killed)
         found["left_behind"] = sorted(path.name for path in folder.iterdir() if "partial" in path.name)
         found["lives"] = lives
-        found["passed"] = (num_killed == kills and found["last_weights_bit_equal"] and found["best_weights_bit_equal"]
-                           and found["same_log"])
+        found["passed"] = (
+            num_killed == kills
+            and found["last_weights_bit_equal"]
+            and found["best_weights_bit_equal"]
+            and found["same_log"]
+        )
         return found
 
 

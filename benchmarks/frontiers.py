@@ -28,7 +28,8 @@ def compare_frontiers(table: lf.LatencyTable, importance: lf.ImportanceTable) ->
     without, with_drops = points["merging"], points["dropping too"]
     pairs = [(best_at(with_drops, budget_ms), importance) for budget_ms, importance in without]
     return {
-        "points": {way: len(each) for way, each in points.items()}, "budgets_compared": len(pairs),
+        "points": {way: len(each) for way, each in points.items()},
+        "budgets_compared": len(pairs),
         "worse_with_drops": sum(best is None or best < other for best, other in pairs),
         "better_with_drops": sum(best is not None and best > other for best, other in pairs),
         "reachable_speedup": {way: table.original_ms / min(ms for ms, _ in each) for way, each in points.items()},
@@ -40,13 +41,14 @@ def compare_frontiers(table: lf.LatencyTable, importance: lf.ImportanceTable) ->
             way: [[round(table.original_ms / ms, 4), round(value, 5)] for ms, value in thinned(each)]
             for way, each in points.items()
         },
-    }  # fmt: skip
+    }
 
 
 def without_drops(table: lf.LatencyTable) -> lf.LatencyTable:
     """Return the table of the options that keep every layer; only what predictions need is left of its provenance."""
-    plain = Provenance(kind="latency", chains=table.chains, fixed_ms=table.provenance.fixed_ms,
-                       scale=table.provenance.scale)
+    plain = Provenance(
+        kind="latency", chains=table.chains, fixed_ms=table.provenance.fixed_ms, scale=table.provenance.scale
+    )
     return lf.LatencyTable([entry for entry in table.entries if not entry.drops], provenance=plain)
 
 

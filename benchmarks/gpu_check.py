@@ -63,13 +63,17 @@ def check_network(name: str, batch: int, arguments: argparse.Namespace, clock: C
     backend = get_backend("torch", device=arguments.device)
     candidates = net.candidates(max_growth=4.0)
     began = time.perf_counter()
-    table = lf.profile_network(model, net, backend, batch=batch, candidates=candidates, cache=False,
-                               num_plans=arguments.plans, cap_s=0.1)
+    table = lf.profile_network(
+        model, net, backend, batch=batch, candidates=candidates, cache=False, num_plans=arguments.plans, cap_s=0.1
+    )
     found: dict[str, Any] = {
-        "candidates": len(candidates), "profile_s": time.perf_counter() - began, "original_ms": table.original_ms,
-        "device": table.provenance.device, "driver": table.provenance.driver,
+        "candidates": len(candidates),
+        "profile_s": time.perf_counter() - began,
+        "original_ms": table.original_ms,
+        "device": table.provenance.device,
+        "driver": table.provenance.driver,
         "faster_segments": sum(end - start > 1 for start, end in table.useful_segments()),
-    }  # fmt: skip
+    }
     say(f"{name}, batch {batch}: {table.original_ms:.4g} ms, table in {found['profile_s']:.0f} s")
     seen = {plan.merge_pos for plan in plans_of(table)}
     pool = covering_solutions(net, growth_of(table.entries), 4 * HELD_OUT, seed=1000)
@@ -81,9 +85,11 @@ def check_network(name: str, batch: int, arguments: argparse.Namespace, clock: C
         truth = [pooled(pair) for pair in zip(*visits, strict=True)]
         found["repeat"] = errors(*([each.ratio for each in visit] for visit in visits))
         found["prediction"] = with_intervals(beliefs_of(table), truth, [each.ratio for each in truth])
-        say(f"  prediction: median {found['prediction']['median_pct']:.2f} %, max "
+        say(
+            f"  prediction: median {found['prediction']['median_pct']:.2f} %, max "
             f"{found['prediction']['max_pct']:.1f} %, rank {found['prediction']['rank']:.3f}; the machine itself "
-            f"{found['repeat']['median_pct']:.2f} %, {found['repeat']['max_pct']:.1f} %")
+            f"{found['repeat']['median_pct']:.2f} %, {found['repeat']['max_pct']:.1f} %"
+        )
     found["budgets"] = {}
     for speedup in SPEEDUPS if clock.has(0.8) else ():
         found["budgets"][f"{speedup:g}"] = check_budget(model, net, table, speedup, backend, batch)
@@ -103,8 +109,14 @@ def check_budget(
     except InfeasibleBudgetError as error:
         return {"status": "unreachable", "message": str(error)}
     seen = found.verification
-    return {"status": "met", "speedup": 1 / seen.ratio, "speedup_low": 1 / seen.ratio_high,
-            "is_within": seen.is_within_budget, "used": seen.ratio * speedup, "plans_timed": len(found.trials)}
+    return {
+        "status": "met",
+        "speedup": 1 / seen.ratio,
+        "speedup_low": 1 / seen.ratio_high,
+        "is_within": seen.is_within_budget,
+        "used": seen.ratio * speedup,
+        "plans_timed": len(found.trials),
+    }
 
 
 def try_backends(side: int) -> dict[str, Any]:
@@ -114,8 +126,10 @@ def try_backends(side: int) -> dict[str, Any]:
     net = lf.trace_network(model, torch.zeros(1, 3, side, side))
     stops = tuple(m for m in range(1, len(net.layers) + 1) if m % 3 == 0 or m in (1, 2, len(net.layers)))
     solution = lf.Solution(act_pos=tuple(m for m in net.original_act_pos if m in stops), merge_pos=stops)
-    graph = export_onnx(lf.merge_network(lf.build_train_form(model, net, solution).eval(), tolerance=None),
-                        torch.zeros(1, 3, side, side))
+    graph = export_onnx(
+        lf.merge_network(lf.build_train_form(model, net, solution).eval(), tolerance=None),
+        torch.zeros(1, 3, side, side),
+    )
     image = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
     expected, name = run_graph(get_backend("onnxruntime"), graph, image)
     found = {}
@@ -126,8 +140,12 @@ def try_backends(side: int) -> dict[str, Any]:
             output, _ = run_graph(chosen, graph, image, name)
             worst = float(np.abs(output - expected).max() / np.abs(expected).max())
             median_ms = lf.benchmark_networks({"merged": graph}, None, chosen, cap_s=2.0).networks[0].median_ms
-            found[title] = {"works": worst < 1e-2, "max_rel_difference": worst, "median_ms": median_ms,
-                            **{key: chosen.provenance()[key] for key in ("device", "driver", "versions")}}
+            found[title] = {
+                "works": worst < 1e-2,
+                "max_rel_difference": worst,
+                "median_ms": median_ms,
+                **{key: chosen.provenance()[key] for key in ("device", "driver", "versions")},
+            }
         except LayerfoldError as error:
             found[title] = {"works": False, "reason": " ".join(str(error).split())}
         say(f"{title}: {found[title]}")
@@ -152,8 +170,13 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--networks", nargs="+", default=["mobilenetv2_100", "resnet50"], metavar="NAME",
-                        help="of timm (default: mobilenetv2_100 resnet50)")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=["mobilenetv2_100", "resnet50"],
+        metavar="NAME",
+        help="of timm (default: mobilenetv2_100 resnet50)",
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 128], metavar="N")
     parser.add_argument("--side", type=int, default=224, metavar="PIXELS")
     parser.add_argument("--device", default="cuda", help="of the torch backend (default: %(default)s)")
@@ -171,8 +194,10 @@ def main() -> int:
             results[title] = check_network(name, batch, arguments, clock)
     write_record(
         "gpu_check" if arguments.device != "cpu" else "gpu_check_trial",
-        {"seconds": clock.spent_s, "networks": results, "other_backends": others}, vars(arguments), packages=_PACKAGES,
-    )  # fmt: skip
+        {"seconds": clock.spent_s, "networks": results, "other_backends": others},
+        vars(arguments),
+        packages=_PACKAGES,
+    )
     return 0
 
 

@@ -91,10 +91,19 @@ class Ranking:
         """Estimate entries, and every single layer, which costs nothing."""
         executor = lf.Executor(workers=workers or self.arguments.workers, threads=1)
         return lf.estimate_importance(
-            self.run.loaded.module, self.run.net, self.run.data, method, candidates=[*self.singles, *entries],
-            score="loss", fill_slots=False, holdout_images=_HOLDOUT, journal_path=journal, executor=executor,
-            model_name=self.name, **how,
-        )  # fmt: skip
+            self.run.loaded.module,
+            self.run.net,
+            self.run.data,
+            method,
+            candidates=[*self.singles, *entries],
+            score="loss",
+            fill_slots=False,
+            holdout_images=_HOLDOUT,
+            journal_path=journal,
+            executor=executor,
+            model_name=self.name,
+            **how,
+        )
 
     def table(self, method: str, path: Path, **how: Any) -> lf.ImportanceTable:
         """Return the table by one method, made once."""
@@ -152,8 +161,9 @@ class Ranking:
             first = _without((), latency, cheap, budget_ms)
             assert first is not None
             began = time.perf_counter()
-            wholes = climb_plans(first, score, partial(_without, latency=latency, table=cheap, budget_ms=budget_ms),
-                                 most=MOST_WHOLES)
+            wholes = climb_plans(
+                first, score, partial(_without, latency=latency, table=cheap, budget_ms=budget_ms), most=MOST_WHOLES
+            )
             row["seconds_of_wholes"] = time.perf_counter() - began
             began = time.perf_counter()
             after = [finalist(each.solution) for each in wholes] if len(wholes) > 1 else []
@@ -163,7 +173,8 @@ class Ranking:
             chosen = {"finetune": reference, PLANNED: first, _WHOLES: wholes[-1].solution, _FINALISTS: best}
             for way, solution in chosen.items():
                 row[way] = {
-                    "solution": solution.to_json(), "whole": score(solution),
+                    "solution": solution.to_json(),
+                    "whole": score(solution),
                     "accuracy_pct": [self.accuracy_pct(solution, seed) for seed in self.arguments.seeds],
                 }
             mean_pct = {way: statistics.mean(row[way]["accuracy_pct"]) for way in chosen}
@@ -181,10 +192,15 @@ class Ranking:
         if not done.exists():
             student = lf.build_train_form(self.run.teacher, self.run.net, solution)
             lf.finetune_network(
-                student.to(memory_format=torch.channels_last), self.run.data, teacher=self.run.teacher,
-                epochs=self.arguments.plan_epochs, learning_rate=NETWORKS[self.name][1], seed=seed,
-                checkpoint_path=checkpoint, description=f"{self.name}, {solution.predicted_ms:.4g} ms, seed {seed}",
-            )  # fmt: skip
+                student.to(memory_format=torch.channels_last),
+                self.run.data,
+                teacher=self.run.teacher,
+                epochs=self.arguments.plan_epochs,
+                learning_rate=NETWORKS[self.name][1],
+                seed=seed,
+                checkpoint_path=checkpoint,
+                description=f"{self.name}, {solution.predicted_ms:.4g} ms, seed {seed}",
+            )
             done.write_text(json.dumps(lf.evaluate_network(student, self.run.data.split("test")).accuracy_pct))
             checkpoint.unlink(missing_ok=True)
         return float(json.loads(done.read_text()))

@@ -21,13 +21,18 @@ def made_up_importance(net: Network, table: lf.LatencyTable, seed: int = 0) -> l
         is_chain_start = any(chain.start == entry.start for chain in net.chains)
         removed = [m for m in range(entry.start + 1, entry.end) if net.has_activation(m)]
         dropped = entry.dropped or ()
-        entries.append(lf.ImportanceEntry(
-            start=entry.start, end=entry.end,
-            start_act=1 if is_chain_start else int(net.has_activation(entry.start)),
-            end_act=int(net.has_activation(entry.end)),
-            # A merge without an activation inside still changes the borders a little.
-            importance=-sum(worth[m] for m in removed) - sum(layers[m] for m in dropped)
-            - 0.01 * (entry.end - entry.start - 1),
-            merged=entry.merged if entry.drops else "", kept=entry.kept,
-        ))  # fmt: skip
+        entries.append(
+            lf.ImportanceEntry(
+                start=entry.start,
+                end=entry.end,
+                start_act=1 if is_chain_start else int(net.has_activation(entry.start)),
+                end_act=int(net.has_activation(entry.end)),
+                # A merge without an activation inside still changes the borders a little.
+                importance=-sum(worth[m] for m in removed)
+                - sum(layers[m] for m in dropped)
+                - 0.01 * (entry.end - entry.start - 1),
+                merged=entry.merged if entry.drops else "",
+                kept=entry.kept,
+            )
+        )
     return lf.ImportanceTable(entries)

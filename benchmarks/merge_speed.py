@@ -51,7 +51,10 @@ def main() -> int:
     results = {"over_a_limit": slow, "merging": merges, "tracing": traces, "peak_memory_mib": round(peak_memory_mib())}
     if not args.only:
         settings = {
-            "threads": 1, "clock": "processor time", "batch": 1, "sizes": {"default": USUAL_SIZE, **SIZES},
+            "threads": 1,
+            "clock": "processor time",
+            "batch": 1,
+            "sizes": {"default": USUAL_SIZE, **SIZES},
             **asdict(BANK_LIMITS),
             "limits_s": {"trace": TRACE_LIMIT_S, **MERGE_LIMITS_S},
         }
@@ -111,8 +114,12 @@ def time_merging(name: str) -> dict[str, Any]:
         away.append(len(net.layers) - len(net.segments_of(solution.merge_pos)))
     both = [one + other for one, other in zip(build, merge, strict=True)]
     return {
-        "build_s": build, "merge_s": merge, "layers_merged_away": away, "forward_s": forward_s,
-        "build_and_merge_s_worst": round(max(both), 3), "build_and_merge_s_median": round(statistics.median(both), 3),
+        "build_s": build,
+        "merge_s": merge,
+        "layers_merged_away": away,
+        "forward_s": forward_s,
+        "build_and_merge_s_worst": round(max(both), 3),
+        "build_and_merge_s_median": round(statistics.median(both), 3),
         "worst_in_forward_passes": round(max(both) / forward_s, 1),
     }
 

@@ -21,4 +21,4 @@ def fill_in(page: Path, marker: str, table: Sequence[str]) -> None:
     lines = after.lstrip("\n").split("\n")
     while lines and lines[0].startswith("|"):
         lines.pop(0)
-    page.write_text(before + comment + "\n".join(["", *table, "", *lines[lines[0] == "":]]))
+    page.write_text(before + comment + "\n".join(["", *table, "", *lines[lines[0] == "" :]]))

@@ -80,18 +80,25 @@ def run_case(name: str, *, with_ways: bool, num_plans: int | None) -> dict[str, 
     held_out_s = time.perf_counter() - began
     truth = [pooled(pair) for pair in zip(*visits, strict=True)]
     for place, i in enumerate(doubtful):
-        four = sorted((*(each[i] for each in visits), *(each[place] for each in further)),
-                      key=lambda each: each.ratio)
+        four = sorted((*(each[i] for each in visits), *(each[place] for each in further)), key=lambda each: each.ratio)
         truth[i] = pooled(four[1:3])
     result = {
-        "layers": len(net.layers), "candidates": len(candidates), "plans_fitted": len(trained),
-        "original_ms": table.original_ms, "alone_s": alone_s, "plans_s": plans_s, "held_out_s": held_out_s,
-        "ratios": {"visits": [[each.ratio for each in readings] for readings in visits],
-                   "deviations": [[each.deviation for each in readings] for readings in visits]},
-        "held_out": [asdict(each) for each in truth], "read_four_times": len(doubtful),
+        "layers": len(net.layers),
+        "candidates": len(candidates),
+        "plans_fitted": len(trained),
+        "original_ms": table.original_ms,
+        "alone_s": alone_s,
+        "plans_s": plans_s,
+        "held_out_s": held_out_s,
+        "ratios": {
+            "visits": [[each.ratio for each in readings] for readings in visits],
+            "deviations": [[each.deviation for each in readings] for readings in visits],
+        },
+        "held_out": [asdict(each) for each in truth],
+        "read_four_times": len(doubtful),
         "repeat": errors(*([each.ratio for each in readings] for readings in visits)),
         "ways": compare_ways(table, isolated, trained, truth, first),
-    }  # fmt: skip
+    }
     for each in result["ways"].values():
         count = each.get("plans", 0)
         each["seconds"] = alone_s + plans_s * count / max(len(trained), 1)
@@ -101,7 +108,12 @@ def run_case(name: str, *, with_ways: bool, num_plans: int | None) -> dict[str, 
 
 
 def further_ways(
-    name: str, model: Any, net: Any, candidates: Sequence[Any], backend: Any, table: lf.LatencyTable,
+    name: str,
+    model: Any,
+    net: Any,
+    candidates: Sequence[Any],
+    backend: Any,
+    table: lf.LatencyTable,
     truth: Sequence[MeasuredPlan],
 ) -> dict[str, Any]:
     """Return the errors, and the cost, of entries timed between neighbours and in whole networks of their own."""
@@ -114,8 +126,9 @@ def further_ways(
     seconds = time.perf_counter() - began
     found = {"between its neighbours": {**errors(ratios_of(changes, table, truth), measured), "seconds": seconds}}
     began = time.perf_counter()
-    inside = lf.profile_network(model, net, backend, candidates=candidates, method="in_network",
-                                cache=WORK / f"{name}-in_network.sqlite")
+    inside = lf.profile_network(
+        model, net, backend, candidates=candidates, method="in_network", cache=WORK / f"{name}-in_network.sqlite"
+    )
     predicted = [
         inside.end_to_end_ms(inside.sum_ms(inside.segments_of(each.merge_pos))) / inside.original_ms for each in truth
     ]
@@ -130,13 +143,17 @@ def isolated_table(table: lf.LatencyTable) -> lf.LatencyTable:
         lf.LatencyEntry(start=entry.start, end=entry.end, latency_ms=value, signature=entry.signature)
         for entry, value in zip(table.entries, values, strict=True)
     ]
-    return lf.LatencyTable(entries, provenance=lf.Provenance(
-        kind="latency", chains=table.chains, fixed_ms=table.provenance.fixed_ms))
+    return lf.LatencyTable(
+        entries, provenance=lf.Provenance(kind="latency", chains=table.chains, fixed_ms=table.provenance.fixed_ms)
+    )
 
 
 def compare_ways(
-    table: lf.LatencyTable, isolated: lf.LatencyTable, trained: Sequence[MeasuredPlan],
-    held_out: Sequence[MeasuredPlan], first: lf.LatencyTable,
+    table: lf.LatencyTable,
+    isolated: lf.LatencyTable,
+    trained: Sequence[MeasuredPlan],
+    held_out: Sequence[MeasuredPlan],
+    first: lf.LatencyTable,
 ) -> dict[str, Any]:
     """Return the errors of each way to predict, on the held-out plans."""
     measured = [each.ratio for each in held_out]
@@ -154,15 +171,19 @@ def compare_ways(
     ways: dict[str, Any] = {
         "segments alone": {**errors(alone, measured), "predicted": alone},
         "segments alone, relative to the original's sum": errors(
-            [isolated.end_to_end_ms(each) / isolated.original_ms for each in sums], measured),
-        "segments alone, line through 10 plans": {
-            **errors(line(trained[:10]), measured), "plans": 10},
+            [isolated.end_to_end_ms(each) / isolated.original_ms for each in sums], measured
+        ),
+        "segments alone, line through 10 plans": {**errors(line(trained[:10]), measured), "plans": 10},
         f"segments alone, line through {len(trained)} plans": {
-            **errors(line(trained), measured), "plans": len(trained)},
-    }  # fmt: skip
+            **errors(line(trained), measured),
+            "plans": len(trained),
+        },
+    }
     ways["between neighbours, no whole network"] = {**with_intervals(plain, held_out, measured), "plans": 0}
     ways[f"segments alone, fitted to {len(trained)} plans"] = {
-        **with_intervals(Beliefs(bare.segments, bare.chains, trained), held_out, measured), "plans": len(trained)}
+        **with_intervals(Beliefs(bare.segments, bare.chains, trained), held_out, measured),
+        "plans": len(trained),
+    }
     for count in (5, 10, 20, 30, 45):
         if count < len(trained):
             some = Beliefs(plain.segments, plain.chains, trained[:count])
@@ -179,10 +200,12 @@ def with_intervals(beliefs: Beliefs, held_out: Sequence[MeasuredPlan], measured:
         for each, plan in zip(found, held_out, strict=True)
     ]
     return {
-        **errors([each.ratio for each in found], measured), "inside_95_pct": 100 * statistics.mean(inside),
+        **errors([each.ratio for each in found], measured),
+        "inside_95_pct": 100 * statistics.mean(inside),
         "mean_half_width_pct": 100 * statistics.mean(1.96 * each.deviation / each.ratio for each in found),
-        "predicted": [each.ratio for each in found], "deviations": [each.deviation for each in found],
-    }  # fmt: skip
+        "predicted": [each.ratio for each in found],
+        "deviations": [each.deviation for each in found],
+    }
 
 
 def errors(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, Any]:
@@ -190,8 +213,11 @@ def errors(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, A
     p, m = np.asarray(predicted), np.asarray(measured)
     relative = np.abs(p / m - 1)
     ranks = [np.argsort(np.argsort(values)) for values in (p, m)]
-    return {"median_pct": 100 * float(np.median(relative)), "max_pct": 100 * float(relative.max()),
-            "rank": float(np.corrcoef(*ranks)[0, 1])}
+    return {
+        "median_pct": 100 * float(np.median(relative)),
+        "max_pct": 100 * float(relative.max()),
+        "rank": float(np.corrcoef(*ranks)[0, 1]),
+    }
 
 
 def kept(name: str, work: Callable[[], dict[str, Any]], *, fresh: bool) -> dict[str, Any]:
@@ -211,18 +237,24 @@ def kept(name: str, work: Callable[[], dict[str, Any]], *, fresh: bool) -> dict[
 def print_table(results: dict[str, Any]) -> None:
     """Print what counts, one line a way."""
     for name, found in results.items():
-        print(f"\n{name}: {found['original_ms']:.3g} ms, segments alone {found['alone_s']:.0f} s, "
-              f"{found['plans_fitted']} whole networks {found['plans_s']:.0f} s")
+        print(
+            f"\n{name}: {found['original_ms']:.3g} ms, segments alone {found['alone_s']:.0f} s, "
+            f"{found['plans_fitted']} whole networks {found['plans_s']:.0f} s"
+        )
         for way, each in {"the machine itself, twice": found["repeat"], **found["ways"]}.items():
             inside = f", {each['inside_95_pct']:.0f} % inside the interval" if "inside_95_pct" in each else ""
-            print(f"  {way:50s} median {each['median_pct']:5.2f} %, max {each['max_pct']:5.1f} %, "
-                  f"rank {each['rank']:6.3f}{inside}" + (f", {each['seconds']:.0f} s" if "seconds" in each else ""))
+            print(
+                f"  {way:50s} median {each['median_pct']:5.2f} %, max {each['max_pct']:5.1f} %, "
+                f"rank {each['rank']:6.3f}{inside}" + (f", {each['seconds']:.0f} s" if "seconds" in each else "")
+            )
         reached = {key: found["ways"]["fitted"][key] for key in _LIMITS}
         repeat = found["repeat"]
         misses = [key for key, limit in _LIMITS.items() if _is_worse(key, reached[key], limit)]
         noisy = [key for key in misses if _is_worse(key, repeat[key], reached[key])]
-        print(f"  {'reached' if not misses else 'missed: ' + ', '.join(misses)}"
-              + (f" (the machine's own repeat error is larger in {', '.join(noisy)})" if noisy else ""))
+        print(
+            f"  {'reached' if not misses else 'missed: ' + ', '.join(misses)}"
+            + (f" (the machine's own repeat error is larger in {', '.join(noisy)})" if noisy else "")
+        )
 
 
 def _is_worse(key: str, value: float, other: float) -> bool:
@@ -240,16 +272,21 @@ def main() -> int:
     results = {}
     for name in arguments.networks or CASES:
         results[name] = kept(
-            name, lambda name=name: run_case(name, with_ways=arguments.ways, num_plans=arguments.plans),
+            name,
+            lambda name=name: run_case(name, with_ways=arguments.ways, num_plans=arguments.plans),
             fresh=arguments.fresh,
-        )  # fmt: skip
+        )
         print_table({name: results[name]})
     earlier = RESULTS / "prediction.json"
     if arguments.networks and earlier.exists():
         results = {**json.loads(earlier.read_text())["results"], **results}
     results = {name: results[name] for name in CASES if name in results}
-    write_record("prediction", results, {"held_out": NUM_HELD_OUT, "threads": 1, "batch": 1, "limits": _LIMITS},
-                 packages=_PACKAGES)
+    write_record(
+        "prediction",
+        results,
+        {"held_out": NUM_HELD_OUT, "threads": 1, "batch": 1, "limits": _LIMITS},
+        packages=_PACKAGES,
+    )
     print_table(results)
     return 0
 

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/prediction.md, and fill in its tables, from the records of prediction.py and budgets.py.
 
-    python benchmarks/prediction_plots.py
+python benchmarks/prediction_plots.py
 """
 
 from __future__ import annotations
@@ -38,9 +38,14 @@ def draw_prediction(name: str, found: dict[str, Any], path: Path) -> None:
         [(p, s, *t) for p, s, t in zip(fitted["predicted"], fitted["deviations"], truth, strict=True)], original_ms
     )
     others = [(original_ms * p, original_ms * t[0]) for p, t in zip(alone["predicted"], truth, strict=True)]
-    prediction_png(points, path, title=f"{name}: plans that no fit has seen", label="fitted to measured plans",
-                   others=others, others_label=f"segments alone, error {alone['median_pct']:.0f} % median, "
-                                               f"{alone['max_pct']:.0f} % at most")
+    prediction_png(
+        points,
+        path,
+        title=f"{name}: plans that no fit has seen",
+        label="fitted to measured plans",
+        others=others,
+        others_label=f"segments alone, error {alone['median_pct']:.0f} % median, {alone['max_pct']:.0f} % at most",
+    )
 
 
 def draw_cost(results: dict[str, Any], path: Path) -> None:
@@ -53,13 +58,21 @@ def draw_cost(results: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, (name, found) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         for kind, (starts, colour, marker) in _KINDS.items():
-            points = [(each["seconds"], each["median_pct"]) for way, each in found["ways"].items()
-                      if is_of_kind(way, starts)]
+            points = [
+                (each["seconds"], each["median_pct"]) for way, each in found["ways"].items() if is_of_kind(way, starts)
+            ]
             axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=7, linewidth=1, label=kind)
         axes.axhline(found["repeat"]["median_pct"], color="#8d97a3", linestyle="--", linewidth=1)
-        axes.annotate("the machine itself, measured twice", (0.99, found["repeat"]["median_pct"]), ha="right",
-                      xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", fontsize=7.5,
-                      color="#5b6672")
+        axes.annotate(
+            "the machine itself, measured twice",
+            (0.99, found["repeat"]["median_pct"]),
+            ha="right",
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=7.5,
+            color="#5b6672",
+        )
         axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("seconds of measuring")
         axes.set_ylabel("median error on held-out plans (%)")
@@ -99,16 +112,30 @@ def prediction_rows(results: dict[str, Any]) -> list[str]:
     def cells(each: dict[str, Any]) -> tuple[str, str]:
         return f"{each['median_pct']:.1f} / {each['max_pct']:.1f} %", f"{each['rank']:.3f}"
 
-    head = ["network", "whole networks timed", "segments alone: median / max", "rank", "fitted: median / max", "rank",
-            "inside the 95 % interval", "the machine twice: median / max", "rank"]
+    head = [
+        "network",
+        "whole networks timed",
+        "segments alone: median / max",
+        "rank",
+        "fitted: median / max",
+        "rank",
+        "inside the 95 % interval",
+        "the machine twice: median / max",
+        "rank",
+    ]
     rows = []
     for name, found in results.items():
         fitted = found["ways"]["fitted"]
-        rows.append([
-            f"{name}, {found['original_ms']:.3g} ms", f"{found['plans_fitted']} in {found['plans_s']:.0f} s",
-            *cells(found["ways"]["segments alone"]), *cells(fitted), f"{fitted['inside_95_pct']:.0f} %",
-            *cells(found["repeat"]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{name}, {found['original_ms']:.3g} ms",
+                f"{found['plans_fitted']} in {found['plans_s']:.0f} s",
+                *cells(found["ways"]["segments alone"]),
+                *cells(fitted),
+                f"{fitted['inside_95_pct']:.0f} %",
+                *cells(found["repeat"]),
+            ]
+        )
     return table_of(head, rows)
 
 
@@ -120,8 +147,12 @@ def budget_rows(results: dict[str, Any]) -> list[str]:
         for speedup, found in speedups.items():
             cells = ["out of reach", "", "", ""]
             if found["status"] == "met":
-                cells = [f"{1 / found['ratio']:.3f}x", f"{1 / found['ratio_high']:.3f}x",
-                         f"{100 * found['used']:.0f} %", f"{found['trials']}, {found['verifications']}"]
+                cells = [
+                    f"{1 / found['ratio']:.3f}x",
+                    f"{1 / found['ratio_high']:.3f}x",
+                    f"{100 * found['used']:.0f} %",
+                    f"{found['trials']}, {found['verifications']}",
+                ]
             rows.append([name, f"{speedup}x", *cells])
     return table_of(head, rows)
 

@@ -108,7 +108,8 @@ def measure(share: float, entry_cap_s: float, seed: int, *, has_default: bool) -
             skipped = {(entry.start, entry.end) for entry in table.entries if entry.runs == 0}
         theirs.append(published(skipped))
     careful = [
-        index for index, segment in enumerate(sample)
+        index
+        for index, segment in enumerate(sample)
         if theirs[0][index] and all(table.entry(segment.start, segment.end).runs > 3 for table in tables)
     ]
     both = [(tables[0].entry(s.start, s.end).latency_ms, tables[1].entry(s.start, s.end).latency_ms) for s in sample]
@@ -121,24 +122,31 @@ def measure(share: float, entry_cap_s: float, seed: int, *, has_default: bool) -
     bounds_ms = [tables[0].entry(s.start, s.end).latency_ms for s in slow]
     with_slow_s = published_s + scale * sum(bounds_ms) / 1e3 * (WARMUPS + RUNS)
     results = {
-        "candidates": len(candidates), "distinct_shapes": len({segment.signature for segment in candidates}),
-        "sampled": len(sample), "sampled_and_skipped": len(bounds_ms),
+        "candidates": len(candidates),
+        "distinct_shapes": len({segment.signature for segment in candidates}),
+        "sampled": len(sample),
+        "sampled_and_skipped": len(bounds_ms),
         "sampled_and_cut": sum(each.is_cut for each in theirs[0] if each),
-        "ours_s": [round(each, 1) for each in ours_s], "published_s_scaled": round(published_s, 1),
+        "ours_s": [round(each, 1) for each in ours_s],
+        "published_s_scaled": round(published_s, 1),
         "published_s_scaled_with_the_slow_ones_at_their_bound": round(with_slow_s),
         "cost_ratio": round(statistics.fmean(ours_s) / published_s, 4),
         "entries_skipped_as_plainly_slow": [sum(e.runs == 0 for e in table.entries) for table in tables],
         "entries_timed_in_three_passes": [sum(e.runs == 3 for e in table.entries) for table in tables],
         "compared_for_spread": len(careful),
-        "ours_spread_median": ours_spread[0], "ours_spread_p90": ours_spread[1],
-        "published_spread_median": theirs_spread[0], "published_spread_p90": theirs_spread[1],
+        "ours_spread_median": ours_spread[0],
+        "ours_spread_p90": ours_spread[1],
+        "published_spread_median": theirs_spread[0],
+        "published_spread_p90": theirs_spread[1],
         "of_entries_run_uncut": {
-            "entries": len(uncut), "ours_spread_median": spread([both[index] for index in uncut])[0],
-            "published_spread_median":
-                spread([(theirs[0][index].mean_ms, theirs[1][index].mean_ms) for index in uncut])[0],
+            "entries": len(uncut),
+            "ours_spread_median": spread([both[index] for index in uncut])[0],
+            "published_spread_median": spread(
+                [(theirs[0][index].mean_ms, theirs[1][index].mean_ms) for index in uncut]
+            )[0],
         },
         "measurement": [dict(table.provenance.measurement) for table in tables],
-    }  # fmt: skip
+    }
     if has_default:
         default_s = ours("in_network")[1]
         results["default_method"] = {"seconds": round(default_s, 1), "cost_ratio": round(default_s / published_s, 4)}

@@ -66,8 +66,9 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         folder = Path(name)
 
         def profile(cache: Path, table: Path) -> None:
-            lf.profile_network(loaded.module, net, cache=cache, candidates=candidates, method=method,
-                               progress=False).write(table)
+            lf.profile_network(
+                loaded.module, net, cache=cache, candidates=candidates, method=method, progress=False
+            ).write(table)
 
         began = time.perf_counter()
         life(lambda: profile(folder / "whole.sqlite", folder / "whole.csv"), None)
@@ -84,8 +85,11 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         targets = sorted(rng.randrange(max(round(0.95 * num_whole), 1)) for _ in range(kills))
         for target in targets:
             began = time.perf_counter()
-            ended = life(lambda: profile(cache, folder / "killed.csv"), rng.uniform(0.0, 2 * whole_s / num_whole),
-                         until=lambda target=target: len(stored(cache)) >= target)
+            ended = life(
+                lambda: profile(cache, folder / "killed.csv"),
+                rng.uniform(0.0, 2 * whole_s / num_whole),
+                until=lambda target=target: len(stored(cache)) >= target,
+            )
             num_killed += ended == -signal.SIGKILL
             life_s = time.perf_counter() - began
             rows = stored(cache)
@@ -106,19 +110,29 @@ def kill_and_restart(model: str, input_shape: str, *, method: str, kills: int, s
         repeated = [signature for _, signature, count in audit if count > 1]
         ratios = [b.latency_ms / a.latency_ms for a, b in zip(whole.entries, killed.entries, strict=True)]
         found = {
-            "entries": len(killed), "measurements": len(final), "undisturbed_s": round(whole_s, 1),
-            "kills": num_killed, "kills_with_finished_work_since_the_last": sum(each["finished"] > 0 for each in lives),
-            "finished_before_a_kill": len(seen), "finished_in_the_last_life": len(final) - len(seen),
+            "entries": len(killed),
+            "measurements": len(final),
+            "undisturbed_s": round(whole_s, 1),
+            "kills": num_killed,
+            "kills_with_finished_work_since_the_last": sum(each["finished"] > 0 for each in lives),
+            "finished_before_a_kill": len(seen),
+            "finished_in_the_last_life": len(final) - len(seen),
             "last_life_s": round(last_s, 1),
-            "kept_measurements_lost_or_changed": len(changed), "measurements_made_twice": len(repeated),
+            "kept_measurements_lost_or_changed": len(changed),
+            "measurements_made_twice": len(repeated),
             "same_rows_as_undisturbed": rows_of(whole) == rows_of(killed),
             "same_measurements_as_undisturbed": sum(key in final for key in stored(folder / "whole.sqlite")),
             "same_table_when_read_again": latencies(again) == latencies(killed),
             "latency_killed_over_undisturbed_median": round(statistics.median(ratios), 4),
             "lives": lives,
-        }  # fmt: skip
-        found["passed"] = (num_killed == kills and not changed and not repeated and found["same_rows_as_undisturbed"]
-                           and found["same_table_when_read_again"])
+        }
+        found["passed"] = (
+            num_killed == kills
+            and not changed
+            and not repeated
+            and found["same_rows_as_undisturbed"]
+            and found["same_table_when_read_again"]
+        )
         return found
 
 

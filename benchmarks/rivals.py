@@ -110,8 +110,13 @@ def prune(model: nn.Module, share: float, *, is_global: bool) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch_pruning.pruner.BasePruner(
-            pruned, EXAMPLE, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2), pruning_ratio=share,
-            max_pruning_ratio=_LARGEST_SHARE, ignored_layers=whole, global_pruning=is_global,
+            pruned,
+            EXAMPLE,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=share,
+            max_pruning_ratio=_LARGEST_SHARE,
+            ignored_layers=whole,
+            global_pruning=is_global,
         ).step()
     for parameter in pruned.parameters():
         parameter.grad = None

@@ -43,29 +43,42 @@ class Case:
     """The network, its images and its table."""
 
     def __init__(self, steps: int, seed: int) -> None:
-        loaded = lf.load_model(
-            f"{_FACTORY}:resnet20", weights=shared_path() / "checkpoints/resnet20-12fca82f.th"
-        )
+        loaded = lf.load_model(f"{_FACTORY}:resnet20", weights=shared_path() / "checkpoints/resnet20-12fca82f.th")
         self.model = loaded.module.eval()
         self.net = lf.trace_network(self.model, torch.zeros(1, *loaded.input_shape))
         self.data = lf.open_data(
-            f"parquet:{shared_path() / 'data/cifar10'}", input_shape=loaded.input_shape, mean=loaded.mean,
-            std=loaded.std, interpolation=loaded.interpolation, crop_pct=loaded.crop_pct,
+            f"parquet:{shared_path() / 'data/cifar10'}",
+            input_shape=loaded.input_shape,
+            mean=loaded.mean,
+            std=loaded.std,
+            interpolation=loaded.interpolation,
+            crop_pct=loaded.crop_pct,
             num_classes=loaded.num_classes,
         )
         self.table = lf.profile_network(
-            self.model, self.net, get_backend("onnxruntime", threads=1), cache=False, method="isolated", cap_s=0.02,
-            candidates=self.net.candidates(max_growth=4.0), progress=False,
+            self.model,
+            self.net,
+            get_backend("onnxruntime", threads=1),
+            cache=False,
+            method="isolated",
+            cap_s=0.02,
+            candidates=self.net.candidates(max_growth=4.0),
+            progress=False,
         )
         self.training = lf.FinetuneOptions(steps=steps, batch_size=32, learning_rate=0.02, seed=seed)
 
-    def search(
-        self, checkpoint: Path | None = None, steps: int | None = None, **target: Any
-    ) -> lf.SearchResult:
+    def search(self, checkpoint: Path | None = None, steps: int | None = None, **target: Any) -> lf.SearchResult:
         training = replace(self.training, steps=steps or self.training.steps)
         return lf.search_activations(
-            self.model, self.net, self.data, latency=self.table, training=training, checkpoint_path=checkpoint,
-            checkpoint_every_s=0.0, progress=False, **target,
+            self.model,
+            self.net,
+            self.data,
+            latency=self.table,
+            training=training,
+            checkpoint_path=checkpoint,
+            checkpoint_every_s=0.0,
+            progress=False,
+            **target,
         )
 
 
@@ -80,8 +93,15 @@ def numbers(case: Case) -> list[dict[str, Any]]:
             # Beyond the number asked for, on stays only what stands where merging stops all the same.
             ranked = sorted(found.gates, key=lambda gate: -gate.score)
             beyond = {position for gate in ranked[keep:] if gate.is_on for position in gate.positions}
-            rows.append({"granularity": granularity, "gates": num_gates, "asked": keep, "on": on,
-                         "is_exact": on >= keep and beyond <= set(found.solution.merge_pos)})
+            rows.append(
+                {
+                    "granularity": granularity,
+                    "gates": num_gates,
+                    "asked": keep,
+                    "on": on,
+                    "is_exact": on >= keep and beyond <= set(found.solution.merge_pos),
+                }
+            )
             print(f"{granularity}: {on} of {num_gates} on, {keep} asked", file=sys.stderr, flush=True)
     return rows
 
@@ -100,11 +120,19 @@ def budgets(case: Case) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         solution = case.search(budget_ms=budget_ms * (1 + 1e-9)).solution
         assert solution.predicted_ms is not None
         predicted_ms = case.table.predict_ms(solution)
-        rows.append({"speedup_asked": original_ms / budget_ms, "speedup": original_ms / predicted_ms,
-                     "is_within": predicted_ms <= budget_ms * (1 + 1e-9),
-                     "activations": len(solution.act_pos)})
-        print(f"{original_ms / budget_ms:.3f}x asked, {original_ms / predicted_ms:.3f}x predicted", file=sys.stderr,
-              flush=True)
+        rows.append(
+            {
+                "speedup_asked": original_ms / budget_ms,
+                "speedup": original_ms / predicted_ms,
+                "is_within": predicted_ms <= budget_ms * (1 + 1e-9),
+                "activations": len(solution.act_pos),
+            }
+        )
+        print(
+            f"{original_ms / budget_ms:.3f}x asked, {original_ms / predicted_ms:.3f}x predicted",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         case.search(budget_ms=0.9 * least_ms)
         unreachable = {"is_refused": False}
@@ -135,15 +163,19 @@ def killed(case: Case, kills: int, seed: int) -> dict[str, Any]:
         checkpoint = folder / "killed.checkpoint"
         while len(lives) < kills and not (folder / "killed.json").exists():
             before = changed_at(checkpoint)
-            ended = life(lambda: run("killed"), rng.uniform(0.0, 0.5),
-                         until=lambda: changed_at(checkpoint) != before)  # noqa: B023 - called within this round
+            ended = life(lambda: run("killed"), rng.uniform(0.0, 0.5), until=lambda: changed_at(checkpoint) != before)  # noqa: B023 - called within this round
             lives += [ended] if ended == -signal.SIGKILL else []
         in_time = not (folder / "killed.json").exists()
         life(lambda: run("killed"), None)
         whole, again = (json.loads((folder / f"{way}.json").read_text()) for way in ("whole", "killed"))
-    return {"kills": len(lives), "kills_before_the_end": in_time, "steps": steps, "undisturbed_s": round(whole_s, 1),
-            "resumed_from_step": again["resumed_from_step"],
-            **{f"same_{part}": value == again["outcome"][part] for part, value in whole["outcome"].items()}}
+    return {
+        "kills": len(lives),
+        "kills_before_the_end": in_time,
+        "steps": steps,
+        "undisturbed_s": round(whole_s, 1),
+        "resumed_from_step": again["resumed_from_step"],
+        **{f"same_{part}": value == again["outcome"][part] for part, value in whole["outcome"].items()},
+    }
 
 
 def changed_at(path: Path) -> int:
@@ -157,8 +189,11 @@ def outcome_of(found: lf.SearchResult) -> dict[str, Any]:
     for name, value in sorted(found.weights.items()):
         digest.update(name.encode())
         digest.update(value.contiguous().numpy().tobytes())
-    return {"solution": found.solution.to_json(), "scores": [gate.score for gate in found.gates],
-            "weights": digest.hexdigest()}
+    return {
+        "solution": found.solution.to_json(),
+        "scores": [gate.score for gate in found.gates],
+        "weights": digest.hexdigest(),
+    }
 
 
 def main() -> int:
@@ -174,12 +209,23 @@ def main() -> int:
     print(resumed, file=sys.stderr, flush=True)
     exact = numbers(case)
     within, unreachable = budgets(case)
-    write_record("search_gates", {"numbers": exact, "budgets": within, "unreachable": unreachable, "killed": resumed},
-                 vars(arguments), packages=("torch", "torchvision", "onnxruntime", "numpy"))
+    write_record(
+        "search_gates",
+        {"numbers": exact, "budgets": within, "unreachable": unreachable, "killed": resumed},
+        vars(arguments),
+        packages=("torch", "torchvision", "onnxruntime", "numpy"),
+    )
     is_same = all(value for key, value in resumed.items() if key.startswith("same"))
     has_gone_on = resumed["kills"] == arguments.kills and resumed["resumed_from_step"] >= arguments.kills
-    return int(not (all(row["is_exact"] for row in exact) and all(row["is_within"] for row in within)
-                    and all(unreachable.values()) and is_same and has_gone_on))
+    return int(
+        not (
+            all(row["is_exact"] for row in exact)
+            and all(row["is_within"] for row in within)
+            and all(unreachable.values())
+            and is_same
+            and has_gone_on
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -59,11 +59,12 @@ def finetune_published_56(work: Path) -> Path:
 
 NETWORKS: dict[str, tuple[Callable[[Path], Path], float | None]] = {
     "mobilenetv2_050_cifar": (
-        train("mobilenetv2_050_cifar", "--epochs", "4", "--learning-rate", "0.005"), None,
+        train("mobilenetv2_050_cifar", "--epochs", "4", "--learning-rate", "0.005"),
+        None,
     ),
     "resnet20": (finetune_published, 0.02),
     "resnet56": (finetune_published_56, 0.02),
-}  # fmt: skip
+}
 """By factory of ``cifar_resnet.py``: what makes the baseline, and the learning rate (None: the optimizer's own)."""
 
 
@@ -104,8 +105,13 @@ class Run:
     def data(self) -> lf.ImageData:
         of = self.untrained
         return lf.open_data(
-            f"parquet:{shared_path() / 'data/cifar10'}", input_shape=of.input_shape, mean=of.mean, std=of.std,
-            interpolation=of.interpolation, crop_pct=of.crop_pct, num_classes=of.num_classes,
+            f"parquet:{shared_path() / 'data/cifar10'}",
+            input_shape=of.input_shape,
+            mean=of.mean,
+            std=of.std,
+            interpolation=of.interpolation,
+            crop_pct=of.crop_pct,
+            num_classes=of.num_classes,
         )
 
     @cached_property
@@ -123,7 +129,11 @@ class Run:
         path = self.folder / "latency-with-drops.csv"
         if not path.exists():
             lf.profile_network(
-                self.untrained.module, self.net, self.backend, cache=self.folder / "cache.sqlite", model_name=self.name,
+                self.untrained.module,
+                self.net,
+                self.backend,
+                cache=self.folder / "cache.sqlite",
+                model_name=self.name,
                 candidates=self.candidates,
             ).write(path)
         return lf.LatencyTable.read(path)
@@ -133,14 +143,20 @@ class Run:
         path = self.folder / "importance-with-drops.csv"
         if not path.exists():
             lf.estimate_importance(
-                self.loaded.module, self.net, self.data, latency=self.latency, holdout_images=_IMPORTANCE_IMAGES,
-                journal_path=self.folder / "importance-with-drops.journal", model_name=self.name,
+                self.loaded.module,
+                self.net,
+                self.data,
+                latency=self.latency,
+                holdout_images=_IMPORTANCE_IMAGES,
+                journal_path=self.folder / "importance-with-drops.journal",
+                model_name=self.name,
             ).write(path)
         return lf.ImportanceTable.read(path)
 
     def training(self, seed: int, epochs: int) -> lf.FinetuneOptions:
-        return lf.FinetuneOptions(epochs=epochs, steps=self.arguments.steps, learning_rate=NETWORKS[self.name][1],
-                                  seed=seed)
+        return lf.FinetuneOptions(
+            epochs=epochs, steps=self.arguments.steps, learning_rate=NETWORKS[self.name][1], seed=seed
+        )
 
     def file(self, way: str, speedup: float, seed: int, suffix: str) -> Path:
         return self.trained / f"{way.replace(' ', '-')}-{speedup:g}-{seed}{suffix}"
@@ -163,9 +179,15 @@ def search(run: Run, budget_ms: float, seed: int) -> lf.Solution:
     if found.exists():
         return lf.Solution.read(found)
     solution = lf.search_activations(
-        run.teacher, run.net, run.data, budget_ms=budget_ms, latency=run.latency,
-        training=run.training(seed, arguments.search_epochs), device=arguments.train_device,
-        checkpoint_path=checkpoint, model_name=run.name,
+        run.teacher,
+        run.net,
+        run.data,
+        budget_ms=budget_ms,
+        latency=run.latency,
+        training=run.training(seed, arguments.search_epochs),
+        device=arguments.train_device,
+        checkpoint_path=checkpoint,
+        model_name=run.name,
     ).solution
     solution.write(found)
     checkpoint.unlink(missing_ok=True)
@@ -183,8 +205,9 @@ def uniform_removal(run: Run, budget_ms: float, seed: int) -> lf.Solution:
             found += [acts] if merging.predict_ms(acts) <= budget_ms else []
             least_ms = min(least_ms, merging.predict_ms(acts))
     if not found:
-        raise lf.InfeasibleBudgetError(f"budget {budget_ms:.6g} ms: the least is {least_ms:.6g} ms",
-                                       budget_ms=budget_ms, least_ms=least_ms)
+        raise lf.InfeasibleBudgetError(
+            f"budget {budget_ms:.6g} ms: the least is {least_ms:.6g} ms", budget_ms=budget_ms, least_ms=least_ms
+        )
     return merging.solution(max(found, key=len), model=run.name, budget_ms=budget_ms)
 
 
@@ -204,8 +227,12 @@ def solve(run: Run, way: str, speedup: float, seed: int) -> dict[str, Any]:
         try:
             found = choose_within(run, way, speedup, seed)
         except lf.InfeasibleBudgetError as error:
-            found = {"status": "unreachable", "least_ms": error.least_ms, "budget_ms": error.budget_ms,
-                     "reachable_speedup": run.latency.original_ms / error.least_ms}
+            found = {
+                "status": "unreachable",
+                "least_ms": error.least_ms,
+                "budget_ms": error.budget_ms,
+                "reachable_speedup": run.latency.original_ms / error.least_ms,
+            }
         path.write_text(json.dumps({**found, "seconds": time.monotonic() - began}))
     answer: dict[str, Any] = json.loads(path.read_text())
     return answer
@@ -222,8 +249,12 @@ def choose_within(run: Run, way: str, speedup: float, seed: int) -> dict[str, An
         solution = WAYS[way](run, budget_ms, seed)
         found = lf.verify_solution(run.untrained.module, run.net, solution, run.backend, speedup=speedup)
         rounds.append({"budget_ms": budget_ms, "ratio": found.ratio, "ratio_high": found.ratio_high})
-        print(f"{run.name}, {way}, {speedup:g}x: predicted {run.latency.original_ms / budget_ms:.3f}x, measured "
-              f"{1 / found.ratio:.3f}x", file=sys.stderr, flush=True)
+        print(
+            f"{run.name}, {way}, {speedup:g}x: predicted {run.latency.original_ms / budget_ms:.3f}x, measured "
+            f"{1 / found.ratio:.3f}x",
+            file=sys.stderr,
+            flush=True,
+        )
         if found.is_within_budget or len(rounds) == _MOST_ROUNDS:
             return {"status": "solved", "solution": solution.to_json(), "rounds": rounds}
         budget_ms *= (1 - _MARGIN) / (found.ratio_high * speedup)
@@ -241,23 +272,41 @@ def finetune(run: Run, solved: dict[str, Any], way: str, speedup: float, seed: i
     checkpoint = run.file(way, speedup, seed, ".checkpoint")
     options = run.training(seed, run.arguments.epochs)
     report = lf.finetune_network(
-        student, run.data, teacher=run.teacher, epochs=options.epochs, steps=options.steps,
-        learning_rate=options.learning_rate, seed=seed, checkpoint_path=checkpoint,
-        device=run.arguments.train_device, description=f"{run.name}, {way}, {speedup:g}x",
+        student,
+        run.data,
+        teacher=run.teacher,
+        epochs=options.epochs,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        seed=seed,
+        checkpoint_path=checkpoint,
+        device=run.arguments.train_device,
+        description=f"{run.name}, {way}, {speedup:g}x",
     )
     scores = lf.evaluate_network(student, run.data.split("test"), teacher=run.teacher)
     recipe = Recipe(model=run.loaded.source, input_shape=run.loaded.input_shape, solution=solution)
-    save_form(student.to(memory_format=torch.contiguous_format), path, kind="train", recipe=recipe, facts={
-        "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct, "finetune": report.as_dict(),
-    })  # fmt: skip
+    save_form(
+        student.to(memory_format=torch.contiguous_format),
+        path,
+        kind="train",
+        recipe=recipe,
+        facts={
+            "accuracy_pct": scores.accuracy_pct,
+            "agreement_pct": scores.agreement_pct,
+            "finetune": report.as_dict(),
+        },
+    )
     checkpoint.unlink(missing_ok=True)
 
 
 def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
     """Measure every finetuned network in turns with the original; return a row for each way, reached or not."""
     solved = {key: solve(run, *key) for key in every}
-    forms = {key: load_form(run.file(*key, ".safetensors"), run.loaded.module)
-             for key, found in solved.items() if found["status"] == "solved"}
+    forms = {
+        key: load_form(run.file(*key, ".safetensors"), run.loaded.module)
+        for key, found in solved.items()
+        if found["status"] == "solved"
+    }
     has_seeds = len({seed for _, _, seed in every}) > 1
     names = {key: f"{key[0]}, {key[1]:g}x" + (f", seed {key[2]}" if has_seeds else "") for key in every}
     original_pct = lf.evaluate_network(run.loaded.module, run.data.split("test")).accuracy_pct
@@ -265,11 +314,15 @@ def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
     comparison: dict[str, Any] = {}
     if forms:
         found = lf.compare_solutions(
-            run.loaded.module, run.net, {names[key]: form.recipe.solution for key, form in forms.items()}, run.backend,
+            run.loaded.module,
+            run.net,
+            {names[key]: form.recipe.solution for key, form in forms.items()},
+            run.backend,
             networks={names[key]: lf.merge_network(form.module) for key, form in forms.items()},
-            latency=run.latency, importance=run.importance,
+            latency=run.latency,
+            importance=run.importance,
             accuracies_pct={"original": original_pct, **{names[k]: f.facts["accuracy_pct"] for k, f in forms.items()}},
-        )  # fmt: skip
+        )
         found.plot(run.trained / "compare.png", title=f"{run.name} on CIFAR-10")
         comparison = found.to_json()
     measured = {each["name"]: each for each in comparison.pop("networks", [])}
@@ -277,26 +330,42 @@ def compare(run: Run, every: list[tuple[str, float, int]]) -> dict[str, Any]:
         each["note"] = each["note"].replace(f"{run.folder}/", "")
     for key in every:
         way, speedup, seed = key
-        row = {"way": way, "speedup_asked": speedup, "seed": seed, "status": solved[key]["status"],
-               "solve_seconds": solved[key]["seconds"], **({"rounds": solved[key]["rounds"]} if key in forms else {})}
+        row = {
+            "way": way,
+            "speedup_asked": speedup,
+            "seed": seed,
+            "status": solved[key]["status"],
+            "solve_seconds": solved[key]["seconds"],
+            **({"rounds": solved[key]["rounds"]} if key in forms else {}),
+        }
         if key in forms:
-            row |= {"finetune_seconds": forms[key].facts["finetune"]["seconds"],
-                    "agreement_pct": forms[key].facts["agreement_pct"], "solution": solved[key]["solution"],
-                    **measured[names[key]]}
+            row |= {
+                "finetune_seconds": forms[key].facts["finetune"]["seconds"],
+                "agreement_pct": forms[key].facts["agreement_pct"],
+                "solution": solved[key]["solution"],
+                **measured[names[key]],
+            }
         else:
             row |= {name: solved[key][name] for name in ("least_ms", "budget_ms", "reachable_speedup")}
         rows.append(row)
-    return {"original_accuracy_pct": original_pct, "original_predicted_ms": run.latency.original_ms,
-            "frontiers": compare_frontiers(run.latency, run.importance),
-            "rows": rows, "original": measured.get("original"), "provenance": comparison.get("provenance")}
+    return {
+        "original_accuracy_pct": original_pct,
+        "original_predicted_ms": run.latency.original_ms,
+        "frontiers": compare_frontiers(run.latency, run.importance),
+        "rows": rows,
+        "original": measured.get("original"),
+        "provenance": comparison.get("provenance"),
+    }
 
 
 def print_rows(name: str, found: dict[str, Any]) -> None:
     """Print the table of one network."""
     print(f"\n{name}: original {found['original_accuracy_pct']:.2f} %")
     frontiers = found["frontiers"]
-    print(f"frontiers by measured importances, at {frontiers['budgets_compared']} budgets: better with drops at "
-          f"{frontiers['better_with_drops']}, worse at {frontiers['worse_with_drops']}")
+    print(
+        f"frontiers by measured importances, at {frontiers['budgets_compared']} budgets: better with drops at "
+        f"{frontiers['better_with_drops']}, worse at {frontiers['worse_with_drops']}"
+    )
     print(f"{'way':<22}{'asked':>7}{'predicted':>11}{'measured':>10}{'accuracy':>11}{'convs':>7}{'acts':>6}")
     for row in found["rows"]:
         asked = f"{row['speedup_asked']:g}x"
@@ -304,8 +373,10 @@ def print_rows(name: str, found: dict[str, Any]) -> None:
             print(f"{row['way']:<22}{asked:>7}   not reached; the most is {row['reachable_speedup']:.3f}x")
             continue
         predicted = found["original_predicted_ms"] / row["predicted_ms"]
-        print(f"{row['way']:<22}{asked:>7}{predicted:>10.3f}x{row['speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} %"
-              f"{row['num_convs']:>7}{row['num_activations']:>6}")
+        print(
+            f"{row['way']:<22}{asked:>7}{predicted:>10.3f}x{row['speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} %"
+            f"{row['num_convs']:>7}{row['num_activations']:>6}"
+        )
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -319,8 +390,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.3, 1.6], metavar="X")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY",
-                        help=", ".join(WAYS))
+    parser.add_argument(
+        "--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY", help=", ".join(WAYS)
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, default=2, metavar="N", help="of finetuning")
     parser.add_argument("--search-epochs", type=int, default=1, metavar="N", help="of the search, before finetuning")

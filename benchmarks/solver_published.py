@@ -30,15 +30,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=200, help="random importance tables a network (%(default)s)")
     parser.add_argument("--budgets", type=int, default=20, help="budgets a seed (%(default)s)")
-    parser.add_argument("--precision", type=int, default=20, help="steps a millisecond of the published algorithm "
-                        "on the MobileNetV2 table (%(default)s); a fifth on VGG19, whose latencies are longer")
+    parser.add_argument(
+        "--precision",
+        type=int,
+        default=20,
+        help="steps a millisecond of the published algorithm "
+        "on the MobileNetV2 table (%(default)s); a fifth on VGG19, whose latencies are longer",
+    )
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     results: dict[str, Any] = {"t_opt": {name: compare_t_opt(name) for name in TABLES}}
     broken = any(each["rows_that_differ"] for each in results["t_opt"].values())
     results["speed"] = {
         f"{name}, {'one entry a segment' if plain else 'with empty slots filled or not'}": compare_speed(name, plain)
-        for name in TABLES for plain in (True, False)
+        for name in TABLES
+        for plain in (True, False)
     }
     results["answers"] = {}
     for name in TABLES:
@@ -79,7 +85,7 @@ def random_importance(name: str, seed: int, plain: bool = False) -> Any:
     from layerfold.tables import ImportanceEntry, ImportanceTable
 
     latency, rng = read_latency(name), random.Random(seed)
-    (first, last), = latency.chains
+    ((first, last),) = latency.chains
     empty = frozenset[int]() if plain else EMPTY_SLOTS[name]
 
     def states(position: int) -> tuple[int, ...]:
@@ -87,11 +93,20 @@ def random_importance(name: str, seed: int, plain: bool = False) -> Any:
             return (0 if position == last and position in empty else 1,)
         return (0, 1) if position in empty else (1,)
 
-    return ImportanceTable([
-        ImportanceEntry(start=e.start, end=e.end, start_act=a, end_act=b,
-                        importance=-rng.gammavariate(1.0, 0.4) * (e.end - e.start - 0.95) ** rng.uniform(0.5, 1.5))
-        for e in latency.entries for a in states(e.start) for b in states(e.end)
-    ])
+    return ImportanceTable(
+        [
+            ImportanceEntry(
+                start=e.start,
+                end=e.end,
+                start_act=a,
+                end_act=b,
+                importance=-rng.gammavariate(1.0, 0.4) * (e.end - e.start - 0.95) ** rng.uniform(0.5, 1.5),
+            )
+            for e in latency.entries
+            for a in states(e.start)
+            for b in states(e.end)
+        ]
+    )
 
 
 def compare_answers(name: str, seed: int, *, budgets: int, precision: int) -> list[dict[str, float]]:
@@ -103,7 +118,7 @@ def compare_answers(name: str, seed: int, *, budgets: int, precision: int) -> li
     latency, importance = read_latency(name), random_importance(name, seed)
     # The published algorithm removes activations where merging stops all the same.
     frontier = solve_frontier(latency, importance, limits=Limits(allow_bare_stops=True))
-    (_, num_layers), = latency.chains
+    ((_, num_layers),) = latency.chains
     times = {(e.start, e.end): e.latency_ms for e in latency.entries}
     gains = {e.key: e.importance for e in importance.entries}
     rng = random.Random(-seed - 1)
@@ -117,13 +132,15 @@ def compare_answers(name: str, seed: int, *, budgets: int, precision: int) -> li
         except InfeasibleBudgetError:
             ours = None
         theirs = table.at(budget_ms)
-        rows.append({
-            "budget_ms": budget_ms,
-            "ours": float("nan") if ours is None else ours.importance,
-            "ours_ms": float("nan") if ours is None else latency.predict_ms(ours),
-            "theirs": float("nan") if theirs is None else theirs[0],
-            "theirs_ms": float("nan") if theirs is None else theirs[1],
-        })
+        rows.append(
+            {
+                "budget_ms": budget_ms,
+                "ours": float("nan") if ours is None else ours.importance,
+                "ours_ms": float("nan") if ours is None else latency.predict_ms(ours),
+                "theirs": float("nan") if theirs is None else theirs[0],
+                "theirs_ms": float("nan") if theirs is None else theirs[1],
+            }
+        )
     return rows
 
 
@@ -149,7 +166,7 @@ def compare_speed(name: str, plain: bool) -> dict[str, Any]:
     from tests.oracles.published import solve_discretised, transcribed_value
 
     latency, importance = read_latency(name), random_importance(name, 0, plain)
-    (_, num_layers), = latency.chains
+    ((_, num_layers),) = latency.chains
     times = {(e.start, e.end): e.latency_ms for e in latency.entries}
     gains = {e.key: e.importance for e in importance.entries}
     budget_ms = 25.0 if name == "mbv2_1.0" else 0.9 * latency.original_ms

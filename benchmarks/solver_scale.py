@@ -20,8 +20,19 @@ from typing import Any
 from record import ROOT, peak_memory_mib, write_record
 
 SIZES = [
-    (1000, 1, 10), (1000, 5, 10), (1000, 10, 10), (1000, 20, 1), (1000, 20, 3), (1000, 20, 10), (1000, 20, 30),
-    (50, 20, 10), (100, 20, 10), (200, 20, 10), (500, 20, 10), (2000, 20, 10), (20, 20, 10),
+    (1000, 1, 10),
+    (1000, 5, 10),
+    (1000, 10, 10),
+    (1000, 20, 1),
+    (1000, 20, 3),
+    (1000, 20, 10),
+    (1000, 20, 30),
+    (50, 20, 10),
+    (100, 20, 10),
+    (200, 20, 10),
+    (500, 20, 10),
+    (2000, 20, 10),
+    (20, 20, 10),
 ]
 
 
@@ -37,8 +48,16 @@ def main() -> int:
         return 0
     rows = []
     for size in SIZES:
-        command = [sys.executable, __file__, "--one", ",".join(map(str, size)), "--epsilon", str(args.epsilon),
-                   "--repeats", str(args.repeats)]
+        command = [
+            sys.executable,
+            __file__,
+            "--one",
+            ",".join(map(str, size)),
+            "--epsilon",
+            str(args.epsilon),
+            "--repeats",
+            str(args.repeats),
+        ]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(rows[-1], file=sys.stderr)
     write_record("solver_scale", {"sizes": rows}, {"epsilon": args.epsilon, "repeats": args.repeats})
@@ -64,7 +83,9 @@ def random_options(layers: int, candidates: int, options: int, seed: int = 0) ->
     start, end = np.repeat(start, options), np.repeat(end, options)
     share = rng.uniform(0.3, 1.0, len(start))
     return chain_options(
-        chain=(0, layers), from_state=2 * start + 1, to_state=2 * end + 1,
+        chain=(0, layers),
+        from_state=2 * start + 1,
+        to_state=2 * end + 1,
         costs=(np.repeat(latency, options) * share)[:, None],
         importances=np.repeat(importance, options) - rng.gamma(2.0, 0.2, len(start)) * (1.0 - share) ** 1.5,
         plan_of=lambda index: Plan(breaks=()),
@@ -103,10 +124,17 @@ def measure(layers: int, candidates: int, options: int, epsilon: float, repeats:
             proven.append(is_done)
             search_s.append(time.perf_counter() - began)
     return {
-        "layers": layers, "candidates": candidates, "options": options, "all_options": len(problem.importances),
-        "points": len(costs), "best_s": round(min(seconds), 4), "median_s": round(statistics.median(seconds), 4),
-        "peak_mib": round(peak_memory_mib()), "before_mib": round(idle_mib),
-        "gap_median": float(f"{np.median(gaps):.2g}"), "gap_p90": float(f"{np.quantile(gaps, 0.9):.2g}"),
+        "layers": layers,
+        "candidates": candidates,
+        "options": options,
+        "all_options": len(problem.importances),
+        "points": len(costs),
+        "best_s": round(min(seconds), 4),
+        "median_s": round(statistics.median(seconds), 4),
+        "peak_mib": round(peak_memory_mib()),
+        "before_mib": round(idle_mib),
+        "gap_median": float(f"{np.median(gaps):.2g}"),
+        "gap_p90": float(f"{np.quantile(gaps, 0.9):.2g}"),
         "gap_worst": float(f"{gaps.max():.2g}"),
         "budgets_proven_within_epsilon": round(float(np.mean(proven)), 3),
         "search_of_a_budget_mean_s": round(float(np.mean(search_s)), 4),
@@ -130,8 +158,11 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
         )
         axes.plot([row[name] for row in chosen], [row["best_s"] for row in chosen], "o-", color="#1f5aa6")
         axes.axhline(1.0, color="#7a7a7a", linestyle="--", linewidth=1)
-        axes.set(xscale="log", yscale="log", xlabel={"layers": "layers", "options": "options a candidate",
-                                                    "candidates": "candidates a start"}[name])
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel={"layers": "layers", "options": "options a candidate", "candidates": "candidates a start"}[name],
+        )
         axes.set_title(", ".join(f"{value:,} {key}" for key, value in fixed.items()), fontsize=9, loc="left")
         axes.set_xticks([row[name] for row in chosen], [f"{row[name]:,}" for row in chosen])
         axes.minorticks_off()

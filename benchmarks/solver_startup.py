@@ -36,15 +36,27 @@ def main() -> int:
             imp_path = Path(folder) / "imp.csv"
             random_importance(name, 0).write(imp_path)
             time_path = shared_path() / "seed_tables" / name / f"time_{suffix}.csv"
-            solve = [sys.executable, "-c", SOLVE, "solve", "--time-path", str(time_path), "--imp-path", str(imp_path),
-                     "--knee", "--json"]
+            solve = [
+                sys.executable,
+                "-c",
+                SOLVE,
+                "solve",
+                "--time-path",
+                str(time_path),
+                "--imp-path",
+                str(imp_path),
+                "--knee",
+                "--json",
+            ]
             ours, theirs = [], []
             for _ in range(args.repeats):
                 theirs.append(seconds([sys.executable, "-c", IMPORTS]))
                 ours.append(seconds(solve))
         results[name] = {
-            "solve_best_s": round(min(ours), 3), "solve_median_s": round(statistics.median(ours), 3),
-            "imports_best_s": round(min(theirs), 3), "imports_median_s": round(statistics.median(theirs), 3),
+            "solve_best_s": round(min(ours), 3),
+            "solve_median_s": round(statistics.median(ours), 3),
+            "imports_best_s": round(min(theirs), 3),
+            "imports_median_s": round(statistics.median(theirs), 3),
             "difference_best_s": round(min(ours) - min(theirs), 3),
         }
     write_record("solver_startup", results, vars(args))

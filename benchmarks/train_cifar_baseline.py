@@ -56,32 +56,55 @@ def train_baseline(arguments: argparse.Namespace) -> Path:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     loaded = load_model(f"{_HERE / 'cifar_resnet.py'}:{arguments.model}", weights=arguments.weights)
-    data = open_data(arguments.data, input_shape=loaded.input_shape, mean=loaded.mean, std=loaded.std,
-                     interpolation=loaded.interpolation, crop_pct=loaded.crop_pct, num_classes=loaded.num_classes)
+    data = open_data(
+        arguments.data,
+        input_shape=loaded.input_shape,
+        mean=loaded.mean,
+        std=loaded.std,
+        interpolation=loaded.interpolation,
+        crop_pct=loaded.crop_pct,
+        num_classes=loaded.num_classes,
+    )
     arguments.output.mkdir(parents=True, exist_ok=True)
     weights_path: Path = arguments.output / f"{arguments.model}.safetensors"
     before = evaluate_network(loaded.module, data.test)
     print(f"before: {before.accuracy_pct:.2f} % of {before.num_images} test images", file=sys.stderr)
     began = time.monotonic()
     report = finetune_network(
-        loaded.module.to(memory_format=torch.channels_last), data, epochs=arguments.epochs, steps=arguments.steps,
-        batch_size=arguments.batch_size, optimizer=arguments.optimizer, learning_rate=arguments.learning_rate,
-        label_smoothing=arguments.label_smoothing, mixed_precision=arguments.mixed_precision, seed=arguments.seed,
-        device=arguments.device, checkpoint_path=arguments.output / f"{arguments.model}.training.pt",
+        loaded.module.to(memory_format=torch.channels_last),
+        data,
+        epochs=arguments.epochs,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        optimizer=arguments.optimizer,
+        learning_rate=arguments.learning_rate,
+        label_smoothing=arguments.label_smoothing,
+        mixed_precision=arguments.mixed_precision,
+        seed=arguments.seed,
+        device=arguments.device,
+        checkpoint_path=arguments.output / f"{arguments.model}.training.pt",
         description=f"Training {arguments.model}",
     )
     after = evaluate_network(loaded.module, data.test)
     save_file({key: value.contiguous() for key, value in loaded.module.state_dict().items()}, weights_path)
     record = {
-        "model": loaded.source.rpartition(":")[2], "weights_before": loaded.weights_sha256,
-        "test_accuracy_pct_before": before.accuracy_pct, "test_accuracy_pct": after.accuracy_pct,
-        "test_loss": after.loss, "this_run_s": round(time.monotonic() - began, 1), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "device": arguments.device, "data": data.describe(),
+        "model": loaded.source.rpartition(":")[2],
+        "weights_before": loaded.weights_sha256,
+        "test_accuracy_pct_before": before.accuracy_pct,
+        "test_accuracy_pct": after.accuracy_pct,
+        "test_loss": after.loss,
+        "this_run_s": round(time.monotonic() - began, 1),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": arguments.device,
+        "data": data.describe(),
         "training": report.as_dict(),
     }
     weights_path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{weights_path}: {after.accuracy_pct:.2f} % of {after.num_images} test images, {report.steps} steps, "
-          f"{report.seconds:.0f} s")
+    print(
+        f"{weights_path}: {after.accuracy_pct:.2f} % of {after.num_images} test images, {report.steps} steps, "
+        f"{report.seconds:.0f} s"
+    )
     return weights_path
 
 

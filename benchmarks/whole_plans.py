@@ -40,15 +40,22 @@ def finetuned(name: str) -> Iterator[dict[str, Any]]:
         for method, found in row.items():
             if not isinstance(found, dict) or "solution" not in found:
                 continue
-            yield {"from": f"importance_rank, {method}, {row['speedup']:g}x",
-                   "epochs": record["settings"]["plan_epochs"],
-                   "solution": found["solution"], "accuracy_pct": statistics.mean(found["accuracy_pct"])}
+            yield {
+                "from": f"importance_rank, {method}, {row['speedup']:g}x",
+                "epochs": record["settings"]["plan_epochs"],
+                "solution": found["solution"],
+                "accuracy_pct": statistics.mean(found["accuracy_pct"]),
+            }
     for folder in (RESULTS / f"accuracy_cifar10/{name}/onnxruntime-3-epochs", RESULTS / "whole_plans" / name):
         for path in sorted(folder.glob("*-0.json")):
             choice = json.loads(path.with_name(f"{path.stem.removesuffix('-0')}.json").read_text())
             if "solution" in choice:  # pruning has none
-                yield {"from": f"{folder.parts[-2].replace('whole_plans', 'left')}, {path.stem}", "epochs": 3,
-                       "solution": choice["solution"], "accuracy_pct": json.loads(path.read_text())["accuracy_pct"]}
+                yield {
+                    "from": f"{folder.parts[-2].replace('whole_plans', 'left')}, {path.stem}",
+                    "epochs": 3,
+                    "solution": choice["solution"],
+                    "accuracy_pct": json.loads(path.read_text())["accuracy_pct"],
+                }
 
 
 def losses(run: Run, solution: lf.Solution) -> dict[str, float]:
@@ -94,7 +101,8 @@ def main() -> int:
             alike = [row for row in rows if row["epochs"] == epochs]
             accuracies = [row["accuracy_pct"] for row in alike]
             ranks[f"{epochs} epochs"] = {"plans": len(alike)} | {
-                loss: float(spearmanr([-row[loss] for row in alike], accuracies).statistic) for loss in _LOSSES}
+                loss: float(spearmanr([-row[loss] for row in alike], accuracies).statistic) for loss in _LOSSES
+            }
         results[name] = {"ranks": ranks, "plans": rows}
     write_record("whole_plans", results, {"calibration": _CALIBRATION, "holdout": _HOLDOUT}, packages=_PACKAGES)
     return 0

@@ -102,9 +102,7 @@ def _show_folders_as_text(app: Sphinx, doctree: nodes.document) -> None:
             link.replace_self(link.children)
 
 
-def _read_docstring(
-    _app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]
-) -> None:
+def _read_docstring(_app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
     """Make pages that a docstring names links, and keep napoleon from reading types into properties."""
     lines[:] = [re.sub(r"\bdocs/(\w+)\.md\b", r":doc:`docs/\1.md </docs/\1>`", line) for line in lines]
     if what in ("property", "attribute"):

@@ -50,12 +50,28 @@ MOST_COUNTED = 10**9
 """Of steps, epochs and the like, where nothing says less."""
 _LARGEST = 1e300
 
-_CLASSES = frozenset({
-    "Network", "Solution", "LatencyTable", "ImportanceTable", "ImageData", "Frontier", "CompressOptions",
-    "FinetuneOptions", "Limits", "Refinement",
-})
-_LISTS = {"Sequence[str]": "str", "Iterable[str]": "str", "tuple[str, ...]": "str", "Sequence[float]": "float",
-          "tuple[float, ...]": "float", "frozenset[int]": "int"}  # fmt: skip
+_CLASSES = frozenset(
+    {
+        "Network",
+        "Solution",
+        "LatencyTable",
+        "ImportanceTable",
+        "ImageData",
+        "Frontier",
+        "CompressOptions",
+        "FinetuneOptions",
+        "Limits",
+        "Refinement",
+    }
+)
+_LISTS = {
+    "Sequence[str]": "str",
+    "Iterable[str]": "str",
+    "tuple[str, ...]": "str",
+    "Sequence[float]": "float",
+    "tuple[float, ...]": "float",
+    "frozenset[int]": "int",
+}
 _MANY = {"str": "texts", "float": "numbers", "int": "whole numbers"}
 _ELEMENTS = frozenset({"Segment", "LatencyTable"})
 _CHOICES = frozenset({"ScheduleName", "Normalise", "Granularity", "Method", "BudgetOf"})
@@ -138,7 +154,7 @@ def _may_be(value: Any, kinds: set[str]) -> bool:
         return isinstance(value, str) or "bool" in names or "bool_" in names
     if any(kind.startswith("Mapping[") for kind in kinds):
         return isinstance(value, Mapping)
-    inner = {kind[len("Sequence["):-1] for kind in kinds if kind.startswith("Sequence[")}
+    inner = {kind[len("Sequence[") : -1] for kind in kinds if kind.startswith("Sequence[")}
     if inner & _ELEMENTS:
         return isinstance(value, (list, tuple)) and all(inner & {type(each).__name__} for each in value)
     if any(kind.startswith(("Sequence[", "Iterable[", "Batches")) for kind in kinds):
@@ -156,8 +172,10 @@ def _may_be(value: Any, kinds: set[str]) -> bool:
 def _list(name: str, value: Any, kind: str, *, is_one_number_kept: bool) -> Any:
     """Return a list or tuple whose elements are of one kind; one alone stands for a list of it."""
     checks: dict[str, Callable[[str, Any], Any]] = {
-        "str": functools.partial(text_or_path, may_be_path=False), "float": number, "int": whole,
-    }  # fmt: skip
+        "str": functools.partial(text_or_path, may_be_path=False),
+        "float": number,
+        "int": whole,
+    }
     check = checks[kind]
     is_text = isinstance(value, (str, os.PathLike))
     if isinstance(value, (numbers.Real, Decimal)) or (is_text and kind == "str"):
@@ -251,8 +269,9 @@ def text_or_path(name: str, value: object, *, may_be_path: bool) -> Any:
         UsageError: another type, or a path with a NUL in it.
     """
     if not isinstance(value, (str, os.PathLike)):
-        raise UsageError(f"{name}={shown(value)}: must be {'a path' if may_be_path else 'text'}, "
-                         f"got a {type(value).__name__}")
+        raise UsageError(
+            f"{name}={shown(value)}: must be {'a path' if may_be_path else 'text'}, got a {type(value).__name__}"
+        )
     found = os.fspath(value)
     if not isinstance(found, str):
         raise UsageError(f"{name}={shown(value)}: must be text, got bytes")
@@ -278,8 +297,10 @@ def image_shape(name: str, value: object) -> tuple[int, int, int]:
 def check_size(name: str, shape: tuple[int, ...]) -> None:
     """Raise UsageError for a shape of more than ``MOST_NUMBERS`` numbers, before anything of it is allocated."""
     if math.prod(shape) > MOST_NUMBERS:
-        raise UsageError(f"{name} {'x'.join(str(size) for size in shape)[:100]} holds more than {MOST_NUMBERS} "
-                         "numbers, which is the most that one input may; give a smaller one")
+        raise UsageError(
+            f"{name} {'x'.join(str(size) for size in shape)[:100]} holds more than {MOST_NUMBERS} "
+            "numbers, which is the most that one input may; give a smaller one"
+        )
 
 
 def shown(value: object) -> str:
@@ -291,6 +312,12 @@ def shown(value: object) -> str:
 
 
 def _words(kinds: set[str]) -> str:
-    names = {"int": "a whole number", "float": "a number", "bool": "True or False", "str": "text", "Path": "a path",
-             "os.PathLike[str]": "a path"}
+    names = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "True or False",
+        "str": "text",
+        "Path": "a path",
+        "os.PathLike[str]": "a path",
+    }
     return " or ".join(sorted({names.get(kind, f"a {kind}") for kind in kinds}))

@@ -100,8 +100,11 @@ def call_factory(source: str, **offered: Any) -> Any:
 
 def loaded_files() -> dict[str, Path]:
     """Return the users' files that were run in this process, by the module name that each run has."""
-    return {name: Path(module.__file__) for name, module in sys.modules.items()
-            if name.startswith(USER_MODULE) and module.__file__ is not None}
+    return {
+        name: Path(module.__file__)
+        for name, module in sys.modules.items()
+        if name.startswith(USER_MODULE) and module.__file__ is not None
+    }
 
 
 def run_file(path: str | Path, name: str) -> None:
@@ -145,8 +148,10 @@ def _not_twice(resolved: Path, source: str) -> Iterator[None]:
     """Refuse a file that, while it runs, asks for itself to be run."""
     running: set[Path] = getattr(_RUNNING, "files", set())
     if resolved in running:
-        raise UsageError(f"{one_line(source)}: the file loads itself while it runs; load it from another file, or "
-                         "below `if __name__ == '__main__':`")
+        raise UsageError(
+            f"{one_line(source)}: the file loads itself while it runs; load it from another file, or "
+            "below `if __name__ == '__main__':`"
+        )
     _RUNNING.files = running | {resolved}
     try:
         yield
@@ -165,8 +170,9 @@ def _users_code(path: Path, what: str) -> Iterator[None]:
     except SystemExit as error:
         where = _where(error, path)
         code = one_line(repr(error.code), most=100)
-        raise UsageError(f"{what} called sys.exit({code}); a file of models or data must not "
-                         f"end the program{where}") from error
+        raise UsageError(
+            f"{what} called sys.exit({code}); a file of models or data must not end the program{where}"
+        ) from error
     except SyntaxError as error:
         where = f" ({Path(error.filename).name}:{error.lineno})" if error.filename and error.lineno else ""
         raise UsageError(f"{what} raised {type(error).__name__}: {one_line(error.msg)}{where}") from error
@@ -174,9 +180,7 @@ def _users_code(path: Path, what: str) -> Iterator[None]:
         hint = ""
         if isinstance(error, ImportError) and "relative import" in str(error):
             hint = "; write `import NAME` or `from NAME import ...` instead: files in the same folder are found"
-        raise UsageError(
-            f"{what} raised {type(error).__name__}: {_said(error)}{_where(error, path)}{hint}"
-        ) from error
+        raise UsageError(f"{what} raised {type(error).__name__}: {_said(error)}{_where(error, path)}{hint}") from error
 
 
 def _said(error: BaseException) -> str:

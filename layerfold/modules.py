@@ -24,11 +24,19 @@ from layerfold.errors import UsageError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _WRAPPED_AS = {
-    "DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module",
-    "OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wrapped_module",
-}  # fmt: skip
-_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized",
-              "torch.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")  # fmt: skip
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+_QUANTISED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "torch.nn.quantized",
+    "torch.nn.intrinsic.quantized",
+    "torch.ao.nn.sparse.quantized",
+)
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MUST_BE_FINITE = ("weight", "bias", "running_mean", "running_var")
 """Last names of what no network computes with when it is NaN; masks and tables of others may hold infinity."""
@@ -67,9 +75,7 @@ def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-def plain_module(
-    model: object, name: str = "model", *, verb: str = "is", must_be_finite: bool = True
-) -> nn.Module:
+def plain_module(model: object, name: str = "model", *, verb: str = "is", must_be_finite: bool = True) -> nn.Module:
     """Return the module to work on: the same object, or the one in its wrapper.
 
     Where parts of it are wrapped, it is a new object that shares all else with the caller's, parameters included.
@@ -92,8 +98,9 @@ def plain_module(
     for key, value in [*model.named_parameters(), *model.named_buffers()]:
         _check_tensor(value, key, what, is_parameter=isinstance(value, nn.Parameter))
         if must_be_finite and key.endswith(_MUST_BE_FINITE) and not _is_finite(value):
-            raise UsageError(f"{what}: {key!r} holds numbers that are NaN or infinite; were the weights trained and "
-                             "loaded rightly?")
+            raise UsageError(
+                f"{what}: {key!r} holds numbers that are NaN or infinite; were the weights trained and loaded rightly?"
+            )
     return model
 
 
@@ -109,8 +116,11 @@ def _checked(name: str, value: Any, annotation: str, *, is_original: bool) -> An
             raise UsageError(f"{name} is {_not_a_module(value, name)}")
         return value
     if annotation.startswith("Mapping[str, ") and isinstance(value, Mapping):
-        modules = {key: plain_module(each, f"{name}[{key!r}]", must_be_finite=False)
-                   for key, each in value.items() if isinstance(each, nn.Module)}  # fmt: skip
+        modules = {
+            key: plain_module(each, f"{name}[{key!r}]", must_be_finite=False)
+            for key, each in value.items()
+            if isinstance(each, nn.Module)
+        }
         return {**value, **modules}
     if "fx.GraphModule" in kinds and not isinstance(value, nn.Module):
         raise UsageError(f"{name} is {_not_a_module(value, name)}")
@@ -127,8 +137,10 @@ def _inputs(name: str, value: Any) -> Any:
         raise UsageError(f"{name}: expected a tensor [N, C, H, W], or a tuple of tensors, got {got}{remedy}")
     for each in values:
         if each.is_meta or each.layout != torch.strided or each.is_quantized:
-            raise UsageError(f"{name}: expected plain tensors with values, got one that is "
-                             f"{'on the meta device' if each.is_meta else 'sparse or quantised'}")
+            raise UsageError(
+                f"{name}: expected plain tensors with values, got one that is "
+                f"{'on the meta device' if each.is_meta else 'sparse or quantised'}"
+            )
         check_size(f"{name} of shape", tuple(each.shape))
     return value
 
@@ -153,8 +165,10 @@ def _check_float32(name: str, module: object, annotation: str) -> None:
         return
     for key, value in module.named_parameters():
         if value.dtype != torch.float32:
-            raise UsageError(f"{name} of class {type(module).__name__}: {key!r} is "
-                             f"{str(value.dtype).removeprefix('torch.')}, and images are float32; give {name}.float()")
+            raise UsageError(
+                f"{name} of class {type(module).__name__}: {key!r} is "
+                f"{str(value.dtype).removeprefix('torch.')}, and images are float32; give {name}.float()"
+            )
 
 
 def _check_batch(arguments: Mapping[str, Any]) -> None:
@@ -222,8 +236,9 @@ def _unwrapped(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
             done[id(module)] = _unwrapped(inner, done)
         else:
             done[id(module)] = module
-            children = {name: child if child is None else _unwrapped(child, done)
-                        for name, child in module._modules.items()}
+            children = {
+                name: child if child is None else _unwrapped(child, done) for name, child in module._modules.items()
+            }
             if any(child is not module._modules[name] for name, child in children.items()):
                 plain = done[id(module)] = copy.copy(module)
                 plain._modules = children
@@ -253,11 +268,15 @@ def _check_parts(model: nn.Module, what: str) -> None:
     for path, part in model.named_modules():
         where = f" in {path!r}" if path else ""
         if isinstance(part, torch.jit.ScriptModule):
-            raise UsageError(f"{what} is TorchScript{where}, whose code cannot be traced; give the torch.nn.Module "
-                             "that it was made from, with its weights")
+            raise UsageError(
+                f"{what} is TorchScript{where}, whose code cannot be traced; give the torch.nn.Module "
+                "that it was made from, with its weights"
+            )
         if type(part).__module__.startswith(_QUANTISED):
-            raise UsageError(f"{what} is quantised{where} ({type(part).__name__}); give the network in floating point, "
-                             "and quantise what comes out")
+            raise UsageError(
+                f"{what} is quantised{where} ({type(part).__name__}); give the network in floating point, "
+                "and quantise what comes out"
+            )
         if type(part).__name__ == "FullyShardedDataParallel":
             raise UsageError(f"{what} is sharded{where}; gather its full state_dict and load it into a plain module")
 
@@ -266,17 +285,22 @@ def _check_tensor(value: torch.Tensor, key: str, what: str, *, is_parameter: boo
     if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
         raise UsageError(f"{what}: {key!r} has no shape yet (a lazy module); run it once on an image first")
     if value.is_meta:
-        raise UsageError(f"{what}: {key!r} lies on the meta device, so it has no values; move the module with "
-                         "to_empty(device='cpu') and load its weights")
+        raise UsageError(
+            f"{what}: {key!r} lies on the meta device, so it has no values; move the module with "
+            "to_empty(device='cpu') and load its weights"
+        )
     if value.is_quantized or (is_parameter and not value.dtype.is_floating_point):
-        raise UsageError(f"{what}: {key!r} is {str(value.dtype).removeprefix('torch.')}; give the network in floating "
-                         "point")
+        raise UsageError(
+            f"{what}: {key!r} is {str(value.dtype).removeprefix('torch.')}; give the network in floating point"
+        )
     if value.layout != torch.strided or value.is_nested:
-        raise UsageError(f"{what}: {key!r} is sparse ({str(value.layout).removeprefix('torch.')}); make it dense with "
-                         "to_dense()")
+        raise UsageError(
+            f"{what}: {key!r} is sparse ({str(value.layout).removeprefix('torch.')}); make it dense with to_dense()"
+        )
     if is_parameter and value.dtype not in _FLOATS:
-        raise UsageError(f"{what}: {key!r} is {str(value.dtype).removeprefix('torch.')}; convert the module with "
-                         "float()")
+        raise UsageError(
+            f"{what}: {key!r} is {str(value.dtype).removeprefix('torch.')}; convert the module with float()"
+        )
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class PrintableStream:
     def write(self, text: str) -> int:
         # Bars of libraries begin each of their lines with a carriage return.
         head = "\r" if text.startswith("\r") else ""
-        self.unfiltered.write(head + printable(text[len(head):]))
+        self.unfiltered.write(head + printable(text[len(head) :]))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

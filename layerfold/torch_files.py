@@ -32,20 +32,58 @@ _MOST_UNPACKED = 16
 """A zip archive may unpack to this many times its size; ``torch.save`` does not compress at all."""
 _MOST_ENTRIES = 1_000_000
 _CHUNK = 1 << 20
-_HARMLESS = frozenset({
-    "argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
-    "pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePath", "pathlib.PurePosixPath",
-    "pathlib.PureWindowsPath", "pathlib._local.Path", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
-    "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "datetime.timezone",
-    "zoneinfo.ZoneInfo", "collections.defaultdict", "collections.ChainMap", "collections.UserDict",
-    "logging.Logger", "random.Random", "typing.Any", "typing.Dict", "typing.List", "typing.Optional", "typing.Union",
-    "functools.partial", "enum.Enum",
-    "builtins.dict", "builtins.list", "builtins.tuple", "builtins.int", "builtins.float", "builtins.str",
-    "builtins.bool", "builtins.bytes", "builtins.object", "builtins.slice", "builtins.range",
-    # NumPy's generators of random numbers call these to make themselves; their stand-ins make nothing.
-    "numpy.random._pickle.__randomstate_ctor", "numpy.random._pickle.__generator_ctor",
-    "numpy.random._pickle.__bit_generator_ctor", "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
-})
+_HARMLESS = frozenset(
+    {
+        "argparse.Namespace",
+        "types.SimpleNamespace",
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "uuid.UUID",
+        "pathlib.Path",
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
+        "pathlib.PurePath",
+        "pathlib.PurePosixPath",
+        "pathlib.PureWindowsPath",
+        "pathlib._local.Path",
+        "pathlib._local.PosixPath",
+        "pathlib._local.WindowsPath",
+        "datetime.datetime",
+        "datetime.date",
+        "datetime.time",
+        "datetime.timedelta",
+        "datetime.timezone",
+        "zoneinfo.ZoneInfo",
+        "collections.defaultdict",
+        "collections.ChainMap",
+        "collections.UserDict",
+        "logging.Logger",
+        "random.Random",
+        "typing.Any",
+        "typing.Dict",
+        "typing.List",
+        "typing.Optional",
+        "typing.Union",
+        "functools.partial",
+        "enum.Enum",
+        "builtins.dict",
+        "builtins.list",
+        "builtins.tuple",
+        "builtins.int",
+        "builtins.float",
+        "builtins.str",
+        "builtins.bool",
+        "builtins.bytes",
+        "builtins.object",
+        "builtins.slice",
+        "builtins.range",
+        # NumPy's generators of random numbers call these to make themselves; their stand-ins make nothing.
+        "numpy.random._pickle.__randomstate_ctor",
+        "numpy.random._pickle.__generator_ctor",
+        "numpy.random._pickle.__bit_generator_ctor",
+        "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+    }
+)
 _LISTS = frozenset({"collections.deque", "collections.UserList"})
 # Pickles of protocol 2, which torch writes, call some of them by the names that they had in Python 2.
 _STDLIB = sys.stdlib_module_names | {"__builtin__"} | {name.partition(".")[0] for name in IMPORT_MAPPING}
@@ -110,10 +148,13 @@ def _numpy_array(*_: object) -> _NumpyArray:
 _DECODED: dict[str, Any] = {
     "numpy.dtype": _NumpyDtype,
     "numpy.ndarray": _NumpyArray,
-    **{f"numpy.{core}.multiarray.{name}": make for core in ("core", "_core")
-       for name, make in (("scalar", _numpy_scalar), ("_reconstruct", _numpy_array))},
+    **{
+        f"numpy.{core}.multiarray.{name}": make
+        for core in ("core", "_core")
+        for name, make in (("scalar", _numpy_scalar), ("_reconstruct", _numpy_array))
+    },
     "builtins.frozenset": frozenset,
-}  # fmt: skip
+}
 
 
 def load_torch_file(path: Path) -> Any:
@@ -207,8 +248,10 @@ def _check_archive(path: Path) -> None:
     size = path.stat().st_size
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > _MOST_UNPACKED * size or len(entries) > _MOST_ENTRIES:
-        raise UsageError(f"is a zip archive of {size} bytes that would unpack to {unpacked}, more than "
-                         f"{_MOST_UNPACKED} times as many; save it again with torch.save")
+        raise UsageError(
+            f"is a zip archive of {size} bytes that would unpack to {unpacked}, more than "
+            f"{_MOST_UNPACKED} times as many; save it again with torch.save"
+        )
     _check_content(path, entries)
 
 
@@ -222,13 +265,16 @@ def _check_content(path: Path, entries: list[zipfile.ZipInfo]) -> None:
                     while part.read(_CHUNK):
                         pass
     except Exception as error:  # as above
-        raise UsageError(f"a damaged checkpoint: its part {name_text(name.partition('/')[2])} is not what was "
-                         "written") from error
+        raise UsageError(
+            f"a damaged checkpoint: its part {name_text(name.partition('/')[2])} is not what was written"
+        ) from error
 
 
 def _would_run_code(names: str) -> str:
-    return (f"holds Python objects other than tensors ({names}), and reading them would run code; "
-            "save model.state_dict(), or convert it to safetensors")
+    return (
+        f"holds Python objects other than tensors ({names}), and reading them would run code; "
+        "save model.state_dict(), or convert it to safetensors"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -78,8 +78,9 @@ def main() -> int:
         outputs = [each.name for each in sorted((good / "out").iterdir()) if args.only in each.name]
         found = [
             {"output": output, "damage": damage, **damaged(output, damage, good, folder)}
-            for output in outputs for damage in args.damages
-        ]  # fmt: skip
+            for output in outputs
+            for damage in args.damages
+        ]
     bad = [each for each in found if each["faults"]]
     for each in bad:
         print(f"{each['output']}, {each['damage']}: {'; '.join(each['faults'])}: {each['said']}", file=sys.stderr)

@@ -39,8 +39,17 @@ COMMANDS: dict[str, list[str]] = {
     "solve": ["solve", *_SOLVE, "--pth", "new.pth", "--frontier", "frontier.csv", "--plot", "new.png"],
     "search": ["search", *SKELETONS["search",], "--weights-out", "new.safetensors"],
     "inspect": ["inspect", *SKELETONS["inspect",]],
-    "verify": ["verify", *MODEL, "--solution", "solution.json", *_QUICK, "--latency", "latency.csv", "--plot",
-               "new.png"],
+    "verify": [
+        "verify",
+        *MODEL,
+        "--solution",
+        "solution.json",
+        *_QUICK,
+        "--latency",
+        "latency.csv",
+        "--plot",
+        "new.png",
+    ],
     "finetune": ["finetune", *SKELETONS["finetune",], "--save-both"],
     "merge": ["merge", *SKELETONS["merge",], "--onnx", "new.onnx"],
     "export": ["export", *SKELETONS["export",]],
@@ -67,15 +76,20 @@ def main() -> int:
         make_inputs(good)
         results = {
             each: on_a_full_disk(command, good, Path(name) / "disk/work", fill, args.n, goes_on=each in _STARTS_AGAIN)
-            for each, command in COMMANDS.items() if args.only in each
-        }  # fmt: skip
+            for each, command in COMMANDS.items()
+            if args.only in each
+        }
         way = fill.__name__
     for each, found in results.items():
         print(f"{each:14} {found['runs']:3} runs, {len(found['bad'])} bad, codes {found['codes']}", file=sys.stderr)
     bad = sum(len(found["bad"]) for found in results.values())
     if not args.no_record:
-        write_record("disk_full", {"passed": not bad, "bad": bad, "way": way, "commands": results}, vars(args),
-                     packages=("torch", "safetensors", "matplotlib"))
+        write_record(
+            "disk_full",
+            {"passed": not bad, "bad": bad, "way": way, "commands": results},
+            vars(args),
+            packages=("torch", "safetensors", "matplotlib"),
+        )
     return int(bad > 0)
 
 

@@ -28,21 +28,145 @@ from inputs import SKELETONS, make_inputs
 from record import write_record
 
 ODD = [
-    "", " ", "-", "--", "-1", "0", "1", "2", "0.5", "1e400", "-1e400", "nan", "inf", "-inf", "1e-400", "9" * 30,
-    "9" * 5000, "x" * 5000, "1_0", "0x10", "\u0663", "\u00b2", "\u2212" "1", "\x1b[31mred\x1b[0m", "a\nb", "a\rb", "\t",
-    "\u202eabc", "\ud800", "\udcff", "=1+1", "@SUM(A1)", "../../etc/passwd", "/dev/null", "/dev/zero", "/proc/self/mem",
-    ".", "..", "/", "~", "*", "?", "$(touch pwned)", "`id`", "; ls", "%s%n", "{}", "{0.__class__}", "\\", "'", '"',
-    "<b>x</b>", "None", "true", "[]", "a=b", "=", ":", "::", "timm:", "timm:resnet999", "torchvision:resnet18x",
-    "own.py:", "own.py:images", "own.py:nothing", "missing.py:net", "folder:", "folder:images", "folder:missing",
-    "images:images", "parquet:latency.csv", "torch/x", "hfds/", "wds/missing", "3x8x8", "0x0x0", "1x1x1", "3x8",
-    "3x99999x99999", "1ms", "0ms", "1e-9ms", "5 parsecs", "1,2,3", "1-999999", "3-1", "cuda", "cuda:99", "cpu", "gpu",
-    "onnxruntime", "torch", "tensorrt", "openvino", "int8", "float16", "nchw", "a" * 300 + ".csv", "\u00e9\u4e2d.csv",
-    "fifo", "loop", "locked", "locked/new.csv", "latency.csv/new.csv", "missing/new.csv", "images",
+    "",
+    " ",
+    "-",
+    "--",
+    "-1",
+    "0",
+    "1",
+    "2",
+    "0.5",
+    "1e400",
+    "-1e400",
+    "nan",
+    "inf",
+    "-inf",
+    "1e-400",
+    "9" * 30,
+    "9" * 5000,
+    "x" * 5000,
+    "1_0",
+    "0x10",
+    "\u0663",
+    "\u00b2",
+    "\u22121",
+    "\x1b[31mred\x1b[0m",
+    "a\nb",
+    "a\rb",
+    "\t",
+    "\u202eabc",
+    "\ud800",
+    "\udcff",
+    "=1+1",
+    "@SUM(A1)",
+    "../../etc/passwd",
+    "/dev/null",
+    "/dev/zero",
+    "/proc/self/mem",
+    ".",
+    "..",
+    "/",
+    "~",
+    "*",
+    "?",
+    "$(touch pwned)",
+    "`id`",
+    "; ls",
+    "%s%n",
+    "{}",
+    "{0.__class__}",
+    "\\",
+    "'",
+    '"',
+    "<b>x</b>",
+    "None",
+    "true",
+    "[]",
+    "a=b",
+    "=",
+    ":",
+    "::",
+    "timm:",
+    "timm:resnet999",
+    "torchvision:resnet18x",
+    "own.py:",
+    "own.py:images",
+    "own.py:nothing",
+    "missing.py:net",
+    "folder:",
+    "folder:images",
+    "folder:missing",
+    "images:images",
+    "parquet:latency.csv",
+    "torch/x",
+    "hfds/",
+    "wds/missing",
+    "3x8x8",
+    "0x0x0",
+    "1x1x1",
+    "3x8",
+    "3x99999x99999",
+    "1ms",
+    "0ms",
+    "1e-9ms",
+    "5 parsecs",
+    "1,2,3",
+    "1-999999",
+    "3-1",
+    "cuda",
+    "cuda:99",
+    "cpu",
+    "gpu",
+    "onnxruntime",
+    "torch",
+    "tensorrt",
+    "openvino",
+    "int8",
+    "float16",
+    "nchw",
+    "a" * 300 + ".csv",
+    "\u00e9\u4e2d.csv",
+    "fifo",
+    "loop",
+    "locked",
+    "locked/new.csv",
+    "latency.csv/new.csv",
+    "missing/new.csv",
+    "images",
 ]
-FILES = ["latency.csv", "importance.csv", "solution.json", "weights.pth", "finetuned.safetensors",
-         "merged.safetensors", "network.onnx", "image.png", "own.py", "latency.csv.json", "empty", "missing.csv"]
-OUTPUTS = ["-o", "--output", "--svg", "--csv", "--plot", "--pth", "--frontier", "--onnx", "--log", "--summaries",
-           "--weights-out", "--tensorboard", "--timing-cache", "--cache", "--image-cache", "--save-both"]
+FILES = [
+    "latency.csv",
+    "importance.csv",
+    "solution.json",
+    "weights.pth",
+    "finetuned.safetensors",
+    "merged.safetensors",
+    "network.onnx",
+    "image.png",
+    "own.py",
+    "latency.csv.json",
+    "empty",
+    "missing.csv",
+]
+OUTPUTS = [
+    "-o",
+    "--output",
+    "--svg",
+    "--csv",
+    "--plot",
+    "--pth",
+    "--frontier",
+    "--onnx",
+    "--log",
+    "--summaries",
+    "--weights-out",
+    "--tensorboard",
+    "--timing-cache",
+    "--cache",
+    "--image-cache",
+    "--save-both",
+]
 
 
 def parsers() -> dict[tuple[str, ...], argparse.ArgumentParser]:
@@ -82,8 +206,16 @@ def change(arguments: list[str], parser: argparse.ArgumentParser, rng: random.Ra
     elif kind == "mutilate":
         text = found[at]
         cut = rng.randrange(len(text) + 1)
-        found[at] = rng.choice((text[:cut], text[cut:], text[:cut] + rng.choice(ODD)[:40] + text[cut:], text * 2,
-                                text.upper(), text + "\x00"))
+        found[at] = rng.choice(
+            (
+                text[:cut],
+                text[cut:],
+                text[:cut] + rng.choice(ODD)[:40] + text[cut:],
+                text * 2,
+                text.upper(),
+                text + "\x00",
+            )
+        )
     else:
         found.insert(place, rng.choice(ODD))
     return found
@@ -198,15 +330,23 @@ def main() -> None:
                     bad += 1
                     faults.append({"arguments": arguments, "faults": outcome.faults, "said": outcome.err[-600:]})
                     print(f"FAULT {outcome.faults}\n  {_shown(arguments)}\n  {outcome.err[-900:]!a}", flush=True)
-            rows[command] = {"command_lines": args.n, "faults": bad, "codes": dict(sorted(codes.items())),
-                             "longest_s": round(longest, 1), "seconds": round(time.monotonic() - began, 1)}
+            rows[command] = {
+                "command_lines": args.n,
+                "faults": bad,
+                "codes": dict(sorted(codes.items())),
+                "longest_s": round(longest, 1),
+                "seconds": round(time.monotonic() - began, 1),
+            }
             print(f"{command:14} {bad:3} faults  {rows[command]['codes']}  {rows[command]['seconds']} s", flush=True)
     total = sum(row["faults"] for row in rows.values())
     print(f"{sum(row['command_lines'] for row in rows.values())} command lines, {total} with faults")
     if not args.no_record:
-        write_record("fuzz_arguments", {"commands": rows, "faults": faults},
-                     {"command_lines_each": args.n, "seed": args.seed, "limit_s": args.limit_s},
-                     packages=("torch", "onnxruntime", "timm"))
+        write_record(
+            "fuzz_arguments",
+            {"commands": rows, "faults": faults},
+            {"command_lines_each": args.n, "seed": args.seed, "limit_s": args.limit_s},
+            packages=("torch", "onnxruntime", "timm"),
+        )
     sys.exit(1 if total else 0)
 
 

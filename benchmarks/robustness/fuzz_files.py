@@ -7,7 +7,6 @@ Each run damages one good file (mutations.py) and gives it to a command that rea
 a run broke a promise; these are printed with what was done to the file.
 """
 
-
 from __future__ import annotations
 
 import argparse

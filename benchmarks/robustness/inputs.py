@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-_OWN = '''
+_OWN = """
 import torch
 from torch import nn
 
@@ -34,24 +34,60 @@ def net():
     for channels in (3, 8, 8):
         layers += [nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-'''
+"""
 MODEL = ["own.py:net", "--input", "3x8x8"]
 DATA = ["--data", "own.py:images", "--batch-size", "16"]
 _FAST = ["--method", "isolated", "--cap-s", "0.01", "--target", "0.5"]
 
 SKELETONS: dict[tuple[str, ...], list[str]] = {
-    ("compress",): [*MODEL, *DATA, "--weights", "weights.pth", "--speedup", "1.01", "--no-finetune", "--importance",
-                    "recalibrate", "--whole-plans", "0", "--quiet", "-o", "out"],
+    ("compress",): [
+        *MODEL,
+        *DATA,
+        "--weights",
+        "weights.pth",
+        "--speedup",
+        "1.01",
+        "--no-finetune",
+        "--importance",
+        "recalibrate",
+        "--whole-plans",
+        "0",
+        "--quiet",
+        "-o",
+        "out",
+    ],
     ("demo",): ["--quick", "-o", "out"],
     ("inspect",): [*MODEL, "--svg", "new.svg"],
     ("profile",): [*MODEL, *_FAST, "--quiet", "-o", "new.csv"],
     ("importance",): [*MODEL, *DATA, "--weights", "weights.pth", "--method", "recalibrate", "--quiet", "-o", "new.csv"],
     ("solve",): ["--time-path", "latency.csv", "--imp-path", "importance.csv", "--speedup", "0.9", "-o", "new.json"],
-    ("search",): [*MODEL, *DATA, "--weights", "weights.pth", "--keep", "2", "--steps", "4", "--quiet", "-o",
-                  "new.json"],
+    ("search",): [
+        *MODEL,
+        *DATA,
+        "--weights",
+        "weights.pth",
+        "--keep",
+        "2",
+        "--steps",
+        "4",
+        "--quiet",
+        "-o",
+        "new.json",
+    ],
     ("verify",): [*MODEL, "--solution", "solution.json", "--cap-s", "0.01", "--target", "0.5", "--quiet"],
-    ("finetune",): [*MODEL, *DATA, "--weights", "weights.pth", "--solution", "solution.json", "--steps", "2",
-                    "--quiet", "-o", "new.safetensors"],
+    ("finetune",): [
+        *MODEL,
+        *DATA,
+        "--weights",
+        "weights.pth",
+        "--solution",
+        "solution.json",
+        "--steps",
+        "2",
+        "--quiet",
+        "-o",
+        "new.safetensors",
+    ],
     ("merge",): ["finetuned.safetensors", "-o", "new.safetensors"],
     ("export",): ["merged.safetensors", "-o", "out"],
     ("run",): ["network.onnx", "--input", "image.png", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"],
@@ -74,12 +110,36 @@ def make_inputs(folder: Path) -> None:
     _write_model_and_image(folder)
     steps = [
         ["profile", *MODEL, *_FAST, "-o", "latency.csv", "--quiet"],
-        ["importance", *MODEL, *DATA, "--weights", "weights.pth", "--method", "recalibrate", "--score", "loss", "-o",
-         "importance.csv", "--quiet"],
-        ["finetune", *MODEL, *DATA, "--weights", "weights.pth", "--solution", "solution.json", "--steps", "4", "-o",
-         "finetuned.safetensors", "--quiet"],
+        [
+            "importance",
+            *MODEL,
+            *DATA,
+            "--weights",
+            "weights.pth",
+            "--method",
+            "recalibrate",
+            "--score",
+            "loss",
+            "-o",
+            "importance.csv",
+            "--quiet",
+        ],
+        [
+            "finetune",
+            *MODEL,
+            *DATA,
+            "--weights",
+            "weights.pth",
+            "--solution",
+            "solution.json",
+            "--steps",
+            "4",
+            "-o",
+            "finetuned.safetensors",
+            "--quiet",
+        ],
         ["merge", "finetuned.safetensors", "-o", "merged.safetensors", "--onnx", "network.onnx"],
-    ]  # fmt: skip
+    ]
     (folder / "solution.json").write_text('{"schema": 1, "act_pos": [2, 3], "merge_pos": [2, 3]}\n')
     for arguments in steps:
         done = run_forked(arguments, folder, limit_s=300)
@@ -107,7 +167,8 @@ def _write_model_and_image(folder: Path) -> None:
                     (folder / "images" / split / label).mkdir(parents=True)
                     for number in range(4):
                         Image.new("RGB", (10, 9), (shade, number, shade)).save(
-                            folder / "images" / split / label / f"{number}.png")
+                            folder / "images" / split / label / f"{number}.png"
+                        )
             Image.new("RGB", (10, 9), (40, 90, 200)).save("image.png")
             code = 0
         finally:

@@ -48,8 +48,13 @@ def environment_of(level: str, threads: int) -> dict[str, str]:
 
 def kernels_of(level: str) -> dict[str, str]:
     """Return what PyTorch and oneDNN say that they use at a level."""
-    done = subprocess.run([sys.executable, "-c", _PROBE], env={**environment_of(level, 1), "ONEDNN_VERBOSE": "1"},
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        env={**environment_of(level, 1), "ONEDNN_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     onednn = re.search(r"cpu,isa:([^\n]*)", done.stdout)
     return {"aten": done.stdout.split("aten ")[-1].strip(), "onednn": onednn[1].strip() if onednn else "unknown"}
 
@@ -60,17 +65,31 @@ def run_tests(level: str, workers: int, threads: int, arguments: list[str]) -> d
         report = Path(scratch) / "report.xml"
         share = ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
         began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", *share, f"--junit-xml={report}", *arguments],
-                              cwd=ROOT, env=environment_of(level, threads), stdout=sys.stderr, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *share, f"--junit-xml={report}", *arguments],
+            cwd=ROOT,
+            env=environment_of(level, threads),
+            stdout=sys.stderr,
+            check=False,
+        )
         seconds = time.monotonic() - began
         if not report.exists():
             sys.exit(f"error: pytest ended with {done.returncode} and wrote no report")
         cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = [f"{case.get('classname')}::{case.get('name')}" for case in cases
-              if case.find("failure") is not None or case.find("error") is not None]
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
     skipped = sum(case.find("skipped") is not None for case in cases)
-    return {"level": level, "passed": len(cases) - len(failed) - skipped, "failed": sorted(failed), "skipped": skipped,
-            "seconds": round(seconds, 1), "exit_code": done.returncode}
+    return {
+        "level": level,
+        "passed": len(cases) - len(failed) - skipped,
+        "failed": sorted(failed),
+        "skipped": skipped,
+        "seconds": round(seconds, 1),
+        "exit_code": done.returncode,
+    }
 
 
 def processor_flags() -> list[str]:
@@ -88,26 +107,51 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=2, metavar="N", help="runs at each level (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process (default: %(default)s)")
-    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS), metavar="LEVEL",
-                        help=f"of {', '.join(LEVELS)} (default: all)")
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        choices=LEVELS,
+        default=list(LEVELS),
+        metavar="LEVEL",
+        help=f"of {', '.join(LEVELS)} (default: all)",
+    )
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, behind --; the whole suite without")
     arguments = parser.parse_args()
     kernels = {level: kernels_of(level) for level in arguments.levels}
     runs = [
         {**run_tests(level, arguments.workers, arguments.threads, arguments.pytest), **kernels[level]}
-        for _ in range(arguments.times) for level in arguments.levels
+        for _ in range(arguments.times)
+        for level in arguments.levels
     ]
     flags = processor_flags()
-    settings = {"times": arguments.times, "workers": arguments.workers, "threads": arguments.threads,
-                "pytest": arguments.pytest, "variables": {level: LEVELS[level] for level in arguments.levels}}
-    write_record("instruction_sets", {"flags": flags, "runs": runs}, settings,
-                 packages=("torch", "numpy", "onnxruntime", "openvino", "pytest"))
+    settings = {
+        "times": arguments.times,
+        "workers": arguments.workers,
+        "threads": arguments.threads,
+        "pytest": arguments.pytest,
+        "variables": {level: LEVELS[level] for level in arguments.levels},
+    }
+    write_record(
+        "instruction_sets",
+        {"flags": flags, "runs": runs},
+        settings,
+        packages=("torch", "numpy", "onnxruntime", "openvino", "pytest"),
+    )
     row = "{:<9}{:<10}{:<36}{:>7}{:>8}{:>9}{:>9}"
     print("\nprocessor flags:", " ".join(flags) or "unknown")
     print(row.format("level", "ATen", "oneDNN", "passed", "failed", "skipped", "seconds"))
     for run in runs:
-        print(row.format(run["level"], run["aten"], run["onednn"][:34], run["passed"], len(run["failed"]),
-                         run["skipped"], run["seconds"]))
+        print(
+            row.format(
+                run["level"],
+                run["aten"],
+                run["onednn"][:34],
+                run["passed"],
+                len(run["failed"]),
+                run["skipped"],
+                run["seconds"],
+            )
+        )
     return int(any(run["failed"] or run["exit_code"] for run in runs))
 
 

@@ -101,9 +101,13 @@ def kill_and_restart(command: list[str], folder: Path, kills: int, rng: random.R
             other_solutions += solution_of(folder / "whole") != solution_of(folder / "out")
     print(file=sys.stderr)
     return {
-        "kills": killed, "runs": runs, "undisturbed_s": round(whole_s, 1),
-        "other_solutions": other_solutions, "faults": faults, "lives": lives,
-    }  # fmt: skip
+        "kills": killed,
+        "runs": runs,
+        "undisturbed_s": round(whole_s, 1),
+        "other_solutions": other_solutions,
+        "faults": faults,
+        "lives": lives,
+    }
 
 
 def one_life(command: list[str], folder: Path, sign: signal.Signals, wait_s: float | None) -> dict[str, Any]:
@@ -136,8 +140,14 @@ def one_life(command: list[str], folder: Path, sign: signal.Signals, wait_s: flo
     left = [path.name for path in (folder / "out").rglob("*") if ".part" in path.name]
     if left and sign != signal.SIGKILL:  # nothing can be cleared up after SIGKILL
         faults.append(f"left {left}")
-    return {"signal": sign.name, "at_s": wait_s and round(wait_s, 3), "code": code, "is_killed": is_killed,
-            "faults": faults, "said": said[-200:]}
+    return {
+        "signal": sign.name,
+        "at_s": wait_s and round(wait_s, 3),
+        "code": code,
+        "is_killed": is_killed,
+        "faults": faults,
+        "said": said[-200:],
+    }
 
 
 def finished_outputs(out: Path) -> dict[str, str]:
@@ -147,13 +157,18 @@ def finished_outputs(out: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     names = [each for step in steps.values() for each in step["outputs"]]
-    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() if (out / name).is_file() else "missing"
-            for name in names}
+    return {
+        name: hashlib.sha256((out / name).read_bytes()).hexdigest() if (out / name).is_file() else "missing"
+        for name in names
+    }
 
 
 def compared(whole: Path, out: Path) -> list[str]:
-    faults = [f"{name} is not that of the undisturbed run" for name in _TABLES
-              if (whole / name).read_bytes() != (out / name).read_bytes()]
+    faults = [
+        f"{name} is not that of the undisturbed run"
+        for name in _TABLES
+        if (whole / name).read_bytes() != (out / name).read_bytes()
+    ]
     return faults + [f"{each.name} is missing" for each in whole.iterdir() if not (out / each.name).exists()]
 
 

@@ -20,9 +20,23 @@ from layerfold.errors import UsageError, nearest_names
 from layerfold.terminal import one_line, results_alone
 
 COMMANDS = (
-    "compress", "demo", "inspect", "profile", "importance", "solve", "search", "verify", "finetune", "merge", "export",
-    "run", "bench", "compare", "tables", "backends",
-)  # fmt: skip
+    "compress",
+    "demo",
+    "inspect",
+    "profile",
+    "importance",
+    "solve",
+    "search",
+    "verify",
+    "finetune",
+    "merge",
+    "export",
+    "run",
+    "bench",
+    "compare",
+    "tables",
+    "backends",
+)
 """One module of this package each, in the order of the help."""
 
 INTERRUPTED = 130
@@ -39,8 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`layerfold COMMAND --help` shows a command's arguments and an example. Exit codes: 0 done, 1 failure, "
         "2 bad input, 3 budget out of reach, 4 missing package or device, 130 interrupted.",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error; may stand anywhere "
-                        "(the same: LAYERFOLD_DEBUG=1)")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="show the traceback of an error; may stand anywhere (the same: LAYERFOLD_DEBUG=1)",
+    )
     parser.add_argument("--version", action="version", version=f"layerfold {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name in COMMANDS:
@@ -109,8 +126,9 @@ def _run(arguments: list[str]) -> int:
             print(parser.format_help(), file=sys.stderr)
         return _USAGE
     if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise UsageError(f"unknown command {arguments[0]!r}{nearest_names(arguments[0], COMMANDS)}; "
-                         "see `layerfold --help`")
+        raise UsageError(
+            f"unknown command {arguments[0]!r}{nearest_names(arguments[0], COMMANDS)}; see `layerfold --help`"
+        )
     if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
         parser.error(f"unrecognized arguments: {' '.join(arguments)}; a command comes first")
     try:
@@ -134,8 +152,10 @@ def _check_processes(command: str) -> None:
     """Refuse several processes of a command that would each do and write the same."""
     processes = os.environ.get("WORLD_SIZE", "1")
     if command not in _TOGETHER and processes.isdigit() and int(processes) > 1:
-        error = UsageError(f"{command}: was started {processes} times at once (WORLD_SIZE={processes}), and each would "
-                           "do and write the same; start it alone, without torchrun or accelerate launch")
+        error = UsageError(
+            f"{command}: was started {processes} times at once (WORLD_SIZE={processes}), and each would "
+            "do and write the same; start it alone, without torchrun or accelerate launch"
+        )
         error.is_said = os.environ.get("RANK", "0") != "0"
         raise error
 

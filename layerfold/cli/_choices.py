@@ -34,8 +34,10 @@ def parse_formats(text: str) -> tuple[str, ...]:
             cause = f"names {each} twice" if each else "has a comma with no format before or behind it"
             raise UsageError(f"--formats {text!r}: {cause}; name each once, with one comma between two")
         if each not in FORMATS:
-            raise UsageError(f"--formats {text}: format {each!r} is not known; choose from {', '.join(FORMATS)}"
-                             f"{nearest_names(each, FORMATS)}")
+            raise UsageError(
+                f"--formats {text}: format {each!r} is not known; choose from {', '.join(FORMATS)}"
+                f"{nearest_names(each, FORMATS)}"
+            )
     return formats
 
 

@@ -26,8 +26,14 @@ _NO_NAMES = {errno.ENAMETOOLONG: UsageError.exit_code, errno.ELOOP: UsageError.e
 """Errors of the system that the name alone brings about, whatever is done with it."""
 _KEPT = 20
 _PACKAGES = ("torch", "timm", "torchvision", "numpy", "scipy", "onnx", "onnxruntime", "accelerate", "pydantic")
-_NO_MEMORY = ("can't allocate memory", "out of memory", "failed to allocate memory", "bad_alloc", "cannot allocate",
-              "storage size calculation overflowed")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "cannot allocate",
+    "storage size calculation overflowed",
+)
 
 
 class Terminated(KeyboardInterrupt):
@@ -50,8 +56,9 @@ def line_of(error: BaseException, arguments: Sequence[str]) -> tuple[int, str | 
     if isinstance(error, LayerfoldError):
         return error.exit_code, f"error: {error}"
     if _is_about_memory(error):
-        return FAILURE, (f"error: out of memory ({_told(error)}); take smaller inputs or batches, or a machine with "
-                         "more memory")
+        return FAILURE, (
+            f"error: out of memory ({_told(error)}); take smaller inputs or batches, or a machine with more memory"
+        )
     if isinstance(error, OSError):
         return _NO_NAMES.get(error.errno or 0, FAILURE), f"error: {_system_text(error)}"
     own = _frame_in_own_file(error)
@@ -107,11 +114,17 @@ def _written(error: BaseException, arguments: Sequence[str]) -> str:
 
 def _details(error: BaseException, arguments: Sequence[str]) -> str:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    facts = [f"layerfold {__version__}", f"python {platform.python_version()}", platform.platform(),
-             *(f"{name} {found}" for name in _PACKAGES if (found := _version(name)))]
+    facts = [
+        f"layerfold {__version__}",
+        f"python {platform.python_version()}",
+        platform.platform(),
+        *(f"{name} {found}" for name in _PACKAGES if (found := _version(name))),
+    ]
     trace = "".join(traceback.format_exception(error))
-    return (f"{now}\n$ layerfold {printable(shlex.join(arguments))}\n{', '.join(facts)}\n\n"
-            f"{trace[:200_000].encode('utf-8', 'backslashreplace').decode()}")
+    return (
+        f"{now}\n$ layerfold {printable(shlex.join(arguments))}\n{', '.join(facts)}\n\n"
+        f"{trace[:200_000].encode('utf-8', 'backslashreplace').decode()}"
+    )
 
 
 def _kept(folder: Path, text: str) -> Path:

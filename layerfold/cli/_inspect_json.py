@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def inspect_json(
-    net: Network, candidates: Sequence[Segment], solution: Solution | None, source: str,
+    net: Network,
+    candidates: Sequence[Segment],
+    solution: Solution | None,
+    source: str,
     drops: Sequence[Segment] = (),
 ) -> dict[str, Any]:
     """Return the whole description as plain data; see :func:`layerfold.cli._inspect_text.inspect_text`."""
@@ -35,33 +38,52 @@ def inspect_json(
         "why_not_more": why_not_more(net),
         "notes": list(net.notes),
         "layers": [
-            {**asdict(layer), "kind": layer.kind, "macs": layer.conv.macs(layer.input_shape)}
-            for layer in net.layers
+            {**asdict(layer), "kind": layer.kind, "macs": layer.conv.macs(layer.input_shape)} for layer in net.layers
         ],
         "chains": [asdict(chain) for chain in net.chains],
         "residuals": [asdict(residual) for residual in net.residuals],
         "barriers": [asdict(barrier) for barrier in net.barriers],
         "barrier_groups": [
-            {"label": group.label, "reason": group.reason, "count": len(group.items),
-             "positions": list(group.positions), "names": [item.name for item in group.items]}
+            {
+                "label": group.label,
+                "reason": group.reason,
+                "count": len(group.items),
+                "positions": list(group.positions),
+                "names": [item.name for item in group.items],
+            }
             for group in group_barriers(net)
         ],
         "gates": [
-            {"name": gate.name, "after": gate.after, "layers": list(gate.layers),
-             "barriers": [barrier.name for barrier in gate.barriers]}
+            {
+                "name": gate.name,
+                "after": gate.after,
+                "layers": list(gate.layers),
+                "barriers": [barrier.name for barrier in gate.barriers],
+            }
             for gate in find_gates(net)
         ],
         "candidates": [
-            {"start": segment.start, "end": segment.end, "conv": asdict(segment.conv), "macs": segment.macs,
-             "replaced_macs": replaced_macs(net, segment.start, segment.end)}
+            {
+                "start": segment.start,
+                "end": segment.end,
+                "conv": asdict(segment.conv),
+                "macs": segment.macs,
+                "replaced_macs": replaced_macs(net, segment.start, segment.end),
+            }
             for segment in candidates
         ],
         "drop_options": [
-            {"start": segment.start, "end": segment.end, "merged": segment.merged, "kept": list(segment.kept),
-             "macs": segment.macs, "replaced_macs": replaced_macs(net, segment.start, segment.end)}
+            {
+                "start": segment.start,
+                "end": segment.end,
+                "merged": segment.merged,
+                "kept": list(segment.kept),
+                "macs": segment.macs,
+                "replaced_macs": replaced_macs(net, segment.start, segment.end),
+            }
             for segment in drops
         ],
-    }  # fmt: skip
+    }
     if solution is not None:
         found["merged"] = _merged(net, solution)
     return found

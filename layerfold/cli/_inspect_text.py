@@ -29,8 +29,13 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 def inspect_text(
-    net: Network, candidates: Sequence[Segment], solution: Solution | None, source: str,
-    drops: Sequence[Segment] = (), *, brief: bool = False,
+    net: Network,
+    candidates: Sequence[Segment],
+    solution: Solution | None,
+    source: str,
+    drops: Sequence[Segment] = (),
+    *,
+    brief: bool = False,
 ) -> str:
     """Return the whole text view.
 
@@ -52,9 +57,7 @@ def inspect_text(
     return "\n\n".join(parts)
 
 
-def summary_text(
-    net: Network, candidates: Sequence[Segment], source: str, drops: Sequence[Segment] = ()
-) -> str:
+def summary_text(net: Network, candidates: Sequence[Segment], source: str, drops: Sequence[Segment] = ()) -> str:
     """Return the counts: of layers, of candidates and plans, and of the multiply-adds that they reach."""
     several = sum(segment.num_layers > 1 for segment in candidates)
     gated = sum(len(gate.layers) for gate in find_gates(net))
@@ -64,21 +67,29 @@ def summary_text(
         f"{share_text(mergeable_share(net, candidates))} of multiply-adds lie in such segments; "
         f"{share_text(mergeable_share(net, lean))} without adding any"
     )
-    return facts([
-        ("model", source),
-        ("input", "x".join(map(str, net.input_shapes[0][1:]))),
-        ("parameters", count_text(net.num_params)),
-        ("multiply-adds", f"{count_text(net.macs)} (one image)"),
-        ("layers", f"{len(net.layers)} in {plural(len(net.chains), 'chain')}, the longest of {longest}"
-                   + (f"; {gated} of them inside squeeze-and-excitation" if gated else "")),
-        ("candidates", f"{plural(several, 'segment')} of several layers"),
-        ("with drops", drops_text(drops) if drops else None),
-        ("plans", f"{large_text(count_merge_sets(net, candidates))} sets S of merge positions, "
-                  f"{large_text(count_plans(net, candidates))} pairs (A, S)"),
-        ("mergeable", reach),
-        ("why not more", why_not_more(net) or None),
-        ("network hash", net.hash),
-    ])  # fmt: skip
+    return facts(
+        [
+            ("model", source),
+            ("input", "x".join(map(str, net.input_shapes[0][1:]))),
+            ("parameters", count_text(net.num_params)),
+            ("multiply-adds", f"{count_text(net.macs)} (one image)"),
+            (
+                "layers",
+                f"{len(net.layers)} in {plural(len(net.chains), 'chain')}, the longest of {longest}"
+                + (f"; {gated} of them inside squeeze-and-excitation" if gated else ""),
+            ),
+            ("candidates", f"{plural(several, 'segment')} of several layers"),
+            ("with drops", drops_text(drops) if drops else None),
+            (
+                "plans",
+                f"{large_text(count_merge_sets(net, candidates))} sets S of merge positions, "
+                f"{large_text(count_plans(net, candidates))} pairs (A, S)",
+            ),
+            ("mergeable", reach),
+            ("why not more", why_not_more(net) or None),
+            ("network hash", net.hash),
+        ]
+    )
 
 
 def drops_text(drops: Sequence[Segment]) -> str:
@@ -99,24 +110,37 @@ def merged_text(net: Network, solution: Solution) -> str:
     for each in merged:
         change = each.after_macs - each.before_macs
         ratio = f"×{each.after_macs / each.before_macs:.2f}" if each.before_macs else ""
-        rows.append((
-            f"{each.start + 1}..{each.end}", each.conv, count_text(each.before_macs), count_text(each.after_macs),
-            ratio, f"raises by {count_text(change)}" if change > 0 else "",
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"{each.start + 1}..{each.end}",
+                each.conv,
+                count_text(each.before_macs),
+                count_text(each.after_macs),
+                ratio,
+                f"raises by {count_text(change)}" if change > 0 else "",
+            )
+        )
     raising = [each.after_macs - each.before_macs for each in merged if each.after_macs > each.before_macs]
     after = net.macs + sum(each.after_macs - each.before_macs for each in merged)
     last = f"{len(raising)} of {len(merged)} merged segments raise multiply-adds"
     last += f", by {count_text(sum(raising))} in all" if raising else ""
     last += f"; the whole network: {count_text(net.macs)} before, {count_text(after)} after"
-    table = columns(("layers", "merged conv", "multiply-adds", "after", "ratio", ""), rows,
-                    right="multiply-adds after ratio", indent="  ")
+    table = columns(
+        ("layers", "merged conv", "multiply-adds", "after", "ratio", ""),
+        rows,
+        right="multiply-adds after ratio",
+        indent="  ",
+    )
     return f"merged by the solution\n{table}\n  {last}"
 
 
 def _layers(net: Network) -> str:
     """Return the table of layers; what stands between chains has a line between theirs, a gate one in all."""
-    table = columns(("#", "layer", "kind", "norm", "activation", "output", "multiply-adds"),
-                    [_layer_row(layer) for layer in net.layers], right="# output multiply-adds")
+    table = columns(
+        ("#", "layer", "kind", "norm", "activation", "output", "multiply-adds"),
+        [_layer_row(layer) for layer in net.layers],
+        right="# output multiply-adds",
+    )
     header, *rows = table.split("\n")
     found, margin = [header], len(str(len(net.layers))) + 2
     placed, behind = columns_of(net)
@@ -153,8 +177,15 @@ def _layer_row(layer: Layer) -> tuple[object, ...]:
 
     norm = "" if layer.norm is None else layer.norm.rpartition(".")[2]
     macs = count_text(layer.conv.macs(layer.input_shape))
-    return (layer.index, layer.name, conv_text(layer), norm, layer.activation, "x".join(map(str, layer.output_shape)),
-            macs)
+    return (
+        layer.index,
+        layer.name,
+        conv_text(layer),
+        norm,
+        layer.activation,
+        "x".join(map(str, layer.output_shape)),
+        macs,
+    )
 
 
 def _chains(net: Network) -> str:
@@ -177,8 +208,7 @@ def _residuals(net: Network) -> Iterator[str]:
         return
     groups = _group(net.residuals, lambda residual: (residual.dst - residual.src, _way(residual)))
     rows = [
-        (len(found), span, way, ", ".join(f"{each.src}→{each.dst}" for each in found))
-        for (span, way), found in groups
+        (len(found), span, way, ", ".join(f"{each.src}→{each.dst}" for each in found)) for (span, way), found in groups
     ]
     yield "residuals: the map at one position is added at another\n" + _grouped(
         ("count", "layers", "way", "positions"), rows, right="count layers"
@@ -228,9 +258,13 @@ def _grouped(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: 
 
 def _wrapped(text: str, *, indent: int) -> str:
     return textwrap.fill(
-        text, max(_line_width(), indent + 20), initial_indent=" " * indent, subsequent_indent=" " * indent,
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+        text,
+        max(_line_width(), indent + 20),
+        initial_indent=" " * indent,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _line_width() -> int:

@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--exclude`` and ``--merge-pooling``; trace with ``trace_of``."""
-    parser.add_argument("--exclude", action="append", default=[], metavar="NAME",
-                        help="a module whose convs stay as they are, with all below it; may be given again")
-    parser.add_argument("--merge-pooling", action="store_true",
-                        help="take average pooling over fixed windows as layers, which may be merged with convs")
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a module whose convs stay as they are, with all below it; may be given again",
+    )
+    parser.add_argument(
+        "--merge-pooling",
+        action="store_true",
+        help="take average pooling over fixed windows as layers, which may be merged with convs",
+    )
 
 
 def trace_of(arguments: argparse.Namespace, loaded: LoadedModel, *, leads_to_network: bool = True) -> Network:
@@ -71,10 +79,15 @@ def candidates_of(arguments: argparse.Namespace, net: Network, loaded: LoadedMod
     from layerfold.graph import layer_norms
 
     if arguments.drop_layers and has_random_weights(arguments):
-        print("layerfold: note: no --weights, so random weights decide which layers --drop-layers keeps: latency "
-              "is the same, but importances will be of those layers", file=sys.stderr)
+        print(
+            "layerfold: note: no --weights, so random weights decide which layers --drop-layers keeps: latency "
+            "is the same, but importances will be of those layers",
+            file=sys.stderr,
+        )
     return net.candidates(
-        stop_at_strides=arguments.stop_at_strides, max_kernel=arguments.max_kernel, max_growth=arguments.max_growth,
+        stop_at_strides=arguments.stop_at_strides,
+        max_kernel=arguments.max_kernel,
+        max_growth=arguments.max_growth,
         layer_norms=layer_norms(loaded.module, net) if arguments.drop_layers else None,
     )
 
@@ -84,21 +97,37 @@ def add_candidate_arguments(parser: argparse.ArgumentParser, *, max_growth: floa
     from layerfold.cli._options import above, whole
 
     group = parser.add_argument_group("candidates")
-    group.add_argument("--max-kernel", type=whole(1), default=15, metavar="K",
-                       help="largest kernel of a merged conv (default: %(default)s)")
-    group.add_argument("--max-growth", type=above(0), default=max_growth, metavar="X",
-                       help="most multiply-adds of a merged conv, as a multiple of what it replaces (default: "
-                       f"{'no limit' if max_growth is None else max_growth})")
-    group.add_argument("--stop-at-strides", action="store_true",
-                       help="the published restriction: nothing merges further than one layer past a strided one")
+    group.add_argument(
+        "--max-kernel",
+        type=whole(1),
+        default=15,
+        metavar="K",
+        help="largest kernel of a merged conv (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-growth",
+        type=above(0),
+        default=max_growth,
+        metavar="X",
+        help="most multiply-adds of a merged conv, as a multiple of what it replaces (default: "
+        f"{'no limit' if max_growth is None else max_growth})",
+    )
+    group.add_argument(
+        "--stop-at-strides",
+        action="store_true",
+        help="the published restriction: nothing merges further than one layer past a strided one",
+    )
     add_drop_argument(group)
 
 
 def add_drop_argument(group: argparse._ArgumentGroup) -> None:
     """Add ``--drop-layers``."""
-    group.add_argument("--drop-layers", action="store_true",
-                       help="also options in which layers that keep the shape, or whole residual branches, are left "
-                       "out; which ones stay goes by the weights (LayerMerge)")
+    group.add_argument(
+        "--drop-layers",
+        action="store_true",
+        help="also options in which layers that keep the shape, or whole residual branches, are left "
+        "out; which ones stay goes by the weights (LayerMerge)",
+    )
 
 
 def check_table(net: Network, table: LatencyTable, path: str) -> None:
@@ -128,8 +157,11 @@ def note_needless(net: Network, solution: Solution) -> None:
     found = needlessly_removed(net, solution.act_pos, solution.merge_pos)
     if found:
         positions = ",".join(map(str, found[:20])) + (", ..." if len(found) > 20 else "")
-        print(f"layerfold: note: the solution removes the activations at {positions}, where merging stops all the "
-              "same: that saves no time, add them to act_pos", file=sys.stderr)
+        print(
+            f"layerfold: note: the solution removes the activations at {positions}, where merging stops all the "
+            "same: that saves no time, add them to act_pos",
+            file=sys.stderr,
+        )
 
 
 def has_random_weights(arguments: argparse.Namespace) -> bool:

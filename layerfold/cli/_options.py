@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 def add_command(subparsers: Any, name: str, help_text: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Add a command whose help ends in an example."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=help_text, description=textwrap.fill(description, 79), epilog="example:\n" + examples,
+        name,
+        help=help_text,
+        description=textwrap.fill(description, 79),
+        epilog="example:\n" + examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
@@ -145,19 +148,35 @@ def _check_place(folder: Path, path: str | Path, flag: str) -> None:
 def add_backend_arguments(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
     """Add the options of a backend, and ``--batch``; read them with ``open_backend``."""
     group = parser.add_argument_group("backend")
-    group.add_argument("--backend", default="onnxruntime", metavar="NAME",
-                       help="what runs the network, see `layerfold backends` (default: %(default)s)")
+    group.add_argument(
+        "--backend",
+        default="onnxruntime",
+        metavar="NAME",
+        help="what runs the network, see `layerfold backends` (default: %(default)s)",
+    )
     group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
     group.add_argument("--threads", type=whole(1, THREADS), metavar="N", help="worker threads on a CPU (default: 1)")
-    group.add_argument("--precision", metavar="NAME",
-                       help="float32, float16, or int8 for a quantised model (default: float32)")
-    group.add_argument("--layout", metavar="NAME",
-                       help="nchw, or channels_last where the device has it (default: nchw)")
-    group.add_argument("--backend-option", action="append", default=[], metavar="NAME=VALUE",
-                       help="an option of that backend alone, for example compile_mode=default; may be given again")
+    group.add_argument(
+        "--precision", metavar="NAME", help="float32, float16, or int8 for a quantised model (default: float32)"
+    )
+    group.add_argument(
+        "--layout", metavar="NAME", help="nchw, or channels_last where the device has it (default: nchw)"
+    )
+    group.add_argument(
+        "--backend-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of that backend alone, for example compile_mode=default; may be given again",
+    )
     if batch:
-        group.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
-                           help="images in one forward pass (default: %(default)s)")
+        group.add_argument(
+            "--batch",
+            type=whole(1, BATCH),
+            default=1,
+            metavar="N",
+            help="images in one forward pass (default: %(default)s)",
+        )
 
 
 def open_backend(arguments: argparse.Namespace) -> Backend:

@@ -15,9 +15,24 @@ from layerfold.files import held
 
 PICTURES = (".png", ".svg", ".pdf")
 _INPUTS = (
-    "time_path", "imp_path", "latency", "importance", "solution", "solutions", "weights", "teacher_weights",
-    "checkpoint", "merged", "file", "files", "against", "model", "networks", "data", "labels",
-)  # fmt: skip
+    "time_path",
+    "imp_path",
+    "latency",
+    "importance",
+    "solution",
+    "solutions",
+    "weights",
+    "teacher_weights",
+    "checkpoint",
+    "merged",
+    "file",
+    "files",
+    "against",
+    "model",
+    "networks",
+    "data",
+    "labels",
+)
 """Arguments that name what a command reads."""
 
 
@@ -67,12 +82,15 @@ def check_outputs(args: argparse.Namespace, *outputs: Output, overwrite: bool | 
         for place in (path, f"{path}.json") if output.has_sidecar else (path,):
             for source in _inputs_of(args):
                 if _is_same(place, source):
-                    raise UsageError(f"{output.flag} {path}: {_wrote(place, path)}{source}, which this command reads; "
-                                     "name another file")
+                    raise UsageError(
+                        f"{output.flag} {path}: {_wrote(place, path)}{source}, which this command reads; "
+                        "name another file"
+                    )
             other = named.setdefault(os.path.realpath(place), output.flag)
             if other != output.flag:
-                raise UsageError(f"{output.flag} {path}: {_wrote(place, path)}what {other} names as well; name another "
-                                 "file")
+                raise UsageError(
+                    f"{output.flag} {path}: {_wrote(place, path)}what {other} names as well; name another file"
+                )
             if not output.has_own_check:
                 check_output(place, flag=output.flag, overwrite=may_replace or output.is_appended)
 
@@ -93,8 +111,11 @@ def only_writer(path: str | Path) -> Iterator[None]:
     target = Path(os.path.realpath(path))
     made = [folder for folder in target.parents if not folder.exists()]
     try:
-        with held(target.with_name(f".{target.name}.lock"), subject=f"-o {path}", remedy="wait for it, stop it, or "
-                  "name another file"):
+        with held(
+            target.with_name(f".{target.name}.lock"),
+            subject=f"-o {path}",
+            remedy="wait for it, stop it, or name another file",
+        ):
             yield
     finally:
         with contextlib.suppress(OSError):  # a command that came to nothing leaves no folder

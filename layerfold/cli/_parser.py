@@ -48,8 +48,10 @@ class Parser(argparse.ArgumentParser):
         """Name the nearest of the choices as well."""
         if action.choices is not None and value not in action.choices:
             known = [str(each) for each in action.choices]
-            raise argparse.ArgumentError(action, f"invalid choice: {str(value)!r}; choose from {', '.join(known)}"
-                                         f"{nearest_names(str(value), known)}")
+            raise argparse.ArgumentError(
+                action,
+                f"invalid choice: {str(value)!r}; choose from {', '.join(known)}{nearest_names(str(value), known)}",
+            )
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -67,9 +69,7 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
     return parsed
 
 
-def _command_of(
-    parser: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[argparse.ArgumentParser, list[str]]:
+def _command_of(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """Return the parser of the command that was named, and the arguments after its name."""
     position = 0
     while position < len(arguments) and arguments[position] in (commands := subcommands(parser)):

@@ -36,30 +36,50 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--verify`` and what it needs to build and measure networks."""
     add_trace_arguments(parser)
     group = parser.add_argument_group("verification", "measure the answer, and solve again until it keeps the budget")
-    group.add_argument("--verify", dest="model", metavar="MODEL",
-                       help="timm:NAME, torchvision:NAME or path/to/file.py:factory; the table's own network")
+    group.add_argument(
+        "--verify",
+        dest="model",
+        metavar="MODEL",
+        help="timm:NAME, torchvision:NAME or path/to/file.py:factory; the table's own network",
+    )
     add_weights_arguments(group, "its weights (default: random; latency is the same)")
     group.add_argument("--num-classes", type=whole(1, CLASSES), metavar="N", help="outputs of the classifier")
     group.add_argument("--input", type=parse_shape, metavar="CxHxW", help="input shape (default: the latency table's)")
     group.add_argument("--backend", metavar="NAME", help="what measures (default: the latency table's backend)")
     group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
-    group.add_argument("--threads", type=whole(1, THREADS), metavar="N",
-                       help="worker threads on a CPU (default: the table's)")
+    group.add_argument(
+        "--threads", type=whole(1, THREADS), metavar="N", help="worker threads on a CPU (default: the table's)"
+    )
     group.add_argument("--precision", metavar="NAME", help="of weights and feature maps (default: the table's)")
     group.add_argument("--layout", metavar="NAME", help="of feature maps (default: the table's)")
-    group.add_argument("--backend-option", action="append", default=[], metavar="NAME=VALUE",
-                       help="as for `layerfold profile`")
-    group.add_argument("--margin", type=parse_margin, default="2", metavar="PCT",
-                       help="percent of the budget left free while a faster plan exists (default: %(default)s)")
-    group.add_argument("--importance-images", type=whole(1), metavar="N",
-                       help="with --data, holdout images that a plan's whole network is scored on (default: 1000)")
+    group.add_argument(
+        "--backend-option", action="append", default=[], metavar="NAME=VALUE", help="as for `layerfold profile`"
+    )
+    group.add_argument(
+        "--margin",
+        type=parse_margin,
+        default="2",
+        metavar="PCT",
+        help="percent of the budget left free while a faster plan exists (default: %(default)s)",
+    )
+    group.add_argument(
+        "--importance-images",
+        type=whole(1),
+        metavar="N",
+        help="with --data, holdout images that a plan's whole network is scored on (default: 1000)",
+    )
     add_plan_scores_arguments(group, default_steps="0")
     add_data_arguments(parser, required=False, trains=False)
 
 
 def meet_budget_of(
-    args: argparse.Namespace, asked: list[dict[str, Any]], latencies: list[LatencyTable], importance: ImportanceTable,
-    *, alpha: float, limits: Limits,
+    args: argparse.Namespace,
+    asked: list[dict[str, Any]],
+    latencies: list[LatencyTable],
+    importance: ImportanceTable,
+    *,
+    alpha: float,
+    limits: Limits,
 ) -> LoopResult:
     """Run the closed loop for the one budget that was asked for.
 
@@ -79,11 +99,15 @@ def meet_budget_of(
         if args.data is None and value:
             raise UsageError(f"{name} {value}: are of --data; give that, or leave it out")
     if args.finalist_steps and not args.whole_plans:
-        raise UsageError(f"--finalist-steps {args.finalist_steps}: choose among plans that --whole-plans led to; leave "
-                         "one of the two out")
+        raise UsageError(
+            f"--finalist-steps {args.finalist_steps}: choose among plans that --whole-plans led to; leave "
+            "one of the two out"
+        )
     if args.data is not None and has_random_weights(args):
-        raise UsageError(f"--data {args.data}: plans are scored on it, and random weights have no score to lose; give "
-                         "--weights, or leave --data out")
+        raise UsageError(
+            f"--data {args.data}: plans are scored on it, and random weights have no score to lose; give "
+            "--weights, or leave --data out"
+        )
     table = latencies[0]
     provenance = table.provenance
     if args.input is None and len(provenance.input_shape) >= 3:
@@ -101,10 +125,20 @@ def meet_budget_of(
     score, finalists = _scores_of_plans(args, loaded, net)
     meter = BackendMeter(loaded.module, net, table, backend, batch=provenance.batch or 1)
     return meet_budget(
-        net, table, importance, Budget(**asked[0]), meter, alpha=alpha, normalise=args.normalise, limits=limits,
-        margin=args.margin / 100, score_plan=score, most_wholes=args.whole_plans, score_finalist=finalists,
+        net,
+        table,
+        importance,
+        Budget(**asked[0]),
+        meter,
+        alpha=alpha,
+        normalise=args.normalise,
+        limits=limits,
+        margin=args.margin / 100,
+        score_plan=score,
+        most_wholes=args.whole_plans,
+        score_finalist=finalists,
         progress=not args.json,
-    )  # fmt: skip
+    )
 
 
 def _scores_of_plans(
@@ -127,40 +161,56 @@ def _scores_of_plans(
 def verified_solution(found: LoopResult) -> Solution:
     """Return the solution with what was measured."""
     return replace(
-        found.solution, measured_ms=found.verification.measured_ms, budget_ms=found.verification.budget_ms,
-        network_hash=found.latency.provenance.network_hash, model=found.latency.provenance.model,
-    )  # fmt: skip
+        found.solution,
+        measured_ms=found.verification.measured_ms,
+        budget_ms=found.verification.budget_ms,
+        network_hash=found.latency.provenance.network_hash,
+        model=found.latency.provenance.model,
+    )
 
 
 def print_verified(args: argparse.Namespace, found: LoopResult) -> None:
     """Print what was measured."""
     verification = found.verification
     if args.json:
-        show_json({
-            "original_ms": verification.original_ms, "points": len(found.frontier),
-            "solutions": [verified_solution(found).to_json()], "verification": verification.to_json(),
-            "rounds": [each.verification.to_json() for each in found.rounds], "trials": len(found.trials),
-            "wholes": found.whole_scores, "finalists": found.finalist_scores,
-            "chosen_finalist": found.chosen_finalist,
-        })  # fmt: skip
+        show_json(
+            {
+                "original_ms": verification.original_ms,
+                "points": len(found.frontier),
+                "solutions": [verified_solution(found).to_json()],
+                "verification": verification.to_json(),
+                "rounds": [each.verification.to_json() for each in found.rounds],
+                "trials": len(found.trials),
+                "wholes": found.whole_scores,
+                "finalists": found.finalist_scores,
+                "chosen_finalist": found.chosen_finalist,
+            }
+        )
         return
     solution = found.solution
     used = 100 * verification.measured_ms / verification.budget_ms if verification.budget_ms else 0.0
-    show(facts([
-        ("original", f"{verification.original_ms:.4g} ms"),
-        ("measured", f"{verification.measured_ms:.4g} ms (95 % {verification.low_ms:.4g} to "
-                     f"{verification.high_ms:.4g}), {1 / verification.ratio:.3f}x as fast"),
-        ("predicted", f"{solution.predicted_ms or 0.0:.4g} ms"),
-        ("budget", f"{verification.budget_ms:.4g} ms, met; {used:.0f} % used"),
-        ("BatchNorm", BATCH_NORM_TEXTS.get(verification.batch_norm or "")),
-        ("importance", f"{solution.importance:.6g}"),
-        ("as a whole", _wholes_text(found)),
-        ("finalists", _finalists_text(found)),
-        ("tried", f"{len(found.trials)} plans timed, {len(found.rounds)} built and verified"),
-        ("act_pos", ",".join(map(str, solution.act_pos)) or "none"),
-        ("merge_pos", ",".join(map(str, solution.merge_pos))),
-        ("kept_layers", None if solution.kept_layers is None else ",".join(map(str, solution.kept_layers))),
-    ]))
+    show(
+        facts(
+            [
+                ("original", f"{verification.original_ms:.4g} ms"),
+                (
+                    "measured",
+                    f"{verification.measured_ms:.4g} ms (95 % {verification.low_ms:.4g} to "
+                    f"{verification.high_ms:.4g}), {1 / verification.ratio:.3f}x as fast",
+                ),
+                ("predicted", f"{solution.predicted_ms or 0.0:.4g} ms"),
+                ("budget", f"{verification.budget_ms:.4g} ms, met; {used:.0f} % used"),
+                ("BatchNorm", BATCH_NORM_TEXTS.get(verification.batch_norm or "")),
+                ("importance", f"{solution.importance:.6g}"),
+                ("as a whole", _wholes_text(found)),
+                ("finalists", _finalists_text(found)),
+                ("tried", f"{len(found.trials)} plans timed, {len(found.rounds)} built and verified"),
+                ("act_pos", ",".join(map(str, solution.act_pos)) or "none"),
+                ("merge_pos", ",".join(map(str, solution.merge_pos))),
+                ("kept_layers", None if solution.kept_layers is None else ",".join(map(str, solution.kept_layers))),
+            ]
+        )
+    )
     print("layerfold: the budget is kept by measurement, upper end of the interval included", file=sys.stderr)
 
 

@@ -32,8 +32,10 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(f"--input {text}: give channels x height x width as whole numbers, for example 3x224x224")
     if math.prod(map(int, parts)) > MOST_NUMBERS:
-        raise UsageError(f"--input {text}: is more than {MOST_NUMBERS:,} values an image, which no network here takes; "
-                         "give channels x height x width, for example 3x224x224")
+        raise UsageError(
+            f"--input {text}: is more than {MOST_NUMBERS:,} values an image, which no network here takes; "
+            "give channels x height x width, for example 3x224x224"
+        )
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
 
@@ -62,12 +64,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("model", metavar="MODEL", help="timm:NAME, torchvision:NAME or path/to/file.py:factory")
     add_weights_arguments(group, "a .safetensors file, a saved state_dict or a checkpoint (default: random weights)")
     group.add_argument(
-        "--num-classes", type=whole(1, CLASSES), metavar="N",
-        help="outputs of the classifier (default: the model's own)"
+        "--num-classes",
+        type=whole(1, CLASSES),
+        metavar="N",
+        help="outputs of the classifier (default: the model's own)",
     )
     group.add_argument(
-        "--input", type=parse_shape, metavar="CxHxW",
-        help="input shape, for example 3x224x224 (default: the model's own)"
+        "--input",
+        type=parse_shape,
+        metavar="CxHxW",
+        help="input shape, for example 3x224x224 (default: the model's own)",
     )
 
 
@@ -75,58 +81,86 @@ def add_weights_arguments(group: argparse._ArgumentGroup, weights_help: str) -> 
     """Add ``--weights`` and ``--weights-key``."""
     group.add_argument("--weights", metavar="FILE", help=weights_help)
     group.add_argument(
-        "--weights-key", metavar="KEY", help="which set of weights of that file, for example ema or state_dict.model "
+        "--weights-key",
+        metavar="KEY",
+        help="which set of weights of that file, for example ema or state_dict.model "
         "(default: averaged weights where there are any, else the only ones that fit)",
-    )  # fmt: skip
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True, trains: bool = True) -> None:
     """Add ``--data`` and how its images are prepared; read them with ``open_data_of``."""
     group = parser.add_argument_group("data", "how images are prepared is the model's own unless given")
     group.add_argument(
-        "--data", required=required, metavar="DATA",
+        "--data",
+        required=required,
+        metavar="DATA",
         help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, noisy20k, torch/NAME:FOLDER, hfds/NAME, "
         "wds/FOLDER or path/to/file.py:factory",
-    )  # fmt: skip
-    group.add_argument("--mean", type=partial(parse_channel_values, argument="--mean"), metavar="M,M,M",
-                       help="mean of each channel, images in 0..1")
-    group.add_argument("--std", type=partial(parse_channel_values, argument="--std"), metavar="S,S,S",
-                       help="standard deviation of each channel, images in 0..1")
-    group.add_argument("--interpolation", choices=INTERPOLATIONS, metavar="NAME",
-                       help="how images are resized: bilinear, bicubic, ...")
+    )
+    group.add_argument(
+        "--mean",
+        type=partial(parse_channel_values, argument="--mean"),
+        metavar="M,M,M",
+        help="mean of each channel, images in 0..1",
+    )
+    group.add_argument(
+        "--std",
+        type=partial(parse_channel_values, argument="--std"),
+        metavar="S,S,S",
+        help="standard deviation of each channel, images in 0..1",
+    )
+    group.add_argument(
+        "--interpolation", choices=INTERPOLATIONS, metavar="NAME", help="how images are resized: bilinear, bicubic, ..."
+    )
     group.add_argument(
         "--crop-pct", type=above(0, 1), metavar="P", help="share of the resized side that the centre crop keeps, 0..1"
     )
     group.add_argument(
-        "--holdout", type=at_least(0, 1e9), metavar="N",
+        "--holdout",
+        type=at_least(0, 1e9),
+        metavar="N",
         help="images drawn from train for choices on the way: a count, or a share below 1 (default: 0.1, at most 2000)",
-    )  # fmt: skip
-    group.add_argument("--data-seed", type=whole(0, SEED), default=0, metavar="N",
-                       help="seed of that draw (default: 0)")
+    )
     group.add_argument(
-        "--image-cache", metavar="DIR|off",
+        "--data-seed", type=whole(0, SEED), default=0, metavar="N", help="seed of that draw (default: 0)"
+    )
+    group.add_argument(
+        "--image-cache",
+        metavar="DIR|off",
         help="where decoded images are kept for the next run (default: images/ in the cache folder of the user)",
-    )  # fmt: skip
+    )
     group.add_argument(
         "--download", action="store_true", help="let torch/ and hfds/ fetch data that is not on this machine"
     )
     if trains:
         group.add_argument(
-            "--batch-size", type=whole(1, BATCH), default=128, metavar="N",
-            help="images a step in training (default: 128)"
+            "--batch-size",
+            type=whole(1, BATCH),
+            default=128,
+            metavar="N",
+            help="images a step in training (default: 128)",
         )
 
 
 def add_plan_scores_arguments(group: argparse._ArgumentGroup, *, default_steps: str) -> None:
     """Add ``--whole-plans`` and ``--finalist-steps``, of which ``default_steps`` says the default."""
-    group.add_argument("--whole-plans", type=partial(parse_whole, argument="--whole-plans", least=0, most=10_000),
-                       default=24, metavar="N",
-                       help="most plans near the solver's that are scored as whole networks, of which the best that "
-                       "keeps the budget is taken; 0 takes the solver's (default: %(default)s)")
-    group.add_argument("--finalist-steps", type=partial(parse_whole, argument="--finalist-steps", least=0), metavar="N",
-                       help="where that leads to other plans than the solver's, steps for which each (four at most) "
-                       "is finetuned, to choose among them; 0 takes the one whose whole scores best (default: "
-                       f"{default_steps})")
+    group.add_argument(
+        "--whole-plans",
+        type=partial(parse_whole, argument="--whole-plans", least=0, most=10_000),
+        default=24,
+        metavar="N",
+        help="most plans near the solver's that are scored as whole networks, of which the best that "
+        "keeps the budget is taken; 0 takes the solver's (default: %(default)s)",
+    )
+    group.add_argument(
+        "--finalist-steps",
+        type=partial(parse_whole, argument="--finalist-steps", least=0),
+        metavar="N",
+        help="where that leads to other plans than the solver's, steps for which each (four at most) "
+        "is finetuned, to choose among them; 0 takes the one whose whole scores best (default: "
+        f"{default_steps})",
+    )
 
 
 def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) -> LoadedModel:
@@ -138,10 +172,12 @@ def load_model_of(arguments: argparse.Namespace, *, weights: str | None = None) 
 
     shape = arguments.input
     loaded = load_model(
-        arguments.model, weights=weights or arguments.weights,
-        weights_key=arguments.weights_key if weights is None else None, num_classes=arguments.num_classes,
+        arguments.model,
+        weights=weights or arguments.weights,
+        weights_key=arguments.weights_key if weights is None else None,
+        num_classes=arguments.num_classes,
         in_channels=shape[0] if shape is not None else None,
-    )  # fmt: skip
+    )
     if loaded.note:
         print(one_line(f"layerfold: note: {loaded.note}"), file=sys.stderr)
     return loaded if shape is None else replace(loaded, input_shape=shape)

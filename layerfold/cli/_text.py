@@ -9,10 +9,12 @@ from typing import Any
 from layerfold.terminal import printable
 
 BATCH_NORM_TEXTS = {
-    "original": "statistics are the original's", "recalibrated": "statistics are measured anew on --data",
+    "original": "statistics are the original's",
+    "recalibrated": "statistics are measured anew on --data",
     "finetuned": "statistics are finetuned",
-}  # fmt: skip
+}
 """Where a network's BatchNorm statistics come from, for people; nothing for one that has none."""
+
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "", indent: str = "") -> str:
     """Return lines of aligned columns under a header.
@@ -28,8 +30,10 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: s
     to_the_right = {i for i, name in enumerate(header) if name in right.split()}
     lines = []
     for row in cells:
-        parts = [cell.rjust(w) if i in to_the_right else cell.ljust(w)
-                 for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        parts = [
+            cell.rjust(w) if i in to_the_right else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append((indent + "  ".join(parts)).rstrip())
     return "\n".join(lines)
 

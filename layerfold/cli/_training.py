@@ -26,51 +26,90 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
     # Added with the images, which other commands only score; here a preset may say it too.
     parser.set_defaults(default_epochs=epochs, batch_size=None)
     group = parser.add_argument_group("training")
-    group.add_argument("--preset", choices=_PRESETS,
-                       help="settings of Kim et al. 2023 for a network on ImageNet; what is given beside it counts")
+    group.add_argument(
+        "--preset",
+        choices=_PRESETS,
+        help="settings of Kim et al. 2023 for a network on ImageNet; what is given beside it counts",
+    )
     length = group.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=whole(1), metavar="N", help=f"passes over the train split (default: {epochs})")
     length.add_argument("--steps", type=whole(1), metavar="N", help="steps in all, instead of epochs")
-    group.add_argument("--optimizer", metavar="NAME",
-                       help="sgd, adamw or another of timm's, such as lamb or lion (default: sgd)")
-    group.add_argument("--learning-rate", type=above(0), metavar="X",
-                       help="the highest (default: 0.05 for sgd and 0.001 for adamw, at batch size 128)")
-    group.add_argument("--weight-decay", type=at_least(0), metavar="X",
-                       help="(default: 0.0001 for sgd, 0.02 for adamw, 0 for others)")
-    group.add_argument("--grad-clip", type=at_least(0), metavar="X",
-                       help="longest gradient; 0 for no limit (default: 5)")
-    group.add_argument("--warmup", type=at_least(0, 1), metavar="X",
-                       help="share of the steps in which the learning rate rises (default: 0.1)")
-    group.add_argument("--schedule", choices=("cosine", "step", "multistep", "poly", "constant"),
-                       help="what the learning rate does then (default: cosine)")
-    group.add_argument("--decay-rate", type=above(0, 1), metavar="X",
-                       help="what step and multistep multiply it by (default: 0.1)")
-    group.add_argument("--decay-every", type=at_least(0, 1), metavar="X",
-                       help="share of the steps after which step does so (default: 0.3)")
-    group.add_argument("--milestones", type=_numbers, metavar="X,X",
-                       help="shares of the steps after which multistep does so (default: 0.5,0.75)")
+    group.add_argument(
+        "--optimizer", metavar="NAME", help="sgd, adamw or another of timm's, such as lamb or lion (default: sgd)"
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=above(0),
+        metavar="X",
+        help="the highest (default: 0.05 for sgd and 0.001 for adamw, at batch size 128)",
+    )
+    group.add_argument(
+        "--weight-decay", type=at_least(0), metavar="X", help="(default: 0.0001 for sgd, 0.02 for adamw, 0 for others)"
+    )
+    group.add_argument(
+        "--grad-clip", type=at_least(0), metavar="X", help="longest gradient; 0 for no limit (default: 5)"
+    )
+    group.add_argument(
+        "--warmup",
+        type=at_least(0, 1),
+        metavar="X",
+        help="share of the steps in which the learning rate rises (default: 0.1)",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=("cosine", "step", "multistep", "poly", "constant"),
+        help="what the learning rate does then (default: cosine)",
+    )
+    group.add_argument(
+        "--decay-rate", type=above(0, 1), metavar="X", help="what step and multistep multiply it by (default: 0.1)"
+    )
+    group.add_argument(
+        "--decay-every",
+        type=at_least(0, 1),
+        metavar="X",
+        help="share of the steps after which step does so (default: 0.3)",
+    )
+    group.add_argument(
+        "--milestones",
+        type=_numbers,
+        metavar="X,X",
+        help="shares of the steps after which multistep does so (default: 0.5,0.75)",
+    )
     group.add_argument("--decay-power", type=above(0), metavar="X", help="of poly (default: 1)")
-    group.add_argument("--ema", type=above(0, 1), metavar="X",
-                       help="keep and score a moving average of the weights with this decay, such as 0.9998")
-    group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"),
-                       help="(default: no); fp16 needs a GPU")
+    group.add_argument(
+        "--ema",
+        type=above(0, 1),
+        metavar="X",
+        help="keep and score a moving average of the weights with this decay, such as 0.9998",
+    )
+    group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="(default: no); fp16 needs a GPU")
     group.add_argument("--train-device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    group.add_argument("--seed", type=whole(0, SEED), metavar="N",
-                       help="of the order of images, augmentation, mixing and dropout (default: 0)")
+    group.add_argument(
+        "--seed",
+        type=whole(0, SEED),
+        metavar="N",
+        help="of the order of images, augmentation, mixing and dropout (default: 0)",
+    )
     images = parser.add_argument_group("images in training")
     augment = images.add_mutually_exclusive_group()
-    augment.add_argument("--augment", metavar="NAME",
-                         help="a policy, such as rand-m9-mstd0.5 (default: random crops and mirroring)")
+    augment.add_argument(
+        "--augment", metavar="NAME", help="a policy, such as rand-m9-mstd0.5 (default: random crops and mirroring)"
+    )
     augment.add_argument("--no-augment", action="store_true", help="no random crops and mirroring")
-    images.add_argument("--random-erasing", type=at_least(0, 1), metavar="X",
-                        help="share of the images of which a patch is erased (default: 0)")
+    images.add_argument(
+        "--random-erasing",
+        type=at_least(0, 1),
+        metavar="X",
+        help="share of the images of which a patch is erased (default: 0)",
+    )
     images.add_argument("--mixup", type=at_least(0), metavar="X", help="alpha, such as 0.2; 0 for none (default: 0)")
     images.add_argument("--cutmix", type=at_least(0), metavar="X", help="alpha, such as 1; 0 for none (default: 0)")
     images.add_argument("--label-smoothing", type=at_least(0, 1), metavar="X", help="(default: 0)")
     teacher = parser.add_argument_group("teacher")
     teacher.add_argument("--no-teacher", action="store_true", help="learn from the labels only")
-    teacher.add_argument("--distillation-weight", type=at_least(0, 1), metavar="X",
-                         help="the teacher's share of the loss (default: 0.5)")
+    teacher.add_argument(
+        "--distillation-weight", type=at_least(0, 1), metavar="X", help="the teacher's share of the loss (default: 0.5)"
+    )
     teacher.add_argument("--temperature", type=above(0), metavar="X", help="softens both answers (default: 2)")
 
 
@@ -89,8 +128,9 @@ def apply_freezing(arguments: argparse.Namespace, loaded: LoadedModel) -> None:
     """
     from layerfold.finetune import check_trainable, unfreeze_parameters
 
-    check_trainable(loaded.module, unfreeze=arguments.unfreeze, keep_frozen=arguments.keep_frozen,
-                    argument=f"MODEL {loaded.source}")
+    check_trainable(
+        loaded.module, unfreeze=arguments.unfreeze, keep_frozen=arguments.keep_frozen, argument=f"MODEL {loaded.source}"
+    )
     if arguments.unfreeze:
         unfreeze_parameters(loaded.module)
 
@@ -110,10 +150,16 @@ def check_training_data(loaded: LoadedModel, data: ImageData, *, has_teacher: bo
 
     data.split("train")
     if not data.is_labelled and not has_teacher:
-        raise DataError(f"{data.name}: has no labels, and without a teacher there is nothing else to learn; leave out "
-                        "--no-teacher, or give labelled images")
-    check_answers(loaded.module, first_images(data), argument=f"MODEL {loaded.source}",
-                  num_classes=data.num_classes if data.is_labelled else None)
+        raise DataError(
+            f"{data.name}: has no labels, and without a teacher there is nothing else to learn; leave out "
+            "--no-teacher, or give labelled images"
+        )
+    check_answers(
+        loaded.module,
+        first_images(data),
+        argument=f"MODEL {loaded.source}",
+        num_classes=data.num_classes if data.is_labelled else None,
+    )
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -145,8 +191,13 @@ def history_text(report: FinetuneReport) -> str:
     from layerfold.cli._text import columns
 
     rows = [
-        (row.epoch, row.steps, f"{row.train_loss:.4f}",
-         "" if row.score_pct is None else f"{row.score_pct:.2f} %", f"{row.seconds:.1f}")
+        (
+            row.epoch,
+            row.steps,
+            f"{row.train_loss:.4f}",
+            "" if row.score_pct is None else f"{row.score_pct:.2f} %",
+            f"{row.seconds:.1f}",
+        )
         for row in report.history
-    ]  # fmt: skip
+    ]
     return columns(("epoch", "steps", "loss", "holdout", "seconds"), rows, right="epoch steps loss holdout seconds")

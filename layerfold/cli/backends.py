@@ -14,11 +14,13 @@ from layerfold.cli._text import columns
 def add_parser(subparsers: Any) -> None:
     """Add ``backends`` to the command line."""
     parser = add_command(
-        subparsers, "backends", "list backends and export formats: which are ready here, what the others need",
+        subparsers,
+        "backends",
+        "list backends and export formats: which are ready here, what the others need",
         "List the backends that can measure a network and the formats that it can be exported to: which are ready on "
         "this machine, with their devices, precisions and versions, and what the others need.",
         "  layerfold backends",
-    )  # fmt: skip
+    )
     add_result_arguments(parser, has_progress=False)
     parser.set_defaults(run=run)
 
@@ -35,8 +37,15 @@ def run(args: argparse.Namespace) -> int:
     for each in found["backends"]:
         versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items() if name != "onnx")
         missing = (each["remedy"] or "").removeprefix(f"backend={each['name']!r} ")
-        rows.append((each["name"], each["status"], ", ".join(each["devices"]), _shown_precisions(each["devices"]),
-                     versions or missing))
+        rows.append(
+            (
+                each["name"],
+                each["status"],
+                ", ".join(each["devices"]),
+                _shown_precisions(each["devices"]),
+                versions or missing,
+            )
+        )
     show(columns(("backend", "status", "devices", "precisions", "version, or what is missing"), rows))
     exports = [(each["name"], each["status"], each["remedy"]) for each in found["exports"]]
     show("\n" + columns(("export", "status", "what is missing"), exports))
@@ -53,13 +62,20 @@ def _shown_precisions(devices: dict[str, dict[str, Any]]) -> str:
 
 def _look_at_exports() -> list[dict[str, Any]]:
     """Return name, status and remedy of each format that `layerfold export` writes."""
-    needs = {"onnx": (("onnx", "onnxscript", "onnxruntime"), "pip install onnx onnxscript onnxruntime"),
-             "tensorrt": (("tensorrt_rtx",), "pip install 'layerfold[tensorrt]'")}
+    needs = {
+        "onnx": (("onnx", "onnxscript", "onnxruntime"), "pip install onnx onnxscript onnxruntime"),
+        "tensorrt": (("tensorrt_rtx",), "pip install 'layerfold[tensorrt]'"),
+    }
     found = []
     for name, (modules, remedy) in needs.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        found.append({"name": name, "status": "not installed" if missing else "ready",
-                      "remedy": f"{', '.join(missing)}: {remedy}" if missing else None})
+        found.append(
+            {
+                "name": name,
+                "status": "not installed" if missing else "ready",
+                "remedy": f"{', '.join(missing)}: {remedy}" if missing else None,
+            }
+        )
     return found
 
 
@@ -73,8 +89,17 @@ def _look_at(name: str) -> dict[str, Any]:
     from layerfold.profiler import get_backend
     from layerfold.profiler.backends.registry import backend_class, backend_source
 
-    about: dict[str, Any] = {"name": name, "package": backend_source(name), "status": "ready", "device": None,
-                             "devices": {}, "driver": "", "versions": {}, "options": {}, "remedy": None}
+    about: dict[str, Any] = {
+        "name": name,
+        "package": backend_source(name),
+        "status": "ready",
+        "device": None,
+        "devices": {},
+        "driver": "",
+        "versions": {},
+        "options": {},
+        "remedy": None,
+    }
     try:
         found = backend_class(name)
         facts = get_backend(name).provenance()
@@ -87,7 +112,15 @@ def _look_at(name: str) -> dict[str, Any]:
     devices = {}
     for device in found.available_devices():
         layouts = getattr(found, "layouts", None)
-        devices[device] = {"precisions": list(found.precisions(device)),
-                           "layouts": list(layouts(device)) if layouts else ["nchw"]}
-    return {**about, "device": facts["device"], "devices": devices, "driver": facts["driver"],
-            "versions": facts["versions"], "options": facts["options"]}
+        devices[device] = {
+            "precisions": list(found.precisions(device)),
+            "layouts": list(layouts(device)) if layouts else ["nchw"],
+        }
+    return {
+        **about,
+        "device": facts["device"],
+        "devices": devices,
+        "driver": facts["driver"],
+        "versions": facts["versions"],
+        "options": facts["options"],
+    }

@@ -29,22 +29,35 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add ``bench`` to the command line."""
     parser = add_command(
-        subparsers, "bench", "measure whole networks against each other, end to end",
+        subparsers,
+        "bench",
+        "measure whole networks against each other, end to end",
         "Measure whole networks in turns, so that drift of the machine cancels. The first one is the reference.",
         "  layerfold bench original.onnx merged.safetensors --threads 1\n"
         "  layerfold bench timm:mobilenetv2_100 timm:mobilenetv2_050 --input 3x224x224",
-    )  # fmt: skip
-    parser.add_argument("networks", nargs="+", metavar="NETWORK",
-                        help="an ONNX file, a .safetensors file of `layerfold merge`, or a MODEL (with random weights: "
-                        "latency does not depend on them)")
+    )
+    parser.add_argument(
+        "networks",
+        nargs="+",
+        metavar="NETWORK",
+        help="an ONNX file, a .safetensors file of `layerfold merge`, or a MODEL (with random weights: "
+        "latency does not depend on them)",
+    )
     parser.add_argument("--input", type=parse_shape, metavar="CxHxW", help="input shape of a MODEL (default: its own)")
-    parser.add_argument("--num-classes", type=whole(1, CLASSES), metavar="N",
-                        help="outputs of a MODEL (default: its own)")
+    parser.add_argument(
+        "--num-classes", type=whole(1, CLASSES), metavar="N", help="outputs of a MODEL (default: its own)"
+    )
     add_backend_arguments(parser)
-    parser.add_argument("--target", type=above(0, 1), default=0.01, metavar="X",
-                        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)")
-    parser.add_argument("--cap-s", type=above(0), default=10.0, metavar="S",
-                        help="most seconds a network (default: %(default)s)")
+    parser.add_argument(
+        "--target",
+        type=above(0, 1),
+        default=0.01,
+        metavar="X",
+        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cap-s", type=above(0), default=10.0, metavar="S", help="most seconds a network (default: %(default)s)"
+    )
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -87,8 +100,10 @@ def _onnx_of(args: argparse.Namespace, source: str) -> bytes:
         dtype = next(form.module.parameters()).dtype
         return export_onnx(form.module, example_images((args.batch, *shape), dtype=dtype))
     if ":" not in source:
-        raise UsageError(f"NETWORK {source}: give a .onnx file, a .safetensors file of `layerfold merge`, or a MODEL "
-                         "such as timm:mobilenetv2_100")
+        raise UsageError(
+            f"NETWORK {source}: give a .onnx file, a .safetensors file of `layerfold merge`, or a MODEL "
+            "such as timm:mobilenetv2_100"
+        )
     asked = args.input
     loaded = load_model(source, num_classes=args.num_classes, in_channels=None if asked is None else asked[0])
     return export_onnx(loaded.module, example_images((args.batch, *(asked or loaded.input_shape))))
@@ -123,19 +138,30 @@ def _note_other_inputs(networks: dict[str, bytes]) -> None:
     first = next(iter(shapes))
     for name, found in shapes.items():
         if found != shapes[first]:
-            print(f"layerfold: note: {name} takes {', '.join(found)} and {first} {', '.join(shapes[first])}",
-                  file=sys.stderr)
+            print(
+                f"layerfold: note: {name} takes {', '.join(found)} and {first} {', '.join(shapes[first])}",
+                file=sys.stderr,
+            )
 
 
 def _as_text(report: BenchmarkReport) -> str:
     rows = []
     for each in report.networks:
         is_reference = each is report.networks[0]
-        rows.append((
-            each.name, f"{each.median_ms:.4g}", f"{each.low_ms:.4g} to {each.high_ms:.4g}", f"{each.speedup:.3f}",
-            "" if is_reference else f"{1 / each.ratio_high:.3f} to {1 / each.ratio_low:.3f}", each.runs,
-            "" if each.is_settled else "not settled; give more --cap-s",
-        ))  # fmt: skip
-    table = columns(("network", "median_ms", "95 % interval", "speedup", "95 % interval", "runs", "note"), rows,
-                    right="median_ms speedup runs")
+        rows.append(
+            (
+                each.name,
+                f"{each.median_ms:.4g}",
+                f"{each.low_ms:.4g} to {each.high_ms:.4g}",
+                f"{each.speedup:.3f}",
+                "" if is_reference else f"{1 / each.ratio_high:.3f} to {1 / each.ratio_low:.3f}",
+                each.runs,
+                "" if each.is_settled else "not settled; give more --cap-s",
+            )
+        )
+    table = columns(
+        ("network", "median_ms", "95 % interval", "speedup", "95 % interval", "runs", "note"),
+        rows,
+        right="median_ms speedup runs",
+    )
     return f"{table}\n\n{report.provenance.get('backend')} on {report.provenance.get('device')}"

@@ -36,30 +36,44 @@ _PATTERN = "pattern:"
 def add_parser(subparsers: Any) -> None:
     """Add ``compare`` to the command line."""
     parser = add_command(
-        subparsers, "compare", "measure several solutions on one device, with their accuracy where finetuned",
+        subparsers,
+        "compare",
+        "measure several solutions on one device, with their accuracy where finetuned",
         "Merge a network by several solutions and measure all of them in turns with the original. A finetuned network "
         "is measured as it is, and scored with --data (without labels by its agreement with the original); without it, "
         "what `layerfold finetune` found is shown.",
         "  layerfold compare timm:mobilenetv2_140 ours=solution.json pattern:mobilenetv2_140-A --latency latency.csv\n"
         "  layerfold compare timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
         "      paper=paper.safetensors search=searched.safetensors --csv compare.csv --plot compare.png",
-    )  # fmt: skip
+    )
     add_model_arguments(parser)
-    parser.add_argument("solutions", nargs="+", metavar="[NAME=]SOLUTION",
-                        help="a solution (.json, or a published .pth), a finetuned or merged network (.safetensors of "
-                        "`layerfold finetune` or `merge`), or pattern:NAME of `layerfold search --pattern`")
+    parser.add_argument(
+        "solutions",
+        nargs="+",
+        metavar="[NAME=]SOLUTION",
+        help="a solution (.json, or a published .pth), a finetuned or merged network (.safetensors of "
+        "`layerfold finetune` or `merge`), or pattern:NAME of `layerfold search --pattern`",
+    )
     add_trace_arguments(parser)
     add_data_arguments(parser, required=False)
     tables = parser.add_argument_group("tables")
-    tables.add_argument("--latency", metavar="CSV",
-                        help="latency table to predict from (default: each solution's own prediction)")
-    tables.add_argument("--importance", metavar="CSV",
-                        help="importance table to sum from (default: each solution's own importance)")
+    tables.add_argument(
+        "--latency", metavar="CSV", help="latency table to predict from (default: each solution's own prediction)"
+    )
+    tables.add_argument(
+        "--importance", metavar="CSV", help="importance table to sum from (default: each solution's own importance)"
+    )
     add_backend_arguments(parser)
-    parser.add_argument("--target", type=above(0, 1), default=0.01, metavar="X",
-                        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)")
-    parser.add_argument("--cap-s", type=above(0), default=10.0, metavar="S",
-                        help="most seconds a network (default: %(default)s)")
+    parser.add_argument(
+        "--target",
+        type=above(0, 1),
+        default=0.01,
+        metavar="X",
+        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cap-s", type=above(0), default=10.0, metavar="S", help="most seconds a network (default: %(default)s)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--csv", metavar="FILE", help="write the table")
     output.add_argument("--plot", metavar="FILE", help="draw accuracy against latency (.png, .svg or .pdf)")
@@ -82,8 +96,11 @@ def run(args: argparse.Namespace) -> int:
     """Measure, score, write and print."""
     from layerfold.tables import ImportanceTable, LatencyTable
 
-    check_outputs(args, Output(flag="--csv", path=args.csv, suffixes=(".csv",)),
-                  Output(flag="--plot", path=args.plot, suffixes=PICTURES))
+    check_outputs(
+        args,
+        Output(flag="--csv", path=args.csv, suffixes=(".csv",)),
+        Output(flag="--plot", path=args.plot, suffixes=PICTURES),
+    )
     sources = _named_sources(args.solutions)
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     importance = None if args.importance is None else ImportanceTable.read(args.importance)
@@ -105,11 +122,20 @@ def run(args: argparse.Namespace) -> int:
     if len(before) == 1:  # where files disagree on it, they were scored on other images
         known["original"] = before.pop()
     found = compare_solutions(
-        loaded.module, net, {name: each.solution for name, each in given.items()}, backend,
+        loaded.module,
+        net,
+        {name: each.solution for name, each in given.items()},
+        backend,
         networks={name: each.network for name, each in given.items() if each.network is not None},
-        latency=latency, importance=importance, data=None if args.data is None else open_data_of(args, loaded),
-        accuracies_pct=known, batch=args.batch, target=args.target, cap_s=args.cap_s, progress=not args.quiet,
-    )  # fmt: skip
+        latency=latency,
+        importance=importance,
+        data=None if args.data is None else open_data_of(args, loaded),
+        accuracies_pct=known,
+        batch=args.batch,
+        target=args.target,
+        cap_s=args.cap_s,
+        progress=not args.quiet,
+    )
     if args.csv is not None:
         found.write_csv(args.csv)
         print(f"wrote {args.csv}", file=sys.stderr)
@@ -149,18 +175,24 @@ def _read(name: str, source: str, loaded: LoadedModel, net: Network) -> _Given:
         return _Given(solution=Solution.read(source))
     form = load_form(source)
     if form.net.hash != net.hash:
-        raise UsageError(f"SOLUTION {name}: {source} is of a network of hash {form.net.hash}, MODEL has {net.hash}; "
-                         "give the MODEL, --input and --exclude that it was made with")
+        raise UsageError(
+            f"SOLUTION {name}: {source} is of a network of hash {form.net.hash}, MODEL has {net.hash}; "
+            "give the MODEL, --input and --exclude that it was made with"
+        )
     if form.batch_norm == "original":
-        print(f"layerfold: note: {name}: its BatchNorm statistics are the original's, so its accuracy is less than it "
-              "could be; merge it with --data, or finetune it", file=sys.stderr)
+        print(
+            f"layerfold: note: {name}: its BatchNorm statistics are the original's, so its accuracy is less than it "
+            "could be; merge it with --data, or finetune it",
+            file=sys.stderr,
+        )
     test = form.facts.get("test")
     test = test if isinstance(test, dict) else {}
     return _Given(
         solution=form.recipe.solution,
         network=merge_network(form.module) if form.kind == "train" else form.module,
-        accuracy_pct=test.get("accuracy_pct"), original_accuracy_pct=test.get("original_accuracy_pct"),
-    )  # fmt: skip
+        accuracy_pct=test.get("accuracy_pct"),
+        original_accuracy_pct=test.get("original_accuracy_pct"),
+    )
 
 
 def _as_text(found: SolutionComparison) -> str:
@@ -168,23 +200,48 @@ def _as_text(found: SolutionComparison) -> str:
 
     rows = []
     for each in found.networks:
-        rows.append((
-            each.name,
-            "" if each.predicted_ms is None else f"{each.predicted_ms:.4g}",
-            f"{each.measured_ms:.4g}", f"{each.low_ms:.4g} to {each.high_ms:.4g}", f"{each.speedup:.3f}",
-            "" if each.importance is None else f"{each.importance:+.2f}",
-            "" if each.accuracy_pct is None else f"{each.accuracy_pct:.2f} %",
-            "" if each.agreement_pct is None else f"{each.agreement_pct:.2f} %",
-            each.num_activations, each.num_convs, count_text(each.num_params), count_text(each.macs),
-        ))  # fmt: skip
-    header = ("network", "predicted_ms", "measured_ms", "95 % interval", "speedup", "importance", "accuracy",
-              "agreement", "acts", "convs", "params", "macs")
+        rows.append(
+            (
+                each.name,
+                "" if each.predicted_ms is None else f"{each.predicted_ms:.4g}",
+                f"{each.measured_ms:.4g}",
+                f"{each.low_ms:.4g} to {each.high_ms:.4g}",
+                f"{each.speedup:.3f}",
+                "" if each.importance is None else f"{each.importance:+.2f}",
+                "" if each.accuracy_pct is None else f"{each.accuracy_pct:.2f} %",
+                "" if each.agreement_pct is None else f"{each.agreement_pct:.2f} %",
+                each.num_activations,
+                each.num_convs,
+                count_text(each.num_params),
+                count_text(each.macs),
+            )
+        )
+    header = (
+        "network",
+        "predicted_ms",
+        "measured_ms",
+        "95 % interval",
+        "speedup",
+        "importance",
+        "accuracy",
+        "agreement",
+        "acts",
+        "convs",
+        "params",
+        "macs",
+    )
     # What is known of no solution needs no column.
     shown = [place for place in range(len(header)) if any(row[place] != "" for row in rows[1:])]
-    table = columns([header[place] for place in shown], [[row[place] for place in shown] for row in rows],
-                    right="predicted_ms measured_ms speedup importance accuracy agreement acts convs params macs")
+    table = columns(
+        [header[place] for place in shown],
+        [[row[place] for place in shown] for row in rows],
+        right="predicted_ms measured_ms speedup importance accuracy agreement acts convs params macs",
+    )
     notes = [f"{each.name}: {each.note}" for each in found.networks if each.note]
-    notes += [f"{each.name}: the interval did not reach its target; give more --cap-s"
-              for each in found.networks if not each.is_settled]
+    notes += [
+        f"{each.name}: the interval did not reach its target; give more --cap-s"
+        for each in found.networks
+        if not each.is_settled
+    ]
     where = f"{found.provenance.get('backend')} on {found.provenance.get('device')}"
     return "\n".join([table, "", where, *notes])

@@ -50,58 +50,114 @@ def add_parser(subparsers: Any) -> None:
     add_model_arguments(parser)
     add_data_arguments(parser)
     budget = parser.add_argument_group("budget (one of the three)")
-    add_budget_arguments(budget, "end-to-end latency, for example 4.5ms or 800us",
-                         "original latency / budget, for example 1.5")
+    add_budget_arguments(
+        budget, "end-to-end latency, for example 4.5ms or 800us", "original latency / budget, for example 1.5"
+    )
     budget.add_argument("--fastest", action="store_true", help="the least latency, whatever it does to the accuracy")
     device = parser.add_argument_group("what is measured")
     device.add_argument("--backend", default="onnxruntime", metavar="NAME", help="(default: %(default)s, on this CPU)")
-    device.add_argument("--threads", type=whole(1, THREADS), default=1, metavar="N",
-                        help="worker threads (default: 1, which a shared machine repeats best)")
-    device.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
-                        help="images a forward pass (default: 1)")
+    device.add_argument(
+        "--threads",
+        type=whole(1, THREADS),
+        default=1,
+        metavar="N",
+        help="worker threads (default: 1, which a shared machine repeats best)",
+    )
+    device.add_argument(
+        "--batch", type=whole(1, BATCH), default=1, metavar="N", help="images a forward pass (default: 1)"
+    )
     search = parser.add_argument_group("what may be merged, and what counts")
-    search.add_argument("--exclude", action="append", default=[], metavar="NAME",
-                        help="a module that stays as it is; give it again for more")
-    search.add_argument("--merge-pooling", action="store_true",
-                        help="take average pooling over fixed windows as layers, which may be merged with convs")
-    search.add_argument("--max-kernel", type=whole(1), default=15, metavar="K",
-                        help="largest merged kernel (default: 15)")
-    search.add_argument("--max-growth", type=above(0), default=4.0, metavar="X",
-                        help="largest growth in multiply-adds by a merge (default: 4)")
+    search.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a module that stays as it is; give it again for more",
+    )
+    search.add_argument(
+        "--merge-pooling",
+        action="store_true",
+        help="take average pooling over fixed windows as layers, which may be merged with convs",
+    )
+    search.add_argument(
+        "--max-kernel", type=whole(1), default=15, metavar="K", help="largest merged kernel (default: 15)"
+    )
+    search.add_argument(
+        "--max-growth",
+        type=above(0),
+        default=4.0,
+        metavar="X",
+        help="largest growth in multiply-adds by a merge (default: 4)",
+    )
     add_drop_argument(search)
-    search.add_argument("--importance", choices=METHODS, default="auto", metavar="METHOD",
-                        help="shared (weights are trained once for all entries), recalibrate (no training, no labels "
-                        "needed), distill (segments alone are trained), finetune (the paper's), taylor, or adaptive "
-                        "(shared, then finetune near the budget) (default: shared; without labels or finetuning "
-                        "recalibrate)")
-    search.add_argument("--score", choices=("auto", *SCORES), default="auto", metavar="NAME",
-                        help="loss, accuracy, agreement or kl, both with the original and without need of labels "
-                        "(default: loss, without labels kl)")
-    search.add_argument("--importance-images", type=whole(1), metavar="N",
-                        help="holdout images a score (default: all)")
-    search.add_argument("--importance-steps", type=whole(1), metavar="N",
-                        help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
-    search.add_argument("--alpha", type=parse_alpha, default=0.0, metavar="A",
-                        help="weight of the mean importance taken off each term (default: 0)")
+    search.add_argument(
+        "--importance",
+        choices=METHODS,
+        default="auto",
+        metavar="METHOD",
+        help="shared (weights are trained once for all entries), recalibrate (no training, no labels "
+        "needed), distill (segments alone are trained), finetune (the paper's), taylor, or adaptive "
+        "(shared, then finetune near the budget) (default: shared; without labels or finetuning "
+        "recalibrate)",
+    )
+    search.add_argument(
+        "--score",
+        choices=("auto", *SCORES),
+        default="auto",
+        metavar="NAME",
+        help="loss, accuracy, agreement or kl, both with the original and without need of labels "
+        "(default: loss, without labels kl)",
+    )
+    search.add_argument("--importance-images", type=whole(1), metavar="N", help="holdout images a score (default: all)")
+    search.add_argument(
+        "--importance-steps",
+        type=whole(1),
+        metavar="N",
+        help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)",
+    )
+    search.add_argument(
+        "--alpha",
+        type=parse_alpha,
+        default=0.0,
+        metavar="A",
+        help="weight of the mean importance taken off each term (default: 0)",
+    )
     add_plan_scores_arguments(search, default_steps="60, or 0 where that is more than a quarter of the finetuning")
-    search.add_argument("--margin", type=parse_margin, default="2", metavar="PCT",
-                        help="percent of the budget left free while a faster plan exists, so that measuring again "
-                        "confirms it (default: 2)")
+    search.add_argument(
+        "--margin",
+        type=parse_margin,
+        default="2",
+        metavar="PCT",
+        help="percent of the budget left free while a faster plan exists, so that measuring again "
+        "confirms it (default: 2)",
+    )
     train = parser.add_argument_group("finetuning")
-    train.add_argument("--epochs", type=whole(0), metavar="N",
-                       help="passes over the train split (default: 3); without labels the original's answers "
-                       "are learned")
+    train.add_argument(
+        "--epochs",
+        type=whole(0),
+        metavar="N",
+        help="passes over the train split (default: 3); without labels the original's answers are learned",
+    )
     train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
     train.add_argument("--learning-rate", type=above(0), metavar="R", help="highest learning rate")
-    train.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", metavar="NAME",
-                       help="sgd or adamw (default: sgd)")
-    train.add_argument("--train-device", default="cpu", metavar="NAME",
-                       help="where networks are trained and scored: cpu, cuda, cuda:1, ... (default: cpu)")
+    train.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="sgd", metavar="NAME", help="sgd or adamw (default: sgd)"
+    )
+    train.add_argument(
+        "--train-device",
+        default="cpu",
+        metavar="NAME",
+        help="where networks are trained and scored: cpu, cuda, cuda:1, ... (default: cpu)",
+    )
     add_freezing_arguments(parser)
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="everything is written here")
-    out.add_argument("--formats", type=parse_formats, metavar="LIST",
-                     help="onnx,tensorrt (default: onnx, and tensorrt where installed)")
+    out.add_argument(
+        "--formats",
+        type=parse_formats,
+        metavar="LIST",
+        help="onnx,tensorrt (default: onnx, and tensorrt where installed)",
+    )
     out.add_argument("--overwrite", action="store_true", help="start anew where the folder holds another run")
     out.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N", help="of everything random (default: 0)")
     add_result_arguments(parser)
@@ -110,33 +166,54 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run all steps and print the result table; 3 if the last measurement is over the budget."""
-    check_one_given({f"--{name}": getattr(arguments, name) for name in ("budget", "speedup", "fastest")},
-                    "give one, for example --budget 4.5ms or --speedup 1.5")
+    check_one_given(
+        {f"--{name}": getattr(arguments, name) for name in ("budget", "speedup", "fastest")},
+        "give one, for example --budget 4.5ms or --speedup 1.5",
+    )
     check_output_folder(arguments.output)
     from layerfold.pipeline import CompressOptions, compress_network
 
     options = CompressOptions(
-        budget_ms=arguments.budget, speedup=arguments.speedup, fastest=arguments.fastest,
-        backend=arguments.backend, threads=arguments.threads, batch=arguments.batch,
-        exclude=tuple(arguments.exclude), merge_pooling=arguments.merge_pooling,
-        max_kernel=arguments.max_kernel, max_growth=arguments.max_growth, drop_layers=arguments.drop_layers,
+        budget_ms=arguments.budget,
+        speedup=arguments.speedup,
+        fastest=arguments.fastest,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        batch=arguments.batch,
+        exclude=tuple(arguments.exclude),
+        merge_pooling=arguments.merge_pooling,
+        max_kernel=arguments.max_kernel,
+        max_growth=arguments.max_growth,
+        drop_layers=arguments.drop_layers,
         importance_method=arguments.importance,
-        importance_score=arguments.score, importance_images=arguments.importance_images,
-        importance_steps=arguments.importance_steps, alpha=arguments.alpha, whole_plans=arguments.whole_plans,
+        importance_score=arguments.score,
+        importance_images=arguments.importance_images,
+        importance_steps=arguments.importance_steps,
+        alpha=arguments.alpha,
+        whole_plans=arguments.whole_plans,
         finalist_steps=arguments.finalist_steps,
         margin=arguments.margin / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
-        unfreeze=arguments.unfreeze, keep_frozen=arguments.keep_frozen,
-        learning_rate=arguments.learning_rate, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
+        unfreeze=arguments.unfreeze,
+        keep_frozen=arguments.keep_frozen,
+        learning_rate=arguments.learning_rate,
+        batch_size=arguments.batch_size,
+        optimizer=arguments.optimizer,
         train_device=arguments.train_device,
-        formats=arguments.formats, seed=arguments.seed,
-    )  # fmt: skip
+        formats=arguments.formats,
+        seed=arguments.seed,
+    )
     loaded = load_model_of(arguments)
     data = open_data_of(arguments, loaded)
     result = compress_network(
-        loaded, data, out=arguments.output, options=options, overwrite=arguments.overwrite,
-        progress=not arguments.quiet, command="layerfold " + shlex.join(sys.argv[1:]),
-    )  # fmt: skip
+        loaded,
+        data,
+        out=arguments.output,
+        options=options,
+        overwrite=arguments.overwrite,
+        progress=not arguments.quiet,
+        command="layerfold " + shlex.join(sys.argv[1:]),
+    )
     return print_result(result, arguments)
 
 
@@ -148,10 +225,16 @@ def print_result(result: CompressResult, arguments: argparse.Namespace) -> int:
 
     if arguments.json:
         rows = [asdict(row) for row in result.report.rows]
-        facts = {"out": str(result.out), "is_budget_met": result.is_budget_met, "verdict": result.report.verdict,
-                 "budget_ms": result.report.budget_ms, "act_pos": list(result.solution.act_pos),
-                 "merge_pos": list(result.solution.merge_pos), "kept_layers": result.solution.kept_layers,
-                 "networks": rows}
+        facts = {
+            "out": str(result.out),
+            "is_budget_met": result.is_budget_met,
+            "verdict": result.report.verdict,
+            "budget_ms": result.report.budget_ms,
+            "act_pos": list(result.solution.act_pos),
+            "merge_pos": list(result.solution.merge_pos),
+            "kept_layers": result.solution.kept_layers,
+            "networks": rows,
+        }
         show_json(facts)
     else:
         is_coloured = results_stream().isatty()

@@ -31,7 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     from layerfold.pipeline.demo import QUICK, run_demo
 
     result = run_demo(
-        arguments.output, settings=QUICK if arguments.quick else None, seed=arguments.seed,
-        overwrite=arguments.overwrite, progress=not arguments.quiet,
-    )  # fmt: skip
+        arguments.output,
+        settings=QUICK if arguments.quick else None,
+        seed=arguments.seed,
+        overwrite=arguments.overwrite,
+        progress=not arguments.quiet,
+    )
     return print_result(result, arguments)

@@ -32,25 +32,47 @@ _SUFFIXES = {"onnx": (".onnx",), "tensorrt": (".onnx", ".engine")}
 def add_parser(subparsers: Any) -> None:
     """Add ``export`` to the command line."""
     parser = add_command(
-        subparsers, "export", "write a merged network as ONNX or as a TensorRT engine",
+        subparsers,
+        "export",
+        "write a merged network as ONNX or as a TensorRT engine",
         "Write a merged network as ONNX, checked in ONNX Runtime against the network itself, and as a TensorRT engine, "
         "checked against the ONNX file where a GPU is. A JSON file beside each says what it is and how images become "
         "its input.",
         "  layerfold export merged.safetensors -o out/ --formats onnx,tensorrt --precision fp16 \\\n"
         "      --compute-capability 8.6,8.9,12.0\n"
         "  layerfold export quantised.onnx -o out/ --formats tensorrt --precision int8",
-    )  # fmt: skip
+    )
     parser.add_argument("merged", metavar="FILE", help="what `layerfold merge` wrote, or an ONNX file for an engine")
     add_output_arguments(parser, "FOLDER", "folder for NAME.onnx and NAME.engine, NAME as of FILE")
-    parser.add_argument("--formats", type=parse_formats, default="onnx", metavar="NAMES",
-                        help="onnx, tensorrt, with a comma between (default: %(default)s; ONNX is always written)")
-    parser.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
-                        help="images in one forward pass (default: %(default)s)")
+    parser.add_argument(
+        "--formats",
+        type=parse_formats,
+        default="onnx",
+        metavar="NAMES",
+        help="onnx, tensorrt, with a comma between (default: %(default)s; ONNX is always written)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=whole(1, BATCH),
+        default=1,
+        metavar="N",
+        help="images in one forward pass (default: %(default)s)",
+    )
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--precision", choices=ENGINE_PRECISIONS, default="fp32", metavar="NAME",
-                        help="fp32 (TF32 off), fp16, or int8 for a quantised ONNX file (default: %(default)s)")
-    engine.add_argument("--compute-capability", action="append", default=[], metavar="X.Y,...",
-                        help="GPUs to build the engine for, for example 8.6,8.9,12.0 (default: the builder's choice)")
+    engine.add_argument(
+        "--precision",
+        choices=ENGINE_PRECISIONS,
+        default="fp32",
+        metavar="NAME",
+        help="fp32 (TF32 off), fp16, or int8 for a quantised ONNX file (default: %(default)s)",
+    )
+    engine.add_argument(
+        "--compute-capability",
+        action="append",
+        default=[],
+        metavar="X.Y,...",
+        help="GPUs to build the engine for, for example 8.6,8.9,12.0 (default: the builder's choice)",
+    )
     engine.add_argument("--timing-cache", metavar="FILE", help="kernel timings of earlier builds, to use and to add to")
     engine.add_argument("--log", metavar="FILE", help="write all that TensorRT says while it builds")
     add_result_arguments(parser, has_progress=False)
@@ -67,13 +89,20 @@ def run(args: argparse.Namespace) -> int:
     suffixes = sorted({suffix for each in formats for suffix in _SUFFIXES.get(each, ())})
     check_outputs(
         args,
-        *(Output(flag="-o", path=folder / f"{source.stem}{suffix}") for suffix in suffixes
-          if not (is_onnx and suffix == ".onnx")),
+        *(
+            Output(flag="-o", path=folder / f"{source.stem}{suffix}")
+            for suffix in suffixes
+            if not (is_onnx and suffix == ".onnx")
+        ),
         Output(flag="--log", path=args.log),
         Output(flag="--timing-cache", path=args.timing_cache, is_appended=True),
     )
-    options = {"precision": args.precision, "compute_capabilities": capabilities, "timing_cache": args.timing_cache,
-               "log": args.log}
+    options = {
+        "precision": args.precision,
+        "compute_capabilities": capabilities,
+        "timing_cache": args.timing_cache,
+        "log": args.log,
+    }
     export = _engine_of_onnx if is_onnx else _export
     found = export(args, source, folder, formats, options)
     if args.json:
@@ -93,25 +122,41 @@ def _export(
 
     check_formats(formats)
     if canonical_precision(args.precision) == "int8":
-        raise UsageError("--precision int8: takes a quantised ONNX file (QuantizeLinear, DequantizeLinear); "
-                         "export ONNX, quantise it, and give that file")
+        raise UsageError(
+            "--precision int8: takes a quantised ONNX file (QuantizeLinear, DequantizeLinear); "
+            "export ONNX, quantise it, and give that file"
+        )
     form = load_form(source)
     if form.kind != "deploy":
         raise UsageError(f"{args.merged}: is in train form; give it to `layerfold merge` first")
     if form.batch_norm == "original":
-        print(f"layerfold: note: {args.merged}: its BatchNorm statistics are the original's, and do not fit a network "
-              "without its activations; merge it with --data, or finetune it first", file=sys.stderr)
+        print(
+            f"layerfold: note: {args.merged}: its BatchNorm statistics are the original's, and do not fit a network "
+            "without its activations; merge it with --data, or finetune it first",
+            file=sys.stderr,
+        )
     dtype = next(form.module.parameters()).dtype
     example = torch.randn(args.batch, *form.recipe.input_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    report = export_network(form.module, folder, formats, example_input=example, name=source.stem,
-                            preprocessing=_preprocessing_of(form), **options)
+    report = export_network(
+        form.module,
+        folder,
+        formats,
+        example_input=example,
+        name=source.stem,
+        preprocessing=_preprocessing_of(form),
+        **options,
+    )
     print(f"wrote {report.onnx_path}", file=sys.stderr)
     if not args.json:
-        show(facts([
-            ("ONNX", f"{report.onnx_path}, {report.onnx_path.stat().st_size / 2**20:.1f} MiB"),
-            ("check", f"differs from the network by {report.check.max_rel:.2g} of the largest output"),
-            *_engine_facts(report.engine),
-        ]))
+        show(
+            facts(
+                [
+                    ("ONNX", f"{report.onnx_path}, {report.onnx_path.stat().st_size / 2**20:.1f} MiB"),
+                    ("check", f"differs from the network by {report.check.max_rel:.2g} of the largest output"),
+                    *_engine_facts(report.engine),
+                ]
+            )
+        )
     return {**report.to_json(), "batch_norm": form.batch_norm}
 
 
@@ -125,8 +170,9 @@ def _engine_of_onnx(
     if "tensorrt" not in formats:
         raise UsageError(f"FILE {source}: is ONNX already; give --formats tensorrt to build an engine from it")
     onnx_bytes = read_input(source, "FILE")
-    report = build_engine(onnx_bytes, folder / f"{source.stem}.engine",
-                          preprocessing=read_facts(source).get("preprocessing"), **options)
+    report = build_engine(
+        onnx_bytes, folder / f"{source.stem}.engine", preprocessing=read_facts(source).get("preprocessing"), **options
+    )
     print(f"wrote {report.engine_path}", file=sys.stderr)
     if not args.json:
         show(facts(_engine_facts(report)))
@@ -143,10 +189,15 @@ def _preprocessing_of(form: LoadedForm) -> dict[str, Any] | None:
     if not recipe.model or recipe.input_shape[0] not in (1, 3):
         return None
     loaded = load_model(recipe.model, num_classes=recipe.num_classes, in_channels=recipe.in_channels)
-    return preprocessing_facts(Preprocessing(
-        input_shape=recipe.input_shape, mean=loaded.mean, std=loaded.std, interpolation=loaded.interpolation,
-        crop_pct=loaded.crop_pct,
-    ))  # fmt: skip
+    return preprocessing_facts(
+        Preprocessing(
+            input_shape=recipe.input_shape,
+            mean=loaded.mean,
+            std=loaded.std,
+            interpolation=loaded.interpolation,
+            crop_pct=loaded.crop_pct,
+        )
+    )
 
 
 def _engine_facts(engine: EngineReport | None) -> list[tuple[str, object]]:
@@ -158,8 +209,11 @@ def _engine_facts(engine: EngineReport | None) -> list[tuple[str, object]]:
     else:
         checked = f"inputs, outputs, length and version; not run: {check.reason}"
     return [
-        ("engine", f"{engine.engine_path}, {engine.engine_bytes / 2**20:.1f} MiB, {engine.precision}, "
-                   f"{engine.build_s:.1f} s by {engine.library}"),
+        (
+            "engine",
+            f"{engine.engine_path}, {engine.engine_bytes / 2**20:.1f} MiB, {engine.precision}, "
+            f"{engine.build_s:.1f} s by {engine.library}",
+        ),
         ("built for", ", ".join(engine.compute_capabilities) or "the builder's choice of GPUs"),
         ("engine check", checked),
     ]

@@ -31,36 +31,61 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add ``finetune`` to the command line."""
     parser = add_command(
-        subparsers, "finetune", "train the network of a solution, with the original as teacher",
+        subparsers,
+        "finetune",
+        "train the network of a solution, with the original as teacher",
         "Bring a network into the train form of a solution and finetune it, with the original as teacher. The state is "
         "kept in OUTPUT.checkpoint until the end: a run that is stopped goes on where it was. Each epoch is written to "
         "OUTPUT.log.csv, and all of them drawn in OUTPUT.png. `accelerate launch -m layerfold finetune ...` trains in "
         "several processes, with the same batches and the same loss.",
         "  layerfold finetune timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
         "      --solution solution.json --epochs 20 -o finetuned.safetensors",
-    )  # fmt: skip
+    )
     add_model_arguments(parser)
     add_trace_arguments(parser)
     add_data_arguments(parser)
     parser.add_argument("--solution", required=True, metavar="JSON", help="a solution of `layerfold solve`")
     add_training_arguments(parser, epochs=10)
     add_freezing_arguments(parser)
-    parser.add_argument("--feature-weight", type=at_least(0), metavar="X",
-                        help="how much the distance from the teacher's feature maps at the ends of merged segments "
-                        "counts beside the loss (default: 0)")
-    parser.add_argument("--keep", choices=("last", "best"),
-                        help="weights of the last epoch, or of the best on the holdout (default: last)")
-    parser.add_argument("--save-both", action="store_true",
-                        help="write the other of the two as well, to NAME.best.safetensors or NAME.last.safetensors")
-    parser.add_argument("--fade", type=at_least(0, 1), default=0.0, metavar="X",
-                        help="share of the steps over which the activations that go fade to nothing (default: at once)")
-    parser.add_argument("--teacher-weights", metavar="FILE",
-                        help="the original's weights, where --weights are others, such as those that `layerfold "
-                        "search` ended with (default: those of --weights)")
+    parser.add_argument(
+        "--feature-weight",
+        type=at_least(0),
+        metavar="X",
+        help="how much the distance from the teacher's feature maps at the ends of merged segments "
+        "counts beside the loss (default: 0)",
+    )
+    parser.add_argument(
+        "--keep",
+        choices=("last", "best"),
+        help="weights of the last epoch, or of the best on the holdout (default: last)",
+    )
+    parser.add_argument(
+        "--save-both",
+        action="store_true",
+        help="write the other of the two as well, to NAME.best.safetensors or NAME.last.safetensors",
+    )
+    parser.add_argument(
+        "--fade",
+        type=at_least(0, 1),
+        default=0.0,
+        metavar="X",
+        help="share of the steps over which the activations that go fade to nothing (default: at once)",
+    )
+    parser.add_argument(
+        "--teacher-weights",
+        metavar="FILE",
+        help="the original's weights, where --weights are others, such as those that `layerfold "
+        "search` ended with (default: those of --weights)",
+    )
     parser.add_argument("--no-test", action="store_true", help="do not score the test split in the end")
     parser.add_argument("--tensorboard", metavar="DIR", help="write each epoch for TensorBoard too")
-    parser.add_argument("--checkpoint-every", type=at_least(0), default=60.0, metavar="S",
-                        help="seconds between two checkpoints within an epoch (default: 60)")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=at_least(0),
+        default=60.0,
+        metavar="S",
+        help="seconds between two checkpoints within an epoch (default: 60)",
+    )
     add_output_arguments(parser, "FILE", "the finetuned train form (.safetensors); how to build it goes to FILE.json")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
@@ -119,13 +144,25 @@ def _finetune(args: argparse.Namespace) -> int:
     if options.feature_weight and teacher is not None:
         teacher, features = net.graph.on(teacher), segment_ends(student, net, solution)
         if not features:
-            raise UsageError(f"--feature-weight {options.feature_weight:g}: the solution merges nothing, so that there "
-                             "is no end of a segment to compare; leave it out")
+            raise UsageError(
+                f"--feature-weight {options.feature_weight:g}: the solution merges nothing, so that there "
+                "is no end of a segment to compare; leave it out"
+            )
     report = finetune_network(
-        student, data, teacher=teacher, features=features, **asdict(options), fade=fade, keep_other=args.save_both,
-        checkpoint_path=checkpoint, checkpoint_every_s=args.checkpoint_every, log_path=log,
-        tensorboard_path=args.tensorboard, device=args.train_device, progress=not args.quiet,
-    )  # fmt: skip
+        student,
+        data,
+        teacher=teacher,
+        features=features,
+        **asdict(options),
+        fade=fade,
+        keep_other=args.save_both,
+        checkpoint_path=checkpoint,
+        checkpoint_every_s=args.checkpoint_every,
+        log_path=log,
+        tensorboard_path=args.tensorboard,
+        device=args.train_device,
+        progress=not args.quiet,
+    )
     if not is_main_process():
         return 0
     test: dict[str, Any] = {}
@@ -133,12 +170,20 @@ def _finetune(args: argparse.Namespace) -> int:
         scores = evaluate_network(student, data.split("test"), teacher=original.module)
         before = evaluate_network(original.module, data.split("test")).accuracy_pct if data.is_labelled else None
         test = {
-            "num_images": scores.num_images, "original_accuracy_pct": before,
-            "accuracy_pct": scores.accuracy_pct, "agreement_pct": scores.agreement_pct,
-        }  # fmt: skip
+            "num_images": scores.num_images,
+            "original_accuracy_pct": before,
+            "accuracy_pct": scores.accuracy_pct,
+            "agreement_pct": scores.agreement_pct,
+        }
     recipe = recipe_of(args, loaded, net, solution)
-    facts_kept = {"batch_norm": FINETUNED, "finetune": report.as_dict(), "data": data.describe(), "test": test,
-                  "original_weights_sha256": original.weights_sha256, "fade": fade}
+    facts_kept = {
+        "batch_norm": FINETUNED,
+        "finetune": report.as_dict(),
+        "data": data.describe(),
+        "test": test,
+        "original_weights_sha256": original.weights_sha256,
+        "fade": fade,
+    }
     save_form(student, output, kind="train", recipe=recipe, facts=facts_kept)
     training_png(report.history, plot, kept_epoch=report.kept_epoch, title=f"{loaded.source}, {output.name}")
     written = [output, log, plot]
@@ -160,9 +205,13 @@ def _as_text(report: FinetuneReport, test: dict[str, Any]) -> str:
     text = history_text(report)
     if test:
         agrees = f"agrees on {test['agreement_pct']:.2f} %"
-        known = [("test, finetuned", agrees)] if test["accuracy_pct"] is None else [
-            ("test, original", f"{test['original_accuracy_pct']:.2f} %"),
-            ("test, finetuned", f"{test['accuracy_pct']:.2f} %, {agrees}"),
-        ]  # fmt: skip
+        known = (
+            [("test, finetuned", agrees)]
+            if test["accuracy_pct"] is None
+            else [
+                ("test, original", f"{test['original_accuracy_pct']:.2f} %"),
+                ("test, finetuned", f"{test['accuracy_pct']:.2f} %, {agrees}"),
+            ]
+        )
         text += "\n\n" + facts(known)
     return text

@@ -41,55 +41,111 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add ``importance`` to the command line."""
     parser = add_command(
-        subparsers, "importance", "estimate what the score loses when a segment is merged",
+        subparsers,
+        "importance",
+        "estimate what the score loses when a segment is merged",
         "Estimate the importance of every segment worth merging: the change of a score on the holdout when the segment "
         "replaces its layers. Finished entries are kept in OUTPUT.journal until the table is written: a run that is "
         "stopped goes on where it was.",
         "  layerfold importance timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
         "      --latency latency.csv -o importance.csv",
-    )  # fmt: skip
+    )
     add_model_arguments(parser)
     add_trace_arguments(parser)
     add_data_arguments(parser)
     add_candidate_arguments(parser, max_growth=4.0)
     group = parser.add_argument_group("estimate")
-    group.add_argument("--latency", metavar="CSV",
-                       help="latency table: its segments are taken, but for those that it says are not worth merging")
-    group.add_argument("--method", choices=METHODS, default="auto", metavar="NAME",
-                       help="shared (one set of weights is trained in the networks of all entries in turn), "
-                       "recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
-                       "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
-                       "or adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
-                       "(default: shared, without labels recalibrate)")
-    group.add_argument("--score", choices=SCORES, metavar="NAME",
-                       help="accuracy, loss, agreement or kl (divergence), both with the original and without need of "
-                       "labels (default: accuracy, without labels agreement)")
-    group.add_argument("--fill-slots", action=argparse.BooleanOptionalAction, default=None,
-                       help="also try an activation where the original has none (default: only with finetune)")
-    group.add_argument("--calibration-images", type=whole(2), default=256, metavar="N",
-                       help="images for BatchNorm statistics (default: %(default)s)")
-    group.add_argument("--holdout-images", type=whole(1), metavar="N",
-                       help="images scored (default: the whole holdout)")
+    group.add_argument(
+        "--latency",
+        metavar="CSV",
+        help="latency table: its segments are taken, but for those that it says are not worth merging",
+    )
+    group.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        metavar="NAME",
+        help="shared (one set of weights is trained in the networks of all entries in turn), "
+        "recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
+        "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
+        "or adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
+        "(default: shared, without labels recalibrate)",
+    )
+    group.add_argument(
+        "--score",
+        choices=SCORES,
+        metavar="NAME",
+        help="accuracy, loss, agreement or kl (divergence), both with the original and without need of "
+        "labels (default: accuracy, without labels agreement)",
+    )
+    group.add_argument(
+        "--fill-slots",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also try an activation where the original has none (default: only with finetune)",
+    )
+    group.add_argument(
+        "--calibration-images",
+        type=whole(2),
+        default=256,
+        metavar="N",
+        help="images for BatchNorm statistics (default: %(default)s)",
+    )
+    group.add_argument(
+        "--holdout-images", type=whole(1), metavar="N", help="images scored (default: the whole holdout)"
+    )
     length = group.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=whole(1), metavar="N",
-                        help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)")
-    length.add_argument("--epochs", type=whole(1), metavar="N",
-                        help="the same as passes over the train split; the paper finetunes for one")
-    group.add_argument("--learning-rate", type=above(0), metavar="X",
-                       help="with finetune, distill and shared (default: the method's)")
+    length.add_argument(
+        "--steps",
+        type=whole(1),
+        metavar="N",
+        help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)",
+    )
+    length.add_argument(
+        "--epochs",
+        type=whole(1),
+        metavar="N",
+        help="the same as passes over the train split; the paper finetunes for one",
+    )
+    group.add_argument(
+        "--learning-rate", type=above(0), metavar="X", help="with finetune, distill and shared (default: the method's)"
+    )
     adaptive = parser.add_argument_group("with --method adaptive")
-    adaptive.add_argument("--start-with", choices=ESTIMATORS, metavar="NAME", default="shared",
-                          help="the cheap method (default: %(default)s)")
-    adaptive.add_argument("--refine-with", choices=ESTIMATORS, metavar="NAME", default="finetune",
-                          help="the dear method (default: %(default)s)")
-    adaptive.add_argument("--refine-most", type=whole(1), metavar="N",
-                          help="most entries to estimate dearly (default: one in five, at least 16)")
-    adaptive.add_argument("--around", type=partial(parse_ms, argument="--around"),
-                          metavar="BUDGET", action="append", default=[],
-                          help="refine for this budget, such as 1.2ms; may be given several times (default: the whole "
-                          "frontier)")
-    group.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N",
-                       help="of the images drawn and of training (default: %(default)s)")
+    adaptive.add_argument(
+        "--start-with",
+        choices=ESTIMATORS,
+        metavar="NAME",
+        default="shared",
+        help="the cheap method (default: %(default)s)",
+    )
+    adaptive.add_argument(
+        "--refine-with",
+        choices=ESTIMATORS,
+        metavar="NAME",
+        default="finetune",
+        help="the dear method (default: %(default)s)",
+    )
+    adaptive.add_argument(
+        "--refine-most",
+        type=whole(1),
+        metavar="N",
+        help="most entries to estimate dearly (default: one in five, at least 16)",
+    )
+    adaptive.add_argument(
+        "--around",
+        type=partial(parse_ms, argument="--around"),
+        metavar="BUDGET",
+        action="append",
+        default=[],
+        help="refine for this budget, such as 1.2ms; may be given several times (default: the whole frontier)",
+    )
+    group.add_argument(
+        "--seed",
+        type=whole(0, SEED),
+        default=0,
+        metavar="N",
+        help="of the images drawn and of training (default: %(default)s)",
+    )
     add_freezing_arguments(parser)
     add_executor_arguments(parser, has_threads=True)
     add_output_arguments(parser, "CSV", "the importance table; how it was made goes to CSV.json")
@@ -112,8 +168,11 @@ def _run(args: argparse.Namespace) -> int:
     # A run that is resumed may have been stopped between writing the table and removing the journal; a journal of
     # another run is no leave to replace a table.
     is_resumed = not args.overwrite and args.output is not None and wrote_table(journal, Path(args.output))
-    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True),
-                  overwrite=args.overwrite or is_resumed)
+    check_outputs(
+        args,
+        Output(flag="-o", path=args.output, suffixes=(".csv",), has_sidecar=True),
+        overwrite=args.overwrite or is_resumed,
+    )
     executor = executor_of(args)
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     loaded = load_model_of(args)
@@ -122,22 +181,45 @@ def _run(args: argparse.Namespace) -> int:
     if latency is not None:
         check_table(net, latency, args.latency)
     data = open_data_of(args, loaded)
-    if is_resumed and not belongs_to(journal, network=net.hash, weights=weights_hash(loaded.module),
-                                     data=data.fingerprint, seed=args.seed, holdout_images=args.holdout_images,
-                                     calibration_images=args.calibration_images):
+    if is_resumed and not belongs_to(
+        journal,
+        network=net.hash,
+        weights=weights_hash(loaded.module),
+        data=data.fingerprint,
+        seed=args.seed,
+        holdout_images=args.holdout_images,
+        calibration_images=args.calibration_images,
+    ):
         check_output(args.output)
     table = estimate_importance(
-        loaded.module, net, data, args.method, latency=latency,
-        candidates=candidates_of(args, net, loaded) if latency is None else None, score=args.score,
+        loaded.module,
+        net,
+        data,
+        args.method,
+        latency=latency,
+        candidates=candidates_of(args, net, loaded) if latency is None else None,
+        score=args.score,
         fill_slots=args.fill_slots,
-        calibration_images=args.calibration_images, holdout_images=args.holdout_images, steps=args.steps,
-        epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed,
+        calibration_images=args.calibration_images,
+        holdout_images=args.holdout_images,
+        steps=args.steps,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
         journal_path=journal,
-        refinement=Refinement(start_with=args.start_with, refine_with=args.refine_with, most=args.refine_most,
-                              budgets_ms=tuple(args.around)),
-        unfreeze=args.unfreeze, keep_frozen=args.keep_frozen, executor=executor, model_name=loaded.source,
+        refinement=Refinement(
+            start_with=args.start_with,
+            refine_with=args.refine_with,
+            most=args.refine_most,
+            budgets_ms=tuple(args.around),
+        ),
+        unfreeze=args.unfreeze,
+        keep_frozen=args.keep_frozen,
+        executor=executor,
+        model_name=loaded.source,
         progress=not args.quiet,
-    )  # fmt: skip
+    )
     table.write(args.output)
     remove_journal(journal)
     print(f"wrote {args.output}", file=sys.stderr)
@@ -153,24 +235,35 @@ def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]
     merged = [entry for entry in table.entries if entry.kept is not None or entry.end - entry.start > 1]
     merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
     return {
-        "table": args.output, "model": table.provenance.model, "method": args.method,
+        "table": args.output,
+        "model": table.provenance.model,
+        "method": args.method,
         "score": table.provenance.options["score"],
-        "entries": len(table.entries), "left_out": len(table.provenance.left_out),
-        "original": dict(table.provenance.options["original"]), "seconds": table.provenance.options["seconds"],
+        "entries": len(table.entries),
+        "left_out": len(table.provenance.left_out),
+        "original": dict(table.provenance.options["original"]),
+        "seconds": table.provenance.options["seconds"],
         "spent": table.provenance.options.get("spent"),
         "best_merges": [
-            {"start": e.start, "end": e.end, "start_act": e.start_act, "end_act": e.end_act,
-             "dropped": list(e.dropped), "importance": e.importance}
+            {
+                "start": e.start,
+                "end": e.end,
+                "start_act": e.start_act,
+                "end_act": e.end_act,
+                "dropped": list(e.dropped),
+                "importance": e.importance,
+            }
             for e in merged[:5]
         ],
-    }  # fmt: skip
+    }
 
 
 def _as_text(found: dict[str, Any]) -> str:
     # Not every method knows every score of the original.
     texts = {"val_acc": "{:.2f} % correct", "val_loss": "loss {:.4g}"}
-    original = ", ".join(text.format(found["original"][name]) for name, text in texts.items()
-                         if name in found["original"])
+    original = ", ".join(
+        text.format(found["original"][name]) for name, text in texts.items() if name in found["original"]
+    )
     known = [
         ("model", found["model"]),
         ("method", f"{found['method']}, score {found['score']}"),
@@ -179,16 +272,22 @@ def _as_text(found: dict[str, Any]) -> str:
         ("spent", _spent_text(found)),
     ]
     rows = [(_layers(each), f"{each['importance']:+.4g}") for each in found["best_merges"]]
-    return facts(known) + ("\n\ncheapest to merge\n" + columns(("layers", "importance"), rows, right="importance",
-                                                                indent="  ") if rows else "")
+    return facts(known) + (
+        "\n\ncheapest to merge\n" + columns(("layers", "importance"), rows, right="importance", indent="  ")
+        if rows
+        else ""
+    )
 
 
 def _spent_text(found: dict[str, Any]) -> str:
     text, spent = f"{found['seconds']:.1f} s on estimates", found["spent"]
     if spent is not None:
         text += f"; {spent['refined']} of {spent['entries']} entries refined in {spent['rounds']} rounds, "
-        text += ("and the plans stand on these alone" if spent["is_settled"]
-                 else "then the limit came (--refine-most); some plans stand on cheap estimates")
+        text += (
+            "and the plans stand on these alone"
+            if spent["is_settled"]
+            else "then the limit came (--refine-most); some plans stand on cheap estimates"
+        )
     return text
 
 

@@ -17,10 +17,12 @@ from layerfold.files import write_text
 def add_parser(subparsers: Any) -> None:
     """Add ``inspect`` to the command line."""
     parser = add_command(
-        subparsers, "inspect", "show a network's layers, chains, residuals and what may be merged",
+        subparsers,
+        "inspect",
+        "show a network's layers, chains, residuals and what may be merged",
         "Trace a network and show its layers, chains, residuals and barriers, and what of it may be merged.",
         "  layerfold inspect timm:mobilenetv2_100 --input 3x224x224 --svg network.svg",
-    )  # fmt: skip
+    )
     add_model_arguments(parser)
     add_trace_arguments(parser)
     add_candidate_arguments(parser, max_growth=None)

@@ -42,14 +42,16 @@ _NUM_COMPARED = 4
 def add_parser(subparsers: Any) -> None:
     """Add ``merge`` to the command line."""
     parser = add_command(
-        subparsers, "merge", "merge a finetuned network into plain convs",
+        subparsers,
+        "merge",
+        "merge a finetuned network into plain convs",
         "Merge each segment of a finetuned network into one conv, in float64, each checked against its segment. Or "
         "merge a model by a solution as it is, without finetuning: with --data its BatchNorm statistics are measured "
         "anew first, as `layerfold compress --no-finetune` does.",
         "  layerfold merge finetuned.safetensors -o merged.safetensors --onnx merged.onnx\n"
         "  layerfold merge --model timm:mobilenetv2_100 --weights weights.safetensors --solution solution.json \\\n"
         "      --data folder:images -o merged.safetensors",
-    )  # fmt: skip
+    )
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="what `layerfold finetune` wrote")
     group = parser.add_argument_group("without finetuning")
     group.add_argument("--model", metavar="MODEL", help="timm:NAME, torchvision:NAME or path/to/file.py:factory")
@@ -59,12 +61,21 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--input", type=parse_shape, metavar="CxHxW", help="input shape, for example 3x224x224")
     add_trace_arguments(parser)
     add_data_arguments(parser, required=False)
-    group.add_argument("--train-device", default="cpu", metavar="NAME",
-                       help="where BatchNorm statistics are measured: cpu, cuda, cuda:1, ... (default: cpu)")
+    group.add_argument(
+        "--train-device",
+        default="cpu",
+        metavar="NAME",
+        help="where BatchNorm statistics are measured: cpu, cuda, cuda:1, ... (default: cpu)",
+    )
     add_output_arguments(parser, "FILE", "the merged network (.safetensors); how to build it goes to FILE.json")
     parser.add_argument("--onnx", metavar="FILE", help="also as ONNX, checked against the merged network")
-    parser.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N",
-                        help="images in one forward pass of the ONNX file (default: %(default)s)")
+    parser.add_argument(
+        "--batch",
+        type=whole(1, BATCH),
+        default=1,
+        metavar="N",
+        help="images in one forward pass of the ONNX file (default: %(default)s)",
+    )
     add_result_arguments(parser, has_progress=False)
     parser.set_defaults(run=run)
 
@@ -87,14 +98,19 @@ def run(args: argparse.Namespace) -> int:
     segments = net.segments_of(recipe.solution.merge_pos, dropped_layers(net, recipe.solution.kept_layers))
     convs = sum(not segment.is_identity for segment in segments)
     found: dict[str, Any] = {
-        "output": args.output, "layers_before": len(net.layers), "layers_after": convs,
-        "params_before": net.num_params, "params_after": sum(p.numel() for p in merged.parameters()),
-        "difference": difference, "batch_norm": kept["batch_norm"],
+        "output": args.output,
+        "layers_before": len(net.layers),
+        "layers_after": convs,
+        "params_before": net.num_params,
+        "params_after": sum(p.numel() for p in merged.parameters()),
+        "difference": difference,
+        "batch_norm": kept["batch_norm"],
         "raise_macs": [
             {"start": each.start, "end": each.end, "before": each.macs_before, "after": each.macs_after}
-            for each in merged.meta["merged_convs"].values() if each.raises_macs
+            for each in merged.meta["merged_convs"].values()
+            if each.raises_macs
         ],
-    }  # fmt: skip
+    }
     if args.onnx is not None:
         from layerfold.export import check_onnx, export_onnx
 
@@ -114,8 +130,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".safetensors",), has_sidecar=True),
-                  Output(flag="--onnx", path=args.onnx, suffixes=(".onnx",)))
+    check_outputs(
+        args,
+        Output(flag="-o", path=args.output, suffixes=(".safetensors",), has_sidecar=True),
+        Output(flag="--onnx", path=args.onnx, suffixes=(".onnx",)),
+    )
     if (args.checkpoint is None) == (args.model is None):
         raise UsageError("give a checkpoint of `layerfold finetune`, or --model and --solution; one of the two")
     if args.model is not None and args.solution is None:
@@ -153,8 +172,9 @@ def _train_form(args: argparse.Namespace) -> _Made:
         if form.kind != "train":
             raise UsageError(f"{args.checkpoint}: is merged already; give it to `layerfold export`")
         check_alone(form.module, example_images((2, *form.recipe.input_shape)))
-        return _Made(student=form.module, net=form.net, recipe=form.recipe,
-                     facts={**form.facts, "batch_norm": form.batch_norm})
+        return _Made(
+            student=form.module, net=form.net, recipe=form.recipe, facts={**form.facts, "batch_norm": form.batch_norm}
+        )
     check_device(args.train_device)
     solution = Solution.read(args.solution)
     loaded = load_model_of(args)
@@ -171,11 +191,18 @@ def _train_form(args: argparse.Namespace) -> _Made:
         student.to("cpu")
         kept |= {"batch_norm": RECALIBRATED, "data": data.describe()}
     elif _changes(net, solution):
-        print("layerfold: note: BatchNorm statistics are the original's, and do not fit a network without its "
-              "activations; give --data to measure them anew, or finetune first (`layerfold finetune`)",
-              file=sys.stderr)
-    return _Made(student=student, net=net, recipe=recipe_of(args, loaded, net, solution), facts=kept,
-                 images=None if data is None else probe_images(data))
+        print(
+            "layerfold: note: BatchNorm statistics are the original's, and do not fit a network without its "
+            "activations; give --data to measure them anew, or finetune first (`layerfold finetune`)",
+            file=sys.stderr,
+        )
+    return _Made(
+        student=student,
+        net=net,
+        recipe=recipe_of(args, loaded, net, solution),
+        facts=kept,
+        images=None if data is None else probe_images(data),
+    )
 
 
 def _changes(net: Network, solution: Solution) -> bool:
@@ -189,14 +216,16 @@ def _as_text(found: dict[str, Any]) -> str:
     from layerfold.report.words import count_text
 
     onnx = f"differs by {found['onnx_difference']:.2g} of the largest output" if "onnx" in found else None
-    return facts([
-        ("layers", f"{found['layers_before']} -> {found['layers_after']}"),
-        ("parameters", f"{count_text(found['params_before'])} -> {count_text(found['params_after'])}"),
-        ("train form", f"differs by {found['difference']:.2g} of the largest output"),
-        ("BatchNorm", BATCH_NORM_TEXTS.get(found["batch_norm"])),
-        ("ONNX", onnx),
-        ("more work", ", ".join(_growth_text(each) for each in found["raise_macs"]) or None),
-    ])
+    return facts(
+        [
+            ("layers", f"{found['layers_before']} -> {found['layers_after']}"),
+            ("parameters", f"{count_text(found['params_before'])} -> {count_text(found['params_after'])}"),
+            ("train form", f"differs by {found['difference']:.2g} of the largest output"),
+            ("BatchNorm", BATCH_NORM_TEXTS.get(found["batch_norm"])),
+            ("ONNX", onnx),
+            ("more work", ", ".join(_growth_text(each) for each in found["raise_macs"]) or None),
+        ]
+    )
 
 
 def _growth_text(each: dict[str, int]) -> str:

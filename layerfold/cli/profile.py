@@ -37,37 +37,63 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add ``profile`` to the command line."""
     parser = add_command(
-        subparsers, "profile", "measure every segment that may be merged, on a device",
+        subparsers,
+        "profile",
+        "measure every segment that may be merged, on a device",
         "Measure every segment that may be merged, and what lies outside the chains, into a latency table. Each "
         "measurement is kept in a cache at once: a run that is stopped goes on where it was.",
         "  layerfold profile timm:mobilenetv2_100 --input 3x224x224 -o latency.csv",
-    )  # fmt: skip
+    )
     add_model_arguments(parser)
     add_trace_arguments(parser)
     add_candidate_arguments(parser, max_growth=4.0)
     add_backend_arguments(parser)
     measuring = parser.add_argument_group("how it is measured")
-    measuring.add_argument("--method", choices=("plans", "in_network", "isolated"), default="plans",
-                           help="fitted to whole networks under random plans, each segment in a whole network, or "
-                           "segments alone: faster, less true (default: %(default)s)")
-    measuring.add_argument("--target", type=above(0, 1), metavar="X",
-                           help="half-width of the 95 %% intervals to stop at, relative (default: by method)")
-    measuring.add_argument("--cap-s", type=above(0), default=0.25, metavar="S",
-                           help="most seconds of timed running an entry (default: %(default)s)")
+    measuring.add_argument(
+        "--method",
+        choices=("plans", "in_network", "isolated"),
+        default="plans",
+        help="fitted to whole networks under random plans, each segment in a whole network, or "
+        "segments alone: faster, less true (default: %(default)s)",
+    )
+    measuring.add_argument(
+        "--target",
+        type=above(0, 1),
+        metavar="X",
+        help="half-width of the 95 %% intervals to stop at, relative (default: by method)",
+    )
+    measuring.add_argument(
+        "--cap-s",
+        type=above(0),
+        default=0.25,
+        metavar="S",
+        help="most seconds of timed running an entry (default: %(default)s)",
+    )
     cache = measuring.add_mutually_exclusive_group()
-    cache.add_argument("--cache", metavar="FILE",
-                       help="file of finished measurements (default: in the user's cache folder)")
+    cache.add_argument(
+        "--cache", metavar="FILE", help="file of finished measurements (default: in the user's cache folder)"
+    )
     cache.add_argument("--no-cache", action="store_true", help="measure everything anew and keep nothing")
-    measuring.add_argument("--retry-failed", action="store_true",
-                           help="try again what the backend refused to build before")
-    measuring.add_argument("--dry-run", action="store_true",
-                           help="say how much would be measured, how much is known, about how long it takes, and stop")
+    measuring.add_argument(
+        "--retry-failed", action="store_true", help="try again what the backend refused to build before"
+    )
+    measuring.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say how much would be measured, how much is known, about how long it takes, and stop",
+    )
     add_executor_arguments(parser, has_threads=False)
     add_output_arguments(parser, "CSV", "the latency table; what was measured where goes to CSV.json", required=False)
-    parser.add_argument("--log", metavar="FILE", help="append a line for each measurement: median, "
-                                                      "interval, blocks, time to build, settled or not")
-    parser.add_argument("--summaries", metavar="JSON", help="write what the cache keeps of each measurement: "
-                                                            "quantiles, outliers, conditions")
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="append a line for each measurement: median, interval, blocks, time to build, settled or not",
+    )
+    parser.add_argument(
+        "--summaries",
+        metavar="JSON",
+        help="write what the cache keeps of each measurement: quantiles, outliers, conditions",
+    )
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -105,27 +131,37 @@ def _run(args: argparse.Namespace) -> int:
 
     loaded = load_model_of(args)
     net = trace_of(args, loaded, leads_to_network=False)
-    how: dict[str, Any] = {"batch": args.batch, "method": args.method, "target": args.target, "cap_s": args.cap_s,
-                           "candidates": candidates_of(args, net, loaded)}
+    how: dict[str, Any] = {
+        "batch": args.batch,
+        "method": args.method,
+        "target": args.target,
+        "cap_s": args.cap_s,
+        "candidates": candidates_of(args, net, loaded),
+    }
     if args.dry_run:
         return _print_plan(args, _plan(args, net, how["candidates"], backend, args.workers or 1))
     with ExitStack() as stack:
         if executor.is_here:
             log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
-            store = stack.enter_context(open_cache(False if args.no_cache else args.cache, backend, batch=args.batch,
-                                                   dtype=backend.precision, log=log))
+            store = stack.enter_context(
+                open_cache(
+                    False if args.no_cache else args.cache, backend, batch=args.batch, dtype=backend.precision, log=log
+                )
+            )
             if args.retry_failed:
                 store.forget_failures()
             how |= {"backend": backend, "dtype": backend.precision}
         else:
             choice = BackendChoice(name=args.backend, device=args.device, options=backend_options(args))
             make_filler = MakeFiller.of(loaded.module, net, choice, executor, log=args.log, **how)
-            filling = stack.enter_context(filled_together(executor, make_filler, args.cache,
-                                                          retry_failed=args.retry_failed))
+            filling = stack.enter_context(
+                filled_together(executor, make_filler, args.cache, retry_failed=args.retry_failed)
+            )
             store = filling.store
             how |= {"backend": filling.backend, "dtype": filling.dtype, "workers": filling.workers}
-        table = profile_network(loaded.module, net, cache=store, model_name=loaded.source, progress=not args.quiet,
-                                **how)
+        table = profile_network(
+            loaded.module, net, cache=store, model_name=loaded.source, progress=not args.quiet, **how
+        )
         table.write(args.output)
         if args.summaries:
             known = store.summaries([*store.report.new, *store.report.cached])
@@ -144,8 +180,18 @@ def _plan(
     place = os.devnull if args.no_cache else args.cache
     history = open_history(place, backend, batch=args.batch, dtype=backend.precision)
     try:
-        found = estimate_profile(net, candidates, backend, history, method=args.method, target=args.target,
-                                 cap_s=args.cap_s, batch=args.batch, dtype=backend.precision, workers=workers)
+        found = estimate_profile(
+            net,
+            candidates,
+            backend,
+            history,
+            method=args.method,
+            target=args.target,
+            cap_s=args.cap_s,
+            batch=args.batch,
+            dtype=backend.precision,
+            workers=workers,
+        )
     finally:
         history.close()
     return {"model": args.model, "layers": len(net.layers), **found.to_json()}
@@ -160,18 +206,25 @@ def _print_plan(args: argparse.Namespace, plan: dict[str, Any]) -> int:
         for key, words in (("in_context", "in their surroundings"), ("whole_networks", "whole networks"))
         if plan[key]
     ]
-    show(facts([
-        ("model", plan["model"]),
-        ("segments", f"{plan['segments']}, of which {plan['segments_merged']} would merge layers"),
-        ("distinct shapes", f"{plan['distinct_shapes']}, {plan['cached']} measured already"),
-        *further,
-        ("time", f"about {_duration(plan['estimate_s'])} ({_BASES[plan['basis']]})"),
-    ]))
+    show(
+        facts(
+            [
+                ("model", plan["model"]),
+                ("segments", f"{plan['segments']}, of which {plan['segments_merged']} would merge layers"),
+                ("distinct shapes", f"{plan['distinct_shapes']}, {plan['cached']} measured already"),
+                *further,
+                ("time", f"about {_duration(plan['estimate_s'])} ({_BASES[plan['basis']]})"),
+            ]
+        )
+    )
     return 0
 
 
-_BASES = {"history": "by earlier measurements on this device", "probe": "by measuring a few segments now",
-          "nothing to do": "all of it is in the cache"}
+_BASES = {
+    "history": "by earlier measurements on this device",
+    "probe": "by measuring a few segments now",
+    "nothing to do": "all of it is in the cache",
+}
 
 
 def _duration(seconds: float) -> str:
@@ -187,15 +240,20 @@ def _summary(table: LatencyTable) -> dict[str, Any]:
     merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]
     faster = {*table.useful_segments(), *table.useful_drops()}
     return {
-        "model": provenance.model, "device": provenance.device, "backend": provenance.backend,
-        "dtype": provenance.dtype, "batch": provenance.batch, "entries": len(table.entries),
+        "model": provenance.model,
+        "device": provenance.device,
+        "backend": provenance.backend,
+        "dtype": provenance.dtype,
+        "batch": provenance.batch,
+        "entries": len(table.entries),
         "measured": sum(entry.runs > 0 or entry.merged == IDENTITY for entry in table.entries),
         "original_ms": table.original_ms,
-        "fixed_ms": provenance.fixed_ms, "segments_merged": len(merged),
+        "fixed_ms": provenance.fixed_ms,
+        "segments_merged": len(merged),
         "segments_faster": sum(entry.key in faster for entry in merged),
         "segments_with_drops": sum(entry.drops for entry in merged),
         "measurement": dict(provenance.measurement),
-    }  # fmt: skip
+    }
 
 
 def _print(args: argparse.Namespace, found: dict[str, Any]) -> int:
@@ -205,18 +263,25 @@ def _print(args: argparse.Namespace, found: dict[str, Any]) -> int:
     seen = found["measurement"]
     bounded = found["entries"] - found["measured"]
     left = f", {bounded} plainly slow and not measured" if bounded else ""
-    show(facts([
-        ("model", found["model"]),
-        ("device", f"{found['device']} ({found['backend']}, {found['dtype']}, batch {found['batch']})"),
-        ("entries", f"{found['measured']} measured{left}"),
-        ("measurements", f"{seen['measured']} now, {seen['cached']} from the cache"),
-        ("not settled", _unsettled(seen)),
-        ("odd blocks", _odd(seen)),
-        ("not built", _not_built(seen["not_built"])),
-        ("original", f"{found['original_ms']:.4g} ms, of which {found['fixed_ms']:.4g} ms outside the chains"),
-        ("worth merging", f"{found['segments_faster']} of {found['segments_merged']} segments are faster merged "
-                          "than in parts"),
-    ]))
+    show(
+        facts(
+            [
+                ("model", found["model"]),
+                ("device", f"{found['device']} ({found['backend']}, {found['dtype']}, batch {found['batch']})"),
+                ("entries", f"{found['measured']} measured{left}"),
+                ("measurements", f"{seen['measured']} now, {seen['cached']} from the cache"),
+                ("not settled", _unsettled(seen)),
+                ("odd blocks", _odd(seen)),
+                ("not built", _not_built(seen["not_built"])),
+                ("original", f"{found['original_ms']:.4g} ms, of which {found['fixed_ms']:.4g} ms outside the chains"),
+                (
+                    "worth merging",
+                    f"{found['segments_faster']} of {found['segments_merged']} segments are faster merged "
+                    "than in parts",
+                ),
+            ]
+        )
+    )
     warn_of_conditions(seen)
     return 0
 
@@ -231,8 +296,10 @@ def _unsettled(seen: dict[str, Any]) -> str | None:
 def _odd(seen: dict[str, Any]) -> str | None:
     if not seen["outlying_blocks"] and not seen["disturbed_blocks"]:
         return None
-    return (f"{seen['outlying_blocks']} outlying of {seen['blocks']} (kept), {seen['disturbed_blocks']} run again "
-            "or set aside because something else slowed the machine")
+    return (
+        f"{seen['outlying_blocks']} outlying of {seen['blocks']} (kept), {seen['disturbed_blocks']} run again "
+        "or set aside because something else slowed the machine"
+    )
 
 
 def _not_built(failed: list[dict[str, Any]]) -> str | None:

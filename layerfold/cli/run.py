@@ -27,26 +27,39 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add ``run`` to the command line."""
     parser = add_command(
-        subparsers, "run", "classify images with an exported network",
+        subparsers,
+        "run",
+        "classify images with an exported network",
         "Classify images with an ONNX file, on any backend, or with a TensorRT engine, on its GPU. Images are prepared "
         "as the JSON file beside the network says; `layerfold export` writes it.",
         "  layerfold run out/merged.onnx --input cat.jpg dog.jpg --labels names.txt\n"
         "  layerfold run out/merged.engine --input cat.jpg --top 1 --json",
-    )  # fmt: skip
+    )
     parser.add_argument("network", metavar="FILE", help="an .onnx file or an .engine file")
     parser.add_argument("--input", nargs="+", action="extend", required=True, metavar="IMAGE", help="image files")
-    parser.add_argument("--top", type=whole(1), default=5, metavar="N",
-                        help="classes to show for each image (default: %(default)s)")
+    parser.add_argument(
+        "--top", type=whole(1), default=5, metavar="N", help="classes to show for each image (default: %(default)s)"
+    )
     parser.add_argument("--labels", metavar="FILE", help="text file with the name of a class a line, in order")
     preparing = parser.add_argument_group("preparing images", "in place of what the JSON beside FILE says")
-    preparing.add_argument("--mean", type=partial(parse_channel_values, argument="--mean"), metavar="M,M,M",
-                           help="mean of each channel, images in 0..1")
-    preparing.add_argument("--std", type=partial(parse_channel_values, argument="--std"), metavar="S,S,S",
-                           help="standard deviation of each channel, images in 0..1")
-    preparing.add_argument("--interpolation", choices=INTERPOLATIONS, metavar="NAME",
-                           help="how images are resized: bilinear, bicubic, ...")
-    preparing.add_argument("--crop-pct", type=above(0, 1), metavar="P",
-                           help="share of the resized side that the centre crop keeps, 0..1")
+    preparing.add_argument(
+        "--mean",
+        type=partial(parse_channel_values, argument="--mean"),
+        metavar="M,M,M",
+        help="mean of each channel, images in 0..1",
+    )
+    preparing.add_argument(
+        "--std",
+        type=partial(parse_channel_values, argument="--std"),
+        metavar="S,S,S",
+        help="standard deviation of each channel, images in 0..1",
+    )
+    preparing.add_argument(
+        "--interpolation", choices=INTERPOLATIONS, metavar="NAME", help="how images are resized: bilinear, bicubic, ..."
+    )
+    preparing.add_argument(
+        "--crop-pct", type=above(0, 1), metavar="P", help="share of the resized side that the centre crop keeps, 0..1"
+    )
     add_backend_arguments(parser, batch=False)
     add_result_arguments(parser, has_progress=False)
     parser.set_defaults(run=run)
@@ -64,19 +77,28 @@ def run(args: argparse.Namespace) -> int:
     network, spec, device = _open_onnx(args, path) if path.suffix == ".onnx" else _open_engine(path)
     try:
         preprocessing = read_preprocessing(
-            path, spec, mean=args.mean, std=args.std,
-            interpolation=args.interpolation, crop_pct=args.crop_pct,
-        )  # fmt: skip
+            path,
+            spec,
+            mean=args.mean,
+            std=args.std,
+            interpolation=args.interpolation,
+            crop_pct=args.crop_pct,
+        )
         found = Classifier(network.infer, spec, preprocessing, labels).classify(args.input, args.top)
     finally:
         network.close()
     if args.json:
-        images = [{"image": image, "top": [asdict(guess) for guess in guesses]}
-                  for image, guesses in zip(args.input, found, strict=True)]
+        images = [
+            {"image": image, "top": [asdict(guess) for guess in guesses]}
+            for image, guesses in zip(args.input, found, strict=True)
+        ]
         show_json({"network": str(path), "device": device, "images": images})
         return 0
-    rows = [(image if rank == 0 else "", guess.index, guess.label, f"{100 * guess.probability:.1f} %")
-            for image, guesses in zip(args.input, found, strict=True) for rank, guess in enumerate(guesses)]
+    rows = [
+        (image if rank == 0 else "", guess.index, guess.label, f"{100 * guess.probability:.1f} %")
+        for image, guesses in zip(args.input, found, strict=True)
+        for rank, guess in enumerate(guesses)
+    ]
     print(f"{path} on {device}", file=sys.stderr)
     show(columns(("image", "class", "label", "probability"), rows, right="class probability"))
     return 0
@@ -93,10 +115,13 @@ def _open_onnx(args: argparse.Namespace, path: Path) -> tuple[Any, InputSpec, st
     except UsageError as error:
         raise UsageError(f"FILE {path}: {error}") from error
     weights = {each.name for each in graph.initializer}
-    spec = InputSpec.of({
-        put.name: [size.dim_value for size in put.type.tensor_type.shape.dim]
-        for put in graph.input if put.name not in weights
-    })
+    spec = InputSpec.of(
+        {
+            put.name: [size.dim_value for size in put.type.tensor_type.shape.dim]
+            for put in graph.input
+            if put.name not in weights
+        }
+    )
     facts = backend.provenance()
     return backend.compile(onnx_bytes), spec, f"{facts['device']} ({facts['backend']}, {backend.precision})"
 

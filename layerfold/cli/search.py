@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add ``search`` to the command line."""
     parser = add_command(
-        subparsers, "search", "learn which activations go (DepthShrinker), to a number or to a latency budget",
+        subparsers,
+        "search",
+        "learn which activations go (DepthShrinker), to a number or to a latency budget",
         "Train a network with a gate on each activation until as many are left as asked for, or until the latency "
         "table predicts the budget for what is left; then merge what lies between as fast as can be. Or take a pattern "
         "that DepthShrinker published. The state is kept in OUTPUT.checkpoint until the end: a run that is stopped "
@@ -53,33 +55,58 @@ def add_parser(subparsers: Any) -> None:
         "  layerfold search timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
         "      --latency latency.csv --speedup 1.5 --epochs 20 -o solution.json\n"
         "  layerfold search timm:mobilenetv2_140 --pattern mobilenetv2_140-A --latency latency.csv -o solution.json",
-    )  # fmt: skip
+    )
     add_model_arguments(parser)
     add_trace_arguments(parser)
     add_data_arguments(parser, required=False)
     group = parser.add_argument_group("what to reach")
     target = group.add_mutually_exclusive_group()
     target.add_argument("--keep", type=_keep, metavar="N", help="gates that stay on: a count, or a share below 1")
-    add_budget_arguments(target, "end-to-end latency, for example 4.5ms; needs --latency",
-                         "the original's predicted latency / budget, for example 1.5; needs --latency")
-    target.add_argument("--pattern", metavar="NAME",
-                        help="what DepthShrinker published: the activations of mobilenetv2_140-A to -F, without any "
-                        "training, or the search that was set for efficientnet_lite0 or mobilenetv2_140 (blocks, 0.4 "
-                        "of them)")
-    group.add_argument("--granularity", choices=("slot", "block"),
-                       help="a gate for each activation, or for all of a block (default: slot)")
-    group.add_argument("--latency", metavar="CSV",
-                       help="latency table from which the merging follows (default: as few convs as can be)")
-    group.add_argument("--max-kernel", type=whole(1), default=15, metavar="K",
-                       help="largest kernel of a merged conv, where there is no table (default: %(default)s)")
-    group.add_argument("--anneal", type=at_least(0, 1), default=0.5, metavar="X",
-                       help="share of the steps at which the target is reached (default: %(default)s)")
+    add_budget_arguments(
+        target,
+        "end-to-end latency, for example 4.5ms; needs --latency",
+        "the original's predicted latency / budget, for example 1.5; needs --latency",
+    )
+    target.add_argument(
+        "--pattern",
+        metavar="NAME",
+        help="what DepthShrinker published: the activations of mobilenetv2_140-A to -F, without any "
+        "training, or the search that was set for efficientnet_lite0 or mobilenetv2_140 (blocks, 0.4 "
+        "of them)",
+    )
+    group.add_argument(
+        "--granularity",
+        choices=("slot", "block"),
+        help="a gate for each activation, or for all of a block (default: slot)",
+    )
+    group.add_argument(
+        "--latency",
+        metavar="CSV",
+        help="latency table from which the merging follows (default: as few convs as can be)",
+    )
+    group.add_argument(
+        "--max-kernel",
+        type=whole(1),
+        default=15,
+        metavar="K",
+        help="largest kernel of a merged conv, where there is no table (default: %(default)s)",
+    )
+    group.add_argument(
+        "--anneal",
+        type=at_least(0, 1),
+        default=0.5,
+        metavar="X",
+        help="share of the steps at which the target is reached (default: %(default)s)",
+    )
     add_training_arguments(parser, epochs=10)
     add_freezing_arguments(parser)
     add_output_arguments(parser, "JSON", "the solution, for verify, finetune and merge")
-    parser.add_argument("--weights-out", metavar="FILE",
-                        help="write the weights that the search ended with (.safetensors), to finetune from "
-                        "(`layerfold finetune --weights FILE --teacher-weights ORIGINAL`)")
+    parser.add_argument(
+        "--weights-out",
+        metavar="FILE",
+        help="write the weights that the search ended with (.safetensors), to finetune from "
+        "(`layerfold finetune --weights FILE --teacher-weights ORIGINAL`)",
+    )
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -95,9 +122,12 @@ def _run(args: argparse.Namespace) -> int:
 
     # A run that is resumed may have been stopped after it had written some of its files.
     may_replace = args.overwrite or Path(f"{args.output}.checkpoint").exists()
-    check_outputs(args, Output(flag="-o", path=args.output, suffixes=(".json",)),
-                  Output(flag="--weights-out", path=args.weights_out, suffixes=(".safetensors",)),
-                  overwrite=may_replace)
+    check_outputs(
+        args,
+        Output(flag="-o", path=args.output, suffixes=(".json",)),
+        Output(flag="--weights-out", path=args.weights_out, suffixes=(".safetensors",)),
+        overwrite=may_replace,
+    )
     target = _target_of(args)
     table = None if args.latency is None else LatencyTable.read(args.latency)
     if args.pattern is not None and not target:
@@ -116,18 +146,22 @@ def _target_of(args: argparse.Namespace) -> dict[str, Any]:
         published = PUBLISHED_SEARCHES.get(args.pattern)
         if published is not None:
             if args.granularity not in (None, published.granularity):
-                raise UsageError(f"--granularity {args.granularity}: --pattern {args.pattern} searches "
-                                 f"{published.granularity}s; leave --granularity out")
+                raise UsageError(
+                    f"--granularity {args.granularity}: --pattern {args.pattern} searches "
+                    f"{published.granularity}s; leave --granularity out"
+                )
             return {"granularity": published.granularity, "keep": published.keep}
         if args.pattern not in PUBLISHED_PATTERNS:
             known = (*PUBLISHED_PATTERNS, *PUBLISHED_SEARCHES)
-            raise UsageError(f"--pattern {args.pattern}: must be one of {', '.join(known)}"
-                             f"{nearest_names(args.pattern, known)}")
+            raise UsageError(
+                f"--pattern {args.pattern}: must be one of {', '.join(known)}{nearest_names(args.pattern, known)}"
+            )
         if args.weights_out is not None:
             raise UsageError(f"--weights-out {args.weights_out}: --pattern {args.pattern} trains nothing")
         return {}
-    check_one_given({f"--{name}": getattr(args, name) for name in ("keep", "budget", "speedup", "pattern")},
-                    "give one of the four")
+    check_one_given(
+        {f"--{name}": getattr(args, name) for name in ("keep", "budget", "speedup", "pattern")}, "give one of the four"
+    )
     if args.keep is None and args.latency is None:
         raise UsageError("--latency: a budget needs the network's latency table (`layerfold profile`)")
     return {"granularity": granularity, "keep": args.keep, "budget_ms": args.budget, "speedup": args.speedup}
@@ -173,10 +207,20 @@ def _search(args: argparse.Namespace, target: dict[str, Any], table: LatencyTabl
         check_table(net, table, args.latency)
     checkpoint = Path(f"{args.output}.checkpoint")
     found = search_activations(
-        loaded.module, net, data, **target, latency=table, anneal=args.anneal, training=training_of(args),
-        distill=not args.no_teacher, max_kernel=args.max_kernel, checkpoint_path=checkpoint, device=args.train_device,
-        progress=not args.quiet, model_name=loaded.source,
-    )  # fmt: skip
+        loaded.module,
+        net,
+        data,
+        **target,
+        latency=table,
+        anneal=args.anneal,
+        training=training_of(args),
+        distill=not args.no_teacher,
+        max_kernel=args.max_kernel,
+        checkpoint_path=checkpoint,
+        device=args.train_device,
+        progress=not args.quiet,
+        model_name=loaded.source,
+    )
     if args.weights_out is not None:
         _write_weights(found.weights, Path(args.weights_out))
     found.solution.write(args.output)
@@ -200,21 +244,27 @@ def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
 def _as_text(net: Network, found: SearchResult, table: LatencyTable | None) -> str:
     from layerfold.report.words import positions_text
 
-    rows = [(gate.name, positions_text(gate.positions), f"{gate.score:+.4f}", "stays" if gate.is_on else "goes")
-            for gate in found.gates]
+    rows = [
+        (gate.name, positions_text(gate.positions), f"{gate.score:+.4f}", "stays" if gate.is_on else "goes")
+        for gate in found.gates
+    ]
     kept = sum(gate.is_on for gate in found.gates)
-    return "\n\n".join((
-        columns(("gate", "positions", "score", ""), rows, right="score"),
-        history_text(found.training),
-        facts([("gates", f"{kept} of {len(found.gates)} stay"), *_solution_facts(net, found.solution, table)]),
-    ))
+    return "\n\n".join(
+        (
+            columns(("gate", "positions", "score", ""), rows, right="score"),
+            history_text(found.training),
+            facts([("gates", f"{kept} of {len(found.gates)} stay"), *_solution_facts(net, found.solution, table)]),
+        )
+    )
 
 
 def _solution_facts(net: Network, solution: Solution, table: LatencyTable | None) -> list[tuple[str, object]]:
     predicted = None
     if table is not None and solution.predicted_ms is not None:
-        predicted = (f"{solution.predicted_ms:.4g} ms, {table.original_ms / solution.predicted_ms:.3f}x as fast as the "
-                     "original's prediction")
+        predicted = (
+            f"{solution.predicted_ms:.4g} ms, {table.original_ms / solution.predicted_ms:.3f}x as fast as the "
+            "original's prediction"
+        )
     budget = None if solution.budget_ms is None else f"{solution.budget_ms:.4g} ms"
     return [
         ("activations", f"{len(net.original_act_pos)} -> {len(solution.act_pos)}"),

@@ -51,47 +51,102 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     tables = parser.add_argument_group("tables")
-    tables.add_argument("--time-path", action="append", required=True, metavar="CSV",
-                        help="latency table; give it again for each further device, each with a budget of its own")
+    tables.add_argument(
+        "--time-path",
+        action="append",
+        required=True,
+        metavar="CSV",
+        help="latency table; give it again for each further device, each with a budget of its own",
+    )
     tables.add_argument("--imp-path", required=True, metavar="CSV", help="importance table")
     budget = parser.add_argument_group("budget")
     add_budget_arguments(
-        budget, "latency budget, for example 25.0, 4.5ms or 800us; several give several solutions",
-        "original latency / budget", action="append", default=[],
+        budget,
+        "latency budget, for example 25.0, 4.5ms or 800us; several give several solutions",
+        "original latency / budget",
+        action="append",
+        default=[],
     )
     budget.add_argument("--knee", action="store_true", help="the point where more latency stops paying")
-    budget.add_argument("--budget-of", choices=("end-to-end", "segments"), default="end-to-end",
-                        help="what a budget counts: everything, or the bare sum of entries (default: %(default)s)")
-    budget.add_argument("--risk", type=_number("--risk", 1e-12, 0.5, "0.05"), metavar="P",
-                        help="stay within the budget with probability 1 - P, from the entries' spreads (0.05)")
+    budget.add_argument(
+        "--budget-of",
+        choices=("end-to-end", "segments"),
+        default="end-to-end",
+        help="what a budget counts: everything, or the bare sum of entries (default: %(default)s)",
+    )
+    budget.add_argument(
+        "--risk",
+        type=_number("--risk", 1e-12, 0.5, "0.05"),
+        metavar="P",
+        help="stay within the budget with probability 1 - P, from the entries' spreads (0.05)",
+    )
     rules = parser.add_argument_group("what counts and what is allowed")
-    rules.add_argument("--alpha", type=parse_alpha, default="0", metavar="A",
-                       help="weight of the mean importance taken off (0)")
-    rules.add_argument("--normalise", choices=("single", "default", "all"), default="single",
-                       help="entries that mean goes over: single layers, active on both sides, all")
-    rules.add_argument("--max-params", type=_number("--max-params", 0.0, 1e18, "1e6"), metavar="N",
-                       help="most parameters of the merged convs")
-    rules.add_argument("--max-macs", type=_number("--max-macs", 0.0, 1e18, "1e6"), metavar="N",
-                       help="most multiply-adds of the merged convs, one image")
-    rules.add_argument("--max-merged", type=_whole("--max-merged", 0), metavar="N",
-                       help="most segments of more than one layer")
-    rules.add_argument("--keep-act", type=_positions("--keep-act"), default=frozenset(), metavar="POS",
-                       help="positions whose activation stays, for example 3,7,12-15")
-    rules.add_argument("--never-merge", type=_positions("--never-merge"), default=frozenset(), metavar="LAYERS",
-                       help="layers that stay convs of their own")
-    rules.add_argument("--max-kernel", type=_whole("--max-kernel", 1), metavar="K",
-                       help="largest kernel of a merged segment")
-    rules.add_argument("--epsilon", type=_number("--epsilon", 0.0, 1.0, "1e-4"), default="0", metavar="E",
-                       help="part of the span of importance that an answer may miss by, for huge tables (0: exact)")
-    rules.add_argument("--max-labels", type=_whole("--max-labels", 16, 1_000_000), default=20_000, metavar="N",
-                       help="labels a state before a large frontier is thinned (default: 20000)")
+    rules.add_argument(
+        "--alpha", type=parse_alpha, default="0", metavar="A", help="weight of the mean importance taken off (0)"
+    )
+    rules.add_argument(
+        "--normalise",
+        choices=("single", "default", "all"),
+        default="single",
+        help="entries that mean goes over: single layers, active on both sides, all",
+    )
+    rules.add_argument(
+        "--max-params",
+        type=_number("--max-params", 0.0, 1e18, "1e6"),
+        metavar="N",
+        help="most parameters of the merged convs",
+    )
+    rules.add_argument(
+        "--max-macs",
+        type=_number("--max-macs", 0.0, 1e18, "1e6"),
+        metavar="N",
+        help="most multiply-adds of the merged convs, one image",
+    )
+    rules.add_argument(
+        "--max-merged", type=_whole("--max-merged", 0), metavar="N", help="most segments of more than one layer"
+    )
+    rules.add_argument(
+        "--keep-act",
+        type=_positions("--keep-act"),
+        default=frozenset(),
+        metavar="POS",
+        help="positions whose activation stays, for example 3,7,12-15",
+    )
+    rules.add_argument(
+        "--never-merge",
+        type=_positions("--never-merge"),
+        default=frozenset(),
+        metavar="LAYERS",
+        help="layers that stay convs of their own",
+    )
+    rules.add_argument(
+        "--max-kernel", type=_whole("--max-kernel", 1), metavar="K", help="largest kernel of a merged segment"
+    )
+    rules.add_argument(
+        "--epsilon",
+        type=_number("--epsilon", 0.0, 1.0, "1e-4"),
+        default="0",
+        metavar="E",
+        help="part of the span of importance that an answer may miss by, for huge tables (0: exact)",
+    )
+    rules.add_argument(
+        "--max-labels",
+        type=_whole("--max-labels", 16, 1_000_000),
+        default=20_000,
+        metavar="N",
+        help="labels a state before a large frontier is thinned (default: 20000)",
+    )
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", metavar="JSON", help="solution file; several solutions get a number each")
     out.add_argument("--pth", metavar="PTH", help="also as a published checkpoint.pth (needs torch)")
     out.add_argument("--frontier", metavar="FILE", help="every Pareto-optimal point, as .csv or .json")
     out.add_argument("--plot", metavar="PNG", help="the frontier with the original, the budget and the chosen point")
-    out.add_argument("--alternatives", type=_whole("--alternatives", 1, _MOST_ALTERNATIVES), metavar="K",
-                     help="the K best solutions that keep different activations")
+    out.add_argument(
+        "--alternatives",
+        type=_whole("--alternatives", 1, _MOST_ALTERNATIVES),
+        metavar="K",
+        help="the K best solutions that keep different activations",
+    )
     out.add_argument("--explain", action="store_true", help="what was merged, what each saved and cost, what is next")
     out.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     out.add_argument("--json", action="store_true", help="print JSON")
@@ -126,8 +181,15 @@ def run(args: argparse.Namespace) -> int:
     if len(latencies) > 1 and "budget_ms" in asked[0]:
         known = end_to_end_budgets(latencies, **asked[0], budget_of=args.budget_of)
     frontier = solve_frontier(
-        latencies, importance, alpha, args.normalise, limits=limits, risk=risk, budgets_ms=known,
-        epsilon=args.epsilon, max_labels=args.max_labels,
+        latencies,
+        importance,
+        alpha,
+        args.normalise,
+        limits=limits,
+        risk=risk,
+        budgets_ms=known,
+        epsilon=args.epsilon,
+        max_labels=args.max_labels,
     )
     points = [
         frontier.knee_index() if each is _KNEE else frontier.index_at(**each, budget_of=args.budget_of)
@@ -141,26 +203,36 @@ def run(args: argparse.Namespace) -> int:
         if len(solutions) != 1 or asked[0] is _KNEE:
             raise UsageError("--alternatives: give one --budget or --speedup")
         solutions = solve_alternatives(
-            latencies, importance, count=alternatives, alpha=alpha, normalise=args.normalise, limits=limits,
-            risk=risk, budgets_ms=end_to_end_budgets(latencies, **asked[0], budget_of=args.budget_of),
+            latencies,
+            importance,
+            count=alternatives,
+            alpha=alpha,
+            normalise=args.normalise,
+            limits=limits,
+            risk=risk,
+            budgets_ms=end_to_end_budgets(latencies, **asked[0], budget_of=args.budget_of),
         )
     _write(args, frontier, solutions)
     price = _price_of_risk(args, asked, latencies, importance, alpha, limits, solutions) if risk is not None else []
     explanations = [explain_point(frontier, point) for point in points] if args.explain else []
     if args.json:
-        show_json({
-            "original_ms": frontier.original_ms,
-            "points": len(frontier),
-            "solutions": [solution.to_json() for solution in solutions],
-            **({"without_risk": price} if price else {}),
-            **({"explanations": [each.to_json() for each in explanations]} if explanations else {}),
-        })
+        show_json(
+            {
+                "original_ms": frontier.original_ms,
+                "points": len(frontier),
+                "solutions": [solution.to_json() for solution in solutions],
+                **({"without_risk": price} if price else {}),
+                **({"explanations": [each.to_json() for each in explanations]} if explanations else {}),
+            }
+        )
         return 0
     show(_table(frontier, solutions))
     for solution, without in zip(solutions, price, strict=False):
         cost = (without["importance"] or 0.0) - (solution.importance or 0.0)
-        show(f"risk {risk:g}: costs {cost:.4g} points against the same budget without it "
-             f"(importance {without['importance']:.6g}, predicted {without['predicted_ms']:.6g} ms)")
+        show(
+            f"risk {risk:g}: costs {cost:.4g} points against the same budget without it "
+            f"(importance {without['importance']:.6g}, predicted {without['predicted_ms']:.6g} ms)"
+        )
     for explanation in explanations:
         show(f"\nat {explanation.solution.predicted_ms:.6g} ms:")
         show("\n".join(explanation.lines()))
@@ -195,9 +267,13 @@ def _limits(args: argparse.Namespace) -> Limits:
     from layerfold.solver import Limits
 
     return Limits(
-        max_params=args.max_params, max_macs=args.max_macs, max_merged=args.max_merged,
-        keep_activations=args.keep_act, never_merge=args.never_merge, max_kernel=args.max_kernel,
-    )  # fmt: skip
+        max_params=args.max_params,
+        max_macs=args.max_macs,
+        max_merged=args.max_merged,
+        keep_activations=args.keep_act,
+        never_merge=args.never_merge,
+        max_kernel=args.max_kernel,
+    )
 
 
 def _check_outputs(args: argparse.Namespace, count: int) -> None:
@@ -240,8 +316,13 @@ def _numbered(path: str, index: int, number: int) -> Path:
 
 
 def _price_of_risk(
-    args: argparse.Namespace, asked: list[dict[str, Any]], latencies: list[LatencyTable],
-    importance: ImportanceTable, alpha: float, limits: Limits, solutions: list[Solution],
+    args: argparse.Namespace,
+    asked: list[dict[str, Any]],
+    latencies: list[LatencyTable],
+    importance: ImportanceTable,
+    alpha: float,
+    limits: Limits,
+    solutions: list[Solution],
 ) -> list[dict[str, Any]]:
     """Return the solutions that the same budgets allow when spreads do not count."""
     from layerfold.solver import solve_frontier
@@ -257,8 +338,9 @@ def _price_of_risk(
 def _table(frontier: Frontier, solutions: list[Solution]) -> str:
     from layerfold.tables._kernel import IDENTITY
 
-    lines = [f"original {frontier.original_ms:.6g} ms; {len(frontier)} Pareto-optimal points "
-             f"from {frontier.least_ms:.6g} ms"]
+    lines = [
+        f"original {frontier.original_ms:.6g} ms; {len(frontier)} Pareto-optimal points from {frontier.least_ms:.6g} ms"
+    ]
     for solution in solutions:
         predicted = solution.predicted_ms or 0.0
         head = "" if solution.budget_ms is None else f"budget {solution.budget_ms:.6g} ms: "

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add ``tables`` and its actions to the command line."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "tables", help="check, merge, compare or draw latency and importance tables",
+        "tables",
+        help="check, merge, compare or draw latency and importance tables",
         description="Work on table files: CSV, with provenance in a .csv.json beside each.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -29,23 +30,37 @@ def add_parser(subparsers: Any) -> None:
     merge = actions.add_parser("merge", help="join parts that several machines of the same kind have filled")
     merge.add_argument("files", nargs="+", metavar="CSV")
     merge.add_argument("-o", "--output", required=True, metavar="CSV")
-    merge.add_argument("--tolerance", type=partial(parse_percent, argument="--tolerance", most=100.0, example="3"),
-                       default="0", metavar="PCT",
-                       help="percent by which two values of one segment may differ; their mean is kept (0)")
+    merge.add_argument(
+        "--tolerance",
+        type=partial(parse_percent, argument="--tolerance", most=100.0, example="3"),
+        default="0",
+        metavar="PCT",
+        help="percent by which two values of one segment may differ; their mean is kept (0)",
+    )
     diff = actions.add_parser("diff", help="compare two tables, entry by entry")
     diff.add_argument("files", nargs=2, metavar="CSV")
-    diff.add_argument("--most", type=partial(parse_whole, argument="--most", least=0, most=9_999_999), default=10,
-                      metavar="N", help="largest differences to list (%(default)s)")
+    diff.add_argument(
+        "--most",
+        type=partial(parse_whole, argument="--most", least=0, most=9_999_999),
+        default=10,
+        metavar="N",
+        help="largest differences to list (%(default)s)",
+    )
     plot = actions.add_parser(
-        "plot", help="draw a latency table: heat map, predicted against measured, where the time goes",
+        "plot",
+        help="draw a latency table: heat map, predicted against measured, where the time goes",
         description="Draw a latency table. `heatmap` shows every segment, start by end; `prediction` the plans that "
         "the table was fitted to, each predicted from the others, against what was measured; `time` where the "
         "time goes before and after a solution.",
     )
     plot.add_argument("file", metavar="CSV")
     plot.add_argument("-o", "--output", required=True, metavar="PNG", help="the picture: .png, .svg or .pdf")
-    plot.add_argument("--kind", choices=("heatmap", "prediction", "time"), default="heatmap",
-                      help="what to draw (default: %(default)s)")
+    plot.add_argument(
+        "--kind",
+        choices=("heatmap", "prediction", "time"),
+        default="heatmap",
+        help="what to draw (default: %(default)s)",
+    )
     plot.add_argument("--solution", metavar="JSON", help="for --kind time: a solution of `layerfold solve`")
     for each in (merge, plot):
         each.add_argument("--overwrite", action="store_true", help="replace files that are there already")
@@ -135,9 +150,14 @@ def _plot(args: argparse.Namespace) -> int:
     from layerfold.tables import LatencyTable
 
     if (args.kind == "time") != (args.solution is not None):
-        raise UsageError(f"--kind {args.kind}: " + (
-            "needs --solution, whose time is drawn" if args.kind == "time" else "takes no --solution; add --kind time"
-        ))
+        raise UsageError(
+            f"--kind {args.kind}: "
+            + (
+                "needs --solution, whose time is drawn"
+                if args.kind == "time"
+                else "takes no --solution; add --kind time"
+            )
+        )
     check_outputs(args, Output(flag="-o", path=args.output, suffixes=PICTURES))
     table = LatencyTable.read(args.file)
     provenance = table.provenance
@@ -150,8 +170,10 @@ def _plot(args: argparse.Namespace) -> int:
         from layerfold.profiler.fitted import beliefs_of, plans_of
 
         if not plans_of(table):
-            raise TableError(f"{args.file}: was not fitted to measured plans, so there is nothing to compare; "
-                             "profile with --method plans")
+            raise TableError(
+                f"{args.file}: was not fitted to measured plans, so there is nothing to compare; "
+                "profile with --method plans"
+            )
         beliefs = beliefs_of(table)
         ratios = [
             (found.ratio, found.deviation, plan.ratio, plan.deviation)

@@ -34,28 +34,41 @@ OVER_BUDGET = 3
 def add_parser(subparsers: Any) -> None:
     """Add ``verify`` to the command line."""
     parser = add_command(
-        subparsers, "verify", "measure a solution's merged network against prediction and budget",
+        subparsers,
+        "verify",
+        "measure a solution's merged network against prediction and budget",
         "Merge a network by a solution, with the weights at hand, and measure it in turns with the original: latency "
         "does not depend on the weights. Ends 3 if the upper end of the 95 % interval is over the budget.",
         "  layerfold verify timm:mobilenetv2_100 --input 3x224x224 --solution solution.json --budget 4.5ms",
-    )  # fmt: skip
+    )
     add_model_arguments(parser)
     add_trace_arguments(parser)
     group = parser.add_argument_group("what to verify")
     group.add_argument("--solution", required=True, metavar="JSON", help="a solution of `layerfold solve`")
-    group.add_argument("--latency", metavar="CSV",
-                       help="latency table to predict from (default: the solution's own prediction)")
-    group.add_argument("--plot", metavar="PNG",
-                       help="draw where the time goes before and after, with what was measured; needs --latency")
+    group.add_argument(
+        "--latency", metavar="CSV", help="latency table to predict from (default: the solution's own prediction)"
+    )
+    group.add_argument(
+        "--plot",
+        metavar="PNG",
+        help="draw where the time goes before and after, with what was measured; needs --latency",
+    )
     add_budget_arguments(
-        group.add_mutually_exclusive_group(), "end-to-end budget, for example 4.5ms (default: the solution's)",
+        group.add_mutually_exclusive_group(),
+        "end-to-end budget, for example 4.5ms (default: the solution's)",
         "original latency / budget, for example 1.5",
     )
     add_backend_arguments(parser)
-    parser.add_argument("--target", type=above(0, 1), default=0.01, metavar="X",
-                        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)")
-    parser.add_argument("--cap-s", type=above(0), default=10.0, metavar="S",
-                        help="most seconds a network (default: %(default)s)")
+    parser.add_argument(
+        "--target",
+        type=above(0, 1),
+        default=0.01,
+        metavar="X",
+        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cap-s", type=above(0), default=10.0, metavar="S", help="most seconds a network (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
@@ -82,18 +95,31 @@ def run(args: argparse.Namespace) -> int:
         check_table(net, table, args.latency)
     with progress_bar("verify: measure both networks", 1, enabled=not args.quiet) as bar:
         found = verify_solution(
-            loaded.module, net, solution, backend, batch=args.batch, budget_ms=args.budget, speedup=args.speedup,
+            loaded.module,
+            net,
+            solution,
+            backend,
+            batch=args.batch,
+            budget_ms=args.budget,
+            speedup=args.speedup,
             predicted_ms=None if table is None else table.predict_ms(solution),
-            predicted_interval_ms=None if table is None
+            predicted_interval_ms=None
+            if table is None
             else _interval_ms(table, solution, dropped_layers(net, solution.kept_layers)),
-            target=args.target, cap_s=args.cap_s,
-        )  # fmt: skip
+            target=args.target,
+            cap_s=args.cap_s,
+        )
         bar.advance()
     if args.plot is not None and table is not None:
         from layerfold.report.latency_plots import time_png
 
-        time_png(table, solution, args.plot, title=f"{args.model}: where the time goes",
-                 measured_ms=(found.original_ms, found.measured_ms))
+        time_png(
+            table,
+            solution,
+            args.plot,
+            title=f"{args.model}: where the time goes",
+            measured_ms=(found.original_ms, found.measured_ms),
+        )
         print(f"wrote {args.plot}", file=sys.stderr)
     if args.json:
         show_json(found.to_json())
@@ -101,8 +127,11 @@ def run(args: argparse.Namespace) -> int:
         show(_as_text(found))
     warn_of_conditions(found.provenance)
     if found.is_within_budget is False:
-        print(f"layerfold: over budget: {found.high_ms:.4g} ms (upper end of the interval) is above "
-              f"{found.budget_ms:.4g} ms; solve again with a smaller budget", file=sys.stderr)
+        print(
+            f"layerfold: over budget: {found.high_ms:.4g} ms (upper end of the interval) is above "
+            f"{found.budget_ms:.4g} ms; solve again with a smaller budget",
+            file=sys.stderr,
+        )
         return OVER_BUDGET
     return 0
 
@@ -127,13 +156,21 @@ def _as_text(found: Verification) -> str:
     verdict = None
     if found.budget_ms is not None:
         verdict = f"{found.budget_ms:.4g} ms, {'met' if found.is_within_budget else 'NOT met'}"
-    return facts([
-        ("original", f"{found.original_ms:.4g} ms (95 % {found.original_low_ms:.4g} to {found.original_high_ms:.4g})"),
-        ("merged", f"{found.measured_ms:.4g} ms (95 % {found.low_ms:.4g} to {found.high_ms:.4g}), "
-                   f"{1 / found.ratio:.3f}x as fast (95 % {1 / found.ratio_high:.3f} to {1 / found.ratio_low:.3f})"),
-        ("predicted", None if error is None else f"{found.predicted_ms:.4g} ms{interval} ({100 * error:+.1f} %)"),
-        ("budget", verdict),
-        ("BatchNorm", BATCH_NORM_TEXTS.get(found.batch_norm or "")),
-        ("device", found.provenance.get("device")),
-        ("note", None if found.is_settled else "the intervals did not reach their target; give more --cap-s"),
-    ])
+    return facts(
+        [
+            (
+                "original",
+                f"{found.original_ms:.4g} ms (95 % {found.original_low_ms:.4g} to {found.original_high_ms:.4g})",
+            ),
+            (
+                "merged",
+                f"{found.measured_ms:.4g} ms (95 % {found.low_ms:.4g} to {found.high_ms:.4g}), "
+                f"{1 / found.ratio:.3f}x as fast (95 % {1 / found.ratio_high:.3f} to {1 / found.ratio_low:.3f})",
+            ),
+            ("predicted", None if error is None else f"{found.predicted_ms:.4g} ms{interval} ({100 * error:+.1f} %)"),
+            ("budget", verdict),
+            ("BatchNorm", BATCH_NORM_TEXTS.get(found.batch_norm or "")),
+            ("device", found.provenance.get("device")),
+            ("note", None if found.is_settled else "the intervals did not reach their target; give more --cap-s"),
+        ]
+    )

@@ -45,7 +45,11 @@ def crop_and_flip(
 
 
 def resized_crops(
-    whole_NHWC: NDArray[np.uint8], sizes: NDArray[np.uint32], to_size: tuple[int, int], flip: bool, interpolation: Any,
+    whole_NHWC: NDArray[np.uint8],
+    sizes: NDArray[np.uint32],
+    to_size: tuple[int, int],
+    flip: bool,
+    interpolation: Any,
     generator: np.random.Generator,
 ) -> NDArray[np.uint8]:
     """Cut a random window out of each image and resize it, mirroring half of them.

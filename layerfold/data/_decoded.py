@@ -46,8 +46,13 @@ class DecodedImages:
     """
 
     def __init__(
-        self, source: StoredImages, rows: Places, shape: tuple[int, int, int], decode: Callable[[Any], Pixels],
-        store: PixelStore | None, spare: Callable[[], PixelStore | None],
+        self,
+        source: StoredImages,
+        rows: Places,
+        shape: tuple[int, int, int],
+        decode: Callable[[Any], Pixels],
+        store: PixelStore | None,
+        spare: Callable[[], PixelStore | None],
     ) -> None:
         self._source, self._rows, self._shape, self._decode = source, rows, shape, decode
         self._store, self._spare = store, spare
@@ -92,8 +97,10 @@ class DecodedImages:
         reason = error.strerror or str(error)
         is_barred = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         remedy = "make it writable" if is_barred else "free some space there"
-        print(f"layerfold: images are not cached on disk: {reason}; {remedy}, or name another folder with "
-              "--image-cache", file=sys.stderr)
+        print(
+            f"layerfold: images are not cached on disk: {reason}; {remedy}, or name another folder with --image-cache",
+            file=sys.stderr,
+        )
         self._store = self._spare()
 
     def _decoded(self, row: int) -> tuple[Pixels, tuple[int, int]]:

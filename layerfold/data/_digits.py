@@ -65,8 +65,10 @@ def read_digits(source: str) -> StoredData:
     if source == "noisy20k":
         holdout, test, train = stratified_parts(labels, [_HELD_BACK, _HELD_BACK], 0)
         rng = np.random.default_rng(0)
-        pools = {name: _noisy_images(f"{source}, {name}", pixels, labels, rows, rng)
-                 for name, rows in (("train", train), ("val", holdout), ("test", test))}
+        pools = {
+            name: _noisy_images(f"{source}, {name}", pixels, labels, rows, rng)
+            for name, rows in (("train", train), ("val", holdout), ("test", test))
+        }
     else:
         pools = {"train": DigitImages(source, pixels, labels)}
     digest = hashlib.sha256()

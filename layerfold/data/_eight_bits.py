@@ -58,8 +58,9 @@ def _range_of(image: Any) -> int:
     # Pillow scales PGM files of more than 8 bits to 16, and older versions open PNG files of 16 bits in this mode.
     if image.format in ("PPM", "PNG"):
         return 65535
-    raise ValueError("its pixels are 32-bit or signed integers, of which no file says the range; save it with unsigned "
-                     "8 or 16 bits")
+    raise ValueError(
+        "its pixels are 32-bit or signed integers, of which no file says the range; save it with unsigned 8 or 16 bits"
+    )
 
 
 def _from_integers(values: NDArray[Any], largest: int) -> NDArray[np.uint8]:
@@ -72,8 +73,10 @@ def _from_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
         raise ValueError("some of its float pixels are NaN or infinite")
     lowest, highest = float(values.min(initial=0)), float(values.max(initial=0))
     if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
-        raise ValueError(f"its float pixels lie in {lowest:g}..{highest:g}, and only 0..1 has a meaning; divide them "
-                         "by their range, or save it with 8 or 16 bits")
+        raise ValueError(
+            f"its float pixels lie in {lowest:g}..{highest:g}, and only 0..1 has a meaning; divide them "
+            "by their range, or save it with 8 or 16 bits"
+        )
     scaled: NDArray[np.uint8] = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
     return scaled
 

@@ -16,8 +16,24 @@ from layerfold.data._eight_bits import check_mode
 from layerfold.terminal import name_text
 
 # Not all that Pillow knows: it would hand what looks like PostScript to another program, for example.
-_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA",
-            "TIFF", "WEBP")
+_FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
 _HAVE_FRAMES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # where others than the first mean something; photos as MPO don't
 
 
@@ -98,6 +114,8 @@ def _quiet_pillow() -> None:
     """Keep Pillow's warnings about users' files off the terminal: what matters of them is said in our own words."""
     rule = r"PIL\."
     # Looked up each time: whoever calls this program as a library may have set the filters anew.
-    if not any(action == "ignore" and getattr(module, "pattern", "") == rule
-               for action, _, _, module, _ in warnings.filters[:3]):
+    if not any(
+        action == "ignore" and getattr(module, "pattern", "") == rule
+        for action, _, _, module, _ in warnings.filters[:3]
+    ):
         warnings.filterwarnings("ignore", module=rule)

@@ -77,16 +77,23 @@ def read_folder(root: Path) -> StoredData:
         others += found.pop("", _Found()).others
         paths = [path for name in found for path in found[name].images]
         if not paths:
-            raise DataError(f"{name_text(folder)}: holds no images; expected {name_text(folder)}/CLASS/NAME.jpg (or "
-                            "png, bmp, webp, ...)")
+            raise DataError(
+                f"{name_text(folder)}: holds no images; expected {name_text(folder)}/CLASS/NAME.jpg (or "
+                "png, bmp, webp, ...)"
+            )
         labels = [classes.index(name) for name in found for _ in found[name].images]
         pools[pool] = FolderImages(paths, np.asarray(labels, dtype=np.int64))
         files += paths
         others += [path for name in found for path in found[name].others]
         notes += _without_images(f"{source}, {folder.name}", classes, found)
     content_hash, state_hash = sizes_and_states(files, root)
-    return StoredData(pools=pools, num_classes=len(classes), content_hash=content_hash, state_hash=state_hash,
-                      notes=(*notes, *_passed_over(source, others)))
+    return StoredData(
+        pools=pools,
+        num_classes=len(classes),
+        content_hash=content_hash,
+        state_hash=state_hash,
+        notes=(*notes, *_passed_over(source, others)),
+    )
 
 
 def read_images(root: Path) -> StoredData:
@@ -101,12 +108,20 @@ def read_images(root: Path) -> StoredData:
     found = _files_below(root, ())
     files = sorted(found.images)
     if len(files) < _LEAST_UNLABELLED:
-        raise DataError(f"--data {source}: holds {counted(len(files), 'image')}; at least {_LEAST_UNLABELLED} are "
-                        "needed, to be divided into train, holdout and test")
+        raise DataError(
+            f"--data {source}: holds {counted(len(files), 'image')}; at least {_LEAST_UNLABELLED} are "
+            "needed, to be divided into train, holdout and test"
+        )
     images = FolderImages(files, np.full(len(files), UNLABELLED, dtype=np.int64))
     content_hash, state_hash = sizes_and_states(files, root)
-    return StoredData(pools={"train": images}, num_classes=None, content_hash=content_hash, state_hash=state_hash,
-                      is_labelled=False, notes=tuple(_passed_over(source, found.others)))
+    return StoredData(
+        pools={"train": images},
+        num_classes=None,
+        content_hash=content_hash,
+        state_hash=state_hash,
+        is_labelled=False,
+        notes=tuple(_passed_over(source, found.others)),
+    )
 
 
 def _class_folders(root: Path, folder: Path, classes: Sequence[str], first: Path) -> dict[str, _Found]:
@@ -118,8 +133,10 @@ def _class_folders(root: Path, folder: Path, classes: Sequence[str], first: Path
             beside.others.append(Path(entry.path))
             continue
         if entry.name not in classes:
-            raise DataError(f"{name_text(entry.path)}: class {name_text(entry.name)!r} is not in {name_text(first)}; "
-                            "the same class folders are needed in every split: add it there, or move it away here")
+            raise DataError(
+                f"{name_text(entry.path)}: class {name_text(entry.name)!r} is not in {name_text(first)}; "
+                "the same class folders are needed in every split: add it there, or move it away here"
+            )
         below = _files_below(Path(entry.path), (root, folder))
         found[entry.name] = _Found(sorted(below.images), below.others)
     if beside.others:
@@ -157,8 +174,9 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> _Found:
         elif stat.S_ISREG(status.st_mode):
             found.images.append(path)
         else:
-            raise DataError(f"{name_text(path)}: not a readable image (it is a pipe or a device, not a file); repair "
-                            "or remove it")
+            raise DataError(
+                f"{name_text(path)}: not a readable image (it is a pipe or a device, not a file); repair or remove it"
+            )
     return found
 
 
@@ -179,8 +197,10 @@ def _without_images(what: str, classes: Sequence[str], found: Mapping[str, _Foun
 def _passed_over(source: str, others: Sequence[Path]) -> Iterator[str]:
     if others:
         # What has an image's name lies beside the class folders, where nothing tells its class.
-        yield (f"{source}: {counted(len(others), 'file')} passed over, which by name or place {_are(others)} no image "
-               f"of a class; the first: {name_text(min(others))}")
+        yield (
+            f"{source}: {counted(len(others), 'file')} passed over, which by name or place {_are(others)} no image "
+            f"of a class; the first: {name_text(min(others))}"
+        )
 
 
 def _are(items: Sequence[Path]) -> str:

@@ -25,9 +25,7 @@ class _Seen:
     num_with_frames: int = 0
 
 
-def check_headers(
-    images: StoredImages, what: str, check: Callable[[Any], None], *, progress: bool = True
-) -> int:
+def check_headers(images: StoredImages, what: str, check: Callable[[Any], None], *, progress: bool = True) -> int:
     """Open every image without decoding it, several at once.
 
     Args:

@@ -36,8 +36,9 @@ class ImageCache:
 
     def __init__(self, folder: str | Path | None, most_memory_bytes: int) -> None:
         if folder is not None and str(folder) != "off" and not _may_be_folder(str(folder)):
-            raise UsageError(f"cache={str(folder)!r}: is no folder; give a folder (it is made where there is none), or "
-                             "off")
+            raise UsageError(
+                f"cache={str(folder)!r}: is no folder; give a folder (it is made where there is none), or off"
+            )
         self._most_memory_bytes = most_memory_bytes
         self._folder: Path | None = default_cache_folder() / "images" if folder is None else Path(folder)
         if str(folder) == "off":
@@ -48,7 +49,11 @@ class ImageCache:
         return count * int(np.prod(shape)) <= self._most_memory_bytes
 
     def decoded(
-        self, source: StoredImages, rows: Places, shape: tuple[int, int, int], decode: Callable[[Any], Pixels],
+        self,
+        source: StoredImages,
+        rows: Places,
+        shape: tuple[int, int, int],
+        decode: Callable[[Any], Pixels],
         identity: dict[str, Any],
     ) -> DecodedImages:
         """Return the images at ``rows`` of ``source``.
@@ -68,7 +73,6 @@ class ImageCache:
         # One file for all rows of the source: another split of the same images finds them there.
         store = FileStore(path, len(source.labels), shape, rows)
         return DecodedImages(source, rows, shape, decode, store, spare)
-
 
     def headers_seen(self, identity: dict[str, Any]) -> bool:
         """Say whether :meth:`keep_headers_seen` was told of these images, in this run or another."""

@@ -58,11 +58,13 @@ class ImageData:
             if dataset is None and name == "train":
                 continue
             if dataset is None:
-                raise DataError(f"{self.name}: has no split {name!r}; only train may be left out: give a Dataset of "
-                                "images to score")
+                raise DataError(
+                    f"{self.name}: has no split {name!r}; only train may be left out: give a Dataset of images to score"
+                )
             if not isinstance(dataset, Split):
-                dataset = DatasetSplit(dataset, self.num_classes, self.input_shape, f"{self.name}, {name}",
-                                       is_labelled=self.is_labelled)
+                dataset = DatasetSplit(
+                    dataset, self.num_classes, self.input_shape, f"{self.name}, {name}", is_labelled=self.is_labelled
+                )
                 object.__setattr__(self, name, dataset)
             if len(dataset) == 0:
                 raise DataError(f"{self.name}: split {name!r} is empty")
@@ -77,12 +79,15 @@ class ImageData:
             DataError: there are no images for training.
         """
         if name not in _SPLIT_NAMES:
-            raise UsageError(f"split={name!r}: must be one of {', '.join(_SPLIT_NAMES)}"
-                             f"{nearest_names(name, _SPLIT_NAMES)}")
+            raise UsageError(
+                f"split={name!r}: must be one of {', '.join(_SPLIT_NAMES)}{nearest_names(name, _SPLIT_NAMES)}"
+            )
         found: Split | None = getattr(self, name)
         if found is None:
-            raise DataError(f"{self.name}: has no images for training, only for evaluation; "
-                            "add a train split, or do without finetuning")
+            raise DataError(
+                f"{self.name}: has no images for training, only for evaluation; "
+                "add a train split, or do without finetuning"
+            )
         return found
 
     def check_holdout(self) -> None:
@@ -93,16 +98,34 @@ class ImageData:
         """
         holdout = self.split("holdout")
         if self.is_labelled and not holdout.has_two_classes():
-            raise DataError(f"{self.name}: all {len(holdout)} images of the holdout have one label; a score needs two "
-                            "classes or more: give another holdout, or do without scoring")
+            raise DataError(
+                f"{self.name}: all {len(holdout)} images of the holdout have one label; a score needs two "
+                "classes or more: give another holdout, or do without scoring"
+            )
 
     def loader(
-        self, split: str, batch_size: int, *, shuffle: bool = False, augment: bool | str = False,
-        random_erasing: float = 0.0, limit: int | None = None, seed: int = 0, drop_last: bool = False,
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        augment: bool | str = False,
+        random_erasing: float = 0.0,
+        limit: int | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
     ) -> BatchLoader:
         """Return batches of ``split``; see ``BatchLoader`` for the arguments."""
-        return BatchLoader(self.split(split), batch_size, shuffle=shuffle, augment=augment,
-                           random_erasing=random_erasing, limit=limit, seed=seed, drop_last=drop_last)
+        return BatchLoader(
+            self.split(split),
+            batch_size,
+            shuffle=shuffle,
+            augment=augment,
+            random_erasing=random_erasing,
+            limit=limit,
+            seed=seed,
+            drop_last=drop_last,
+        )
 
     def preload(self, *splits: str) -> None:
         """Decode the images of these splits now (all, if none is named), so that a broken one shows at once.
@@ -116,8 +139,14 @@ class ImageData:
     def describe(self) -> dict[str, Any]:
         """Return what a report says: name, classes, sizes, how the splits were made, fingerprint."""
         sizes = {name: 0 if getattr(self, name) is None else len(self.split(name)) for name in _SPLIT_NAMES}
-        return {"name": self.name, "num_classes": self.num_classes, "input_shape": list(self.input_shape),
-                "num_images": sizes, **self.details, "fingerprint": self.fingerprint}
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "input_shape": list(self.input_shape),
+            "num_images": sizes,
+            **self.details,
+            "fingerprint": self.fingerprint,
+        }
 
 
 def _fingerprint_of_items(data: ImageData, most: int = 8) -> str:

@@ -30,8 +30,10 @@ def image_of(value: Any, input_shape: tuple[int, int, int], where: str) -> Tenso
     if shape != input_shape:
         raise DataError(f"{where}: expected a tensor {input_shape}, found {shape}{_order_hint(shape, input_shape)}")
     if not value.is_floating_point():
-        raise DataError(f"{where}: holds {value.dtype}, and images must be normalised floats: scale them to 0..1, "
-                        "subtract the mean, divide by the deviation")
+        raise DataError(
+            f"{where}: holds {value.dtype}, and images must be normalised floats: scale them to 0..1, "
+            "subtract the mean, divide by the deviation"
+        )
     image = value.detach().cpu().float()
     if not bool(torch.isfinite(image).all()):
         raise DataError(f"{where}: holds pixels that are NaN or infinite; repair or leave it out")

@@ -59,8 +59,16 @@ class BatchLoader:
     """
 
     def __init__(
-        self, split: Split, batch_size: int, *, shuffle: bool = False, augment: bool | str = False,
-        random_erasing: float = 0.0, limit: int | None = None, seed: int = 0, drop_last: bool = False,
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        augment: bool | str = False,
+        random_erasing: float = 0.0,
+        limit: int | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size}: must be at least 1")

@@ -31,8 +31,10 @@ from layerfold.factories import is_factory_source
 
 MOST_ARRAY_BYTES = 2**30
 _PREFIXES = ("folder:", "images:", "parquet:", "torch/", "hfds/", "wds/")
-_FORMS = ("folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy20k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
-          "or path/to/file.py:factory")
+_FORMS = (
+    "folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy20k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
+    "or path/to/file.py:factory"
+)
 _PROBED = 16
 
 
@@ -113,16 +115,23 @@ def open_data(
 def _look_at_headers(
     source: str, stored: StoredData, preprocessing: Preprocessing, cache: ImageCache, *, progress: bool
 ) -> None:
-    identity = {"headers of": [stored.content_hash, stored.state_hash], "shape": preprocessing.input_shape,
-                "crop_pct": preprocessing.crop_pct}
+    identity = {
+        "headers of": [stored.content_hash, stored.state_hash],
+        "shape": preprocessing.input_shape,
+        "crop_pct": preprocessing.crop_pct,
+    }
     is_long = sum(len(images.labels) for images in stored.pools.values()) >= MANY
     if is_long and cache.headers_seen(identity):
         return
-    frames = sum(check_headers(images, f"{source}, {pool}", preprocessing.check, progress=progress)
-                 for pool, images in stored.pools.items())
+    frames = sum(
+        check_headers(images, f"{source}, {pool}", preprocessing.check, progress=progress)
+        for pool, images in stored.pools.items()
+    )
     if frames:
-        print(f"layerfold: {source}: {counted(frames, 'image')} with several frames; the first of each is taken",
-              file=sys.stderr)
+        print(
+            f"layerfold: {source}: {counted(frames, 'image')} with several frames; the first of each is taken",
+            file=sys.stderr,
+        )
     if is_long:
         cache.keep_headers_seen(identity)
 
@@ -140,8 +149,9 @@ def _read_source(source: str, download: bool) -> StoredData:
     prefix = next((prefix for prefix in _PREFIXES if source.startswith(prefix) and source != prefix), None)
     if prefix is None:
         kind = re.split("[:/]", source, maxsplit=1)[0]
-        raise UsageError(f"--data {source!r}: give {_FORMS}"
-                         f"{nearest_names(kind, [*DIGITS, *(prefix[:-1] for prefix in _PREFIXES)])}")
+        raise UsageError(
+            f"--data {source!r}: give {_FORMS}{nearest_names(kind, [*DIGITS, *(prefix[:-1] for prefix in _PREFIXES)])}"
+        )
     rest = source.removeprefix(prefix)
     match prefix:
         case "torch/":
@@ -159,8 +169,13 @@ def _read_source(source: str, download: bool) -> StoredData:
 
 
 def _split_stored(
-    source: str, stored: StoredData, preprocessing: Preprocessing, num_classes: int | None,
-    holdout: float | None, seed: int, cache: ImageCache,
+    source: str,
+    stored: StoredData,
+    preprocessing: Preprocessing,
+    num_classes: int | None,
+    holdout: float | None,
+    seed: int,
+    cache: ImageCache,
 ) -> ImageData:
     classes = _check_labels(source, stored, num_classes) if stored.is_labelled else _given_classes(source, num_classes)
     is_digits = source in DIGITS
@@ -178,8 +193,14 @@ def _split_stored(
     for name, (pool, chosen) in rows.items():
         digest.update(f"{name} {pool}".encode() + chosen.tobytes() + stored.pools[pool].labels[chosen].tobytes())
     return ImageData(
-        name=_name_of(source), num_classes=classes, input_shape=preprocessing.input_shape, train=splits.get("train"),
-        holdout=splits["holdout"], test=splits["test"], details=details, fingerprint=digest.hexdigest()[:16],
+        name=_name_of(source),
+        num_classes=classes,
+        input_shape=preprocessing.input_shape,
+        train=splits.get("train"),
+        holdout=splits["holdout"],
+        test=splits["test"],
+        details=details,
+        fingerprint=digest.hexdigest()[:16],
         is_labelled=stored.is_labelled,
     )
 
@@ -190,19 +211,25 @@ def _make_split(
     images = stored.pools[pool]
     channels, height, width = preprocessing.input_shape
     # How many, too: what a pool takes of the same files is the reader's own.
-    identity = {"content": [stored.content_hash, stored.state_hash, pool, len(images.labels)],
-                "resized": preprocessing.is_resized, "interpolation": preprocessing.interpolation}
-    fitted = cache.decoded(images, rows, (height, width, channels), preprocessing.fit,
-                           {**identity, "crop_pct": preprocessing.crop_pct})
+    identity = {
+        "content": [stored.content_hash, stored.state_hash, pool, len(images.labels)],
+        "resized": preprocessing.is_resized,
+        "interpolation": preprocessing.interpolation,
+    }
+    fitted = cache.decoded(
+        images, rows, (height, width, channels), preprocessing.fit, {**identity, "crop_pct": preprocessing.crop_pct}
+    )
     is_held = cache.fits_memory(len(rows), (height, width, channels))
     whole = None
     if not is_held:
-        whole = cache.decoded(images, rows, (*preprocessing.whole_size, channels), preprocessing.squash,
-                              {**identity, "crop_pct": None})
+        whole = cache.decoded(
+            images, rows, (*preprocessing.whole_size, channels), preprocessing.squash, {**identity, "crop_pct": None}
+        )
     # 4 pixels of 32, the usual shift for small images; half of it for digits, and digits are not mirrored.
     padding = max(1, min(height, width) // (16 if is_digits else 8))
-    return ImageSplit(images.labels[rows], preprocessing, fitted, whole, crop_padding=padding, flip=not is_digits,
-                      is_held=is_held)
+    return ImageSplit(
+        images.labels[rows], preprocessing, fitted, whole, crop_padding=padding, flip=not is_digits, is_held=is_held
+    )
 
 
 def _choose_rows(
@@ -213,31 +240,47 @@ def _choose_rows(
     _check_counts(source, stored, holdout)
     everything = {pool: np.arange(len(images.labels), dtype=np.int64) for pool, images in pools.items()}
     if len(pools) == 3 and holdout is None:
-        return ({"train": ("train", everything["train"]), "holdout": ("val", everything["val"]),
-                 "test": ("test", everything["test"])}, "as the source has them, val as holdout")
+        return (
+            {
+                "train": ("train", everything["train"]),
+                "holdout": ("val", everything["val"]),
+                "test": ("test", everything["test"]),
+            },
+            "as the source has them, val as holdout",
+        )
     if "train" not in pools:
         if len(pools) == 2:
-            return ({"holdout": ("val", everything["val"]), "test": ("test", everything["test"])},
-                    "as the source has them, val as holdout; no train")
+            return (
+                {"holdout": ("val", everything["val"]), "test": ("test", everything["test"])},
+                "as the source has them, val as holdout; no train",
+            )
         (pool,) = pools
         labels = pools[pool].labels
         size = holdout_size(0.5 if holdout is None else holdout, len(labels))
         first, second = stratified_parts(labels, [size], seed)
-        return ({"holdout": (pool, first), "test": (pool, second)},
-                f"{pool} divided by seed {seed} into holdout and test; no train")
+        return (
+            {"holdout": (pool, first), "test": (pool, second)},
+            f"{pool} divided by seed {seed} into holdout and test; no train",
+        )
     labels = pools["train"].labels
     size = holdout_size(holdout, len(labels))
     if len(pools) == 1:
         if 2 * size >= len(labels):
-            raise UsageError(f"holdout={holdout:g}: takes {size} of {len(labels)} images, and the test as many; give "
-                             f"at most {(len(labels) - 1) // 2}")
+            raise UsageError(
+                f"holdout={holdout:g}: takes {size} of {len(labels)} images, and the test as many; give "
+                f"at most {(len(labels) - 1) // 2}"
+            )
         first, second, rest = stratified_parts(labels, [size, size], seed)
-        return ({"train": ("train", rest), "holdout": ("train", first), "test": ("train", second)},
-                f"one set divided by seed {seed} into train, holdout and test")
+        return (
+            {"train": ("train", rest), "holdout": ("train", first), "test": ("train", second)},
+            f"one set divided by seed {seed} into train, holdout and test",
+        )
     test = "test" if "test" in pools else "val"
     first, rest = stratified_parts(labels, [size], seed)
-    return ({"train": ("train", rest), "holdout": ("train", first), "test": (test, everything[test])},
-            f"holdout drawn from train by seed {seed}; {test} as test")
+    return (
+        {"train": ("train", rest), "holdout": ("train", first), "test": (test, everything[test])},
+        f"holdout drawn from train by seed {seed}; {test} as test",
+    )
 
 
 def _check_counts(source: str, stored: StoredData, holdout: float | None) -> None:
@@ -250,15 +293,19 @@ def _check_counts(source: str, stored: StoredData, holdout: float | None) -> Non
             needed, drawn = 2, "train and holdout"
         if count < needed:
             why = f", to be divided into {drawn}" if drawn else ""
-            raise DataError(f"--data {source}, {pool}: the split is empty; give images, or take it away" if not count
-                            else f"--data {source}, {pool}: has {counted(count, 'image')}; at least {needed} are "
-                            f"needed{why}")
+            raise DataError(
+                f"--data {source}, {pool}: the split is empty; give images, or take it away"
+                if not count
+                else f"--data {source}, {pool}: has {counted(count, 'image')}; at least {needed} are needed{why}"
+            )
 
 
 def _given_classes(source: str, num_classes: int | None) -> int:
     if num_classes is None:
-        raise UsageError(f"--data {source}: has no labels that would tell the number of classes; pass num_classes, the "
-                         "model's outputs")
+        raise UsageError(
+            f"--data {source}: has no labels that would tell the number of classes; pass num_classes, the "
+            "model's outputs"
+        )
     return num_classes
 
 
@@ -266,8 +313,10 @@ def _check_labels(source: str, stored: StoredData, num_classes: int | None) -> i
     """Return the number of classes, once every label is in range."""
     highest = max(int(images.labels.max(initial=0)) for images in stored.pools.values())
     if num_classes is not None and stored.num_classes is not None and num_classes != stored.num_classes:
-        raise DataError(f"--data {source}: has {stored.num_classes} classes, the model {num_classes} outputs; "
-                        f"pass --num-classes {stored.num_classes}, or give images of the model's own classes")
+        raise DataError(
+            f"--data {source}: has {stored.num_classes} classes, the model {num_classes} outputs; "
+            f"pass --num-classes {stored.num_classes}, or give images of the model's own classes"
+        )
     classes = num_classes or stored.num_classes or highest + 1
     for images in stored.pools.values():
         outside = np.flatnonzero((images.labels < 0) | (images.labels >= classes))
@@ -282,8 +331,10 @@ def _check_split(what: str, labels: Rows) -> None:
     if len(labels) == 0:
         raise DataError(f"--data {what}: the split is empty; give more images")
     if len(found) < 2:
-        raise DataError(f"--data {what}: all {len(labels)} images have label {found[0]}; at least two classes are "
-                        "needed: give images of another class too")
+        raise DataError(
+            f"--data {what}: all {len(labels)} images have label {found[0]}; at least two classes are "
+            "needed: give images of another class too"
+        )
 
 
 def _have_input_size(stored: StoredData, preprocessing: Preprocessing) -> bool:

@@ -67,8 +67,9 @@ def read_parquet(root: Path) -> StoredData:
     if not files:
         others = sorted(root.glob("*.parquet"))
         remedy = f"rename {name_text(others[0].name)} and the others" if others else "name them so"
-        raise UsageError(f"--data {source}: has no train.parquet, val.parquet or test.parquet inside; {remedy}, one "
-                         "file each")
+        raise UsageError(
+            f"--data {source}: has no train.parquet, val.parquet or test.parquet inside; {remedy}, one file each"
+        )
     digest = hashlib.sha256()
     pools: dict[str, StoredImages] = {}
     for pool, path in files.items():
@@ -99,8 +100,9 @@ def _read_parquet_file(path: Path) -> ParquetImages:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     images = choose_column(where, "image bytes", [f.name for f in schema if holds_images(f.type)], IMAGE_COLUMNS)
-    labels = choose_column(where, "integer labels", [f.name for f in schema if pa.types.is_integer(f.type)],
-                            LABEL_COLUMNS)
+    labels = choose_column(
+        where, "integer labels", [f.name for f in schema if pa.types.is_integer(f.type)], LABEL_COLUMNS
+    )
     table = _read_columns(path, [images, labels])
     column = table.column(labels)
     if column.null_count:

@@ -86,8 +86,10 @@ def _check_policy(policy: str) -> None:
     family, *sections = policy.split("-")
     if family not in _FAMILIES:
         known = ("none", "crop", *_FAMILIES)
-        raise UsageError(f"augment={policy!r}: unknown; give none, crop or one of timm's policies, "
-                         f"{', '.join(_FAMILIES)}, for example rand-m9-mstd0.5-inc1{nearest_names(family, known)}")
+        raise UsageError(
+            f"augment={policy!r}: unknown; give none, crop or one of timm's policies, "
+            f"{', '.join(_FAMILIES)}, for example rand-m9-mstd0.5-inc1{nearest_names(family, known)}"
+        )
     allowed = _SECTIONS.get(family, ("mstd",))
     for section in sections:
         if family == "rand" and section.startswith("t"):
@@ -96,8 +98,10 @@ def _check_policy(policy: str) -> None:
             continue
         name = section.rstrip("0123456789.")
         if name not in allowed:
-            raise UsageError(f"augment={policy!r}: unknown section {section!r}; {family} knows "
-                             f"{', '.join(allowed)}, each with a number after it{nearest_names(name, allowed)}")
+            raise UsageError(
+                f"augment={policy!r}: unknown section {section!r}; {family} knows "
+                f"{', '.join(allowed)}, each with a number after it{nearest_names(name, allowed)}"
+            )
         kind, is_allowed, rule = _RULES[name]
         try:
             is_good = is_allowed(kind(section[len(name) :]))
@@ -142,7 +146,11 @@ def _policy_transform(
 
     # timm's three stages: crops, policy, normalisation. Its parameters of a policy depend on size and mean.
     _, transform, _ = transforms_imagenet_train(
-        img_size=input_shape[1:], auto_augment=policy, color_jitter=0.0, mean=mean, separate=True,
+        img_size=input_shape[1:],
+        auto_augment=policy,
+        color_jitter=0.0,
+        mean=mean,
+        separate=True,
         interpolation=interpolation if interpolation in _AFFINE_INTERPOLATIONS else "random",
     )
     for step in transform.transforms:

@@ -22,9 +22,16 @@ _TRAIN_TEST = {"train": "train", "test": "test"}
 _TRAIN_VAL = {"train": "train", "val": "validation"}
 # Which splits timm can make of each of torchvision's data sets, by our name and by its own.
 _TORCHVISION = {
-    "cifar10": _TRAIN_TEST, "cifar100": _TRAIN_TEST, "mnist": _TRAIN_TEST, "fashion_mnist": _TRAIN_TEST,
-    "kmnist": _TRAIN_TEST, "qmnist": _TRAIN_TEST, "imagenet": _TRAIN_VAL, "places365": _TRAIN_VAL,
-    "inaturalist": _TRAIN_VAL, "image_folder": {"train": "train", "val": "val", "test": "test"},
+    "cifar10": _TRAIN_TEST,
+    "cifar100": _TRAIN_TEST,
+    "mnist": _TRAIN_TEST,
+    "fashion_mnist": _TRAIN_TEST,
+    "kmnist": _TRAIN_TEST,
+    "qmnist": _TRAIN_TEST,
+    "imagenet": _TRAIN_VAL,
+    "places365": _TRAIN_VAL,
+    "inaturalist": _TRAIN_VAL,
+    "image_folder": {"train": "train", "val": "val", "test": "test"},
 }
 
 
@@ -56,8 +63,9 @@ class HubImages:
         self._reader, self._name = reader, name
         labels = list(reader.dataset[reader.label_key][:])
         if None in labels:
-            raise DataError(f"{name_text(name)}, row {labels.index(None)}: has no label; label the image, or leave the "
-                            "row out")
+            raise DataError(
+                f"{name_text(name)}, row {labels.index(None)}: has no label; label the image, or leave the row out"
+            )
         self.labels = np.asarray(labels, dtype=np.int64)
 
     def open(self, row: int) -> AbstractContextManager[Any]:
@@ -88,8 +96,10 @@ def read_torchvision(text: str, download: bool) -> StoredData:
     name, _, folder = text.partition(":")
     source = f"torch/{text}"
     if name not in _TORCHVISION:
-        raise UsageError(f"--data {source}: {name!r} is unknown; timm knows {', '.join(sorted(_TORCHVISION))}"
-                         f"{nearest_names(name, _TORCHVISION)}")
+        raise UsageError(
+            f"--data {source}: {name!r} is unknown; timm knows {', '.join(sorted(_TORCHVISION))}"
+            f"{nearest_names(name, _TORCHVISION)}"
+        )
     if not folder:
         raise UsageError(f"--data {source}: give the folder that holds it, torch/{name}:FOLDER")
     if not download and not Path(folder).is_dir():
@@ -105,15 +115,20 @@ def read_torchvision(text: str, download: bool) -> StoredData:
             raise DataError(f"--data {source}: {split} cannot be opened ({_short(error)}){remedy}") from error
         pools[pool] = TorchvisionImages(dataset, f"{source}, {split}")
     if not pools:
-        raise UsageError(f"--data {source}: has no train/, val/ or test/ inside; "
-                         f"{remedy_for(Path(folder), f'torch/{name}:')}")
+        raise UsageError(
+            f"--data {source}: has no train/, val/ or test/ inside; {remedy_for(Path(folder), f'torch/{name}:')}"
+        )
     classes = getattr(next(iter(pools.values()))._dataset, "classes", None)
     _check_same_classes(source, pools)
     files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
     known = name.encode() + b"".join(images.labels.tobytes() for images in pools.values())
     content_hash, state_hash = sizes_and_states(files, Path(folder), known)
-    return StoredData(pools=dict(pools), num_classes=None if classes is None else len(classes),
-                      content_hash=content_hash, state_hash=state_hash)
+    return StoredData(
+        pools=dict(pools),
+        num_classes=None if classes is None else len(classes),
+        content_hash=content_hash,
+        state_hash=state_hash,
+    )
 
 
 def _check_same_classes(source: str, pools: Mapping[str, TorchvisionImages]) -> None:
@@ -123,9 +138,11 @@ def _check_same_classes(source: str, pools: Mapping[str, TorchvisionImages]) -> 
     for pool, other in numbers.items():
         if other != numbers[first]:
             names = sorted({*(numbers[first] or {})} ^ {*(other or {})}, key=str)
-            raise DataError(f"--data {source}: {first} and {pool} have other class folders, the first of them "
-                            f"{name_text(str(names[0]))!r}, and torchvision numbers those of each for itself; give "
-                            f"folder:{source.partition(':')[2]}, which numbers them by train's")
+            raise DataError(
+                f"--data {source}: {first} and {pool} have other class folders, the first of them "
+                f"{name_text(str(names[0]))!r}, and torchvision numbers those of each for itself; give "
+                f"folder:{source.partition(':')[2]}, which numbers them by train's"
+            )
 
 
 def read_hub(name: str, download: bool) -> StoredData:
@@ -179,11 +196,17 @@ def _columns(what: str, features: Any) -> tuple[str, str]:
     def is_integer(feature: Any) -> bool:
         return isinstance(feature, datasets.ClassLabel) or "int" in str(getattr(feature, "dtype", ""))
 
-    images = [name for name, feature in features.items()
-              if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
-              or getattr(feature, "dtype", "") in ("binary", "large_binary")]
-    return (choose_column(what, "images", images, IMAGE_COLUMNS),
-            choose_column(what, "integer labels", [n for n, f in features.items() if is_integer(f)], LABEL_COLUMNS))
+    images = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, datasets.Image)
+        or (isinstance(feature, dict) and "bytes" in feature)
+        or getattr(feature, "dtype", "") in ("binary", "large_binary")
+    ]
+    return (
+        choose_column(what, "images", images, IMAGE_COLUMNS),
+        choose_column(what, "integer labels", [n for n, f in features.items() if is_integer(f)], LABEL_COLUMNS),
+    )
 
 
 @contextmanager

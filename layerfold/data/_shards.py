@@ -41,7 +41,11 @@ class ShardImages:
     is_encoded = True
 
     def __init__(
-        self, shards: Sequence[Path], shard: NDArray[np.int32], spans: NDArray[np.int64], keys: Sequence[str],
+        self,
+        shards: Sequence[Path],
+        shard: NDArray[np.int32],
+        spans: NDArray[np.int64],
+        keys: Sequence[str],
         labels: NDArray[np.int64],
     ) -> None:
         self._shards, self._shard, self._spans, self._keys, self.labels = shards, shard, spans, keys, labels
@@ -97,8 +101,10 @@ def read_shards(root: Path) -> StoredData:
     if not found and any(os.path.lexists(root / name) for name in _INFO_NAMES):
         raise UsageError(f"--data {source}: its _info.json lists no files of train, validation or test")
     if not found:
-        raise UsageError(f"--data {source}: has no _info.json, nor .tar files with train, val or test in their names; "
-                         "rename them, for example to train-0000.tar")
+        raise UsageError(
+            f"--data {source}: has no _info.json, nor .tar files with train, val or test in their names; "
+            "rename them, for example to train-0000.tar"
+        )
     digest, state = hashlib.sha256(), hashlib.sha256()
     for pool, shards in found.items():
         for shard in shards:
@@ -111,8 +117,9 @@ def read_shards(root: Path) -> StoredData:
     pools = {pool: _read_index(shards, label_fields.get(pool)) for pool, shards in found.items()}
     for images in pools.values():
         digest.update(images.labels.tobytes())
-    return StoredData(pools=dict(pools), num_classes=None, content_hash=digest.hexdigest(),
-                      state_hash=state.hexdigest())
+    return StoredData(
+        pools=dict(pools), num_classes=None, content_hash=digest.hexdigest(), state_hash=state.hexdigest()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +157,9 @@ def _listed_shards(root: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
             paths = [path.resolve() for path in found[pool]]
             name, count = Counter(paths).most_common(1)[0]
             if count > 1:  # every image of it would count as often, and a long list of one file be read for hours
-                raise DataError(f"{name_text(info_path)}: lists {name_text(name.name)!r} {count:,} times; list each "
-                                "shard once")
+                raise DataError(
+                    f"{name_text(info_path)}: lists {name_text(name.name)!r} {count:,} times; list each shard once"
+                )
             if split.alt_label:
                 fields[pool] = split.alt_label
     return found, fields
@@ -179,15 +187,22 @@ def _read_index(shards: list[Path], label_field: str | None) -> ShardImages:
         except DataError:
             raise
         except Exception as error:  # tarfile raises its own, OSError, ValueError, UnicodeError, ... for broken headers
-            raise DataError(f"{name_text(shard)}: not a readable tar file ({reason_of(error)}); "
-                            "shards must be whole and uncompressed") from error
+            raise DataError(
+                f"{name_text(shard)}: not a readable tar file ({reason_of(error)}); "
+                "shards must be whole and uncompressed"
+            ) from error
         for key, span, label in samples:
             shard_numbers.append(number)
             spans.append(span)
             keys.append(key)
             labels.append(label)
-    return ShardImages(shards, np.asarray(shard_numbers, np.int32), np.asarray(spans, np.int64).reshape(-1, 2), keys,
-                       np.asarray(labels, np.int64))
+    return ShardImages(
+        shards,
+        np.asarray(shard_numbers, np.int32),
+        np.asarray(spans, np.int64).reshape(-1, 2),
+        keys,
+        np.asarray(labels, np.int64),
+    )
 
 
 def _samples(shard: Path, label_field: str | None) -> Iterator[tuple[str, tuple[int, int], int]]:
@@ -205,8 +220,10 @@ def _samples(shard: Path, label_field: str | None) -> Iterator[tuple[str, tuple[
             if extension not in (*_IMAGE_EXTENSIONS, label_extension):
                 continue
             if not member.isreg() or member.issparse():
-                raise DataError(f"{name_text(shard)}, {name_text(member.name)}: is a link, a device or a file with "
-                                "holes, and only whole files are read; write the shard again without it")
+                raise DataError(
+                    f"{name_text(shard)}, {name_text(member.name)}: is a link, a device or a file with "
+                    "holes, and only whole files are read; write the shard again without it"
+                )
             if member.offset_data + member.size > end:
                 raise tarfile.ReadError(f"ends within {member.name}")
             if extension in _IMAGE_EXTENSIONS:
@@ -216,8 +233,10 @@ def _samples(shard: Path, label_field: str | None) -> Iterator[tuple[str, tuple[
         _check_end(shard, archive.offset)
     for key, span in images.items():
         if key not in labels:
-            raise DataError(f"{name_text(shard)}, {name_text(key)}: has no label; expected "
-                            f"{name_text(key)}.{label_extension} beside the image")
+            raise DataError(
+                f"{name_text(shard)}, {name_text(key)}: has no label; expected "
+                f"{name_text(key)}.{label_extension} beside the image"
+            )
         yield key, span, labels[key]
 
 

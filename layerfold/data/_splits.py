@@ -87,8 +87,15 @@ class ImageSplit(Split):
     """
 
     def __init__(
-        self, labels: NDArray[np.int64], preprocessing: Preprocessing, fitted: DecodedImages,
-        whole: DecodedImages | None, *, crop_padding: int, flip: bool, is_held: bool,
+        self,
+        labels: NDArray[np.int64],
+        preprocessing: Preprocessing,
+        fitted: DecodedImages,
+        whole: DecodedImages | None,
+        *,
+        crop_padding: int,
+        flip: bool,
+        is_held: bool,
     ) -> None:
         self._labels, self._preprocessing, self._fitted, self._whole = labels, preprocessing, fitted, whole
         self._crop_padding, self._flip, self._is_held = crop_padding, flip, is_held
@@ -137,8 +144,14 @@ class ImageSplit(Split):
         if self._whole is None:
             return crop_and_flip(self._fitted.read(places)[0], self._crop_padding, self._flip, generator)
         whole, sizes = self._whole.read(places)
-        return resized_crops(whole, sizes, self._preprocessing.input_shape[1:], self._flip,
-                             self._preprocessing.pillow_interpolation, generator)
+        return resized_crops(
+            whole,
+            sizes,
+            self._preprocessing.input_shape[1:],
+            self._flip,
+            self._preprocessing.pillow_interpolation,
+            generator,
+        )
 
 
 class DatasetSplit(Split):
@@ -164,8 +177,10 @@ class DatasetSplit(Split):
         try:
             return len(self._dataset)
         except TypeError:
-            raise DataError(f"{self._name}: a {type(self._dataset).__name__} has no length; give a Dataset whose items "
-                            "are found by their number, not an IterableDataset") from None
+            raise DataError(
+                f"{self._name}: a {type(self._dataset).__name__} has no length; give a Dataset whose items "
+                "are found by their number, not an IterableDataset"
+            ) from None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         where = f"{self._name}, item {index}"
@@ -174,8 +189,9 @@ class DatasetSplit(Split):
         except (LayerfoldError, IndexError):  # by an IndexError a loop over a sequence ends
             raise
         except Exception as error:
-            raise DataError(f"{where}: the Dataset raised {type(error).__name__}: "
-                            f"{' '.join(str(error).split())[:200]}") from error
+            raise DataError(
+                f"{where}: the Dataset raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            ) from error
         if not self._is_labelled:
             image = item[0] if isinstance(item, (tuple, list)) and item else item
             return image_of(image, self._input_shape, where), UNLABELLED
@@ -189,8 +205,10 @@ class DatasetSplit(Split):
 
     def check(self, augmentation: Augmentation) -> None:
         if augmentation.policy is not None:
-            raise UsageError(f"augment={augmentation.policy!r}: {self._name} is a Dataset of your own, "
-                             "whose images are normalised already; apply the policy inside it")
+            raise UsageError(
+                f"augment={augmentation.policy!r}: {self._name} is a Dataset of your own, "
+                "whose images are normalised already; apply the policy inside it"
+            )
 
     def batches(
         self, chosen: Sequence[Sequence[int]], seeds: Sequence[int], augmentation: Augmentation

@@ -81,8 +81,10 @@ def parts_of(root: Path, source: str, suffix: str, is_part: Callable[[Path], boo
     for pool, names in POOL_NAMES.items():
         there = [root / f"{name}{suffix}" for name in names if is_part(root / f"{name}{suffix}")]
         if len(there) > 1:
-            raise UsageError(f"--data {source}: has both {there[0].name} and {there[1].name}, and only one of them can "
-                             "be read; move the other away")
+            raise UsageError(
+                f"--data {source}: has both {there[0].name} and {there[1].name}, and only one of them can "
+                "be read; move the other away"
+            )
         if there:
             found[pool] = there[0]
     return found

@@ -195,8 +195,10 @@ class FileStore:
         folder.mkdir(parents=True, exist_ok=True)
         needed, free = self._count * self._type.itemsize, shutil.disk_usage(folder).free
         if needed > MOST_OF_FREE_SPACE * free:
-            raise OSError(f"it may grow to {needed / 2**20:,.0f} MiB, more than half of the {free / 2**20:,.0f} MiB "
-                          f"free in {folder}")
+            raise OSError(
+                f"it may grow to {needed / 2**20:,.0f} MiB, more than half of the {free / 2**20:,.0f} MiB "
+                f"free in {folder}"
+            )
         handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{self._path.stem}-", suffix=".partial")
         try:
             with os.fdopen(handle, "wb") as stream:

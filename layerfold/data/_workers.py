@@ -24,7 +24,11 @@ def worker_batches(makes: Sequence[Callable[[], Batch]]) -> Iterator[Batch]:
     # Only a process that may have children can have workers; else the caller waits for each batch.
     workers = 0 if multiprocessing.current_process().daemon else min(num_workers(), len(makes))
     loader: DataLoader[Any] = DataLoader(
-        _Made(makes), batch_size=None, shuffle=False, num_workers=workers, collate_fn=_as_it_is,
+        _Made(makes),
+        batch_size=None,
+        shuffle=False,
+        num_workers=workers,
+        collate_fn=_as_it_is,
         # Its own generator: a DataLoader would otherwise draw from torch's global one, and change the caller's numbers.
         generator=torch.Generator().manual_seed(0),
     )

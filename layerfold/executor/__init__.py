@@ -7,5 +7,13 @@ from layerfold.executor.places import Place, move_to, places_of, processors
 from layerfold.executor.protocol import MakeWorker, Pool
 
 __all__ = [
-    "EXECUTORS", "Executor", "MakeWorker", "Place", "Pool", "move_to", "parse_resources", "places_of", "processors",
-]  # fmt: skip
+    "EXECUTORS",
+    "Executor",
+    "MakeWorker",
+    "Place",
+    "Pool",
+    "move_to",
+    "parse_resources",
+    "places_of",
+    "processors",
+]

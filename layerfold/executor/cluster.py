@@ -64,8 +64,13 @@ class ClusterCrew:
         self._ray, self._parcel = ray, ray.put(parcel)
         self._device = "cuda:0" if resources.get("GPU") else "cpu"  # Ray shows a worker no other GPU
         others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
-        self._actor = ray.remote(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0), resources=others,
-                                 max_restarts=0, max_task_retries=0)(Clerk)
+        self._actor = ray.remote(
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            resources=others,
+            max_restarts=0,
+            max_task_retries=0,
+        )(Clerk)
         self._hired: dict[Hashable, Any] = {}
         self._pending: dict[Any, Hashable] = {}
 
@@ -154,9 +159,7 @@ def _import_ray() -> Any:
 
 
 @contextmanager
-def _connected(
-    ray: Any, address: str | None, resources: Mapping[str, float], workers: int | None
-) -> Iterator[None]:
+def _connected(ray: Any, address: str | None, resources: Mapping[str, float], workers: int | None) -> Iterator[None]:
     """Be connected within the block; a connection that the caller has already is used and kept."""
     if ray.is_initialized():
         yield
@@ -191,8 +194,9 @@ def _check_address(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit():
-        raise UsageError(f"ray_address={address!r}: give host:port of the cluster's head, or auto, and run this on one "
-                         "of its nodes")
+        raise UsageError(
+            f"ray_address={address!r}: give host:port of the cluster's head, or auto, and run this on one of its nodes"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWERS_WITHIN_S).close()
     except (OSError, OverflowError) as error:
@@ -207,8 +211,10 @@ def _check_address(address: str) -> None:
 
 
 def _unreachable(address: str, why: str) -> ClusterUnavailableError:
-    return ClusterUnavailableError(f"ray_address={address!r}: no Ray cluster answers there ({why}); see `ray status` "
-                                   "on its head, or leave the address out to use this machine")
+    return ClusterUnavailableError(
+        f"ray_address={address!r}: no Ray cluster answers there ({why}); see `ray status` "
+        "on its head, or leave the address out to use this machine"
+    )
 
 
 def _short_folder() -> str | None:
@@ -222,8 +228,11 @@ def _room_for(ray: Any, resources: Mapping[str, float]) -> int:
 
 
 def _text(resources: Mapping[str, float]) -> str:
-    return ",".join(f"{name}:{amount:g}" for name, amount in sorted(resources.items())
-                    if not name.startswith("node:") and "memory" not in name)
+    return ",".join(
+        f"{name}:{amount:g}"
+        for name, amount in sorted(resources.items())
+        if not name.startswith("node:") and "memory" not in name
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -54,8 +54,10 @@ class CrewPool:
                     continue
                 failures[task] += 1
                 if failures[task] > self._retries:
-                    raise ExecutorError(f"{task}: failed {failures[task]} times, the last time since {report.value}; "
-                                        "what is finished is kept, mend that and run again")
+                    raise ExecutorError(
+                        f"{task}: failed {failures[task]} times, the last time since {report.value}; "
+                        "what is finished is kept, mend that and run again"
+                    )
                 agenda.give_back(report.worker, task)
 
     def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
@@ -88,5 +90,7 @@ class CrewPool:
             return
         self._failed_starts += 1
         if self._failed_starts > self._retries:
-            raise ExecutorError(f"no worker could be started in {self._failed_starts} tries, the last time since "
-                                f"{report.value}; what is finished is kept, mend that and run again")
+            raise ExecutorError(
+                f"no worker could be started in {self._failed_starts} tries, the last time since "
+                f"{report.value}; what is finished is kept, mend that and run again"
+            )

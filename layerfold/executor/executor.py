@@ -49,20 +49,25 @@ class Executor:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.kind not in EXECUTORS:
-            raise UsageError(f"executor={self.kind!r}: must be one of {', '.join(EXECUTORS)}"
-                             f"{nearest_names(self.kind, EXECUTORS)}")
+            raise UsageError(
+                f"executor={self.kind!r}: must be one of {', '.join(EXECUTORS)}{nearest_names(self.kind, EXECUTORS)}"
+            )
         for name, least in (("workers", 1), ("threads", 1), ("retries", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name}={value}: must be at least {least}")
         if self.kind == "ray" and self.devices:
-            raise UsageError(f"devices={','.join(self.devices)}: are those of one machine; with executor='ray' say "
-                             "what a worker needs, for example resources={'GPU': 1}")
+            raise UsageError(
+                f"devices={','.join(self.devices)}: are those of one machine; with executor='ray' say "
+                "what a worker needs, for example resources={'GPU': 1}"
+            )
         if self.kind == "local" and self.address is not None:
             raise UsageError(f"address={self.address!r}: is a Ray cluster's; use executor='ray'")
         if self.devices and self.workers not in (None, len(self.devices)):
-            raise UsageError(f"workers={self.workers} and devices={','.join(self.devices)}: there is one worker a "
-                             "device; leave workers out")
+            raise UsageError(
+                f"workers={self.workers} and devices={','.join(self.devices)}: there is one worker a "
+                "device; leave workers out"
+            )
 
     @classmethod
     def of(cls, executor: str | Executor) -> Executor:
@@ -121,6 +126,7 @@ def parse_resources(text: str) -> dict[str, float]:
         except ValueError:
             found[name] = 0.0
         if not name or not 0 < found[name] < 1e6:
-            raise UsageError(f"--ray-resources {text}: give names with amounts above 0, for example GPU:1 or "
-                             "GPU:1,h200:1")
+            raise UsageError(
+                f"--ray-resources {text}: give names with amounts above 0, for example GPU:1 or GPU:1,h200:1"
+            )
     return found

@@ -51,8 +51,10 @@ def places_of(devices: Sequence[str], workers: int, threads: int) -> list[Place]
         return [Place()]
     free = processors()
     if workers * threads > len(free):
-        raise UsageError(f"workers={workers} with {threads} thread(s) each need {workers * threads} processors, "
-                         f"and this process may use {len(free)}: name fewer, or they would disturb each other")
+        raise UsageError(
+            f"workers={workers} with {threads} thread(s) each need {workers * threads} processors, "
+            f"and this process may use {len(free)}: name fewer, or they would disturb each other"
+        )
     share = len(free) // workers
     return [Place(processors=free[i * share : (i + 1) * share]) for i in range(workers)]
 

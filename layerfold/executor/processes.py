@@ -71,8 +71,7 @@ class ProcessCrew:
         return partial(make, os.path.abspath(path))
 
     def wait(self) -> Sequence[Report]:
-        ready = set(wait([end for each in self._hired for end in (each.pipe, each.process.sentinel)],
-                         _POLL_S))
+        ready = set(wait([end for each in self._hired for end in (each.pipe, each.process.sentinel)], _POLL_S))
         return [self._report(each) for each in list(self._hired) if ready & {each.pipe, each.process.sentinel}]
 
     def close(self) -> None:

@@ -38,8 +38,10 @@ def pack(make_worker: MakeWorker[Any, Any], dumps: Callable[[Any], bytes] = pick
     try:
         content = dumps(make_worker)
     except Exception as error:  # whatever an object's own __reduce__ raises
-        raise UsageError(f"the model or the images cannot be sent to another process ({line_of(error)}); keep what "
-                         "they hold to weights, arrays and classes of an importable file, or use one worker") from error
+        raise UsageError(
+            f"the model or the images cannot be sent to another process ({line_of(error)}); keep what "
+            "they hold to weights, arrays and classes of an importable file, or use one worker"
+        ) from error
     files = ((name, str(path)) for name, path in loaded_files().items() if name.encode() in content)
     return Parcel(tuple(files), content)
 
@@ -64,8 +66,10 @@ class Clerk:
     def _make(self) -> None:
         parcel = self._parcel
         if parcel.version != __version__:
-            raise ExecutorError(f"a worker has layerfold {__version__}, this process {parcel.version}: install the "
-                                "same version everywhere")
+            raise ExecutorError(
+                f"a worker has layerfold {__version__}, this process {parcel.version}: install the "
+                "same version everywhere"
+            )
         for name, file in parcel.files:
             run_file(file, name)
         self._worker = pickle.loads(parcel.content)(self._device)

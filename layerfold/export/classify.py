@@ -35,8 +35,10 @@ class InputSpec:
         """
         if len(inputs) != 1 or len(shape := next(iter(inputs.values()))) != 4:
             shown = ", ".join(f"{name} {list(shape)}" for name, shape in inputs.items())
-            raise UsageError(f"this network takes {shown}; `layerfold run` needs one input of images, "
-                             "[batch, channels, height, width]")
+            raise UsageError(
+                f"this network takes {shown}; `layerfold run` needs one input of images, "
+                "[batch, channels, height, width]"
+            )
         batch, channels, height, width = map(int, shape)
         return cls(name=next(iter(inputs)), shape=(batch, channels, height, width))
 
@@ -68,8 +70,10 @@ class Classifier:
         labels: Sequence[str] = (),
     ) -> None:
         if preprocessing.input_shape != spec.shape[1:]:
-            raise UsageError(f"images are prepared as {preprocessing.input_shape}, the network takes {spec.shape[1:]}; "
-                             "export it again")
+            raise UsageError(
+                f"images are prepared as {preprocessing.input_shape}, the network takes {spec.shape[1:]}; "
+                "export it again"
+            )
         self._infer, self._spec, self._preprocessing, self._labels = infer, spec, preprocessing, list(labels)
 
     def classify(self, paths: Sequence[str | Path], top: int = 5) -> list[list[Guess]]:
@@ -90,14 +94,18 @@ class Classifier:
             values = np.concatenate([*chunk, *chunk[-1:] * (batch - len(chunk))])
             logits = np.asarray(self._infer({self._spec.name: values})[0], np.float64)
             if logits.ndim != 2 or len(logits) != batch:
-                raise UsageError(f"the network's output has the shape {list(logits.shape)}, expected [{batch}, "
-                                 "classes]: `layerfold run` is for classifiers")
+                raise UsageError(
+                    f"the network's output has the shape {list(logits.shape)}, expected [{batch}, "
+                    "classes]: `layerfold run` is for classifiers"
+                )
             if self._labels and len(self._labels) != logits.shape[1]:
                 raise UsageError(f"--labels: has {len(self._labels)} lines, the network {logits.shape[1]} classes")
             for row, path in zip(logits, paths[first:], strict=False):
                 if not np.isfinite(row).all():
-                    raise DataError(f"--input {path}: the network's answer is not finite; see whether --mean, --std "
-                                    "and the weights are those that it was trained with")
+                    raise DataError(
+                        f"--input {path}: the network's answer is not finite; see whether --mean, --std "
+                        "and the weights are those that it was trained with"
+                    )
             found += [self._best(row, top) for row in logits[: len(chunk)]]
         return found
 
@@ -117,8 +125,14 @@ class Classifier:
         powers = np.exp(logits - logits.max())
         probabilities = powers / powers.sum()
         order = np.argsort(-probabilities, kind="stable")[:top]
-        return [Guess(index=int(index), label=self._labels[index] if self._labels else None,
-                      probability=float(probabilities[index])) for index in order]
+        return [
+            Guess(
+                index=int(index),
+                label=self._labels[index] if self._labels else None,
+                probability=float(probabilities[index]),
+            )
+            for index in order
+        ]
 
 
 def read_preprocessing(path: str | Path, spec: InputSpec, **given: Any) -> Preprocessing:

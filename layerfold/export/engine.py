@@ -107,19 +107,33 @@ def build_engine(
             differs from the graph, or a file cannot be written.
     """
     plan = compile_engine(
-        onnx_bytes, precision=precision, compute_capabilities=compute_capabilities, library=library,
-        timing_cache=timing_cache, log=log, title=Path(path).name,
-    )  # fmt: skip
+        onnx_bytes,
+        precision=precision,
+        compute_capabilities=compute_capabilities,
+        library=library,
+        timing_cache=timing_cache,
+        log=log,
+        title=Path(path).name,
+    )
     target, trt, content, precision = Path(path), plan.library, plan.content, plan.precision
     check = check_engine(content, trt, onnx_bytes, plan.inputs, plan.outputs, precision, compute_capabilities)
     report = EngineReport(
-        engine_path=str(path), engine_bytes=len(content), engine_sha256=hashlib.sha256(content).hexdigest(),
-        precision=precision, compute_capabilities=tuple(compute_capabilities), inputs=plan.inputs,
-        outputs=plan.outputs, onnx_sha256=hashlib.sha256(onnx_bytes).hexdigest(), library=trt.__name__,
-        versions={trt.__name__: trt.__version__, "layerfold": _own_version()}, options=plan.options,
-        build_s=round(plan.build_s, 3), check=check, preprocessing=preprocessing,
+        engine_path=str(path),
+        engine_bytes=len(content),
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+        precision=precision,
+        compute_capabilities=tuple(compute_capabilities),
+        inputs=plan.inputs,
+        outputs=plan.outputs,
+        onnx_sha256=hashlib.sha256(onnx_bytes).hexdigest(),
+        library=trt.__name__,
+        versions={trt.__name__: trt.__version__, "layerfold": _own_version()},
+        options=plan.options,
+        build_s=round(plan.build_s, 3),
+        check=check,
+        preprocessing=preprocessing,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )  # fmt: skip
+    )
     write_with_facts(target, content, report.to_json())
     return report
 
@@ -175,8 +189,10 @@ def compile_engine(
     trt = import_tensorrt(library)
     capabilities = [compute_capability(trt, text) for text in compute_capabilities]
     digest = hashlib.sha256(onnx_bytes).hexdigest()
-    heading = (f"layerfold: {title} by {trt.__name__} {trt.__version__}, {precision}, TF32 off, compute capabilities "
-               f"{', '.join(compute_capabilities) or 'by default'}, ONNX sha256 {digest}")
+    heading = (
+        f"layerfold: {title} by {trt.__name__} {trt.__version__}, {precision}, TF32 off, compute capabilities "
+        f"{', '.join(compute_capabilities) or 'by default'}, ONNX sha256 {digest}"
+    )
     typed_bytes = _typed(onnx_bytes, precision)
     logger = library_logger(trt)
     with _BUILD_LOCK, logging_to(logger, log, heading):
@@ -204,13 +220,18 @@ def compile_engine(
         if cache is not None:
             cache.save()
         return CompiledEngine(
-            content=bytes(serialised), library=trt, precision=precision,
+            content=bytes(serialised),
+            library=trt,
+            precision=precision,
             inputs={put.name: _facts(put) for put in map(network.get_input, range(network.num_inputs))},
             outputs={put.name: _facts(put) for put in map(network.get_output, range(network.num_outputs))},
-            options={"tf32": False, "optimization_level": int(config.builder_optimization_level),
-                     "timing_cache": cache_state if cache is None else cache.state},
+            options={
+                "tf32": False,
+                "optimization_level": int(config.builder_optimization_level),
+                "timing_cache": cache_state if cache is None else cache.state,
+            },
             build_s=time.perf_counter() - began,
-        )  # fmt: skip
+        )
 
 
 class _TimingCache:
@@ -251,8 +272,10 @@ def _typed(onnx_bytes: bytes, precision: str) -> bytes:
     if precision == "float16" and not is_half(onnx_bytes):
         return to_half(onnx_bytes)
     if precision == "int8" and not has_quantised_nodes(onnx_bytes):
-        raise UsageError("precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one "
-                         "has none; quantise it first, for example with onnxruntime.quantization")
+        raise UsageError(
+            "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one "
+            "has none; quantise it first, for example with onnxruntime.quantization"
+        )
     return onnx_bytes
 
 

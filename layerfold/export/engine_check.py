@@ -79,13 +79,16 @@ def check_header(content: bytes, trt: Any, names: Sequence[str] = ()) -> None:
     if content[:4] == _MAGIC:
         (length,) = struct.unpack_from("<Q", content, _LENGTH_AT)
         if length != len(content):
-            raise ExportError(f"the engine has {len(content)} bytes, its header says {length}; it is not whole, "
-                              "build it again")
+            raise ExportError(
+                f"the engine has {len(content)} bytes, its header says {length}; it is not whole, build it again"
+            )
         built = ".".join(str(part) for part in content[_VERSION_AT : _VERSION_AT + 4])
         ours = ".".join(re.findall(r"\d+", trt.__version__)[:4])
         if built != ours:
-            raise ExportError(f"the engine was built by version {built}, this is {trt.__name__} {ours}; engines run "
-                              "only with the version that built them: build it again")
+            raise ExportError(
+                f"the engine was built by version {built}, this is {trt.__name__} {ours}; engines run "
+                "only with the version that built them: build it again"
+            )
     missing = [name for name in names if name.encode() not in content]
     if missing:
         raise ExportError(f"the engine does not name {', '.join(missing)}; build it again")
@@ -98,12 +101,16 @@ def _check_names(onnx_bytes: bytes, inputs: Mapping[str, Any], outputs: Mapping[
     graph = onnx.load_from_string(onnx_bytes).graph
     weights = {each.name for each in graph.initializer}
     for what, puts, found in (("input", graph.input, inputs), ("output", graph.output, outputs)):
-        expected = {put.name: [size.dim_value for size in put.type.tensor_type.shape.dim]
-                    for put in puts if put.name not in weights}
+        expected = {
+            put.name: [size.dim_value for size in put.type.tensor_type.shape.dim]
+            for put in puts
+            if put.name not in weights
+        }
         got = {name: list(facts["shape"]) for name, facts in found.items()}
         if got != expected:
-            raise ExportError(f"the engine's {what}s are {got}, those of the ONNX graph {expected}; report "
-                              "this network")
+            raise ExportError(
+                f"the engine's {what}s are {got}, those of the ONNX graph {expected}; report this network"
+            )
 
 
 def _why_not_run(compute_capabilities: Sequence[str]) -> str:
@@ -137,6 +144,8 @@ def _difference(content: bytes, trt: Any, onnx_bytes: bytes, precision: str) -> 
         worst = max(worst, float(np.max(np.abs(found[name].astype(np.float64) - expected))) / scale)
     tolerance = _TOLERANCES.get(precision)
     if tolerance is not None and not worst <= tolerance:
-        raise ExportError(f"the engine differs from the ONNX graph by {worst:.2g} of the largest output, above "
-                          f"{tolerance:g} for {precision}; choose a higher precision")
+        raise ExportError(
+            f"the engine differs from the ONNX graph by {worst:.2g} of the largest output, above "
+            f"{tolerance:g} for {precision}; choose a higher precision"
+        )
     return worst

@@ -42,8 +42,10 @@ class LoadedEngine:
         import torch
 
         if not torch.cuda.is_available():
-            raise DeviceUnavailableError("running a TensorRT engine needs an NVIDIA GPU and its driver, and this "
-                                         "machine has none; run the ONNX file instead, on the CPU")
+            raise DeviceUnavailableError(
+                "running a TensorRT engine needs an NVIDIA GPU and its driver, and this "
+                "machine has none; run the ONNX file instead, on the CPU"
+            )
         logger = library_logger(trt)
         logger.errors.clear()
         self._runtime = trt.Runtime(logger)
@@ -62,8 +64,10 @@ class LoadedEngine:
         """Return GPU tensors by name: the inputs' values, and room for the outputs."""
         import torch
 
-        made = {name: torch.from_numpy(np.ascontiguousarray(inputs[name].astype(dtype, copy=False))).cuda()
-                for name, (_, dtype) in self.inputs.items()}
+        made = {
+            name: torch.from_numpy(np.ascontiguousarray(inputs[name].astype(dtype, copy=False))).cuda()
+            for name, (_, dtype) in self.inputs.items()
+        }
         for name, (shape, dtype) in self.outputs.items():
             made[name] = torch.from_numpy(np.zeros(shape, dtype)).cuda()
         return made

@@ -92,9 +92,15 @@ def export_network(
     engine, skipped = None, {}
     if "tensorrt" in formats:
         try:
-            engine = build_engine(onnx_bytes, folder / f"{name}.engine", precision=precision,
-                                  compute_capabilities=compute_capabilities, timing_cache=timing_cache, log=log,
-                                  preprocessing=preprocessing)
+            engine = build_engine(
+                onnx_bytes,
+                folder / f"{name}.engine",
+                precision=precision,
+                compute_capabilities=compute_capabilities,
+                timing_cache=timing_cache,
+                log=log,
+                preprocessing=preprocessing,
+            )
         except OptionalDependencyError as error:
             if not skip_missing:
                 raise

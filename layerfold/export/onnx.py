@@ -168,8 +168,10 @@ def _run_onnx(onnx_bytes: bytes, values: list[np.ndarray[Any, np.dtype[Any]]]) -
         return list(session.run(None, dict(zip(names, values, strict=True))))
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         cause = " ".join(str(error).split())[:300]
-        raise ExportError(f"ONNX Runtime cannot run the exported graph: {cause}; if the forward casts by itself "
-                          "(autocast, half), leave that out") from error
+        raise ExportError(
+            f"ONNX Runtime cannot run the exported graph: {cause}; if the forward casts by itself "
+            "(autocast, half), leave that out"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ def canonical_precision(name: str) -> str:
     found = _SHORT.get(name, name)
     if found not in PRECISIONS:
         known = (*PRECISIONS, *_SHORT)
-        raise UsageError(f"precision={name!r} is not known; choose from {', '.join(PRECISIONS)}"
-                         f"{nearest_names(name, known)}")
+        raise UsageError(
+            f"precision={name!r} is not known; choose from {', '.join(PRECISIONS)}{nearest_names(name, known)}"
+        )
     return found
 
 

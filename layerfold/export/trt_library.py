@@ -57,8 +57,10 @@ def compute_capability(trt: Any, text: str) -> Any:
     """
     kind = getattr(trt, "ComputeCapability", None)
     if kind is None:
-        raise UsageError(f"compute_capability={text!r}: {trt.__name__} builds for the GPU at hand only; "
-                         "leave it out, or install tensorrt_rtx")
+        raise UsageError(
+            f"compute_capability={text!r}: {trt.__name__} builds for the GPU at hand only; "
+            "leave it out, or install tensorrt_rtx"
+        )
     names = {f"{name[2:-1]}.{name[-1]}": name for name in dir(kind) if name.startswith("SM")}
     if text not in names:
         raise UsageError(

@@ -29,7 +29,11 @@ _SHOWN = 100
 
 
 def read_json(
-    path: str | Path, shape: type[T], *, remedy: str = "write it again", most_bytes: int = MOST_BYTES,
+    path: str | Path,
+    shape: type[T],
+    *,
+    remedy: str = "write it again",
+    most_bytes: int = MOST_BYTES,
     error: type[LayerfoldError] = UsageError,
 ) -> T:
     """Return the value that a JSON file holds, checked field by field against a type.
@@ -59,7 +63,11 @@ def read_json(
 
 
 def parse_json(
-    content: bytes | str, shape: type[T], *, source: str, remedy: str = "write it again",
+    content: bytes | str,
+    shape: type[T],
+    *,
+    source: str,
+    remedy: str = "write it again",
     error: type[LayerfoldError] = UsageError,
 ) -> T:
     """Return the value of JSON text; as :func:`read_json`, with ``source`` in place of the file's name."""

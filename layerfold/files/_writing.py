@@ -13,8 +13,16 @@ from typing import Any
 from layerfold.errors import WriteError
 
 # Libraries write files in their own ways, and say in words what the system told them as a number.
-_SIGNS_OF_THE_SYSTEM = ("no space left", "i/o error", "disk quota", "file too large", "os error", "pytorchstreamwriter",
-                        "iostream error", "inline_container")
+_SIGNS_OF_THE_SYSTEM = (
+    "no space left",
+    "i/o error",
+    "disk quota",
+    "file too large",
+    "os error",
+    "pytorchstreamwriter",
+    "iostream error",
+    "inline_container",
+)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,10 @@ from layerfold.finetune._memory import is_out_of_memory
 from layerfold.finetune._modes import device_of, modes_kept
 from layerfold.graph.alone import check_alone
 
-_NEEDED = ("scoring and training need logits [images, classes]: {remedy}; inspect, profile, solve, verify, merge and "
-           "export need none")
+_NEEDED = (
+    "scoring and training need logits [images, classes]: {remedy}; inspect, profile, solve, verify, merge and "
+    "export need none"
+)
 _PARTS_SHOWN = 4
 
 
@@ -28,7 +30,11 @@ def first_images(data: ImageData, count: int = 2) -> Tensor:
 
 
 def check_answers(
-    model: nn.Module, images: Tensor, *, argument: str = "model", num_classes: int | None = None,
+    model: nn.Module,
+    images: Tensor,
+    *,
+    argument: str = "model",
+    num_classes: int | None = None,
     needs_finite: bool = True,
 ) -> int:
     """Refuse a network whose answers cannot be scored, by what it gives for some images.
@@ -59,20 +65,28 @@ def check_answers(
         if is_out_of_memory(error):
             raise
         cause = " ".join(str(error).split())[:200] or type(error).__name__
-        advice = "its forward must take images alone: wrap the model, or give its other arguments defaults" if \
-            isinstance(error, TypeError) else "give images of the size and channels that it was made for (--input)"
+        advice = (
+            "its forward must take images alone: wrap the model, or give its other arguments defaults"
+            if isinstance(error, TypeError)
+            else "give images of the size and channels that it was made for (--input)"
+        )
         raise UsageError(f"{argument}: fails on images {list(images.shape)}: {cause}; {advice}") from error
     remedy = remedy_for(answer, len(images))
     if remedy is not None:
-        raise UsageError(f"{argument}: answers images {list(images.shape)} with {describe(answer)}; "
-                         f"{_NEEDED.format(remedy=remedy)}")
+        raise UsageError(
+            f"{argument}: answers images {list(images.shape)} with {describe(answer)}; {_NEEDED.format(remedy=remedy)}"
+        )
     if needs_finite and not bool(answer.isfinite().all()):
-        raise UsageError(f"{argument}: answers the first images of the data with NaN or infinity; see whether its "
-                         "weights are whole, and whether the images are in the range that it was trained on")
+        raise UsageError(
+            f"{argument}: answers the first images of the data with NaN or infinity; see whether its "
+            "weights are whole, and whether the images are in the range that it was trained on"
+        )
     found = int(answer.shape[1])
     if num_classes is not None and found < num_classes:
-        raise DataError(f"{argument}: gives {found} classes, and the data has {num_classes}; give a model with as many "
-                        "outputs (num_classes), or the data that it was trained on")
+        raise DataError(
+            f"{argument}: gives {found} classes, and the data has {num_classes}; give a model with as many "
+            "outputs (num_classes), or the data that it was trained on"
+        )
     check_alone(model, images)
     return found
 
@@ -119,5 +133,7 @@ def _check_dtype(model: nn.Module, argument: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
-            raise UsageError(f"{argument}: its weights are {kind} ({name}), and scoring and training are in float32; "
-                             "convert it (model.float()), and lower the precision where it is deployed (--precision)")
+            raise UsageError(
+                f"{argument}: its weights are {kind} ({name}), and scoring and training are in float32; "
+                "convert it (model.float()), and lower the precision where it is deployed (--precision)"
+            )

@@ -81,8 +81,10 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 def _batches_of(data: ImageData, batch_size: int) -> BatchLoader:
     loader = data.loader("holdout" if data.train is None else "train", batch_size, limit=_MOST_IMAGES, drop_last=True)
     if loader.num_images < _FEWEST_IMAGES:
-        raise DataError(f"{data.name}: has a single image to measure BatchNorm statistics on, and one has no variance; "
-                        f"give {_FEWEST_IMAGES} or more")
+        raise DataError(
+            f"{data.name}: has a single image to measure BatchNorm statistics on, and one has no variance; "
+            f"give {_FEWEST_IMAGES} or more"
+        )
     return loader
 
 

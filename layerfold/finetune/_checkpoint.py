@@ -22,9 +22,10 @@ _READ = (2, 3)
 _FIRST_WITH_DIGEST = 3
 _LONGEST = 100
 _MEANINGS = {
-    "model": " (another network, solution or weights)", "teacher": " (another network or weights)",
+    "model": " (another network, solution or weights)",
+    "teacher": " (another network or weights)",
     "data": " (other images or preprocessing)",
-}  # fmt: skip
+}
 
 
 @dataclass(kw_only=True)
@@ -83,9 +84,11 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any],
     free = {"learning_rate"} if content.get("diverged") else set()
     for key in sorted((config.keys() | stored.keys()) - free, key=str):
         if config.get(key) != stored.get(key):
-            raise UsageError(f"checkpoint_path={path}: was made with {key}={_shown(stored.get(key))}, now "
-                             f"{_shown(config.get(key))}{_MEANINGS.get(key, '')}; use the same, or delete the file to "
-                             "begin anew")
+            raise UsageError(
+                f"checkpoint_path={path}: was made with {key}={_shown(stored.get(key))}, now "
+                f"{_shown(config.get(key))}{_MEANINGS.get(key, '')}; use the same, or delete the file to "
+                "begin anew"
+            )
     return content, _state_of(path, content["state"])
 
 
@@ -98,14 +101,18 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = load_torch_file(path)
     except UsageError as error:
-        raise UsageError(f"checkpoint_path={path}: is no training checkpoint, or damaged ({error}); delete it to begin "
-                         "anew, or name another") from error
+        raise UsageError(
+            f"checkpoint_path={path}: is no training checkpoint, or damaged ({error}); delete it to begin "
+            "anew, or name another"
+        ) from error
     if not isinstance(content, dict) or not {"schema", "config"} <= content.keys():
         raise UsageError(f"checkpoint_path={path}: is no training checkpoint; delete it, or name another")
     schema = content["schema"]
     if schema not in _READ:
-        raise UsageError(f"checkpoint_path={path}: is of another version of layerfold (schema {_shown(schema)}, this "
-                         f"one reads {_SCHEMA}); end the run with that version, or delete the file to begin anew")
+        raise UsageError(
+            f"checkpoint_path={path}: is of another version of layerfold (schema {_shown(schema)}, this "
+            f"one reads {_SCHEMA}); end the run with that version, or delete the file to begin anew"
+        )
     if schema >= _FIRST_WITH_DIGEST and content.pop("digest", None) != _digest(content):
         raise damaged(path, "its content and its checksum differ")
     for name in ("config", "state", "model", "optimizer"):
@@ -121,8 +128,10 @@ def _replace(path: Path, content: dict[str, Any]) -> None:
             torch.save(whole, partial)
     except (WriteError, RuntimeError) as error:  # torch raises a RuntimeError for a full disk
         cause = " ".join(str(error.__cause__ or error).split())[:_LONGEST]
-        raise FinetuneError(f"checkpoint_path={path}: could not be written ({cause}); make room there, and run the "
-                            "same command again: what was written before goes on") from error
+        raise FinetuneError(
+            f"checkpoint_path={path}: could not be written ({cause}); make room there, and run the "
+            "same command again: what was written before goes on"
+        ) from error
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -166,8 +175,12 @@ def _state_of(path: Path, found: dict[str, Any]) -> TrainingState:
     best = found.get("best_weights")
     if best is not None and not (isinstance(best, dict) and all(isinstance(each, Tensor) for each in best.values())):
         raise damaged(path, "best_weights are no tensors")
-    state = parse_json(json.dumps(plain, default=str), _Plain, source=f"checkpoint_path={path}: state",
-                       remedy="delete the file to begin anew")
+    state = parse_json(
+        json.dumps(plain, default=str),
+        _Plain,
+        source=f"checkpoint_path={path}: state",
+        remedy="delete the file to begin anew",
+    )
     return TrainingState(**{**vars(state), "history": [vars(row) for row in state.history]}, best_weights=best)
 
 

@@ -22,8 +22,10 @@ def tapped(module: nn.Module, names: Sequence[str], argument: str) -> fx.GraphMo
         UsageError: not a traced network, or it has no such node.
     """
     if not isinstance(module, fx.GraphModule):
-        raise UsageError(f"{argument}: is a {type(module).__name__}; feature maps are taken from traced networks, such "
-                         "as net.graph.on(model)")
+        raise UsageError(
+            f"{argument}: is a {type(module).__name__}; feature maps are taken from traced networks, such "
+            "as net.graph.on(model)"
+        )
     copies: dict[fx.Node, fx.Node] = {}
     graph = fx.Graph()
     output = graph.graph_copy(module.graph, copies)

@@ -60,8 +60,9 @@ def _as_csv(rows: Sequence[EpochRow]) -> str:
     writer.writerow(_COLUMNS)
     for row in rows:
         values = [getattr(row, name) for name in _COLUMNS]
-        writer.writerow(["" if value is None else f"{value:.6g}" if isinstance(value, float) else value
-                         for value in values])
+        writer.writerow(
+            ["" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values]
+        )
     return text.getvalue()
 
 

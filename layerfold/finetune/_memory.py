@@ -29,6 +29,8 @@ def memory_errors_named(batch_size: int, num_processes: int = 1) -> Iterator[Non
         if not is_out_of_memory(error):
             raise
         least = 2 * num_processes
-        remedy = (f"take batch_size={max(batch_size // 2, least)}" if batch_size > least else "take smaller images")
-        raise FinetuneError(f"finetuning: out of memory with batch_size={batch_size}; {remedy}, or a device with more "
-                            "memory; a checkpoint holds for the same batch_size only") from error
+        remedy = f"take batch_size={max(batch_size // 2, least)}" if batch_size > least else "take smaller images"
+        raise FinetuneError(
+            f"finetuning: out of memory with batch_size={batch_size}; {remedy}, or a device with more "
+            "memory; a checkpoint holds for the same batch_size only"
+        ) from error

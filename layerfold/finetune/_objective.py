@@ -35,12 +35,19 @@ class Objective:
     """
 
     def __init__(
-        self, options: FinetuneOptions, model: nn.Module, teacher: nn.Module | None,
-        features: Sequence[tuple[str, str]], *, is_labelled: bool = True,
+        self,
+        options: FinetuneOptions,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        features: Sequence[tuple[str, str]],
+        *,
+        is_labelled: bool = True,
     ) -> None:
         if teacher is None and not is_labelled:
-            raise DataError("finetuning: the images have no labels, and without a teacher there is nothing to learn; "
-                            "give one (teacher, the original network), or labelled images")
+            raise DataError(
+                "finetuning: the images have no labels, and without a teacher there is nothing to learn; "
+                "give one (teacher, the original network), or labelled images"
+            )
         self._options, self._is_labelled = options, is_labelled
         self._weight = options.distillation_weight if teacher is not None else 0.0
         if not is_labelled:
@@ -49,8 +56,10 @@ class Objective:
         self.student, self._teacher = model, teacher
         if self._feature_weight:
             if teacher is None or not features:
-                raise UsageError(f"feature_weight={self._feature_weight:g}: needs a teacher, and features, the names "
-                                 "of what is compared (segment_ends)")
+                raise UsageError(
+                    f"feature_weight={self._feature_weight:g}: needs a teacher, and features, the names "
+                    "of what is compared (segment_ends)"
+                )
             self.student = tapped(model, [mine for mine, _ in features], "model")
             self._teacher = tapped(teacher, [theirs for _, theirs in features], "teacher")
 

@@ -42,7 +42,10 @@ def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Op
 
     try:
         made: torch.optim.Optimizer = create_optimizer_v2(
-            model, options.optimizer, lr=options.highest_learning_rate, momentum=0.9,
+            model,
+            options.optimizer,
+            lr=options.highest_learning_rate,
+            momentum=0.9,
             weight_decay=options.actual_weight_decay,
         )
     except (ImportError, AssertionError, NameError) as error:  # timm asserts that apex and bitsandbytes are there
@@ -51,6 +54,7 @@ def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Op
             "it, or take another optimizer"
         ) from error
     if getattr(made, "is_second_order", False):
-        raise UsageError(f"optimizer={options.optimizer!r}: needs second derivatives, which are not computed here; "
-                         "take another one")
+        raise UsageError(
+            f"optimizer={options.optimizer!r}: needs second derivatives, which are not computed here; take another one"
+        )
     return made

@@ -76,8 +76,11 @@ class FinetuneOptions:
         check_fields(self)
         unknown = unknown_optimizer(self.optimizer)
         self._require("optimizer", not unknown, unknown)
-        self._require("optimizer", self.optimizer in LEARNING_RATES or self.learning_rate is not None,
-                      "needs a learning_rate, since none is known to suit it")
+        self._require(
+            "optimizer",
+            self.optimizer in LEARNING_RATES or self.learning_rate is not None,
+            "needs a learning_rate, since none is known to suit it",
+        )
         self._require("schedule", self.schedule in SCHEDULES, f"must be one of {', '.join(SCHEDULES)}")
         self._require("keep", self.keep in ("last", "best"), "must be last or best")
         self._require("mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), "must be no, bf16 or fp16")
@@ -99,8 +102,11 @@ class FinetuneOptions:
         for milestone in self.milestones:
             check_bounds("milestones", milestone, above=0)
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        self._require("milestones", all(0 < each < 1 for each in self.milestones)
-                      and list(self.milestones) == sorted(self.milestones), "must be shares between 0 and 1, rising")
+        self._require(
+            "milestones",
+            all(0 < each < 1 for each in self.milestones) and list(self.milestones) == sorted(self.milestones),
+            "must be shares between 0 and 1, rising",
+        )
 
     def _require(self, name: str, is_fine: bool, rule: str) -> None:
         if not is_fine:

@@ -8,17 +8,28 @@ from layerfold.errors import UsageError, nearest_names
 from layerfold.finetune._options import FinetuneOptions
 
 _PAPER = FinetuneOptions(
-    batch_size=256, optimizer="sgd", weight_decay=1e-5, warmup=0.0, schedule="cosine", grad_clip_norm=None,
-    distillation_weight=0.0, temperature=1.0,
-)  # fmt: skip
+    batch_size=256,
+    optimizer="sgd",
+    weight_decay=1e-5,
+    warmup=0.0,
+    schedule="cosine",
+    grad_clip_norm=None,
+    distillation_weight=0.0,
+    temperature=1.0,
+)
 _PRESETS = {
     "mobilenetv2-1.0": replace(_PAPER, epochs=180, learning_rate=0.05),
     "mobilenetv2-1.4": replace(
-        _PAPER, epochs=180, learning_rate=0.1, label_smoothing=0.1, augment="rand-m5-mstd0.5-inc1",
-        random_erasing=0.25, grad_clip_norm=5.0,
+        _PAPER,
+        epochs=180,
+        learning_rate=0.1,
+        label_smoothing=0.1,
+        augment="rand-m5-mstd0.5-inc1",
+        random_erasing=0.25,
+        grad_clip_norm=5.0,
     ),
     "vgg19": replace(_PAPER, epochs=20, learning_rate=0.01),
-}  # fmt: skip
+}
 PRESETS = tuple(_PRESETS)
 
 

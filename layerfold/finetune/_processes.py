@@ -60,11 +60,15 @@ def open_accelerator(device: str, mixed_precision: str, *, changes: bool) -> Any
 def _not_joined(error: Exception) -> LayerfoldError:
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
     if "EADDRINUSE" in str(error):
-        return UsageError(f"MASTER_PORT={port}: the port is in use on this machine; name a free one "
-                          "(accelerate launch --main_process_port PORT)")
+        return UsageError(
+            f"MASTER_PORT={port}: the port is in use on this machine; name a free one "
+            "(accelerate launch --main_process_port PORT)"
+        )
     reason = str(error).splitlines()[0]
-    return FinetuneError(f"the processes at {address}:{port} could not be reached ({reason}); start all of them, with "
-                         "the same address and port")
+    return FinetuneError(
+        f"the processes at {address}:{port} could not be reached ({reason}); start all of them, with "
+        "the same address and port"
+    )
 
 
 def sum_over_processes(values: Sequence[float], accelerator: Any) -> list[float]:
@@ -102,8 +106,10 @@ def ending_together() -> Iterator[None]:
         if not (isinstance(error, RuntimeError) and _is_of_a_peer(error)):
             error.is_said = not _is_first_to_fail()  # type: ignore[attr-defined]  # the last resort asks for it
             raise
-        ended = FinetuneError("another process of this run ended before its time; run the same command again to go on "
-                              "from the last checkpoint")
+        ended = FinetuneError(
+            "another process of this run ended before its time; run the same command again to go on "
+            "from the last checkpoint"
+        )
         ended.is_said = not _is_first_to_fail()
         raise ended from error
     finally:

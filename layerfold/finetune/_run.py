@@ -60,9 +60,20 @@ class Run:
     """
 
     def __init__(
-        self, model: nn.Module, data: ImageData, options: FinetuneOptions, *, teacher: nn.Module | None,
-        features: Sequence[tuple[str, str]], loader: BatchLoader, accelerator: Any, path: Path | None, log: EpochLog,
-        before_step: Callable[[int, int], None] | None, settings: dict[str, Any], score_holdout: bool,
+        self,
+        model: nn.Module,
+        data: ImageData,
+        options: FinetuneOptions,
+        *,
+        teacher: nn.Module | None,
+        features: Sequence[tuple[str, str]],
+        loader: BatchLoader,
+        accelerator: Any,
+        path: Path | None,
+        log: EpochLog,
+        before_step: Callable[[int, int], None] | None,
+        settings: dict[str, Any],
+        score_holdout: bool,
         keep_other: bool,
     ) -> None:
         self._model, self._data, self._options, self._loader = model, data, options, loader
@@ -83,9 +94,14 @@ class Run:
         self._average = AveragedWeights(model, options.ema_decay) if options.ema_decay is not None else None
         self._config: dict[str, Any] = {}
         if path is not None:
-            self._config = {**settings, **asdict(options), "model": network_hash(model), "data": data.fingerprint,
-                            "teacher": network_hash(teacher) if teacher is not None else None,
-                            "keep_other": keep_other}
+            self._config = {
+                **settings,
+                **asdict(options),
+                "model": network_hash(model),
+                "data": data.fingerprint,
+                "teacher": network_hash(teacher) if teacher is not None else None,
+                "keep_other": keep_other,
+            }
         self.state = TrainingState()
         if path is not None and path.exists():
             self._resume(path)
@@ -163,8 +179,10 @@ class Run:
                 outputs = self._prepared(images)
         loss = self._objective(outputs, images, targets, accelerator)
         if not loss.requires_grad:
-            raise UsageError(f"model: none of the parameters that its answers depend on trains at step {step + 1}; "
-                             "unfreeze them (unfreeze_parameters, --unfreeze)")
+            raise UsageError(
+                f"model: none of the parameters that its answers depend on trains at step {step + 1}; "
+                "unfreeze them (unfreeze_parameters, --unfreeze)"
+            )
         if accelerator.num_processes > 1:
             # Gradients are averaged over the processes: the mean over all images, however many each has.
             loss = loss * (len(labels) * accelerator.num_processes / self._rows_a_step)
@@ -224,7 +242,9 @@ class Run:
         state = self.state
         scores = self._scores() if self._score_holdout else None
         row = EpochRow(
-            epoch=state.epoch + 1, steps=state.step, train_loss=state.loss_sum / max(state.batch, 1),
+            epoch=state.epoch + 1,
+            steps=state.step,
+            train_loss=state.loss_sum / max(state.batch, 1),
             holdout_accuracy_pct=scores.accuracy_pct if scores else None,
             holdout_loss=scores.loss if scores else None,
             learning_rate=self._options.learning_rate_at(state.step - 1, self.total_steps),
@@ -257,8 +277,12 @@ class Run:
         if self._path is not None and self._accelerator.is_main_process:
             scaler = self._accelerator.scaler
             write_checkpoint(
-                self._path, self._config, self.state, model=copied_weights(self._model.state_dict()),
-                optimizer=self._optimizer.state_dict(), average=self._average and copied_weights(self._average.state),
+                self._path,
+                self._config,
+                self.state,
+                model=copied_weights(self._model.state_dict()),
+                optimizer=self._optimizer.state_dict(),
+                average=self._average and copied_weights(self._average.state),
                 scaler=scaler and scaler.state_dict(),
             )
 
@@ -287,8 +311,10 @@ class Run:
         # Every process sees the sum, but only where it is not its own step times all does one know that they differ.
         (num_other,) = sum_over_processes([total != number * self.state.step], self._accelerator)
         if num_other:
-            raise UsageError(f"checkpoint_path={self._path}: not every process finds the same file there; put it on a "
-                             "disk that all machines see, or delete it to begin anew")
+            raise UsageError(
+                f"checkpoint_path={self._path}: not every process finds the same file there; put it on a "
+                "disk that all machines see, or delete it to begin anew"
+            )
 
     def release(self) -> None:
         """Take Accelerate's wrappers off; the model is then in eval mode, without gradients."""
@@ -303,9 +329,14 @@ class Run:
         best = best_epoch(rows)
         kept = best if self._options.keep == "best" and best is not None else rows[-1].epoch
         return FinetuneReport(
-            history=tuple(rows), best_epoch=best, kept_epoch=kept, steps=self.state.step,
-            resumed_from_step=self.resumed_from_step, seconds=sum(row.seconds for row in rows),
-            options=asdict(self._options), other_weights=self._other_weights,
+            history=tuple(rows),
+            best_epoch=best,
+            kept_epoch=kept,
+            steps=self.state.step,
+            resumed_from_step=self.resumed_from_step,
+            seconds=sum(row.seconds for row in rows),
+            options=asdict(self._options),
+            other_weights=self._other_weights,
         )
 
     def _rows(self) -> list[EpochRow]:
@@ -314,8 +345,10 @@ class Run:
 
 def _check_teacher(num_outputs: int, expected: int) -> None:
     if num_outputs != expected:
-        raise UsageError(f"teacher: has {num_outputs} outputs, the model {expected}; distillation compares them one by "
-                         "one; give a teacher with as many, or none")
+        raise UsageError(
+            f"teacher: has {num_outputs} outputs, the model {expected}; distillation compares them one by "
+            "one; give a teacher with as many, or none"
+        )
 
 
 def _seed_of(seed: int, step: int, process: int) -> int:

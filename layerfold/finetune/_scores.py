@@ -43,7 +43,10 @@ class Scores:
 
 @public_call
 def evaluate_network(
-    model: nn.Module, images: Batches | Dataset[Any], *, teacher: nn.Module | Tensor | None = None,
+    model: nn.Module,
+    images: Batches | Dataset[Any],
+    *,
+    teacher: nn.Module | Tensor | None = None,
     batch_size: int = 256,
 ) -> Scores:
     """Score a network in eval mode; its modes are put back afterwards.
@@ -86,15 +89,19 @@ def evaluate_network(
                     assert isinstance(teacher, nn.Module)
                     expected = _logits(teacher, batch)
                 agreeing += int((predicted == expected.argmax(1)).sum())
-                divergence += float(F.kl_div(logits.float().log_softmax(1), expected.float().log_softmax(1),
-                                             reduction="sum", log_target=True))
+                divergence += float(
+                    F.kl_div(
+                        logits.float().log_softmax(1), expected.float().log_softmax(1), reduction="sum", log_target=True
+                    )
+                )
             total += len(labels)
     if total == 0:
         raise DataError("evaluate_network: there are no images to score")
     if known is not None and len(known) != total:
         raise UsageError(f"teacher: holds logits of {len(known)} images, but there are {total}")
     return Scores(
-        accuracy_pct=100 * correct / total if is_labelled else None, loss=loss / total if is_labelled else None,
+        accuracy_pct=100 * correct / total if is_labelled else None,
+        loss=loss / total if is_labelled else None,
         num_images=total,
         agreement_pct=100 * agreeing / total if teacher is not None else None,
         divergence=divergence / total if teacher is not None else None,
@@ -147,10 +154,14 @@ def check_labels(labels: Tensor, num_classes: int, what: str = "image", *, first
     if len(outside):
         row = int(outside[0])
         if labels[row] == UNLABELLED:
-            raise DataError(f"{what} {first + row}: has no label, and accuracy and cross-entropy need one; compare "
-                            "with a teacher, or give labelled images")
-        raise DataError(f"{what} {first + row}: label {int(labels[row])} is outside 0..{num_classes - 1}, "
-                        "the model's classes; give a model with more outputs (num_classes)")
+            raise DataError(
+                f"{what} {first + row}: has no label, and accuracy and cross-entropy need one; compare "
+                "with a teacher, or give labelled images"
+            )
+        raise DataError(
+            f"{what} {first + row}: label {int(labels[row])} is outside 0..{num_classes - 1}, "
+            "the model's classes; give a model with more outputs (num_classes)"
+        )
 
 
 def _batches(images: Batches | Dataset[Any], batch_size: int) -> Batches:

@@ -116,22 +116,52 @@ def finetune_network(
             teacher with other outputs, a damaged checkpoint or one of another run, or a port in use.
     """
     options = FinetuneOptions(
-        epochs=epochs, steps=steps, batch_size=batch_size, optimizer=optimizer, learning_rate=learning_rate,
-        weight_decay=weight_decay, warmup=warmup, schedule=schedule, decay_rate=decay_rate, decay_every=decay_every,
-        milestones=milestones, decay_power=decay_power, label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix,
-        ema_decay=ema_decay, distillation_weight=distillation_weight, temperature=temperature,
-        feature_weight=feature_weight, grad_clip_norm=grad_clip_norm, augment=augment, random_erasing=random_erasing,
-        keep=keep, mixed_precision=mixed_precision, seed=seed,
-    )  # fmt: skip
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        schedule=schedule,
+        decay_rate=decay_rate,
+        decay_every=decay_every,
+        milestones=milestones,
+        decay_power=decay_power,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+        cutmix=cutmix,
+        ema_decay=ema_decay,
+        distillation_weight=distillation_weight,
+        temperature=temperature,
+        feature_weight=feature_weight,
+        grad_clip_norm=grad_clip_norm,
+        augment=augment,
+        random_erasing=random_erasing,
+        keep=keep,
+        mixed_precision=mixed_precision,
+        seed=seed,
+    )
     _check_fade(model, fade, options, keep_other)
     try:
         report = train_network(
-            model, data, options, teacher=teacher, features=features, score_holdout=score_holdout,
-            keep_other=keep_other, checkpoint_path=checkpoint_path, checkpoint_every_s=checkpoint_every_s,
-            log_path=log_path, tensorboard_path=tensorboard_path, device=device, progress=progress,
-            description=description, before_step=_fading_steps(model, fade) if fade else None,
+            model,
+            data,
+            options,
+            teacher=teacher,
+            features=features,
+            score_holdout=score_holdout,
+            keep_other=keep_other,
+            checkpoint_path=checkpoint_path,
+            checkpoint_every_s=checkpoint_every_s,
+            log_path=log_path,
+            tensorboard_path=tensorboard_path,
+            device=device,
+            progress=progress,
+            description=description,
+            before_step=_fading_steps(model, fade) if fade else None,
             settings={"fade": fade} if fade else None,
-        )  # fmt: skip
+        )
     finally:
         fade_to(model, 1.0)
     remove_fading(model)
@@ -142,11 +172,14 @@ def _check_fade(model: nn.Module, fade: float, options: FinetuneOptions, keep_ot
     if not 0 <= fade <= 1:
         raise UsageError(f"fade={fade!r}: must be within 0..1")
     if fade and next(fading_activations(model), None) is None:
-        raise UsageError(f"fade={fade!r}: no activation fades in this network; add them (add_fading) to the train "
-                         "form of a solution that removes some, or leave fade out")
+        raise UsageError(
+            f"fade={fade!r}: no activation fades in this network; add them (add_fading) to the train "
+            "form of a solution that removes some, or leave fade out"
+        )
     if fade and (options.keep == "best" or keep_other):
-        raise UsageError("keep='best': epochs in which activations fade cannot be compared; use keep='last' alone with "
-                         "fade")
+        raise UsageError(
+            "keep='best': epochs in which activations fade cannot be compared; use keep='last' alone with fade"
+        )
 
 
 def _fading_steps(model: nn.Module, fade: float) -> Callable[[int, int], None]:
@@ -189,12 +222,18 @@ def train_network(
     if score_holdout:
         data.check_holdout()
     loader = data.loader(
-        "train", options.batch_size, shuffle=True, seed=options.seed, drop_last=True, augment=options.augment,
+        "train",
+        options.batch_size,
+        shuffle=True,
+        seed=options.seed,
+        drop_last=True,
+        augment=options.augment,
         random_erasing=options.random_erasing,
     )
     if options.batch_size > max(loader.num_images, _ALWAYS_FINE):
-        raise UsageError(f"batch_size={options.batch_size}: the train split has {loader.num_images} images; give at "
-                         "most as many")
+        raise UsageError(
+            f"batch_size={options.batch_size}: the train split has {loader.num_images} images; give at most as many"
+        )
     rows = min(options.batch_size, loader.num_images)
     if options.is_mixed and rows % 2:
         raise UsageError(f"mixup, cutmix: the train split has only {rows} images; mixing needs an even number")
@@ -204,8 +243,10 @@ def train_network(
         accelerator = open_accelerator(device, options.mixed_precision, changes=before_step is not None)
         number, is_main = accelerator.num_processes, accelerator.is_main_process
         if rows < 2 * number:
-            raise UsageError(f"batch_size={options.batch_size}: {number} processes need at least {2 * number} images a "
-                             f"step; the train split has {loader.num_images}")
+            raise UsageError(
+                f"batch_size={options.batch_size}: {number} processes need at least {2 * number} images a "
+                f"step; the train split has {loader.num_images}"
+            )
         stack.enter_context(memory_errors_named(options.batch_size, number))
         stack.enter_context(stored_channels_last(model, accelerator.device))
         log = EpochLog(_path(log_path), _path(tensorboard_path)) if is_main else EpochLog(None, None)
@@ -216,10 +257,20 @@ def train_network(
             teacher.eval()
             send_to_all(teacher, accelerator)
         run = Run(
-            model, data, options, teacher=teacher, features=features, loader=loader, accelerator=accelerator,
-            path=_path(checkpoint_path), log=log, before_step=before_step, settings=dict(settings or {}),
-            score_holdout=score_holdout, keep_other=keep_other,
-        )  # fmt: skip
+            model,
+            data,
+            options,
+            teacher=teacher,
+            features=features,
+            loader=loader,
+            accelerator=accelerator,
+            path=_path(checkpoint_path),
+            log=log,
+            before_step=before_step,
+            settings=dict(settings or {}),
+            score_holdout=score_holdout,
+            keep_other=keep_other,
+        )
         stack.callback(run.release)
         shown = progress and is_main
         with progress_bar(description, run.total_steps, enabled=shown, done=run.state.step) as bar:

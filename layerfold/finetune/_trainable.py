@@ -36,12 +36,16 @@ def check_trainable(
         return
     count = f"{argument}: {len(frozen)} of {len(parameters)} parameters are frozen (requires_grad is False)"
     if len(frozen) == len(parameters):
-        raise UsageError(f"{count}, so there is nothing to train; give --unfreeze (unfreeze=True) to train them all, "
-                         "or do without training (--no-finetune, --importance recalibrate)")
+        raise UsageError(
+            f"{count}, so there is nothing to train; give --unfreeze (unfreeze=True) to train them all, "
+            "or do without training (--no-finetune, --importance recalibrate)"
+        )
     if not keep_frozen:
-        raise UsageError(f"{count}, such as {frozen[0][:_LONGEST_NAME]}; give --unfreeze (unfreeze=True) to train them "
-                         "all, which mends most of what merging changes, or --keep-frozen (keep_frozen=True) to leave "
-                         "them as they are")
+        raise UsageError(
+            f"{count}, such as {frozen[0][:_LONGEST_NAME]}; give --unfreeze (unfreeze=True) to train them "
+            "all, which mends most of what merging changes, or --keep-frozen (keep_frozen=True) to leave "
+            "them as they are"
+        )
 
 
 def unfreeze_parameters(model: nn.Module) -> None:

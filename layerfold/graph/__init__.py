@@ -14,9 +14,20 @@ if TYPE_CHECKING:
     from layerfold.graph.trace import trace_again, trace_network
 
 __all__ = [
-    "ActivationSpec", "Barrier", "Chain", "ConvSpec", "Layer", "Network", "Residual", "Segment", "check_same_function",
-    "example_images", "layer_norms", "trace_again", "trace_network",
-]  # fmt: skip
+    "ActivationSpec",
+    "Barrier",
+    "Chain",
+    "ConvSpec",
+    "Layer",
+    "Network",
+    "Residual",
+    "Segment",
+    "check_same_function",
+    "example_images",
+    "layer_norms",
+    "trace_again",
+    "trace_network",
+]
 
 
 def __getattr__(name: str) -> Any:

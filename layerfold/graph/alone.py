@@ -40,8 +40,9 @@ def check_alone(model: nn.Module, images: Tensor | Images) -> None:
         found = run(alone, inputs)
         # A table with as many rows as there are images by chance stays whole for one image; an answer of one tensor
         # is no table.
-        together.paths = {path for path in expected
-                          if not path or (path in found and found[path].shape == expected[path].shape)}  # fmt: skip
+        together.paths = {
+            path for path in expected if not path or (path in found and found[path].shape == expected[path].shape)
+        }
         expected, found = ({path: rows[path] for path in together.paths} for rows in (expected, found))
         reason = Agreement(together, alone).reason([inputs], [expected], [found]) if together.paths else ""
     except Exception:  # not made for a single image, as with BatchNorm of the batch behind a pooling
@@ -93,5 +94,6 @@ class _RowsOfEach(nn.Module):
             for path, value in parts(self.rows.model(*one_of(inputs, index))):
                 if isinstance(value, Tensor) and (self.rows.paths is None or path in self.rows.paths):
                     found.setdefault(path, []).append(value.reshape(-1))  # some squeeze the answer to a single image
-        return {path: torch.stack(values) for path, values in found.items()
-                if len({each.shape for each in values}) == 1}  # fmt: skip
+        return {
+            path: torch.stack(values) for path, values in found.items() if len({each.shape for each in values}) == 1
+        }

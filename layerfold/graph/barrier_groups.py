@@ -12,10 +12,18 @@ from layerfold.graph.network import Barrier, Chain, Network
 GATE = "squeeze-and-excitation"
 GATE_REASON = "multiplies a feature map by what it computes from all of it, which is not linear"
 _LABELS = {  # where the plain words of a kind are not what one would say
-    "cat": "concatenation", "concat": "concatenation", "add": "addition", "iadd": "addition", "mul": "product",
-    "mean": "average pool", "avg pool": "average pool", "getitem": "slice",
-    "norm before act": "batch norm", "batch norm act": "batch norm", "frozen batch norm": "batch norm",
-}  # fmt: skip
+    "cat": "concatenation",
+    "concat": "concatenation",
+    "add": "addition",
+    "iadd": "addition",
+    "mul": "product",
+    "mean": "average pool",
+    "avg pool": "average pool",
+    "getitem": "slice",
+    "norm before act": "batch norm",
+    "batch norm act": "batch norm",
+    "frozen batch norm": "batch norm",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,9 +70,7 @@ def _merged_conv(net: Network, parts: SegmentSteps, channels: int) -> ConvSpec:
     return prints[-1].conv(channels)
 
 
-def list_candidates(
-    net: Network, *, stop_at_strides: bool, max_kernel: int, max_growth: float | None
-) -> list[Segment]:
+def list_candidates(net: Network, *, stop_at_strides: bool, max_kernel: int, max_growth: float | None) -> list[Segment]:
     """See :meth:`Network.candidates`."""
     found = []
     for chain in net.chains:

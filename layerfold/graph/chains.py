@@ -33,9 +33,7 @@ def describe_graph(
     described_chains, found, found_nodes = [], [], []
     for chain in chains:
         first, last = index[chain[0]], index[chain[-1]]
-        described_chains.append(
-            Chain(start=first - 1, end=last, activation=_commonest(layers[first - 1 : last]))
-        )
+        described_chains.append(Chain(start=first - 1, end=last, activation=_commonest(layers[first - 1 : last])))
         for layer in chain:
             for add in layer.adds:
                 residual = residuals[add]

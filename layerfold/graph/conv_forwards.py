@@ -100,9 +100,14 @@ def _padding_at(conv: nn.Conv2d, size: Pair, *, every_channel: bool) -> Padding 
     totals = [(outputs[a] - 1) * conv.stride[a] + extent[a] - size[a] for a in (0, 1)]
     most = [max(totals[a] + conv.stride[a] - 1, extent[a] - 1, 0) for a in (0, 1)]
     dense = F.conv2d(
-        F.pad(x, (most[1], most[1], most[0], most[0])), weight, bias, 1, 0, conv.dilation,
+        F.pad(x, (most[1], most[1], most[0], most[0])),
+        weight,
+        bias,
+        1,
+        0,
+        conv.dilation,
         conv.groups if every_channel else 1,
-    )  # fmt: skip
+    )
     scale = found.abs().amax((1, 2, 3), keepdim=True)
     for before in sorted(itertools.product(*(range(most[a] + 1) for a in (0, 1))), key=lambda b: _oddness(b, totals)):
         starts = [most[a] - before[a] for a in (0, 1)]

@@ -16,9 +16,7 @@ _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 _DEEPEST = 4
 
 
-def copy_module(
-    module: _AnyModule, *, shared: Iterable[torch.Tensor] = (), is_apart: bool = False
-) -> _AnyModule:
+def copy_module(module: _AnyModule, *, shared: Iterable[torch.Tensor] = (), is_apart: bool = False) -> _AnyModule:
     """Return a deep copy, also of a module that holds what Python or torch cannot copy.
 
     Tensors with a history (hooks leave them as attributes) are copied without it. What cannot be copied at all, such as
@@ -35,8 +33,11 @@ def copy_module(
     """
     own = {id(each): each for each in shared}
     if is_apart:
-        own |= {id(each): nn.Parameter(each.detach().clone(), requires_grad=each.requires_grad)
-                for each in module.parameters() if type(each).__deepcopy__ is not nn.Parameter.__deepcopy__}
+        own |= {
+            id(each): nn.Parameter(each.detach().clone(), requires_grad=each.requires_grad)
+            for each in module.parameters()
+            if type(each).__deepcopy__ is not nn.Parameter.__deepcopy__
+        }
     try:
         return copy.deepcopy(module, _without_history(module) | own)
     except Exception:  # whatever an attribute of the caller's own raises
@@ -44,8 +45,10 @@ def copy_module(
             return copy.deepcopy(module, _without_history(module) | _uncopied(module) | own)
         except Exception as error:
             cause = one_line(str(error), most=200) or type(error).__name__
-            raise UsageError(f"model of class {type(module).__name__} cannot be copied ({cause}); give it a "
-                             "__deepcopy__, or build it without that part") from error
+            raise UsageError(
+                f"model of class {type(module).__name__} cannot be copied ({cause}); give it a "
+                "__deepcopy__, or build it without that part"
+            ) from error
 
 
 def _without_history(module: nn.Module) -> dict[int, Any]:

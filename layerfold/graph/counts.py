@@ -26,9 +26,7 @@ def count_plans(net: Network, candidates: Iterable[Segment]) -> int:
     that has no activation at all, since nothing says what would fill its slot.
     """
     filled = {chain.end: chain.activation is not None for chain in net.chains}
-    return _count_paths(
-        net, candidates, lambda position: 2 if filled[net.chain_of(position).end] else 1
-    )
+    return _count_paths(net, candidates, lambda position: 2 if filled[net.chain_of(position).end] else 1)
 
 
 def _count_paths(net: Network, candidates: Iterable[Segment], choices: Callable[[int], int]) -> int:
@@ -71,6 +69,7 @@ def mergeable_share(net: Network, candidates: Iterable[Segment]) -> float:
 def lean_candidates(net: Network, candidates: Iterable[Segment]) -> list[Segment]:
     """Return the candidates that do not raise multiply-adds: the merged conv costs at most what it replaces."""
     return [
-        segment for segment in candidates
+        segment
+        for segment in candidates
         if segment.num_layers == 1 or segment.macs <= replaced_macs(net, segment.start, segment.end)
-    ]  # fmt: skip
+    ]

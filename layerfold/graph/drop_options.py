@@ -47,7 +47,11 @@ _Way = tuple[float, tuple[int, ...]]
 
 
 def list_drop_options(
-    net: Network, layer_norms: Mapping[int, float], *, stop_at_strides: bool, max_kernel: int,
+    net: Network,
+    layer_norms: Mapping[int, float],
+    *,
+    stop_at_strides: bool,
+    max_kernel: int,
     max_growth: float | None,
 ) -> list[Segment]:
     """Return the options in which layers are dropped, by (start, end) and merged kernel.
@@ -117,7 +121,7 @@ def _has_free_edge(net: Network, segment: Segment) -> bool:
         not _is_inside_branch(net, stop, segment.end)
         and _is_nothing_new(net.layer(stop).activation, net.layer(segment.end).activation)
         for stop in to_end - {segment.start, segment.end}
-    )  # fmt: skip
+    )
 
 
 def _reached(start: int, parts: Collection[tuple[int, int]]) -> set[int]:
@@ -145,7 +149,7 @@ def _is_inside_branch(net: Network, start: int, end: int) -> bool:
     return any(
         residual.src <= start and end <= residual.dst and (residual.src, residual.dst) != (start, end)
         for residual in net.residuals
-    )  # fmt: skip
+    )
 
 
 def _ways_from(
@@ -162,7 +166,8 @@ def _ways_from(
         here = table.pop(position, {})
         if position > start and not any(crosses(start, position, residual) for residual in net.residuals):
             done = [
-                way for state, way in here.items()
+                way
+                for state, way in here.items()
                 if (state.num_steps or not _is_inside_branch(net, start, position)) and way[1]
             ]
             if done:
@@ -228,8 +233,9 @@ def _gone(net: Network, src: int, dst: int, state: _State) -> _State:
     has_convs = any(way.shortcut for way in ways)
     still_open = tuple(
         (start, end, source, has_kept or has_convs)
-        for start, end, source, has_kept in state.open if start != src or end > dst
-    )  # fmt: skip
+        for start, end, source, has_kept in state.open
+        if start != src or end > dst
+    )
     return _State(sums, still_open, lone, steps)
 
 

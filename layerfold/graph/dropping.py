@@ -62,9 +62,10 @@ def segment_steps(net: Network, start: int, end: int, dropped: Collection[int] =
         SolutionError: a dropped layer that changes the shape, and whose residual branch, if any, does not go with it.
     """
     inside = [
-        (number, residual) for number, residual in enumerate(net.residuals)
+        (number, residual)
+        for number, residual in enumerate(net.residuals)
         if start <= residual.src and residual.dst <= end
-    ]  # fmt: skip
+    ]
     gone = {src: dst for src, dst in gone_branches(net, dropped) if start <= src and dst <= end}
     steps: list[Step] = []
     residuals: list[tuple[int, int, int]] = []
@@ -102,15 +103,15 @@ def gone_branches(net: Network, dropped: Collection[int]) -> list[tuple[int, int
     """Return (src, dst) of the residuals of whose branch nothing stays; of nested ones the outermost."""
     empty = _empty_branches(net, dropped)
     whole = {
-        (residual.src, residual.dst) for residual in net.residuals
+        (residual.src, residual.dst)
+        for residual in net.residuals
         if (residual.src, residual.dst) in empty
         # What another residual reads or adds inside must stay.
         and not any(_cross(residual, other) for other in net.residuals)
-    }  # fmt: skip
+    }
     return sorted(
-        (src, dst) for src, dst in whole
-        if not any((a, b) != (src, dst) and a <= src and dst <= b for a, b in whole)
-    )  # fmt: skip
+        (src, dst) for src, dst in whole if not any((a, b) != (src, dst) and a <= src and dst <= b for a, b in whole)
+    )
 
 
 def _empty_branches(net: Network, dropped: Collection[int]) -> set[tuple[int, int]]:
@@ -124,10 +125,12 @@ def _empty_branches(net: Network, dropped: Collection[int]) -> set[tuple[int, in
     kept = {layer.index for layer in net.layers if layer.kind != "add"} - lost
     branches = {(residual.src, residual.dst) for residual in net.residuals}
     return {
-        (src, dst) for src, dst in branches
-        if lost.intersection(range(src + 1, dst + 1)) and kept.isdisjoint(range(src + 1, dst + 1))
+        (src, dst)
+        for src, dst in branches
+        if lost.intersection(range(src + 1, dst + 1))
+        and kept.isdisjoint(range(src + 1, dst + 1))
         and not any(_is_inside(other, src, dst) and other.shortcut for other in net.residuals)
-    }  # fmt: skip
+    }
 
 
 def _is_inside(residual: Residual, src: int, dst: int) -> bool:
@@ -165,9 +168,7 @@ def _check_branch(net: Network, residual: Residual, dropped: Collection[int]) ->
     branch = range(residual.src + 1, residual.dst + 1)
     if (residual.src, residual.dst) not in _empty_branches(net, dropped):
         return
-    others = ", ".join(
-        f"({other.src}, {other.dst})" for other in net.residuals if _cross(residual, other)
-    )  # fmt: skip
+    others = ", ".join(f"({other.src}, {other.dst})" for other in net.residuals if _cross(residual, other))
     if others:
         raise SolutionError(
             f"kept_layers holds none of {branch[0]}..{branch[-1]}, the branch of residual ({residual.src}, "
@@ -177,9 +178,8 @@ def _check_branch(net: Network, residual: Residual, dropped: Collection[int]) ->
 
 def _breaks_shapes(net: Network, layer: Layer) -> SolutionError:
     branches = [
-        (residual.src, residual.dst) for residual in net.residuals
-        if residual.src < layer.index <= residual.dst
-    ]  # fmt: skip
+        (residual.src, residual.dst) for residual in net.residuals if residual.src < layer.index <= residual.dst
+    ]
     remedy = "keep it"
     if branches:
         src, dst = min(branches, key=lambda branch: branch[1] - branch[0])

@@ -77,9 +77,10 @@ def remove_fading(module: nn.Module) -> None:
 def _erase_nodes(module: fx.GraphModule) -> None:
     parts = dict(module.named_modules())
     found = [
-        node for node in module.graph.nodes
+        node
+        for node in module.graph.nodes
         if node.op == "call_module" and isinstance(parts[str(node.target)], FadingActivation)
-    ]  # fmt: skip
+    ]
     for node in found:
         node.replace_all_uses_with(node.all_input_nodes[0])
         module.graph.erase_node(node)

@@ -24,9 +24,11 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 }
 # `x += y` changes the tensor x too.
 _OUT_OF_PLACE |= {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
-}  # fmt: skip
+}
 
 
 def make_functional(graph: fx.Graph, root: nn.Module) -> None:

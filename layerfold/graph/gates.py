@@ -20,9 +20,24 @@ from layerfold.graph.network import Barrier, Chain, Layer, Network
 _POOLS = ("mean", "avgpool", "avg_pool")
 _SIGMOIDS = ("sigmoid", "hardsigmoid", "hard_sigmoid")
 _BETWEEN = (
-    "linear", "flatten", "view", "reshape", "squeeze", "unsqueeze", "getitem", "expand", "identity",
-    "relu", "silu", "swish", "gelu", "hardswish", "sigmoid", "sigmoid_", *_SIGMOIDS,
-)  # fmt: skip
+    "linear",
+    "flatten",
+    "view",
+    "reshape",
+    "squeeze",
+    "unsqueeze",
+    "getitem",
+    "expand",
+    "identity",
+    "relu",
+    "silu",
+    "swish",
+    "gelu",
+    "hardswish",
+    "sigmoid",
+    "sigmoid_",
+    *_SIGMOIDS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +90,7 @@ def gated_blocks(net: Network, gates: tuple[Gate, ...]) -> tuple[int, int] | Non
     """
     gated = {gate.name.rpartition(".")[0] for gate in gates}
     patterns = {_numberless(block) for block in gated}
-    blocks = {
-        prefix
-        for layer in net.layers for prefix in _prefixes(layer.name)
-        if _numberless(prefix) in patterns
-    }  # fmt: skip
+    blocks = {prefix for layer in net.layers for prefix in _prefixes(layer.name) if _numberless(prefix) in patterns}
     if "" in gated or len(gated) != len(gates) or not gated <= blocks:
         return None
     return len(gated), len(blocks)

@@ -73,7 +73,11 @@ def first_trial(model: nn.Module, inputs: Images, *, is_varied: bool) -> Trial:
 
 
 def check_traced(
-    model: nn.Module, trial: Trial, module: fx.GraphModule, found: Any, macs: int,
+    model: nn.Module,
+    trial: Trial,
+    module: fx.GraphModule,
+    found: Any,
+    macs: int,
     put_on: Callable[[nn.Module], nn.Module],
 ) -> None:
     """Refuse a graph that does not compute the model: what fx did not see would be missing in every result.
@@ -233,8 +237,10 @@ def _does_not_run(model: nn.Module, inputs: Images, error: Exception) -> Unsuppo
     # What torch says of tensors that do not fit, and asserts; anything else is no matter of the input.
     is_size = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
     if "scalar type" in cause or "dtype" in cause.lower() or "should be the same" in cause:
-        remedy = "; weights and images differ in dtype there: give floating-point images, and let the forward keep " \
+        remedy = (
+            "; weights and images differ in dtype there: give floating-point images, and let the forward keep "
             "their dtype"
+        )
     elif is_size:
         remedy = "; give the input size and channels that the model was made for"
     else:

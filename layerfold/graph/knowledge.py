@@ -18,12 +18,42 @@ _MORE_IMAGES = (1, 508)
 _OTHER_BATCHES = 1 + len(_MORE_IMAGES)
 """One image alone, for which code often does something else, and more images than the example input has."""
 _OF_SHAPE = frozenset({"shape", "size", "numel", "nelement", "nbytes", "len"})
-_OF_KIND = frozenset({
-    "dim", "ndim", "ndimension", "dtype", "device", "layout", "requires_grad", "element_size", "itemsize", "type",
-    "get_device", "is_floating_point", "is_complex", "is_contiguous", "is_cuda", "is_cpu", "is_meta", "is_mps",
-    "is_xpu", "is_quantized", "is_sparse", "is_mkldnn", "is_nested", "is_leaf", "is_inference", "is_tensor",
-    "is_signed", "is_conj", "is_neg", "names", "stride", "storage_offset",
-})  # fmt: skip
+_OF_KIND = frozenset(
+    {
+        "dim",
+        "ndim",
+        "ndimension",
+        "dtype",
+        "device",
+        "layout",
+        "requires_grad",
+        "element_size",
+        "itemsize",
+        "type",
+        "get_device",
+        "is_floating_point",
+        "is_complex",
+        "is_contiguous",
+        "is_cuda",
+        "is_cpu",
+        "is_meta",
+        "is_mps",
+        "is_xpu",
+        "is_quantized",
+        "is_sparse",
+        "is_mkldnn",
+        "is_nested",
+        "is_leaf",
+        "is_inference",
+        "is_tensor",
+        "is_signed",
+        "is_conj",
+        "is_neg",
+        "names",
+        "stride",
+        "storage_offset",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -122,9 +152,7 @@ def _attempt(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         return _Unknown()
 
 
-def _call(
-    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], pick: Callable[[Known], Any]
-) -> Any:
+def _call(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], pick: Callable[[Known], Any]) -> Any:
     real_args, real_kwargs = _mapped((args, kwargs), lambda proxy: pick(proxy.__dict__["known"]))
     with torch.no_grad():
         return call(*real_args, **real_kwargs)

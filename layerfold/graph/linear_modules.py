@@ -33,9 +33,7 @@ class ChannelScale(nn.Module):
     weight: torch.Tensor | float | None
     bias: torch.Tensor | float | None
 
-    def __init__(
-        self, weight: torch.Tensor | float | None = None, bias: torch.Tensor | float | None = None
-    ) -> None:
+    def __init__(self, weight: torch.Tensor | float | None = None, bias: torch.Tensor | float | None = None) -> None:
         super().__init__()
         for name, value in (("weight", weight), ("bias", bias)):
             if isinstance(value, nn.Parameter):

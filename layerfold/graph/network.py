@@ -151,8 +151,9 @@ class Segment:
 
         An activation of a kind that changes nothing when it is applied again is left out behind an identity.
         """
-        return self.is_identity and not self.open_residuals \
-            and (self.activation is None or self.activation.is_idempotent)
+        return (
+            self.is_identity and not self.open_residuals and (self.activation is None or self.activation.is_idempotent)
+        )
 
     @property
     def merged(self) -> str:
@@ -161,9 +162,12 @@ class Segment:
             return IDENTITY
         conv = self.conv
         return kernel_text(
-            conv.kernel_size, stride=conv.stride, dilation=conv.dilation, groups=conv.groups,
+            conv.kernel_size,
+            stride=conv.stride,
+            dilation=conv.dilation,
+            groups=conv.groups,
             is_depthwise=conv.is_depthwise,
-        )  # fmt: skip
+        )
 
     @property
     def key(self) -> SegmentKey:
@@ -264,7 +268,11 @@ class Network:
 
     @checked
     def candidates(
-        self, stop_at_strides: bool = False, max_kernel: int = 15, max_growth: float | None = None, *,
+        self,
+        stop_at_strides: bool = False,
+        max_kernel: int = 15,
+        max_growth: float | None = None,
+        *,
         layer_norms: Mapping[int, float] | None = None,
     ) -> list[Segment]:
         """Return every segment that may be merged, by (start, end).

@@ -173,8 +173,13 @@ def difference(found: Sequence[Any], expected: Sequence[Any], sizes: Sequence[in
         if any(not torch.equal(torch.isfinite(one), torch.isfinite(other)) for one, other in pairs):
             return far
         values = [torch.where(torch.isfinite(other), other, 0) for _, other in pairs]
-        error = max((_largest(torch.where(torch.isfinite(one), one, 0) - value)
-                     for (one, _), value in zip(pairs, values, strict=True)), default=0.0)  # fmt: skip
+        error = max(
+            (
+                _largest(torch.where(torch.isfinite(one), one, 0) - value)
+                for (one, _), value in zip(pairs, values, strict=True)
+            ),
+            default=0.0,
+        )
         is_blind &= not any(bool(torch.isfinite(other).any()) for _, other in pairs)
         worst_scale = max(worst_scale, _ratio(error, max(map(_largest, values))))
         worst_variation = max(worst_variation, _ratio(error, _variation(values, sizes)))

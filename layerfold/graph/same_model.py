@@ -47,8 +47,9 @@ def _difference(model: nn.Module, net: Network, traced: TracedGraph) -> str:
         return "does not run on that one's input" if all(each.is_floating_point() for each in inputs) else ""
     try:
         found = [record_shapes(on_model, trial.batches[0]), *(run(on_model, each) for each in trial.batches[1:])]
-        again = describe_graph(on_model, traced.installs, net.input_shapes, excluded=traced.excluded,
-                               merge_pooling=traced.merge_pooling)
+        again = describe_graph(
+            on_model, traced.installs, net.input_shapes, excluded=traced.excluded, merge_pooling=traced.merge_pooling
+        )
         is_other = Agreement(trial.reference, on_model).reason(trial.batches, trial.outputs, found) == OTHER
     except Exception:
         is_other = True

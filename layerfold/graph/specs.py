@@ -71,8 +71,10 @@ class ConvSpec:
         """Weights and biases of the conv; of the other kinds, the numbers of a norm or scale."""
         if self.kind != "conv":
             return 2 * self.out_channels if self.kind in ("norm", "scale") else 0
-        return self.out_channels * (self.in_channels // self.groups) * self.kernel_size[0] * self.kernel_size[1] \
+        return (
+            self.out_channels * (self.in_channels // self.groups) * self.kernel_size[0] * self.kernel_size[1]
             + self.out_channels
+        )
 
     def output_size(self, input_size: Pair) -> Pair:
         """Return the (height, width) of the output for an input of that (height, width)."""

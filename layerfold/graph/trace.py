@@ -167,8 +167,10 @@ def trace_again(model: nn.Module, net: Network) -> Network:
     inputs = tuple(example_images(shape) for shape in net.input_shapes)
     again = trace_network(model, inputs, net.graph.excluded, merge_pooling=net.graph.merge_pooling)
     if again.hash != net.hash:
-        raise UsageError(f"net of hash {net.hash} was not traced from this {type(model).__name__}, whose network has "
-                         f"{again.hash}; trace this one")
+        raise UsageError(
+            f"net of hash {net.hash} was not traced from this {type(model).__name__}, whose network has "
+            f"{again.hash}; trace this one"
+        )
     return again
 
 
@@ -179,11 +181,15 @@ def _why_no_layers(model: nn.Module, module: fx.GraphModule, network: Network) -
         return f"has no conv in any chain, so there is nothing to merge ({'; '.join(network.notes)})"
     own = dict.fromkeys(type(part).__name__ for part in model.modules() if isinstance(part, nn.Conv2d))
     if not num_convs and own:
-        return (f"has no conv in any chain, so there is nothing to merge: what {', '.join(own)} computes is no conv "
-                "with constant weights; make its weight one that no input decides, as torch.nn.utils.parametrize does")
+        return (
+            f"has no conv in any chain, so there is nothing to merge: what {', '.join(own)} computes is no conv "
+            "with constant weights; make its weight one that no input decides, as torch.nn.utils.parametrize does"
+        )
     if any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes):
-        return ("is a program of torch.export, whose layers are calls of torch.ops without modules; give the "
-                "torch.nn.Module that it was exported from")
+        return (
+            "is a program of torch.export, whose layers are calls of torch.ops without modules; give the "
+            "torch.nn.Module that it was exported from"
+        )
     if not num_convs:
         return "has no conv in any chain, so there is nothing to merge; give a CNN"
     reasons = dict.fromkeys(each.reason for each in network.barriers if "conv" in each.kind.lower())

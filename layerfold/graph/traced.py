@@ -81,8 +81,9 @@ class TracedGraph:
             for install in self.installs:
                 install(root)
             modes = {name: part.training for name, part in root.named_modules()}
-            module = fx.GraphModule(root, copy.deepcopy(self.graph) if graph is None else graph,
-                                    class_name=type(model).__name__)
+            module = fx.GraphModule(
+                root, copy.deepcopy(self.graph) if graph is None else graph, class_name=type(model).__name__
+            )
         except AttributeError as error:
             raise UsageError(
                 f"net was traced from another model than this {type(model).__name__} ({error}); trace this one"

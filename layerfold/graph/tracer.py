@@ -23,8 +23,23 @@ _LEAF_NAMES = frozenset({"FrozenBatchNorm2d", "StochasticDepth", "DropPath", "Dr
 # timm keeps it whole since tracing loses its in-place multiplication; `make_functional` does not.
 _TRACED_ANYWAY = frozenset({"NormFreeBlock"})
 # They make tensors from sizes, and take no tensor by which a proxy could be noticed.
-_FACTORIES = ("arange", "as_tensor", "empty", "eye", "finfo", "full", "linspace", "logspace", "ones", "rand", "randint",
-              "randn", "randperm", "tensor", "zeros")
+_FACTORIES = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "finfo",
+    "full",
+    "linspace",
+    "logspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+)
 _TRACING = threading.RLock()
 
 
@@ -194,8 +209,10 @@ def _traceable_factories() -> Iterator[None]:
 def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         proxy = _first_proxy((args, kwargs))
-        return function(*args, **kwargs) if proxy is None else proxy.tracer.create_proxy(
-            "call_function", function, args, kwargs
+        return (
+            function(*args, **kwargs)
+            if proxy is None
+            else proxy.tracer.create_proxy("call_function", function, args, kwargs)
         )
 
     return call

@@ -61,11 +61,27 @@ _ACTIVATION_MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 _ACTIVATION_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu_: "relu", "relu": "relu", "relu_": "relu",
-    F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish", F.hardsigmoid: "hardsigmoid",
-    torch.sigmoid: "sigmoid", F.sigmoid: "sigmoid", "sigmoid": "sigmoid", "sigmoid_": "sigmoid",
-    torch.tanh: "tanh", F.tanh: "tanh", "tanh": "tanh", F.mish: "mish", F.selu: "selu", F.softsign: "softsign",
-}  # fmt: skip
+    F.relu: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    F.relu_: "relu",
+    "relu": "relu",
+    "relu_": "relu",
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
+    torch.sigmoid: "sigmoid",
+    F.sigmoid: "sigmoid",
+    "sigmoid": "sigmoid",
+    "sigmoid_": "sigmoid",
+    torch.tanh: "tanh",
+    F.tanh: "tanh",
+    "tanh": "tanh",
+    F.mish: "mish",
+    F.selu: "selu",
+    F.softsign: "softsign",
+}
 
 _PARAMETRIC_FUNCTIONS: dict[Any, tuple[str, dict[str, float]]] = {
     F.leaky_relu: ("leaky_relu", {"negative_slope": 0.01}),
@@ -100,15 +116,24 @@ def linear_spec(module: nn.Module, input_shape: Shape) -> ConvSpec:
     if isinstance(module, StridedSlice):
         is_channelwise = not (module.before or module.behind)
         return ConvSpec(
-            in_channels=channels, out_channels=module.before + channels + module.behind, kernel_size=(1, 1),
-            stride=module.stride, groups=channels if is_channelwise else 1, kind="slice",
-        )  # fmt: skip
+            in_channels=channels,
+            out_channels=module.before + channels + module.behind,
+            kernel_size=(1, 1),
+            stride=module.stride,
+            groups=channels if is_channelwise else 1,
+            kind="slice",
+        )
     if isinstance(module, nn.AvgPool2d):
         height, width = _pair(module.padding)
         return ConvSpec(
-            in_channels=channels, out_channels=channels, kernel_size=_pair(module.kernel_size),
-            stride=_pair(module.stride), padding=((height, height), (width, width)), groups=channels, kind="pool",
-        )  # fmt: skip
+            in_channels=channels,
+            out_channels=channels,
+            kernel_size=_pair(module.kernel_size),
+            stride=_pair(module.stride),
+            padding=((height, height), (width, width)),
+            groups=channels,
+            kind="pool",
+        )
     return ConvSpec.channelwise(channels, "scale" if isinstance(module, ChannelScale) else "norm")
 
 
@@ -226,12 +251,25 @@ def make_activation(spec: ActivationSpec) -> nn.Module | None:
     """Return a fresh module that computes ``spec``, a PReLU with one slope of 0.25; None for a kind no table lists."""
     params = dict(spec.params)
     makers: dict[str, Any] = {
-        "relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish,
-        "hardsigmoid": nn.Hardsigmoid, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "mish": nn.Mish, "gelu": nn.GELU,
-        "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "prelu": nn.PReLU, "leaky_relu": nn.LeakyReLU,
-        "elu": nn.ELU, "celu": nn.CELU, "selu": nn.SELU, "softsign": nn.Softsign, "hardtanh": nn.Hardtanh,
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "silu": nn.SiLU,
+        "hardswish": nn.Hardswish,
+        "hardsigmoid": nn.Hardsigmoid,
+        "sigmoid": nn.Sigmoid,
+        "tanh": nn.Tanh,
+        "mish": nn.Mish,
+        "gelu": nn.GELU,
+        "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+        "prelu": nn.PReLU,
+        "leaky_relu": nn.LeakyReLU,
+        "elu": nn.ELU,
+        "celu": nn.CELU,
+        "selu": nn.SELU,
+        "softsign": nn.Softsign,
+        "hardtanh": nn.Hardtanh,
         "softplus": nn.Softplus,
-    }  # fmt: skip
+    }
     return makers[spec.kind](**params) if spec.kind in makers else None
 
 

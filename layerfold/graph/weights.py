@@ -71,7 +71,8 @@ def weights_of(conv: nn.Conv2d) -> tuple[nn.Parameter, nn.Parameter | None]:
     trains = any(each.requires_grad for name, each in conv.named_parameters() if name != "bias")
     bias = conv.bias
     return nn.Parameter(weight.detach().clone(), requires_grad=trains), None if bias is None else nn.Parameter(
-        bias.detach().clone(), requires_grad=bias.requires_grad)
+        bias.detach().clone(), requires_grad=bias.requires_grad
+    )
 
 
 class _WeightRecorder(TorchFunctionMode):

@@ -20,6 +20,19 @@ from layerfold.importance.scores import SCORES
 from layerfold.importance.wholes import WholeScores
 
 __all__ = [
-    "ADAPTIVE", "AUTO", "METHODS", "SCORES", "FinalistScores", "Refinement", "Request", "WholeScores", "check_method",
-    "default_method", "estimate_importance", "list_requests", "remove_journal", "trains", "weights_hash",
+    "ADAPTIVE",
+    "AUTO",
+    "METHODS",
+    "SCORES",
+    "FinalistScores",
+    "Refinement",
+    "Request",
+    "WholeScores",
+    "check_method",
+    "default_method",
+    "estimate_importance",
+    "list_requests",
+    "remove_journal",
+    "trains",
+    "weights_hash",
 ]

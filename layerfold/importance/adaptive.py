@@ -52,15 +52,24 @@ class Refinement:
         for name in ("start_with", "refine_with"):
             value = getattr(self, name)
             if value not in ESTIMATORS:
-                raise UsageError(f"{name}={value!r}: must be one of {', '.join(ESTIMATORS)}"
-                                 f"{nearest_names(value, list(ESTIMATORS))}")
+                raise UsageError(
+                    f"{name}={value!r}: must be one of {', '.join(ESTIMATORS)}{nearest_names(value, list(ESTIMATORS))}"
+                )
         if self.most is not None and self.most < 1:
             raise UsageError(f"most={self.most}: must be at least 1")
 
 
 def estimate_adaptively(
-    net: Network, latency: LatencyTable, requests: Sequence[Request], asked: Sequence[Request], cheap: Filling,
-    dear: Filling, how: Refinement, provenance: Provenance, *, progress: bool,
+    net: Network,
+    latency: LatencyTable,
+    requests: Sequence[Request],
+    asked: Sequence[Request],
+    cheap: Filling,
+    dear: Filling,
+    how: Refinement,
+    provenance: Provenance,
+    *,
+    progress: bool,
 ) -> ImportanceTable:
     """Fill a table cheaply, then dearly where its plans depend on it.
 
@@ -90,20 +99,31 @@ def estimate_adaptively(
 
     coarse = fill(cheap, f"importance: {how.start_with}", asked)
     values, refined, spent = refine(
-        asked, coarse, lambda wanted: fill(dear, f"importance: {how.refine_with}", wanted), table_of, latency,
+        asked,
+        coarse,
+        lambda wanted: fill(dear, f"importance: {how.refine_with}", wanted),
+        table_of,
+        latency,
         frozenset(chain.end for chain in net.chains if net.has_activation(chain.end)),
-        most=most, budgets_ms=how.budgets_ms,
-    )  # fmt: skip
+        most=most,
+        budgets_ms=how.budgets_ms,
+    )
     rows = [
         replace(entry, extra={**entry.extra, "refined": float(each in refined), how.start_with: coarse.get(each, 0.0)})
         for each in requests
         for entry in [dear.entry(each) if each in refined else _row(each, values.get(each, 0.0))]
     ]
     options = {
-        **provenance.options, **dear.options, "start_with": how.start_with, "refine_with": how.refine_with,
-        "budgets_ms": list(how.budgets_ms), "original": dear.original, "spent": asdict(spent),
-        "cheap_seconds": round(cheap.seconds, 3), "seconds": round(cheap.seconds + dear.seconds, 3),
-    }  # fmt: skip
+        **provenance.options,
+        **dear.options,
+        "start_with": how.start_with,
+        "refine_with": how.refine_with,
+        "budgets_ms": list(how.budgets_ms),
+        "original": dear.original,
+        "spent": asdict(spent),
+        "cheap_seconds": round(cheap.seconds, 3),
+        "seconds": round(cheap.seconds + dear.seconds, 3),
+    }
     return ImportanceTable(rows, provenance=replace(provenance, options=options))
 
 
@@ -157,7 +177,8 @@ def refine(
         values, doubt = on_one_scale(requests, cheap, known)
         hopeful = {each: value if each in known else value + doubt for each, value in values.items()}
         behind = [
-            request for plan in _plans(solve_frontier(latency, table_of(hopeful)), budgets_ms)
+            request
+            for plan in _plans(solve_frontier(latency, table_of(hopeful)), budgets_ms)
             for request in _behind(plan, table_of(hopeful), latency.chains, end_acts, requests)
         ]
         missing = list(dict.fromkeys(each for each in behind if each not in known))
@@ -201,7 +222,10 @@ def _plans(frontier: Frontier, budgets_ms: Sequence[float]) -> list[Solution]:
 
 
 def _behind(
-    plan: Solution, table: ImportanceTable, chains: tuple[tuple[int, int], ...], end_acts: frozenset[int],
+    plan: Solution,
+    table: ImportanceTable,
+    chains: tuple[tuple[int, int], ...],
+    end_acts: frozenset[int],
     requests: Sequence[Request],
 ) -> list[Request]:
     by_key = {request.key: request for request in requests}
@@ -210,6 +234,11 @@ def _behind(
 
 def _row(request: Request, importance: float) -> ImportanceEntry:
     return ImportanceEntry(
-        start=request.start, end=request.end, start_act=request.start_act, end_act=request.end_act,
-        importance=importance, merged=request.merged, kept=request.kept,
-    )  # fmt: skip
+        start=request.start,
+        end=request.end,
+        start_act=request.start_act,
+        end_act=request.end_act,
+        importance=importance,
+        merged=request.merged,
+        kept=request.kept,
+    )

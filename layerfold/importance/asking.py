@@ -106,9 +106,17 @@ class MakeWitness:
         self, net: Network, device: str, *, is_recalibrated: bool, weights: Mapping[str, Tensor] | None
     ) -> Subject:
         """Return the network to ask."""
-        return Subject(self.model, net, self.data, calibration_images=self.calibration_images,
-                       holdout_images=self.holdout_images, seed=self.seed, is_recalibrated=is_recalibrated,
-                       weights=weights, device=device)
+        return Subject(
+            self.model,
+            net,
+            self.data,
+            calibration_images=self.calibration_images,
+            holdout_images=self.holdout_images,
+            seed=self.seed,
+            is_recalibrated=is_recalibrated,
+            weights=weights,
+            device=device,
+        )
 
 
 _SubjectKey = tuple[bool, tuple[str, Training] | None]
@@ -153,8 +161,9 @@ class Witness:
         began = time.monotonic()
         if isinstance(task, Lesson):
             subject = self._subject(False, None, None)
-            weights = train_together(subject, task.training, task.requests, checkpoint_path=task.checkpoint_path,
-                                     progress=task.progress)
+            weights = train_together(
+                subject, task.training, task.requests, checkpoint_path=task.checkpoint_path, progress=task.progress
+            )
             return Learned(weights=weights, seconds=time.monotonic() - began)
         key = task.method, task.training
         kind = ESTIMATORS[task.method]
@@ -168,9 +177,11 @@ class Witness:
         return Estimate(_finite(scores), time.monotonic() - began)
 
     def _subject(
-        self, is_recalibrated: bool, trained_by: tuple[str, Training] | None,
+        self,
+        is_recalibrated: bool,
+        trained_by: tuple[str, Training] | None,
         weights: Callable[[], WeightsFile] | None,
-    ) -> Subject:  # fmt: skip
+    ) -> Subject:
         key = is_recalibrated, trained_by
         if key not in self._subjects:
             self._subjects[key] = self._made_by.subject(
@@ -183,8 +194,10 @@ def _finite(scores: Scores) -> Scores:
     """Return scores that are numbers: others would spoil the table, and stay in the journal."""
     for name, value in scores.items():
         if not math.isfinite(value):
-            raise FinetuneError(f"{name} is {value}; lower learning_rate where the method trains, or see whether the "
-                                "original gives finite answers on these images")
+            raise FinetuneError(
+                f"{name} is {value}; lower learning_rate where the method trains, or see whether the "
+                "original gives finite answers on these images"
+            )
     return scores
 
 

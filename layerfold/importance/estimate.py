@@ -136,9 +136,12 @@ def estimate_importance(
     requests = list_requests(net, segments, fill_slots=fills)
     asked = [request for request in requests if not request.changes_nothing(net)]
     common: dict[str, Any] = {
-        "score": score, "fill_slots": fills, "calibration_images": calibration_images,
-        "holdout_images": holdout_images, "seed": seed,
-    }  # fmt: skip
+        "score": score,
+        "fill_slots": fills,
+        "calibration_images": calibration_images,
+        "holdout_images": holdout_images,
+        "seed": seed,
+    }
     weights = weights_hash(model)
     settings = {"network": net.hash, "weights": weights, "data": data.fingerprint, **common}
     journal = Path(journal_path) if journal_path is not None else None
@@ -159,26 +162,48 @@ def estimate_importance(
         steps = _steps_of(data, epochs, steps, batch_size)
     training = Training(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     if method == ADAPTIVE and latency is None:
-        raise UsageError("method='adaptive': needs a latency table, for the solver whose plans it refines; pass "
-                         "latency (--latency), or use another method")
+        raise UsageError(
+            "method='adaptive': needs a latency table, for the solver whose plans it refines; pass "
+            "latency (--latency), or use another method"
+        )
     where = Executor.of(executor)
-    make_witness = MakeWitness(model=model, net=net, data=data, calibration_images=calibration_images,
-                               holdout_images=holdout_images, seed=seed, threads=where.threads_each)
+    make_witness = MakeWitness(
+        model=model,
+        net=net,
+        data=data,
+        calibration_images=calibration_images,
+        holdout_images=holdout_images,
+        seed=seed,
+        threads=where.threads_each,
+    )
     with (
-        _threads_kept(), tempfile.TemporaryDirectory(prefix="layerfold-") as scratch,
+        _threads_kept(),
+        tempfile.TemporaryDirectory(prefix="layerfold-") as scratch,
         where.open(make_witness) as pool,
-    ):  # fmt: skip
+    ):
 
         def filling_of(method: str, training: Training, journal: Path | None) -> Filling:
-            return Filling(method, score, training, net, pool, journal, settings, asked, scratch=Path(scratch),
-                           is_local=where.kind == "local", progress=progress)
+            return Filling(
+                method,
+                score,
+                training,
+                net,
+                pool,
+                journal,
+                settings,
+                asked,
+                scratch=Path(scratch),
+                is_local=where.kind == "local",
+                progress=progress,
+            )
 
         if method == ADAPTIVE:
             assert latency is not None
             cheap = filling_of(chosen.start_with, Training(batch_size=batch_size, seed=seed), cheap_journal(journal))
             dear = filling_of(chosen.refine_with, training, journal)
-            return estimate_adaptively(net, latency, requests, asked, cheap, dear, chosen, provenance,
-                                       progress=progress)
+            return estimate_adaptively(
+                net, latency, requests, asked, cheap, dear, chosen, provenance, progress=progress
+            )
         filling = filling_of(method, training, journal)
         needed = filling.needed(asked)
         unknown = filling.unknown(needed)
@@ -187,8 +212,12 @@ def estimate_importance(
         with progress_bar(f"importance: {method}", len(needed), enabled=progress, done=done) as bar:
             filling.fill(unknown, bar.advance)
         entries = [filling.entry(request) for request in requests]
-        options = {**provenance.options, **filling.options, "original": filling.original,
-                   "seconds": round(filling.seconds, 3)}
+        options = {
+            **provenance.options,
+            **filling.options,
+            "original": filling.original,
+            "seconds": round(filling.seconds, 3),
+        }
         return ImportanceTable(entries, provenance=replace(provenance, options=options))
 
 
@@ -212,12 +241,15 @@ def check_method(method: str, score: str, data: ImageData, refinement: Refinemen
     for each in used:
         known = [name for name in SCORES if column_of(name) in ESTIMATORS[each].known_scores]
         if score not in known:
-            raise UsageError(f"score={score!r}: method={each!r} cannot tell it; use score={', '.join(known)}, or "
-                             "another method")
+            raise UsageError(
+                f"score={score!r}: method={each!r} cannot tell it; use score={', '.join(known)}, or another method"
+            )
     trains_original = any(ESTIMATORS[each].trains_original for each in used)
     if (score in NEED_LABELS or trains_original) and not data.is_labelled:
-        raise DataError(f"score={score!r}, method={' and '.join(used)}: {data.name} has no labels; use score='kl' or "
-                        "'agreement', with method='distill' or 'recalibrate'")
+        raise DataError(
+            f"score={score!r}, method={' and '.join(used)}: {data.name} has no labels; use score='kl' or "
+            "'agreement', with method='distill' or 'recalibrate'"
+        )
     if trains_original:
         data.split("train")
 

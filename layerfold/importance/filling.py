@@ -46,9 +46,20 @@ class Filling:
     """
 
     def __init__(
-        self, method: str, score: str, training: Training, net: Network, pool: Pool, journal_path: Path | None,
-        settings: dict[str, Any], entries: Sequence[Request], *, scratch: Path, is_local: bool, progress: bool,
-    ) -> None:  # fmt: skip
+        self,
+        method: str,
+        score: str,
+        training: Training,
+        net: Network,
+        pool: Pool,
+        journal_path: Path | None,
+        settings: dict[str, Any],
+        entries: Sequence[Request],
+        *,
+        scratch: Path,
+        is_local: bool,
+        progress: bool,
+    ) -> None:
         self._kind, self._score = ESTIMATORS[method], score
         if column_of(score) not in self._kind.known_scores:
             known = ", ".join(each for each in SCORES if column_of(each) in self._kind.known_scores)
@@ -70,10 +81,13 @@ class Filling:
             return None
         file, checkpoint = WeightsFile(weights_beside(self._beside)), checkpoint_beside(self._beside)
         if self._journal.get(TOGETHER) is None or not file.is_whole:
-            lesson = Lesson(training=self._training, requests=self._together,
-                            checkpoint_path=checkpoint if self._is_local else None,
-                            progress=self._progress and self._is_local)
-            (_, learned), = self._pool.map_unordered([[lesson]])
+            lesson = Lesson(
+                training=self._training,
+                requests=self._together,
+                checkpoint_path=checkpoint if self._is_local else None,
+                progress=self._progress and self._is_local,
+            )
+            ((_, learned),) = self._pool.map_unordered([[lesson]])
             file.write(learned.weights)
             self._journal.add(TOGETHER, Estimate({}, learned.seconds))
             checkpoint.unlink(missing_ok=True)
@@ -82,7 +96,7 @@ class Filling:
     @cached_property
     def _untrained(self) -> Scores:
         """What the original scores as it is, where the entries are estimated."""
-        (_, estimate), = self._pool.map_unordered([[self._question(None)]])
+        ((_, estimate),) = self._pool.map_unordered([[self._question(None)]])
         scores: Scores = estimate.scores
         return scores
 
@@ -135,11 +149,17 @@ class Filling:
         """Return a row of the table: what was estimated, or no change."""
         change = self._change(request)
         return ImportanceEntry(
-            start=request.start, end=request.end, start_act=request.start_act, end_act=request.end_act,
-            importance=self.importance(request), val_loss=change.get("val_loss"),
-            val_acc=change.get("val_acc"), extra={name: change[name] for name in _EXTRA if name in change},
-            merged=request.merged, kept=request.kept,
-        )  # fmt: skip
+            start=request.start,
+            end=request.end,
+            start_act=request.start_act,
+            end_act=request.end_act,
+            importance=self.importance(request),
+            val_loss=change.get("val_loss"),
+            val_acc=change.get("val_acc"),
+            extra={name: change[name] for name in _EXTRA if name in change},
+            merged=request.merged,
+            kept=request.kept,
+        )
 
     def _change(self, request: Request) -> Scores:
         original = self.original

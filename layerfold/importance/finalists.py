@@ -48,15 +48,24 @@ class FinalistScores:
     """
 
     def __init__(
-        self, model: nn.Module, net: Network, data: ImageData, options: FinetuneOptions | None = None, *,
-        holdout_images: int | None = None, device: str = "cpu", progress: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        net: Network,
+        data: ImageData,
+        options: FinetuneOptions | None = None,
+        *,
+        holdout_images: int | None = None,
+        device: str = "cpu",
+        progress: bool = False,
+    ) -> None:
         check_device(device)
         data.split("train")
         data.check_holdout()
         if not data.is_labelled:
-            raise DataError(f"{data.name}: has no labels, and a network cannot be finetuned without; give labelled "
-                            "images, or choose among plans as wholes (WholeScores)")
+            raise DataError(
+                f"{data.name}: has no labels, and a network cannot be finetuned without; give labelled "
+                "images, or choose among plans as wholes (WholeScores)"
+            )
         self.steps = (options and options.steps) or STEPS
         self._options = replace(options or FinetuneOptions(), steps=self.steps, keep="last")
         self._model, self._net, self._data = model, net, data
@@ -73,8 +82,16 @@ class FinalistScores:
         """
         student = build_train_form(self._model, self._net, solution)
         try:
-            train_network(student, self._data, self._options, teacher=self._model, score_holdout=False,
-                          device=self._device, progress=self._progress, description="verify: train a finalist")
+            train_network(
+                student,
+                self._data,
+                self._options,
+                teacher=self._model,
+                score_holdout=False,
+                device=self._device,
+                progress=self._progress,
+                description="verify: train a finalist",
+            )
         except DivergenceError:
             return -math.inf
         holdout = self._data.loader("holdout", _BATCH_IMAGES, limit=self._images, seed=self._options.seed)

@@ -96,8 +96,10 @@ class Journal:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(_line(request, estimate))
             except OSError as error:
-                raise WriteError(f"{self._path}: cannot be written ({error.strerror}); make room there, and run the "
-                                 "same command again: what was written before goes on") from error
+                raise WriteError(
+                    f"{self._path}: cannot be written ({error.strerror}); make room there, and run the "
+                    "same command again: what was written before goes on"
+                ) from error
 
     @property
     def seconds(self) -> float:
@@ -176,8 +178,9 @@ def wrote_table(path: Path, table: Path) -> bool:
         return False
     names = ("score", "fill_slots", "calibration_images", "holdout_images", "seed")
     options = {name: made.options.get(name) for name in names}
-    return belongs_to(path, network=made.network_hash, weights=made.model_hash,
-                      data=made.options.get("data_fingerprint"), **options)
+    return belongs_to(
+        path, network=made.network_hash, weights=made.model_hash, data=made.options.get("data_fingerprint"), **options
+    )
 
 
 def remove_journal(path: str | Path) -> None:

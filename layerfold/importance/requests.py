@@ -90,15 +90,20 @@ def list_requests(net: Network, segments: Iterable[Segment], *, fill_slots: bool
         can_fill = fill_slots and chain.activation is not None
         starts = (1,) if segment.start == chain.start else _states(net, segment.start, can_fill)
         ends = (
-            (int(net.has_activation(segment.end)),)
-            if segment.end == chain.end
-            else _states(net, segment.end, can_fill)
+            (int(net.has_activation(segment.end)),) if segment.end == chain.end else _states(net, segment.end, can_fill)
         )
         found += [
-            Request(start=segment.start, end=segment.end, start_act=a, end_act=b, dropped=segment.dropped,
-                    merged=segment.merged if segment.dropped else "")
-            for a in starts for b in ends
-        ]  # fmt: skip
+            Request(
+                start=segment.start,
+                end=segment.end,
+                start_act=a,
+                end_act=b,
+                dropped=segment.dropped,
+                merged=segment.merged if segment.dropped else "",
+            )
+            for a in starts
+            for b in ends
+        ]
     return sorted(found)
 
 

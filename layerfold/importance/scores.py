@@ -11,8 +11,11 @@ Scores = dict[str, float]
 """``val_acc`` and ``agreement`` (percent), ``val_loss`` and ``kl`` (nats); an estimator may know only some."""
 
 _COLUMNS = {
-    "accuracy": ("val_acc", 1.0), "agreement": ("agreement", 1.0), "loss": ("val_loss", -1.0), "kl": ("kl", -1.0)
-}  # fmt: skip
+    "accuracy": ("val_acc", 1.0),
+    "agreement": ("agreement", 1.0),
+    "loss": ("val_loss", -1.0),
+    "kl": ("kl", -1.0),
+}
 SCORES = tuple(_COLUMNS)
 NEED_LABELS = ("accuracy", "loss")
 
@@ -31,10 +34,14 @@ def score_logits(logits: Tensor, expected: Tensor, labels: Tensor | None) -> Sco
     """
     answers = logits.argmax(1)
     divergence = F.kl_div(logits.log_softmax(1), expected.log_softmax(1), reduction="batchmean", log_target=True)
-    by_label = {} if labels is None else {
-        "val_acc": 100.0 * float((answers == labels).double().mean()),
-        "val_loss": float(F.cross_entropy(logits, labels)),
-    }  # fmt: skip
+    by_label = (
+        {}
+        if labels is None
+        else {
+            "val_acc": 100.0 * float((answers == labels).double().mean()),
+            "val_loss": float(F.cross_entropy(logits, labels)),
+        }
+    )
     return {
         **by_label,
         "agreement": 100.0 * float((answers == expected.argmax(1)).double().mean()),

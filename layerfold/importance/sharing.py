@@ -85,8 +85,9 @@ class WeightsFile:
         """
         found = self._whole()
         if found is None:
-            raise UsageError(f"{self.path}: is missing or damaged; run the same command again, which trains these "
-                             "weights anew")
+            raise UsageError(
+                f"{self.path}: is missing or damaged; run the same command again, which trains these weights anew"
+            )
         return found
 
     def write(self, weights: Mapping[str, Tensor]) -> None:

@@ -59,10 +59,18 @@ class Subject:
     """
 
     def __init__(
-        self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int | None,
-        holdout_images: int | None, seed: int, is_recalibrated: bool, weights: Mapping[str, Tensor] | None = None,
+        self,
+        model: nn.Module,
+        net: Network,
+        data: ImageData,
+        *,
+        calibration_images: int | None,
+        holdout_images: int | None,
+        seed: int,
+        is_recalibrated: bool,
+        weights: Mapping[str, Tensor] | None = None,
         device: str = "cpu",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.net, self.data, self.device = net, data, device
         check_device(device)
         # Channels last is several times faster in depthwise convs on a CPU.
@@ -89,9 +97,11 @@ class Subject:
             for labels in self.calibration_labels:
                 check_labels(labels, num_classes, "calibration image")
             if bool((self._labels == self._labels[0]).all()):
-                raise DataError(f"{data.name}: all images scored ({len(self._labels)}) have label "
-                                f"{int(self._labels[0])}; a score needs two classes or more: give another holdout, or "
-                                "score more images (holdout_images)")
+                raise DataError(
+                    f"{data.name}: all images scored ({len(self._labels)}) have label "
+                    f"{int(self._labels[0])}; a score needs two classes or more: give another holdout, or "
+                    "score more images (holdout_images)"
+                )
         self.original = self.score(self.original_form)
 
     def changed_form(self, request: Request) -> fx.GraphModule:
@@ -144,13 +154,19 @@ class Subject:
         return score_logits(logits, self._expected, self._labels)
 
     def _form(
-        self, act_pos: Iterable[int], merge_pos: Iterable[int], dropped: Sequence[int] = (),
+        self,
+        act_pos: Iterable[int],
+        merge_pos: Iterable[int],
+        dropped: Sequence[int] = (),
         model: nn.Module | None = None,
-    ) -> fx.GraphModule:  # fmt: skip
+    ) -> fx.GraphModule:
         stops = tuple(merge_pos)
         kept = [layer.index for layer in self.net.layers if layer.index not in dropped] if dropped else None
-        solution = Solution(act_pos=tuple(p for p in act_pos if p in set(stops)), merge_pos=stops,
-                            kept_layers=None if kept is None else tuple(kept))
+        solution = Solution(
+            act_pos=tuple(p for p in act_pos if p in set(stops)),
+            merge_pos=stops,
+            kept_layers=None if kept is None else tuple(kept),
+        )
         return build_train_form(model or self._model, self.net, solution).eval()
 
 

@@ -43,15 +43,28 @@ class WholeScores:
     """
 
     def __init__(
-        self, model: nn.Module, net: Network, data: ImageData, *, calibration_images: int = 256,
-        holdout_images: int | None = None, seed: int = 0, device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        net: Network,
+        data: ImageData,
+        *,
+        calibration_images: int = 256,
+        holdout_images: int | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
         check_answers(model, first_images(data), needs_finite=False)  # what has no finite answers has lost all
         self.score = "loss" if data.is_labelled else "kl"
         self._subject = Subject(
-            model, net, data, calibration_images=calibration_images, holdout_images=holdout_images or HOLDOUT_IMAGES,
-            seed=seed, is_recalibrated=True, device=device,
-        )  # fmt: skip
+            model,
+            net,
+            data,
+            calibration_images=calibration_images,
+            holdout_images=holdout_images or HOLDOUT_IMAGES,
+            seed=seed,
+            is_recalibrated=True,
+            device=device,
+        )
 
     def __call__(self, solution: Solution) -> float:
         """Return what the score of a plan's network, before any training, has changed by, in nats; higher is better.

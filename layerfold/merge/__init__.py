@@ -9,6 +9,14 @@ from layerfold.merge.segment_ends import segment_ends
 from layerfold.merge.train_form import build_train_form
 
 __all__ = [
-    "LoadedForm", "MergedConv", "Recipe", "add_fading", "build_train_form", "is_form", "load_form", "merge_network",
-    "save_form", "segment_ends",
+    "LoadedForm",
+    "MergedConv",
+    "Recipe",
+    "add_fading",
+    "build_train_form",
+    "is_form",
+    "load_form",
+    "merge_network",
+    "save_form",
+    "segment_ends",
 ]

@@ -147,9 +147,7 @@ class LinearMap:
             raise MergeError(f"an addition joins maps of stride {self.stride} and {other.stride}; they must agree")
         groups = math.gcd(self.groups, other.groups)
         low = min(self.low[0], other.low[0]), min(self.low[1], other.low[1])
-        high = [
-            max(m.low[axis] + m.weight_OIHW.shape[2 + axis] - 1 for m in (self, other)) for axis in (0, 1)
-        ]
+        high = [max(m.low[axis] + m.weight_OIHW.shape[2 + axis] - 1 for m in (self, other)) for axis in (0, 1)]
         return LinearMap(
             weight_OIHW=self._spread(groups, low, high) + other._spread(groups, low, high),
             bias=self.bias + other.bias,
@@ -198,9 +196,7 @@ def _dilate(weight_OIHW: torch.Tensor, dilation: Pair) -> torch.Tensor:
     """Write a dilated kernel as one of dilation 1, with zeros between its taps."""
     if dilation == (1, 1):
         return weight_OIHW
-    height, width = (
-        (size - 1) * step + 1 for size, step in zip(weight_OIHW.shape[2:], dilation, strict=True)
-    )
+    height, width = ((size - 1) * step + 1 for size, step in zip(weight_OIHW.shape[2:], dilation, strict=True))
     wide = weight_OIHW.new_zeros(*weight_OIHW.shape[:2], height, width)
     wide[:, :, :: dilation[0], :: dilation[1]] = weight_OIHW
     return wide

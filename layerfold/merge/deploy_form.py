@@ -47,9 +47,7 @@ class MergedConv:
 
 
 @public_call
-def merge_network(
-    student: nn.Module, *, tolerance: float | None = 1e-9, cut_borders: bool = True
-) -> fx.GraphModule:
+def merge_network(student: nn.Module, *, tolerance: float | None = 1e-9, cut_borders: bool = True) -> fx.GraphModule:
     """Return ``student`` in deploy form: one plain conv for each segment, BatchNorm folded. ``student`` is kept.
 
     Every merged conv is compared with its segment on random input in float64, borders included.
@@ -70,9 +68,7 @@ def merge_network(
         EquivalenceError: a merged conv differs from its segment; names the first.
     """
     if not isinstance(student, fx.GraphModule):
-        raise MergeError(
-            f"student is a {type(student).__name__}; merge_network takes what build_train_form returned"
-        )
+        raise MergeError(f"student is a {type(student).__name__}; merge_network takes what build_train_form returned")
     _warn_of_training_mode(student)
     merged = copy_module(student).eval()
     modules = dict(merged.named_modules())
@@ -87,13 +83,18 @@ def merge_network(
             if tolerance is not None:
                 _check_segment(segment, affine, spec, tolerance)
             # A segment of poolings has no weights of its own: it takes the network's dtype and device.
-            like = next((each for each in (*segment.parameters(), *merged.parameters()) if each.is_floating_point()),
-                        affine.bias)
+            like = next(
+                (each for each in (*segment.parameters(), *merged.parameters()) if each.is_floating_point()),
+                affine.bias,
+            )
             set_submodule(merged, name, make_conv(spec, affine, like.dtype).to(like.device))
             convs[name] = MergedConv(
-                start=segment.start, end=segment.end, conv=spec, macs_before=segment.macs,
+                start=segment.start,
+                end=segment.end,
+                conv=spec,
+                macs_before=segment.macs,
                 macs_after=spec.macs(segment.input_shape),
-            )  # fmt: skip
+            )
     fold_norms(merged)
     merged.delete_all_unused_submodules()
     merged.graph.lint()
@@ -139,9 +140,10 @@ def cut_zero_borders(affine: AffineConv, spec: ConvSpec) -> tuple[AffineConv, Co
         kernel[axis] -= before + behind
         padding[axis] = [padding[axis][0] - before * step, padding[axis][1] - behind * step]
     cut = replace(
-        spec, kernel_size=(kernel[0], kernel[1]),
+        spec,
+        kernel_size=(kernel[0], kernel[1]),
         padding=((padding[0][0], padding[0][1]), (padding[1][0], padding[1][1])),
-    )  # fmt: skip
+    )
     return AffineConv(weight_OIHW=weight, bias=affine.bias), cut
 
 

@@ -57,11 +57,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if len(self.input_shape) != 3 or not all(_is_count(size) for size in self.input_shape):
-            raise UsageError(f"input_shape={shown(self.input_shape)}: expected (channels, height, width), each at "
-                             "least 1")
+            raise UsageError(
+                f"input_shape={shown(self.input_shape)}: expected (channels, height, width), each at least 1"
+            )
         if math.prod(self.input_shape) > _MOST_NUMBERS:
-            raise UsageError(f"input_shape={self.input_shape}: {math.prod(self.input_shape):,} numbers an image, "
-                             f"expected at most {_MOST_NUMBERS:,}")
+            raise UsageError(
+                f"input_shape={self.input_shape}: {math.prod(self.input_shape):,} numbers an image, "
+                f"expected at most {_MOST_NUMBERS:,}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -99,8 +102,11 @@ class Recipe:
         if not isinstance(data.get("solution"), dict):
             raise UsageError("recipe: no solution; expected an object with act_pos and merge_pos")
         return cls(
-            model=model, num_classes=data.get("num_classes"), in_channels=data.get("in_channels"),
-            input_shape=cast(Shape, tuple(shape)), exclude=tuple(exclude),
+            model=model,
+            num_classes=data.get("num_classes"),
+            in_channels=data.get("in_channels"),
+            input_shape=cast(Shape, tuple(shape)),
+            exclude=tuple(exclude),
             merge_pooling=data.get("merge_pooling", False),
             solution=Solution.from_json(data["solution"]),
         )
@@ -173,9 +179,12 @@ def save_form(
     # Clones, since the format takes no two names of one storage; loading writes equal values into both again.
     state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
     content: dict[str, Any] = {
-        "schema": SCHEMA, "kind": kind, "recipe": recipe.to_json(), "facts": dict(facts or {}),
+        "schema": SCHEMA,
+        "kind": kind,
+        "recipe": recipe.to_json(),
+        "facts": dict(facts or {}),
         "kernels": _kernels(module),
-    }  # fmt: skip
+    }
     with replacing_all(target, sidecar_path(target)) as (partial, partial_sidecar):
         save_file(state, partial)
         content |= {"weights_sha256": file_sha256(partial), "version": __version__}
@@ -202,8 +211,9 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
         raise UsageError(f"{path}: no such file, though {sidecar_path(path).name} is there; write both again")
     weights_sha256 = file_sha256(path)
     if content["weights_sha256"] != weights_sha256:
-        raise UsageError(f"{path}: the weights are not those that {sidecar_path(path).name} was written for; "
-                         "write both again")
+        raise UsageError(
+            f"{path}: the weights are not those that {sidecar_path(path).name} was written for; write both again"
+        )
     try:
         recipe = Recipe.from_json(content["recipe"])
         module, net = _build(recipe, content["kind"], model, content.get("kernels", {}))
@@ -212,10 +222,18 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
     try:
         _load_weights(module, path)
     except UsageError as error:
-        raise UsageError(f"{error}; was the model changed since? (layerfold {content.get('version')} wrote it, this is "
-                         f"{__version__})") from error
-    return LoadedForm(module=module.eval(), kind=content["kind"], recipe=recipe, facts=content["facts"], net=net,
-                      weights_sha256=weights_sha256)
+        raise UsageError(
+            f"{error}; was the model changed since? (layerfold {content.get('version')} wrote it, this is "
+            f"{__version__})"
+        ) from error
+    return LoadedForm(
+        module=module.eval(),
+        kind=content["kind"],
+        recipe=recipe,
+        facts=content["facts"],
+        net=net,
+        weights_sha256=weights_sha256,
+    )
 
 
 def is_form(path: str | Path) -> bool:
@@ -230,8 +248,10 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     if not path.exists() and not sidecar.exists():
         raise UsageError(f"{path}: no such file")
     if not os.path.lexists(sidecar):
-        raise UsageError(f"{path}: no {sidecar.name} beside it; `layerfold finetune` and `layerfold merge` write both, "
-                         "and a file of weights alone does not say what they belong to")
+        raise UsageError(
+            f"{path}: no {sidecar.name} beside it; `layerfold finetune` and `layerfold merge` write both, "
+            "and a file of weights alone does not say what they belong to"
+        )
     content = read_json(sidecar, dict[str, Any], remedy="write the form again")
     if "kind" not in content or "recipe" not in content:
         raise UsageError(f"{sidecar}: has no kind and recipe; is it the file of a form?")
@@ -315,8 +335,10 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         if name not in expected:
             raise UsageError(f"{path}: weight {name!r} belongs nowhere in the model")
         if state[name].shape != expected[name].shape:
-            raise UsageError(f"{path}: weight {name!r} has shape {tuple(state[name].shape)}, the model's is "
-                             f"{tuple(expected[name].shape)}")
+            raise UsageError(
+                f"{path}: weight {name!r} has shape {tuple(state[name].shape)}, the model's is "
+                f"{tuple(expected[name].shape)}"
+            )
     module.load_state_dict(state)
 
 

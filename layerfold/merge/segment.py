@@ -47,9 +47,15 @@ def _without_padding(op: nn.Module | None, spec: ConvSpec) -> nn.Module | None:
         return op
     weight, bias = weights_of(op)
     conv = nn.Conv2d(
-        spec.in_channels, spec.out_channels, spec.kernel_size, stride=spec.stride, dilation=spec.dilation,
-        groups=spec.groups, bias=bias is not None, device="meta",
-    )  # fmt: skip
+        spec.in_channels,
+        spec.out_channels,
+        spec.kernel_size,
+        stride=spec.stride,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        bias=bias is not None,
+        device="meta",
+    )
     conv.weight, conv.bias = weight, bias
     return conv
 

@@ -22,10 +22,17 @@ _MOST_HEADER = 100_000_000
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _OTHER_FORMATS = {
     ".onnx": "is an ONNX file, which layerfold does not read as weights",
-    ".h5": "is an HDF5 file", ".hdf5": "is an HDF5 file", ".keras": "is a Keras file", ".tflite": "is a TFLite file",
-    ".npz": "is an archive of NumPy", ".npy": "is an array of NumPy", ".pb": "is a TensorFlow graph",
-    ".pt2": "is an exported program", ".engine": "is a TensorRT engine", ".gguf": "is a GGUF file",
-}  # fmt: skip
+    ".h5": "is an HDF5 file",
+    ".hdf5": "is an HDF5 file",
+    ".keras": "is a Keras file",
+    ".tflite": "is a TFLite file",
+    ".npz": "is an archive of NumPy",
+    ".npy": "is an array of NumPy",
+    ".pb": "is a TensorFlow graph",
+    ".pt2": "is an exported program",
+    ".engine": "is a TensorRT engine",
+    ".gguf": "is a GGUF file",
+}
 
 
 def read_sets(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -50,8 +57,9 @@ def read_sets(path: Path) -> dict[str, dict[str, Tensor]]:
             break
     if not sets:
         held = ", ".join(f"{str(key)[:40]!r} ({stands_for(value)})" for key, value in list(loaded.items())[:5])
-        raise UsageError(f"weights={path}: holds no tensors by name{', only ' + held if held else ''}; "
-                         "save model.state_dict()")
+        raise UsageError(
+            f"weights={path}: holds no tensors by name{', only ' + held if held else ''}; save model.state_dict()"
+        )
     return sets
 
 
@@ -110,5 +118,3 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # the library's own, and those of torch for a dtype that it does not know
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(f"not a safetensors file, or a damaged one ({reason})") from error
-
-

@@ -78,8 +78,10 @@ def choose(fits: list[Fit], key: str | None) -> Fit:
         if len(some) == 1:
             return some[0]
         if some:
-            raise UsageError(f"holds {len(some)} sets of weights that fit equally, {_listed(some)}; choose one with "
-                             "--weights-key (weights_key)")
+            raise UsageError(
+                f"holds {len(some)} sets of weights that fit equally, {_listed(some)}; choose one with "
+                "--weights-key (weights_key)"
+            )
     return fits[0]
 
 
@@ -124,9 +126,13 @@ def _fits_in(
 
 
 def _fit(
-    name: str, state: Mapping[str, Tensor], prefix: str, whole: list[str], wanted: Mapping[str, str],
+    name: str,
+    state: Mapping[str, Tensor],
+    prefix: str,
+    whole: list[str],
+    wanted: Mapping[str, str],
     expected: Mapping[str, Tensor],
-) -> Fit:  # fmt: skip
+) -> Fit:
     others = tuple(other for other in whole if other != prefix and not prefix.startswith(other))
     own = {key: value for key, value in state.items() if not key.startswith(others)}
     under = {key.removeprefix(prefix): value for key, value in own.items() if key.startswith(prefix)}

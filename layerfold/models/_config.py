@@ -17,8 +17,13 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def default_config() -> dict[str, Any]:
     """Return the settings of a model that says nothing."""
-    return {"input_size": (3, 224, 224), "mean": _IMAGENET_MEAN, "std": _IMAGENET_STD,
-            "interpolation": "bicubic", "crop_pct": 0.875}
+    return {
+        "input_size": (3, 224, 224),
+        "mean": _IMAGENET_MEAN,
+        "std": _IMAGENET_STD,
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+    }
 
 
 def data_config(module: nn.Module, source: str) -> dict[str, Any]:

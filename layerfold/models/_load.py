@@ -21,11 +21,22 @@ _INIT_SEED = 0
 _HUBS = ("hf-hub", "hf_hub", "local-dir", "hub", "torchhub", "huggingface", "hf", "http", "https", "ftp", "s3", "gs")
 _OTHER_FORMATS = {
     ".onnx": "an ONNX file, which layerfold writes and times but does not read as a model yet",
-    ".safetensors": "a file of weights", ".pth": "a file of weights", ".pt": "a file of weights",
-    ".ckpt": "a file of weights", ".bin": "a file of weights", ".th": "a file of weights", ".tar": "a file of weights",
-    ".pkl": "a file of weights", ".engine": "a TensorRT engine", ".h5": "an HDF5 file", ".keras": "a Keras file",
-    ".tflite": "a TFLite file", ".pb": "a TensorFlow graph", ".pt2": "an exported program", ".xml": "an OpenVINO file",
-}  # fmt: skip
+    ".safetensors": "a file of weights",
+    ".pth": "a file of weights",
+    ".pt": "a file of weights",
+    ".ckpt": "a file of weights",
+    ".bin": "a file of weights",
+    ".th": "a file of weights",
+    ".tar": "a file of weights",
+    ".pkl": "a file of weights",
+    ".engine": "a TensorRT engine",
+    ".h5": "an HDF5 file",
+    ".keras": "a Keras file",
+    ".tflite": "a TFLite file",
+    ".pb": "a TensorFlow graph",
+    ".pt2": "an exported program",
+    ".xml": "an OpenVINO file",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +172,10 @@ def _build_timm(
     import timm
 
     if name.partition(":")[0].lower() in _HUBS or "/" in name:
-        raise UsageError(f"MODEL={shown(source)}: nothing is downloaded; give timm:NAME with a name of "
-                         "timm.list_models(), and a weights file that is on this machine")
+        raise UsageError(
+            f"MODEL={shown(source)}: nothing is downloaded; give timm:NAME with a name of "
+            "timm.list_models(), and a weights file that is on this machine"
+        )
     architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = timm.list_models()
@@ -170,8 +183,10 @@ def _build_timm(
         raise UsageError(f"MODEL={shown(source)}: timm has no model {shown(architecture)}{nearest}")
     known_tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")] if dot else []
     if dot and tag not in known_tags:
-        raise UsageError(f"MODEL={shown(source)}: timm knows no tag {shown(tag)} of {architecture}"
-                         f"{nearest_names(tag, known_tags) or '; leave it out'}")
+        raise UsageError(
+            f"MODEL={shown(source)}: timm knows no tag {shown(tag)} of {architecture}"
+            f"{nearest_names(tag, known_tags) or '; leave it out'}"
+        )
     arguments: dict[str, Any] = {}
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -203,8 +218,11 @@ def _build_torchvision(
     preset = next(iter(torchvision.models.get_model_weights(name))).transforms()
     size, resized = preset.crop_size[0], preset.resize_size[0]
     config.update(
-        input_size=(3, size, size), mean=tuple(preset.mean), std=tuple(preset.std),
-        interpolation=preset.interpolation.value, crop_pct=size / resized,
+        input_size=(3, size, size),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+        crop_pct=size / resized,
     )
     return module, config
 
@@ -219,9 +237,7 @@ def _build_from_file(
     return module, config, factory.has_parameter("num_classes")
 
 
-def _count_classes(
-    module: nn.Module, input_shape: tuple[int, int, int], asked: int | None, source: str
-) -> int | None:
+def _count_classes(module: nn.Module, input_shape: tuple[int, int, int], asked: int | None, source: str) -> int | None:
     """Return how many outputs the classifier has: as the module states it, else as it answers, else None."""
     stated = getattr(module, "num_classes", None)
     is_stated = isinstance(stated, int) and not isinstance(stated, bool) and stated >= 1
@@ -230,8 +246,10 @@ def _count_classes(
         linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
         return linears[-1].out_features if linears else asked
     if asked is not None and found != asked:
-        raise UsageError(f"num_classes={asked}: MODEL={source!r} answers with {found} outputs; leave num_classes out, "
-                         "or let the factory have a parameter num_classes")
+        raise UsageError(
+            f"num_classes={asked}: MODEL={source!r} answers with {found} outputs; leave num_classes out, "
+            "or let the factory have a parameter num_classes"
+        )
     return found
 
 

@@ -99,8 +99,11 @@ def _note(path: Path, taken: Fit, fits: list[Fit]) -> str:
 
 
 def _first_fault(fit: Fit) -> str:
-    for what, keys in (("is missing", fit.missing), ("is not in the model", fit.unexpected),
-                       ("has another shape", fit.wrong)):  # fmt: skip
+    for what, keys in (
+        ("is missing", fit.missing),
+        ("is not in the model", fit.unexpected),
+        ("has another shape", fit.wrong),
+    ):
         if keys:
             return f"{keys[0]!r} {what}"
     return "nothing"
@@ -113,8 +116,7 @@ def _misfit(fit: Fit, expected: Mapping[str, Tensor], *, can_set_classes: bool) 
         hint = nearest_names(fit.missing[0], fit.unexpected) or "; are these weights of another model?"
         return f"key {fit.missing[0]!r} is missing{where} ({counts}){hint}"
     if fit.unexpected:
-        return (f"key {fit.unexpected[0]!r}{where} is not in the model ({counts}); "
-                "are these weights of another model?")
+        return f"key {fit.unexpected[0]!r}{where} is not in the model ({counts}); are these weights of another model?"
     key = fit.wrong[0]
     stored, wanted = tuple(fit.state[key].shape), tuple(expected[key].shape)
     remedy = "are these weights of another model?"
@@ -146,15 +148,20 @@ def _checked(name: str, value: Tensor, wanted: Tensor) -> Tensor:
         raise UsageError(f"{name!r} lies on the meta device, so it has no values; save the trained weights")
     if _kind(value) != _kind(wanted) and not name.endswith("num_batches_tracked"):
         is_quantised = (_kind(value), _kind(wanted)) == ("integer", "float")
-        remedy = ("quantised weights need their scales, give them in floating point" if is_quantised
-                  else "are these weights of another model?")
+        remedy = (
+            "quantised weights need their scales, give them in floating point"
+            if is_quantised
+            else "are these weights of another model?"
+        )
         raise UsageError(f"{name!r} is {_short(value.dtype)}, the model's is {_short(wanted.dtype)}; {remedy}")
     found = value.to(wanted.dtype)
     if _kind(wanted) == "float":
         bad = ~torch.isfinite(found)
         if bool(bad.any()) and bool(torch.isfinite(wanted).all()):
-            raise UsageError(f"{name!r} holds {int(bad.sum())} of {bad.numel()} numbers that are NaN or infinite as "
-                             f"{_short(wanted.dtype)}; was the training stable?")
+            raise UsageError(
+                f"{name!r} holds {int(bad.sum())} of {bad.numel()} numbers that are NaN or infinite as "
+                f"{_short(wanted.dtype)}; was the training stable?"
+            )
         if name.endswith("running_var") and bool((found < 0).any()):
             raise UsageError(f"{name!r} holds a negative variance ({float(found.min()):.3g}); the file is damaged")
     return found

@@ -8,6 +8,11 @@ from layerfold.pipeline.compress import CompressResult, compress_network
 from layerfold.pipeline.options import CompressOptions
 
 __all__ = [
-    "Budget", "ComparedNetwork", "CompressOptions", "CompressResult", "SolutionComparison", "compare_solutions",
+    "Budget",
+    "ComparedNetwork",
+    "CompressOptions",
+    "CompressResult",
+    "SolutionComparison",
+    "compare_solutions",
     "compress_network",
 ]

@@ -33,9 +33,15 @@ class BackendMeter:
     """
 
     def __init__(
-        self, model: nn.Module, net: Network, latency: LatencyTable, backend: Backend, *, batch: int = 1,
+        self,
+        model: nn.Module,
+        net: Network,
+        latency: LatencyTable,
+        backend: Backend,
+        *,
+        batch: int = 1,
         original_onnx: bytes | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._model, self._net, self._backend = model, net, backend
         self._dtype, self._batch, self._original_onnx = latency.provenance.dtype or "float32", batch, original_onnx
 
@@ -51,6 +57,13 @@ class BackendMeter:
     def verify(self, solution: Solution, budget: Budget, *, predicted_ms: float, cap_s: float) -> Verification:
         """Build a plan as it will be shipped, and measure it next to the original for ``cap_s`` seconds at most."""
         return verify_solution(
-            self._model, self._net, solution, self._backend, batch=self._batch, **asdict(budget),
-            predicted_ms=predicted_ms, original_onnx=self._original_onnx, cap_s=cap_s,
-        )  # fmt: skip
+            self._model,
+            self._net,
+            solution,
+            self._backend,
+            batch=self._batch,
+            **asdict(budget),
+            predicted_ms=predicted_ms,
+            original_onnx=self._original_onnx,
+            cap_s=cap_s,
+        )

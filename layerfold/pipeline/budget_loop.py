@@ -170,8 +170,14 @@ def meet_budget(
     if score_plan is not None and not budget.is_fastest:
         what = "verify: plans as wholes"
         with progress_bar(what, most_wholes, enabled=progress) as bar, loop.told_by(bar, what):
-            wholes = climb_plans(best.solution, score_plan, loop.solve_without, take=loop.is_kept_by, most=most_wholes,
-                                 advance=bar.advance)
+            wholes = climb_plans(
+                best.solution,
+                score_plan,
+                loop.solve_without,
+                take=loop.is_kept_by,
+                most=most_wholes,
+                advance=bar.advance,
+            )
     finalists: list[ScoredPlan] = []
     if len(wholes) > 1:
         chosen = wholes[-1]
@@ -179,8 +185,9 @@ def meet_budget(
         entered = [each for each in (wholes[0], *latest) if loop.round_of(each.solution).is_safe]
         if score_finalist is not None and len(entered) > 1:
             finalists = [replace(each, score=score_finalist(each.solution)) for each in entered]
-            chosen = max((each for each in finalists if math.isfinite(each.score)), key=lambda each: each.score,
-                         default=chosen)
+            chosen = max(
+                (each for each in finalists if math.isfinite(each.score)), key=lambda each: each.score, default=chosen
+            )
         best = loop.round_of(chosen.solution)
     return LoopResult(
         solution=best.solution,
@@ -232,10 +239,12 @@ class _Loop:
         self._search.original_ms = verification.original_ms
         self._search.learn(solution, verification.ratio, verification.ratio_low, verification.ratio_high)
         turn = Round(
-            solution=replace(solution, predicted_ms=predicted_ms), predicted_ms=predicted_ms,
-            verification=verification, is_within=budget.is_kept_by(verification),
+            solution=replace(solution, predicted_ms=predicted_ms),
+            predicted_ms=predicted_ms,
+            verification=verification,
+            is_within=budget.is_kept_by(verification),
             is_safe=budget.is_kept_by(verification, self._margin),
-        )  # fmt: skip
+        )
         self.rounds.append(turn)
         self._say("")
         return turn

@@ -118,13 +118,18 @@ class SolutionComparison:
         """
         points = [
             ComparedPoint(
-                name=each.name, measured_ms=each.measured_ms, low_ms=each.low_ms, high_ms=each.high_ms,
-                predicted_ms=each.predicted_ms, accuracy_pct=each.accuracy_pct,
-                agreement_pct=each.agreement_pct, importance=each.importance,
+                name=each.name,
+                measured_ms=each.measured_ms,
+                low_ms=each.low_ms,
+                high_ms=each.high_ms,
+                predicted_ms=each.predicted_ms,
+                accuracy_pct=each.accuracy_pct,
+                agreement_pct=each.agreement_pct,
+                importance=each.importance,
                 speedup=each.speedup,
             )
             for each in self.networks
-        ]  # fmt: skip
+        ]
         return comparison_plot(points, path, title=title)
 
 
@@ -188,9 +193,7 @@ def compare_solutions(
                 onnx[name] = export_onnx(modules[name], example)
             bar.advance()
         bar.describe("compare: measure")
-        report = benchmark_networks(
-            onnx, example, backend, device=device, threads=threads, target=target, cap_s=cap_s
-        )
+        report = benchmark_networks(onnx, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
         bar.advance()
     accuracies: dict[str, float | None] = dict(known)
     agreements: dict[str, float | None] = {}
@@ -206,23 +209,36 @@ def compare_solutions(
                     accuracies[name] = scores.accuracy_pct
                 bar.advance()
     original = Solution(
-        act_pos=net.original_act_pos, merge_pos=tuple(range(1, len(net.layers) + 1)),
-        predicted_ms=None if latency is None else latency.original_ms, importance=0.0,
-    )  # fmt: skip
+        act_pos=net.original_act_pos,
+        merge_pos=tuple(range(1, len(net.layers) + 1)),
+        predicted_ms=None if latency is None else latency.original_ms,
+        importance=0.0,
+    )
     found = []
     for name, solution in {ORIGINAL: original, **solutions}.items():
         measured, counts = report[name], _counts_of(modules[name], example)
         notes: list[str] = []
-        found.append(ComparedNetwork(
-            name=name,
-            predicted_ms=_predicted_ms(solution, latency, notes),
-            measured_ms=measured.median_ms, low_ms=measured.low_ms, high_ms=measured.high_ms, ratio=measured.ratio,
-            ratio_low=measured.ratio_low, ratio_high=measured.ratio_high, is_settled=measured.is_settled,
-            importance=0.0 if name == ORIGINAL else _importance(net, solution, importance, notes),
-            accuracy_pct=accuracies.get(name), agreement_pct=agreements.get(name),
-            num_activations=len(_activations(net, solution)),
-            num_convs=counts["convs"], num_params=counts["params"], macs=counts["macs"], note="; ".join(notes),
-        ))  # fmt: skip
+        found.append(
+            ComparedNetwork(
+                name=name,
+                predicted_ms=_predicted_ms(solution, latency, notes),
+                measured_ms=measured.median_ms,
+                low_ms=measured.low_ms,
+                high_ms=measured.high_ms,
+                ratio=measured.ratio,
+                ratio_low=measured.ratio_low,
+                ratio_high=measured.ratio_high,
+                is_settled=measured.is_settled,
+                importance=0.0 if name == ORIGINAL else _importance(net, solution, importance, notes),
+                accuracy_pct=accuracies.get(name),
+                agreement_pct=agreements.get(name),
+                num_activations=len(_activations(net, solution)),
+                num_convs=counts["convs"],
+                num_params=counts["params"],
+                macs=counts["macs"],
+                note="; ".join(notes),
+            )
+        )
     return SolutionComparison(networks=tuple(found), provenance=report.provenance)
 
 
@@ -268,9 +284,7 @@ def _predicted_ms(solution: Solution, latency: LatencyTable | None, notes: list[
         return None
 
 
-def _importance(
-    net: Network, solution: Solution, importance: ImportanceTable | None, notes: list[str]
-) -> float | None:
+def _importance(net: Network, solution: Solution, importance: ImportanceTable | None, notes: list[str]) -> float | None:
     if importance is None:
         return solution.importance
     chains = tuple((chain.start, chain.end) for chain in net.chains)
@@ -296,9 +310,7 @@ def _counts_of(module: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str
             taps = part.in_features
         found["macs"] += int(output[0].numel()) * taps
 
-    hooks = [
-        part.register_forward_hook(count) for part in module.modules() if isinstance(part, (nn.Conv2d, nn.Linear))
-    ]
+    hooks = [part.register_forward_hook(count) for part in module.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
     try:
         weight = next(module.parameters())
         module(*(each[:1].to(weight) for each in example))

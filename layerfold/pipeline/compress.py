@@ -167,8 +167,9 @@ class _Run:
             **options.as_config(),
         }
         known_files = [name for name, _ in FILES if name != "run.json"]
-        self.folder = RunFolder(out, config, overwrite=overwrite, known_files=[*known_files, "report.html"],
-                                first_uses=options.first_uses())
+        self.folder = RunFolder(
+            out, config, overwrite=overwrite, known_files=[*known_files, "report.html"], first_uses=options.first_uses()
+        )
 
     def all_steps(self) -> CompressResult:
         """Do every step that is not done yet."""
@@ -178,13 +179,22 @@ class _Run:
         self._step("trace", ["network.json", "original.onnx"], self._trace, reads=[], is_repeatable=True)
         self._step("profile", latency, self._profile, reads=["original.onnx"])
         self._step("importance", importance, self._importance, reads=latency)
-        self._step("solve and verify", ["solution.json", "frontier.csv", "verification.json"], self._solve_and_verify,
-                   reads=["original.onnx", *latency, *importance])
+        self._step(
+            "solve and verify",
+            ["solution.json", "frontier.csv", "verification.json"],
+            self._solve_and_verify,
+            reads=["original.onnx", *latency, *importance],
+        )
         if has_finetuning:
             self._step("finetune", finetuned, self._finetune, reads=["solution.json"], scratch=["finetune.checkpoint"])
         self._step("merge", merged, self._merge, reads=finetuned if has_finetuning else ["solution.json"])
-        self._step("export", ["model.onnx"], self._export, reads=merged,
-                   perhaps=["model.onnx.json", "model.engine", "model.engine.json"])
+        self._step(
+            "export",
+            ["model.onnx"],
+            self._export,
+            reads=merged,
+            perhaps=["model.onnx.json", "model.engine", "model.engine.json"],
+        )
         self._step("evaluate", ["scores.json"], self._evaluate, reads=merged)
         bench = self._step("bench", ["bench.json"], self._bench, reads=["original.onnx", "model.onnx"])
         report = write_summary(self)
@@ -199,9 +209,7 @@ class _Run:
             is_budget_met=bool(bench.result["is_within_budget"]),
         )
 
-    def _step(
-        self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None], **how: Any
-    ) -> StepRecord:
+    def _step(self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None], **how: Any) -> StepRecord:
         with waiting(f"{name}, at work", enabled=self.progress and name in _WITHOUT_A_BAR):
             record = self.folder.step(name, outputs, work, **how)
         if self.progress:
@@ -233,8 +241,9 @@ class _Run:
 
     @cached_property
     def meter(self) -> BackendMeter:
-        return BackendMeter(self.model, self.net, self.latency, self.backend, batch=self.options.batch,
-                            original_onnx=self.original_onnx)
+        return BackendMeter(
+            self.model, self.net, self.latency, self.backend, batch=self.options.batch, original_onnx=self.original_onnx
+        )
 
     @property
     def _epochs(self) -> int:
@@ -283,13 +292,19 @@ class _Run:
 
     def _profile(self) -> dict[str, Any]:
         candidates = self.net.candidates(
-            max_kernel=self.options.max_kernel, max_growth=self.options.max_growth,
+            max_kernel=self.options.max_kernel,
+            max_growth=self.options.max_growth,
             layer_norms=layer_norms(self.model, self.net) if self.options.drop_layers else None,
         )
         table = profile_network(
-            self.model, self.net, self.backend, batch=self.options.batch, candidates=candidates,
-            progress=self.progress, model_name=self.name,
-        )  # fmt: skip
+            self.model,
+            self.net,
+            self.backend,
+            batch=self.options.batch,
+            candidates=candidates,
+            progress=self.progress,
+            model_name=self.name,
+        )
         table.write(self.folder.file("latency.csv"))
         return {"candidates": len(candidates), "plans": len(plans_of(table))}
 
@@ -298,13 +313,23 @@ class _Run:
         check_reachable(self.net, self.latency, self.options.budget, self.meter, progress=self.progress)
         journal = self.folder.file("importance.journal")
         table = estimate_importance(
-            self.model, self.net, self.data, importance_method(self.options, self.data), latency=self.latency,
-            score=self.options.importance_score, holdout_images=self.options.importance_images,
-            steps=self.options.importance_steps, batch_size=self.options.batch_size, seed=self.options.seed,
-            refinement=Refinement(budgets_ms=self._near_the_budget()), journal_path=journal, model_name=self.name,
+            self.model,
+            self.net,
+            self.data,
+            importance_method(self.options, self.data),
+            latency=self.latency,
+            score=self.options.importance_score,
+            holdout_images=self.options.importance_images,
+            steps=self.options.importance_steps,
+            batch_size=self.options.batch_size,
+            seed=self.options.seed,
+            refinement=Refinement(budgets_ms=self._near_the_budget()),
+            journal_path=journal,
+            model_name=self.name,
             keep_frozen=self.options.keep_frozen,
-            executor=Executor(devices=(self.options.train_device,)), progress=self.progress,
-        )  # fmt: skip
+            executor=Executor(devices=(self.options.train_device,)),
+            progress=self.progress,
+        )
         table.write(self.folder.file("importance.csv"))
         remove_journal(journal)
         return {"entries": len(table.entries), "left_out": len(table.provenance.left_out)}
@@ -319,14 +344,25 @@ class _Run:
         with waiting("verify: the original's scores", enabled=self.progress):
             scores, finalists = whole_scores(*of_plans), finalist_scores(*of_plans, progress=self.progress)
         found = meet_budget(
-            self.net, self.latency, self.importance, self.options.budget, self.meter, alpha=self.options.alpha,
-            margin=self.options.margin, score_plan=scores, most_wholes=self.options.whole_plans,
-            score_finalist=finalists, progress=self.progress,
-        )  # fmt: skip
+            self.net,
+            self.latency,
+            self.importance,
+            self.options.budget,
+            self.meter,
+            alpha=self.options.alpha,
+            margin=self.options.margin,
+            score_plan=scores,
+            most_wholes=self.options.whole_plans,
+            score_finalist=finalists,
+            progress=self.progress,
+        )
         solution = replace(
-            found.solution, model=self.name, network_hash=self.net.hash, measured_ms=found.verification.measured_ms,
+            found.solution,
+            model=self.name,
+            network_hash=self.net.hash,
+            measured_ms=found.verification.measured_ms,
             budget_ms=found.verification.budget_ms,
-        )  # fmt: skip
+        )
         solution.write(self.folder.file("solution.json"))
         found.frontier.write_csv(self.folder.file("frontier.csv"))
         rounds = [
@@ -337,11 +373,14 @@ class _Run:
                 **each.verification.to_json(),
             }
             for each in found.rounds
-        ]  # fmt: skip
+        ]
         wholes: dict[str, Any] = {"score": scores and scores.score, "taken": found.whole_scores}
         if finalists is not None and found.finalists:
-            wholes |= {"finalists": found.finalist_scores, "finalist_steps": finalists.steps,
-                       "chosen": found.chosen_finalist}
+            wholes |= {
+                "finalists": found.finalist_scores,
+                "finalist_steps": finalists.steps,
+                "chosen": found.chosen_finalist,
+            }
         self.folder.write_json(
             "verification.json", {"chosen": found.verification.to_json(), "rounds": rounds, "wholes": wholes}
         )
@@ -355,14 +394,26 @@ class _Run:
         student = self._train_form()
         checkpoint = self.folder.file("finetune.checkpoint")
         report = finetune_network(
-            student, self.data, teacher=self.model, epochs=self._epochs,
-            batch_size=self.options.batch_size, learning_rate=self.options.learning_rate,
-            optimizer=self.options.optimizer, seed=self.options.seed,
-            checkpoint_path=checkpoint, device=self.options.train_device, progress=self.progress,
+            student,
+            self.data,
+            teacher=self.model,
+            epochs=self._epochs,
+            batch_size=self.options.batch_size,
+            learning_rate=self.options.learning_rate,
+            optimizer=self.options.optimizer,
+            seed=self.options.seed,
+            checkpoint_path=checkpoint,
+            device=self.options.train_device,
+            progress=self.progress,
             description="finetune",
-        )  # fmt: skip
-        save_form(student, self.folder.file("finetuned.safetensors"), kind="train", recipe=self.recipe,
-                  facts={"batch_norm": FINETUNED, "finetune": report.as_dict()})
+        )
+        save_form(
+            student,
+            self.folder.file("finetuned.safetensors"),
+            kind="train",
+            recipe=self.recipe,
+            facts={"batch_norm": FINETUNED, "finetune": report.as_dict()},
+        )
         checkpoint.unlink(missing_ok=True)
         return report.as_dict()
 
@@ -374,8 +425,13 @@ class _Run:
         else:
             student, batch_norm = self._recalibrated(), RECALIBRATED
         path = self.folder.file("merged.safetensors")
-        save_form(merge_network(student.eval()), path, kind="deploy", recipe=self.recipe,
-                  facts={"batch_norm": batch_norm if has_batch_norm(student) else NO_BATCH_NORM})
+        save_form(
+            merge_network(student.eval()),
+            path,
+            kind="deploy",
+            recipe=self.recipe,
+            facts={"batch_norm": batch_norm if has_batch_norm(student) else NO_BATCH_NORM},
+        )
         self.__dict__.pop("merged", None)
         difference = check_same(self.merged, student, self.images, "the merged network and its train form")
         return {"max_difference": difference}
@@ -389,9 +445,13 @@ class _Run:
     def _export(self) -> dict[str, Any]:
         asked = self.options.formats
         report = export_network(
-            self.merged, self.folder.path, formats=asked or FORMATS, example_input=self.batch_example(),
-            skip_missing=asked is None, preprocessing=self.data.details.get("preprocessing"),
-        )  # fmt: skip
+            self.merged,
+            self.folder.path,
+            formats=asked or FORMATS,
+            example_input=self.batch_example(),
+            skip_missing=asked is None,
+            preprocessing=self.data.details.get("preprocessing"),
+        )
         self._check_onnx(report.onnx_path.read_bytes(), self.merged)
         return report.to_json()
 
@@ -411,8 +471,9 @@ class _Run:
         """Measure the exported files against each other; a reading over the budget is repeated, longer."""
         networks = {"original": self.original_onnx, "compressed": self.folder.file("model.onnx").read_bytes()}
         for attempt in range(_MOST_BENCH_TRIES):
-            report = benchmark_networks(networks, None, self.backend, target=0.005, cap_s=5.0 * 2**attempt,
-                                        is_patient=attempt > 0)
+            report = benchmark_networks(
+                networks, None, self.backend, target=0.005, cap_s=5.0 * 2**attempt, is_patient=attempt > 0
+            )
             within = self.options.budget.is_kept_by(judge(report, self.options.budget))
             if within:
                 break

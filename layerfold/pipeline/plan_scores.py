@@ -19,8 +19,9 @@ def whole_scores(model: nn.Module, net: Network, data: ImageData, options: Compr
     """Return the score of plans before any training, or None where the solver's plan is taken as it is."""
     if options.fastest or not options.whole_plans:
         return None
-    return WholeScores(model, net, data, holdout_images=options.importance_images, seed=options.seed,
-                       device=options.train_device)
+    return WholeScores(
+        model, net, data, holdout_images=options.importance_images, seed=options.seed, device=options.train_device
+    )
 
 
 def finalist_scores(
@@ -35,8 +36,18 @@ def finalist_scores(
         if _MOST_SHARE * in_all < STEPS:
             return None
     training = FinetuneOptions(
-        steps=steps, batch_size=options.batch_size, learning_rate=options.learning_rate,
-        optimizer=options.optimizer, seed=options.seed,
-    )  # fmt: skip
-    return FinalistScores(model, net, data, training, holdout_images=options.importance_images,
-                          device=options.train_device, progress=progress)
+        steps=steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        optimizer=options.optimizer,
+        seed=options.seed,
+    )
+    return FinalistScores(
+        model,
+        net,
+        data,
+        training,
+        holdout_images=options.importance_images,
+        device=options.train_device,
+        progress=progress,
+    )

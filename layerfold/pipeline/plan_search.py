@@ -42,8 +42,14 @@ class PlanSearch:
     """
 
     def __init__(
-        self, net: Network, latency: LatencyTable, importance: ImportanceTable | None,
-        time_plan: Callable[[Plan], MeasuredPlan], *, alpha: float = 0.0, normalise: Normalise = "single",
+        self,
+        net: Network,
+        latency: LatencyTable,
+        importance: ImportanceTable | None,
+        time_plan: Callable[[Plan], MeasuredPlan],
+        *,
+        alpha: float = 0.0,
+        normalise: Normalise = "single",
         limits: Limits | None = None,
     ) -> None:
         self._net, self.latency, self._time_plan = net, latency, time_plan
@@ -201,8 +207,13 @@ def _no_importance(latency: LatencyTable, net: Network) -> ImportanceTable:
         start_act = 1 if is_chain_start else int(net.has_activation(entry.start))
         entries.append(
             ImportanceEntry(
-                start=entry.start, end=entry.end, start_act=start_act, end_act=int(net.has_activation(entry.end)),
-                importance=0.0, merged=entry.merged if entry.drops else "", kept=entry.kept,
+                start=entry.start,
+                end=entry.end,
+                start_act=start_act,
+                end_act=int(net.has_activation(entry.end)),
+                importance=0.0,
+                merged=entry.merged if entry.drops else "",
+                kept=entry.kept,
             )
-        )  # fmt: skip
+        )
     return ImportanceTable(entries)

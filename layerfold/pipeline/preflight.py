@@ -46,12 +46,19 @@ def importance_method(options: CompressOptions, data: ImageData) -> str:
 
 def _check_images(data: ImageData, options: CompressOptions) -> None:
     if options.finetune_epochs:
-        FinetuneOptions(epochs=options.finetune_epochs, batch_size=options.batch_size, optimizer=options.optimizer,
-                        learning_rate=options.learning_rate, seed=options.seed)
+        FinetuneOptions(
+            epochs=options.finetune_epochs,
+            batch_size=options.batch_size,
+            optimizer=options.optimizer,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+        )
         count = len(data.split("train"))
         if count < _FEWEST_IMAGES:
-            raise DataError(f"{data.name}: has {count} image for training; finetuning needs {_FEWEST_IMAGES} or more, "
-                            "or do without (--no-finetune)")
+            raise DataError(
+                f"{data.name}: has {count} image for training; finetuning needs {_FEWEST_IMAGES} or more, "
+                "or do without (--no-finetune)"
+            )
     check_method(importance_method(options, data), options.importance_score, data)
     data.check_holdout()
 

@@ -95,8 +95,11 @@ class _Export:
 
 
 _SHAPES: Mapping[str, type] = {
-    "bench": _Bench, "evaluate": _Scores, "solve and verify": _Solved, "export": _Export,
-}  # fmt: skip
+    "bench": _Bench,
+    "evaluate": _Scores,
+    "solve and verify": _Solved,
+    "export": _Export,
+}
 
 
 def check_results(results: Mapping[str, Mapping[str, Any]], manifest: Path) -> None:

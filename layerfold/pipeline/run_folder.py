@@ -110,7 +110,12 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, config: Mapping[str, Any], *, overwrite: bool = False, known_files: Sequence[str] = (),
+        self,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        known_files: Sequence[str] = (),
         first_uses: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
@@ -124,8 +129,10 @@ class RunFolder:
         if self._manifest_path.exists():
             self._take_up(overwrite)
         elif self.path.is_dir() and any(_is_foreign(item) for item in self.path.iterdir()):
-            raise UsageError(f"--output {self.path}: the folder holds files that no run wrote, or its "
-                             f"{_MANIFEST} is gone; name a new or empty one")
+            raise UsageError(
+                f"--output {self.path}: the folder holds files that no run wrote, or its "
+                f"{_MANIFEST} is gone; name a new or empty one"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -248,14 +255,24 @@ class RunFolder:
         self._check_manifest()
 
     def _remember(
-        self, name: str, seconds: float, outputs: list[str], reads: Sequence[str] | None, result: dict[str, Any],
-        date: str = "", *, files: dict[str, _FileFacts] | None = None,
+        self,
+        name: str,
+        seconds: float,
+        outputs: list[str],
+        reads: Sequence[str] | None,
+        result: dict[str, Any],
+        date: str = "",
+        *,
+        files: dict[str, _FileFacts] | None = None,
     ) -> None:
         step = _Step(
-            seconds=seconds, outputs=outputs, reads=None if reads is None else list(reads), result=result,
+            seconds=seconds,
+            outputs=outputs,
+            reads=None if reads is None else list(reads),
+            result=result,
             date=date or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             files=self._facts(outputs) if files is None else files,
-        )  # fmt: skip
+        )
         self._steps[name] = replace(step, check=step.checksum())
         self._write()
 
@@ -311,9 +328,7 @@ class RunFolder:
             self._steps, self._scratch = dict(manifest.steps), list(manifest.scratch)
             return
         if not overwrite:
-            raise UsageError(
-                f"--output {self.path}: holds another run ({differing}); {remedy}"
-            )
+            raise UsageError(f"--output {self.path}: holds another run ({differing}); {remedy}")
         self._remove([each for step in manifest.steps.values() for each in step.outputs])
         self._remove([*manifest.scratch, *self._known_files])
 

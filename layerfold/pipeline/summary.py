@@ -124,7 +124,8 @@ def compressed_macs(net: Network, segments: list[Segment]) -> int:
 def _clock(run: _Run, results: dict[str, Any]) -> _Clock:
     measured = {each["name"]: each["median_ms"] for each in results["bench"]["networks"]}
     return _Clock(
-        original_ms=measured["original"], table_ms=run.latency.original_ms,
+        original_ms=measured["original"],
+        table_ms=run.latency.original_ms,
         rounds_ms=tuple(each["original_ms"] for each in results["solve and verify"]["rounds"]),
     )
 
@@ -139,9 +140,7 @@ def _predicted_ms(run: _Run, results: dict[str, Any], clock: _Clock) -> float:
 def _rows(run: _Run, results: dict[str, Any], clock: _Clock) -> tuple[ResultRow, ResultRow]:
     measured = {each["name"]: each for each in results["bench"]["networks"]}
     scores = results["evaluate"]
-    segments = run.net.segments_of(
-        run.solution.merge_pos, dropped_layers(run.net, run.solution.kept_layers)
-    )
+    segments = run.net.segments_of(run.solution.merge_pos, dropped_layers(run.net, run.solution.kept_layers))
     original = ResultRow(
         name="original",
         accuracy_pct=scores["original"]["accuracy_pct"],
@@ -209,8 +208,12 @@ def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tupl
     path = run.folder.file("time.png")
     measured = tuple(row.latency_ms or 0.0 for row in rows)
     time_png(run.latency, run.solution, path, measured_ms=(measured[0], measured[1]), original_ms=measured[0])
-    yield ("Where the time goes", path, "Each layer and each merged segment is as wide as it takes long, by the "
-           "latency table; lines mark what was measured end to end.")
+    yield (
+        "Where the time goes",
+        path,
+        "Each layer and each merged segment is as wide as it takes long, by the "
+        "latency table; lines mark what was measured end to end.",
+    )
     beliefs = beliefs_of(run.latency)
     if beliefs.measured:
         path = run.folder.file("prediction.png")
@@ -219,8 +222,12 @@ def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tupl
             for found, plan in zip(beliefs.held_out, beliefs.measured, strict=True)
         ]
         prediction_png(points_of(ratios, measured[0]), path, label="each predicted from the others")
-        yield ("What the prediction is worth", path, "Whole networks that were merged by random plans and timed, each "
-               "predicted from all the others, with 95 % intervals.")
+        yield (
+            "What the prediction is worth",
+            path,
+            "Whole networks that were merged by random plans and timed, each "
+            "predicted from all the others, with 95 % intervals.",
+        )
 
 
 def _draw_frontier(run: _Run, results: dict[str, Any], clock: _Clock) -> Path:
@@ -230,8 +237,12 @@ def _draw_frontier(run: _Run, results: dict[str, Any], clock: _Clock) -> Path:
     rounds = [_round(index, each, clock) for index, each in enumerate(found["rounds"])]
     measured = [
         MeasuredPoint(
-            predicted_ms=each.predicted_ms, measured_ms=each.measured_ms, low_ms=each.low_ms, high_ms=each.high_ms,
-            importance=facts["importance"], is_within=None if run.options.fastest else each.is_within,
+            predicted_ms=each.predicted_ms,
+            measured_ms=each.measured_ms,
+            low_ms=each.low_ms,
+            high_ms=each.high_ms,
+            importance=facts["importance"],
+            is_within=None if run.options.fastest else each.is_within,
         )
         for each, facts in zip(rounds, found["rounds"], strict=True)
     ]
@@ -296,13 +307,17 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
     if len(wholes["taken"]) > 1:
         first, last = wholes["taken"][0], wholes["taken"][-1]
         lost = "left no finite answers" if first is None else f"changed the {wholes['score']} by {-first:+.3g} nats"
-        notes.append("As whole networks, before any training, the plan with the highest sum of importances "
-                     f"{lost} and the best that keeps the budget changed it by {-last:+.3g}.")
+        notes.append(
+            "As whole networks, before any training, the plan with the highest sum of importances "
+            f"{lost} and the best that keeps the budget changed it by {-last:+.3g}."
+        )
     if finalists := wholes.get("finalists"):
         losses = ", ".join("no finite loss" if each is None else f"{-each:.3g}" for each in finalists)
-        notes.append(f"Finetuned for {wholes['finalist_steps']} steps each, {len(finalists)} plans on the way from one "
-                     f"to the other came to losses of {losses} on the holdout; number {wholes['chosen'] + 1} was "
-                     "taken.")
+        notes.append(
+            f"Finetuned for {wholes['finalist_steps']} steps each, {len(finalists)} plans on the way from one "
+            f"to the other came to losses of {losses} on the holdout; number {wholes['chosen'] + 1} was "
+            "taken."
+        )
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
     return tuple(notes)

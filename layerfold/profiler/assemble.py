@@ -48,8 +48,7 @@ def assemble_network(
     import onnx
     from onnx import helper
 
-    writer = OnnxWriter(dtype=dtype, batch=outside.input_shapes[0][0], seed=seed, prefix="chain.",
-                        is_light=True)
+    writer = OnnxWriter(dtype=dtype, batch=outside.input_shapes[0][0], seed=seed, prefix="chain.", is_light=True)
     segments = net.segments_of(merge_pos, dropped)
     for chain, value, output in zip(net.chains, outside.chain_inputs, outside.chain_outputs, strict=True):
         _write_chain(writer, net, chain, value, act_pos, segments)
@@ -64,8 +63,7 @@ def assemble_network(
         opset = next(entry.version for entry in rest.opset_import if entry.domain in ("", "ai.onnx"))
         ir_version = rest.ir_version
     inputs = [
-        writer.value_info(name, shape)
-        for name, shape in zip(outside.network_inputs, outside.input_shapes, strict=True)
+        writer.value_info(name, shape) for name, shape in zip(outside.network_inputs, outside.input_shapes, strict=True)
     ]
     outputs = [
         writer.value_info(name, shape)
@@ -73,7 +71,10 @@ def assemble_network(
     ]
     graph = helper.make_graph(
         _sorted_nodes(nodes, {*outside.network_inputs, *(each.name for each in initializers)}),
-        net.name, inputs, outputs, initializers,
+        net.name,
+        inputs,
+        outputs,
+        initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
     return bytes(model.SerializeToString())
@@ -132,7 +133,8 @@ def _sorted_nodes(nodes: list[Any], known: set[str]) -> list[Any]:
                 stack.pop()
                 continue
             waiting = [
-                producers[name] for name in nodes[index].input
+                producers[name]
+                for name in nodes[index].input
                 if name and name not in known and state[_producer(producers, name)] != 2
             ]
             if not waiting:

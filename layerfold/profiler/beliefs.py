@@ -210,8 +210,9 @@ class Beliefs:
                     index = self._index.get((*pair, lost))
                     if index is None:
                         without = f" without layers {list(lost)}" if lost else ""
-                        raise MissingEntryError(f"no entry for segment {pair}{without}; it is no candidate, profile "
-                                                "it first")
+                        raise MissingEntryError(
+                            f"no entry for segment {pair}{without}; it is no candidate, profile it first"
+                        )
                     row[index] = 1.0
         return row
 
@@ -258,10 +259,12 @@ class Beliefs:
     def _inflate_outliers(self) -> None:
         """Give less weight to measurements that the others contradict by more than three deviations."""
         for _ in range(_OUTLIER_ROUNDS if len(self.measured) > len(TERMS) else 0):
-            excess = np.array([
-                abs(1 + seen - each.ratio) / each.deviation / _OUTLIER
-                for seen, each in zip(self._seen, self.held_out, strict=True)
-            ])  # fmt: skip
+            excess = np.array(
+                [
+                    abs(1 + seen - each.ratio) / each.deviation / _OUTLIER
+                    for seen, each in zip(self._seen, self.held_out, strict=True)
+                ]
+            )
             if not (excess > 1).any():
                 break
             self._inflation = np.where(excess > 1, self._inflation * excess**2, self._inflation)

@@ -31,8 +31,7 @@ from layerfold.profiler.stored import facts_of, measurement_of
 
 _POLL_S = 0.02
 _INSERT = "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_EVERY = ("SELECT signature, summary, conditions, measured_at, took_s, build_s FROM measurement "
-          "WHERE environment = ?")
+_EVERY = "SELECT signature, summary, conditions, measured_at, took_s, build_s FROM measurement WHERE environment = ?"
 _READ = "SELECT summary FROM measurement WHERE environment = ? AND signature = ?"
 
 
@@ -101,8 +100,22 @@ class MeasurementCache:
         took_s = time.perf_counter() - self._lap_began
         conditions = json.dumps(self._lap.conditions().to_json())
         self._lap, self._lap_began = Watch(reference=None), time.perf_counter()
-        self._write(_INSERT, (self._environment, signature, m.median_ms, m.low_ms, m.high_ms, int(m.is_settled),
-                              time.time(), took_s, build_s, json.dumps(m.to_json()), conditions))
+        self._write(
+            _INSERT,
+            (
+                self._environment,
+                signature,
+                m.median_ms,
+                m.low_ms,
+                m.high_ms,
+                int(m.is_settled),
+                time.time(),
+                took_s,
+                build_s,
+                json.dumps(m.to_json()),
+                conditions,
+            ),
+        )
         self.report.measured(signature, m, build_s)
         self.watch.sample()
 
@@ -116,8 +129,9 @@ class MeasurementCache:
 
     def put_failure(self, signature: str, reason: str) -> None:
         """Store that a signature cannot be built, and why."""
-        self._write("INSERT OR REPLACE INTO failure VALUES (?, ?, ?, ?)",
-                    (self._environment, signature, reason, time.time()))
+        self._write(
+            "INSERT OR REPLACE INTO failure VALUES (?, ?, ?, ?)", (self._environment, signature, reason, time.time())
+        )
         self.report.failed(signature, reason, is_new=True)
 
     def forget_failures(self) -> None:
@@ -165,8 +179,11 @@ class MeasurementCache:
 
     def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return all that is stored of signatures: the result, the summary of its blocks, the conditions."""
-        return {signature: found for signature in signatures
-                if (found := _summary(self._rows.one, self._environment, signature)) is not None}
+        return {
+            signature: found
+            for signature in signatures
+            if (found := _summary(self._rows.one, self._environment, signature)) is not None
+        }
 
     def close(self) -> None:
         """Close the file; the rows are there already."""
@@ -184,11 +201,15 @@ class MeasurementCache:
         if not signatures:
             return
         for signature in signatures:
-            self._write("DELETE FROM measurement WHERE environment = ? AND signature = ?",
-                        (self._environment, signature))
+            self._write(
+                "DELETE FROM measurement WHERE environment = ? AND signature = ?", (self._environment, signature)
+            )
         many = len(signatures) > 1
-        print(f"layerfold: note: the cache {self.path}: {len(signatures)} measurement{'s' if many else ''} in it "
-              f"{'are' if many else 'is'} damaged and made again; the others are kept", file=sys.stderr)
+        print(
+            f"layerfold: note: the cache {self.path}: {len(signatures)} measurement{'s' if many else ''} in it "
+            f"{'are' if many else 'is'} damaged and made again; the others are kept",
+            file=sys.stderr,
+        )
 
     def _one(self, query: str, signature: str) -> Any:
         try:
@@ -241,16 +262,21 @@ class CacheHistory:
         if self._connection is None:
             return False
         key = (self._environment, signature)
-        query = ("SELECT 1 FROM measurement WHERE environment = ? AND signature = ? UNION ALL "
-                 "SELECT 1 FROM failure WHERE environment = ? AND signature = ?")
+        query = (
+            "SELECT 1 FROM measurement WHERE environment = ? AND signature = ? UNION ALL "
+            "SELECT 1 FROM failure WHERE environment = ? AND signature = ?"
+        )
         return any(self._every(query, (*key, *key)))
 
     def seconds(self, like: str, unlike: Sequence[str] = ()) -> list[float]:
         """Return what each measurement took, builds included, of signatures like an SQL pattern and unlike others."""
         if self._connection is None:
             return []
-        query = ("SELECT took_s FROM measurement WHERE environment = ? AND signature LIKE ? "
-                 + "AND signature NOT LIKE ? " * len(unlike) + "ORDER BY measured_at")
+        query = (
+            "SELECT took_s FROM measurement WHERE environment = ? AND signature LIKE ? "
+            + "AND signature NOT LIKE ? " * len(unlike)
+            + "ORDER BY measured_at"
+        )
         found = (row[0] for row in self._every(query, (self._environment, like, *unlike)))
         return [each for each in found if isinstance(each, (int, float)) and 0 <= each < 1e9]
 
@@ -258,9 +284,16 @@ class CacheHistory:
         """Return all that is stored of signatures."""
         if self._connection is None:
             return {}
-        return {signature: found for signature in signatures
-                if (found := _summary(lambda query, values: next(iter(self._every(query, values)), None),
-                                      self._environment, signature)) is not None}
+        return {
+            signature: found
+            for signature in signatures
+            if (
+                found := _summary(
+                    lambda query, values: next(iter(self._every(query, values)), None), self._environment, signature
+                )
+            )
+            is not None
+        }
 
     def _every(self, query: str, values: Sequence[Any]) -> list[Any]:
         """Return all rows; none of a file that turns out to be damaged: nothing is known then."""
@@ -277,7 +310,9 @@ class CacheHistory:
 
 
 def _summary(one: Callable[[str, Sequence[Any]], Any], environment: str, signature: str) -> dict[str, Any] | None:
-    query = ("SELECT summary, conditions, measured_at, took_s, build_s FROM measurement "
-             "WHERE environment = ? AND signature = ?")
+    query = (
+        "SELECT summary, conditions, measured_at, took_s, build_s FROM measurement "
+        "WHERE environment = ? AND signature = ?"
+    )
     row = one(query, (environment, signature))
     return None if row is None else facts_of(*row)

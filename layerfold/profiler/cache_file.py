@@ -35,8 +35,19 @@ CREATE TABLE IF NOT EXISTS failure (
 
 
 _COLUMNS = {
-    "measurement": ("environment", "signature", "median_ms", "low_ms", "high_ms", "is_settled", "measured_at",
-                    "took_s", "build_s", "summary", "conditions"),
+    "measurement": (
+        "environment",
+        "signature",
+        "median_ms",
+        "low_ms",
+        "high_ms",
+        "is_settled",
+        "measured_at",
+        "took_s",
+        "build_s",
+        "summary",
+        "conditions",
+    ),
     "failure": ("environment", "signature", "reason", "failed_at"),
     "claim": ("environment", "signature", "host", "pid", "born", "claimed_at"),
 }
@@ -72,8 +83,11 @@ def open_cache_file(path: Path) -> sqlite3.Connection:
             aside = _move_aside(path)
             connection = _connect(path)
             kept = _salvage(aside, connection)
-            print(f"layerfold: the cache {path} is not usable ({error}); kept as {aside.name}, begun anew"
-                  + (f" with {kept} measurements that could be read" if kept else ""), file=sys.stderr)
+            print(
+                f"layerfold: the cache {path} is not usable ({error}); kept as {aside.name}, begun anew"
+                + (f" with {kept} measurements that could be read" if kept else ""),
+                file=sys.stderr,
+            )
             return connection
     except (OSError, sqlite3.OperationalError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -69,8 +69,13 @@ def calibrate_latency(
     prior_ms = min(table.provenance.fixed_ms, 0.9 * float(latencies.min()))
     fixed_ms, scale = _fit(sums, latencies, given, prior_ms)
     errors = np.abs(fixed_ms + scale * sums - latencies) / latencies
-    return Calibration(fixed_ms=fixed_ms, scale=scale, median_error=float(statistics.median(errors.tolist())),
-                       max_error=float(errors.max()), num_points=len(points))
+    return Calibration(
+        fixed_ms=fixed_ms,
+        scale=scale,
+        median_error=float(statistics.median(errors.tolist())),
+        max_error=float(errors.max()),
+        num_points=len(points),
+    )
 
 
 def _fit(

@@ -51,7 +51,10 @@ class Shared(Protocol):
 
 
 def fill(
-    store: Shared, signatures: Sequence[str], measure: Callable[[list[str]], None], most: int,
+    store: Shared,
+    signatures: Sequence[str],
+    measure: Callable[[list[str]], None],
+    most: int,
     finished: Callable[[str], None] = lambda signature: None,
 ) -> None:
     """Measure signatures together with every other process that fills the same cache; return when all are there.
@@ -76,8 +79,12 @@ def fill(
         mine = store.claim(waiting, most)
         if not mine:
             if time.monotonic() >= say_at and (holders := store.holders(waiting)):
-                print(f"layerfold: note: waiting for {' and '.join(holders)}, which measures what is wanted here too; "
-                      f"after {LAPSE_S:.0f} s without a sign of life it is taken over", file=sys.stderr, flush=True)
+                print(
+                    f"layerfold: note: waiting for {' and '.join(holders)}, which measures what is wanted here too; "
+                    f"after {LAPSE_S:.0f} s without a sign of life it is taken over",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 say_at = time.monotonic() + _SAY_AGAIN_S
             time.sleep(store.poll_s)  # others are at it
             continue
@@ -146,12 +153,18 @@ def claim_holders(connection: sqlite3.Connection, environment: str, signatures: 
     rows = connection.execute("SELECT signature, host, pid, born FROM claim WHERE environment = ?", (environment,))
     wanted, here = set(signatures), claimant_here()
     found = {(host, pid) for signature, host, pid, born in rows if signature in wanted and (host, pid, born) != here}
-    return [f"process {pid} on {one_line(str(host), most=60) or 'a machine without a name'}"
-            for host, pid in sorted(found, key=str)]
+    return [
+        f"process {pid} on {one_line(str(host), most=60) or 'a machine without a name'}"
+        for host, pid in sorted(found, key=str)
+    ]
 
 
 def take_claims(
-    connection: sqlite3.Connection, environment: str, signatures: Sequence[str], most: int, claimant: Claimant,
+    connection: sqlite3.Connection,
+    environment: str,
+    signatures: Sequence[str],
+    most: int,
+    claimant: Claimant,
     watch: ClaimWatch,
 ) -> list[str]:
     """Claim up to ``most`` signatures in one transaction."""
@@ -162,15 +175,19 @@ def take_claims(
             if len(mine) == most:
                 break
             key = (environment, signature)
-            done = ("SELECT 1 FROM measurement WHERE environment = ? AND signature = ? UNION ALL "
-                    "SELECT 1 FROM failure WHERE environment = ? AND signature = ?")
+            done = (
+                "SELECT 1 FROM measurement WHERE environment = ? AND signature = ? UNION ALL "
+                "SELECT 1 FROM failure WHERE environment = ? AND signature = ?"
+            )
             if connection.execute(done, (*key, *key)).fetchone():
                 continue  # finished between the caller's look and now
-            row = connection.execute("SELECT host, pid, born, claimed_at FROM claim WHERE environment = ? AND "
-                                     "signature = ?", key).fetchone()
+            row = connection.execute(
+                "SELECT host, pid, born, claimed_at FROM claim WHERE environment = ? AND signature = ?", key
+            ).fetchone()
             if row is None or (row[0], row[1], row[2]) == tuple(claimant) or _has_lapsed(key, row, watch):
-                connection.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
-                                   (*key, *claimant, time.time()))
+                connection.execute(
+                    "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)", (*key, *claimant, time.time())
+                )
                 mine.append(signature)
         connection.execute("COMMIT")
     except BaseException:
@@ -182,8 +199,9 @@ def take_claims(
 
 def drop_claims(connection: sqlite3.Connection, environment: str, signatures: Sequence[str]) -> None:
     """Give up claims."""
-    connection.executemany("DELETE FROM claim WHERE environment = ? AND signature = ?",
-                           [(environment, each) for each in signatures])
+    connection.executemany(
+        "DELETE FROM claim WHERE environment = ? AND signature = ?", [(environment, each) for each in signatures]
+    )
 
 
 def _has_lapsed(key: tuple[str, str], claim: tuple[object, ...], watch: ClaimWatch) -> bool:

@@ -100,8 +100,13 @@ def compare_runners(
         if rounds >= 6 and is_late:
             break
     measured = {
-        name: summarise_blocks(values_ms[name], runs=2 * rounds * timed[name].runs_per_block, is_settled=narrow[name],
-                               disturbed=timed[name].disturbed, disturbed_ms=timed[name].disturbed_ms)
+        name: summarise_blocks(
+            values_ms[name],
+            runs=2 * rounds * timed[name].runs_per_block,
+            is_settled=narrow[name],
+            disturbed=timed[name].disturbed,
+            disturbed_ms=timed[name].disturbed_ms,
+        )
         for name in names
     }
     intervals = {}

@@ -66,32 +66,48 @@ class Conditions:
         """What a reader of the numbers should know, in plain words, each with what can be done."""
         found = []
         if self.throttles:
-            found.append(f"the device throttled {self.throttles} times: it was hot or out of power; cool it or lower "
-                         "its clock, and measure again")
+            found.append(
+                f"the device throttled {self.throttles} times: it was hot or out of power; cool it or lower "
+                "its clock, and measure again"
+            )
         elif _dropped(self.clock_low_mhz, self.clock_high_mhz):
-            found.append(f"the processor's clock went between {self.clock_low_mhz:.0f} and {self.clock_high_mhz:.0f} "
-                         "MHz; fix it (cpupower frequency-set) for numbers that repeat")
+            found.append(
+                f"the processor's clock went between {self.clock_low_mhz:.0f} and {self.clock_high_mhz:.0f} "
+                "MHz; fix it (cpupower frequency-set) for numbers that repeat"
+            )
         if _dropped(self.gpu_low_mhz, self.gpu_high_mhz):
-            found.append(f"the GPU's clock went between {self.gpu_low_mhz:.0f} and {self.gpu_high_mhz:.0f} MHz; "
-                         "lock it (nvidia-smi -lgc) for numbers that repeat")
+            found.append(
+                f"the GPU's clock went between {self.gpu_low_mhz:.0f} and {self.gpu_high_mhz:.0f} MHz; "
+                "lock it (nvidia-smi -lgc) for numbers that repeat"
+            )
         if self.stolen is not None and self.stolen > _STOLEN:
-            found.append(f"other virtual machines took {self.stolen:.0%} of the processor time; "
-                         "a machine of one's own repeats better")
+            found.append(
+                f"other virtual machines took {self.stolen:.0%} of the processor time; "
+                "a machine of one's own repeats better"
+            )
         if self.busy_others is not None and self.busy_others > _BUSY_OTHERS:
-            found.append(f"other processes took {self.busy_others:.0%} of the time of the {self.processors} "
-                         "processor(s) used; stop them, or pin this command to a free one (taskset)")
+            found.append(
+                f"other processes took {self.busy_others:.0%} of the time of the {self.processors} "
+                "processor(s) used; stop them, or pin this command to a free one (taskset)"
+            )
         elif self.waiting > _WAITING:
             found.append(f"others had the processor for {self.waiting:.0%} of the time that reference work ran")
         if abs(self.reference_trend) > _TREND:
             way = "slower" if self.reference_trend > 0 else "faster"
-            found.append(f"the machine got {abs(self.reference_trend):.0%} {way} from beginning to end, on the same "
-                         "work; entries measured far apart in time are less comparable")
+            found.append(
+                f"the machine got {abs(self.reference_trend):.0%} {way} from beginning to end, on the same "
+                "work; entries measured far apart in time are less comparable"
+            )
         elif self.arithmetic_slowest > _SLOWER:
-            found.append(f"the same arithmetic took up to {self.arithmetic_slowest:.2f} times its quickest: "
-                         "the clock changes, or a neighbour shares the core")
+            found.append(
+                f"the same arithmetic took up to {self.arithmetic_slowest:.2f} times its quickest: "
+                "the clock changes, or a neighbour shares the core"
+            )
         if self.memory_slowest > max(_SLOWER, 1.1 * self.arithmetic_slowest) * 1.15:
-            found.append(f"the same memory copy took up to {self.memory_slowest:.2f} times its quickest: "
-                         "something else uses the memory bus or the caches")
+            found.append(
+                f"the same memory copy took up to {self.memory_slowest:.2f} times its quickest: "
+                "something else uses the memory bus or the caches"
+            )
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
@@ -149,18 +165,23 @@ class Watch:
             throttles = (throttles or 0) + sum(gpu.is_throttled for gpu in gpus)
         count = len(processors())
         return Conditions(
-            seconds=seconds, processors=count,
-            clock_low_mhz=min(clocks, default=None), clock_high_mhz=max(clocks, default=None),
+            seconds=seconds,
+            processors=count,
+            clock_low_mhz=min(clocks, default=None),
+            clock_high_mhz=max(clocks, default=None),
             gpu_low_mhz=min((gpu.clock_mhz for gpu in gpus), default=None),
             gpu_high_mhz=max((gpu.clock_mhz for gpu in gpus), default=None),
             gpu_celsius=max((gpu.temperature_c for gpu in gpus), default=None),
-            busy_others=_share(first, last, count), stolen=_stolen(first, last, count), throttles=throttles,
-            load=statistics.fmean(loads) if loads else None, samples=len(self._references),
+            busy_others=_share(first, last, count),
+            stolen=_stolen(first, last, count),
+            throttles=throttles,
+            load=statistics.fmean(loads) if loads else None,
+            samples=len(self._references),
             waiting=statistics.fmean(each.waiting for each in self._references) if self._references else 0.0,
             arithmetic_slowest=_slowest([each.arithmetic_ms for each in self._references]),
             memory_slowest=_slowest([each.memory_ms for each in self._references]),
             reference_trend=trend([each.arithmetic_ms for each in self._references]),
-        )  # fmt: skip
+        )
 
 
 def _share(first: MachineState, last: MachineState, count: int) -> float | None:

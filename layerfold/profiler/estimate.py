@@ -83,8 +83,11 @@ def estimate_profile(
     merged = [segment for segment in candidates if segment.is_changed]
     estimate_s, basis = 0.0, "nothing to do"
     if left:
-        others = ("%network:%", "beside neighbours:%", *(f"%{each}" for each in PURPOSES.values()
-                                                        if each != purpose and each))
+        others = (
+            "%network:%",
+            "beside neighbours:%",
+            *(f"%{each}" for each in PURPOSES.values() if each != purpose and each),
+        )
         past_s = history.seconds(f"%{purpose}", others)
         if len(past_s) >= _LEAST_HISTORY:
             each_s, basis = statistics.fmean(past_s), "history"
@@ -99,11 +102,17 @@ def estimate_profile(
     if not left and estimate_s:
         basis = "history"
     return ProfileEstimate(
-        segments=len(candidates), segments_merged=len(merged), distinct_shapes=len(wanted),
-        cached=len(wanted) - len(left), in_context=in_context.at_most, in_context_cached=in_context.cached,
-        whole_networks=whole.at_most, whole_networks_cached=whole.cached,
-        estimate_s=math.ceil(10 * estimate_s) / 10, basis=basis,
-    )  # fmt: skip
+        segments=len(candidates),
+        segments_merged=len(merged),
+        distinct_shapes=len(wanted),
+        cached=len(wanted) - len(left),
+        in_context=in_context.at_most,
+        in_context_cached=in_context.cached,
+        whole_networks=whole.at_most,
+        whole_networks_cached=whole.cached,
+        estimate_s=math.ceil(10 * estimate_s) / 10,
+        basis=basis,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +147,12 @@ def _later_stages(
 
 
 def _probe_s(
-    left: Sequence[Segment], backend: Backend, method: Method, target: float | None, cap_s: float, batch: int,
+    left: Sequence[Segment],
+    backend: Backend,
+    method: Method,
+    target: float | None,
+    cap_s: float,
+    batch: int,
     dtype: str,
 ) -> float:
     """Measure some segments for real, into a cache that is thrown away; return the mean time of one."""

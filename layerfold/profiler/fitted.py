@@ -57,9 +57,13 @@ def beliefs_of(table: LatencyTable, more: Iterable[MeasuredPlan] = ()) -> Belief
             shape = " from ".join([entry.signature or repr(entry.key), *(signatures[m] for m in layers)])
             segments.append(
                 SegmentFacts(
-                    start=entry.start, end=entry.end, merged=share * isolated[entry.key],
-                    replaced=share * math.fsum(isolated[each] for each in layers), shape=shape,
-                    dropped=entry.dropped or (), kernel=entry.merged if entry.drops else "",
+                    start=entry.start,
+                    end=entry.end,
+                    merged=share * isolated[entry.key],
+                    replaced=share * math.fsum(isolated[each] for each in layers),
+                    shape=shape,
+                    dropped=entry.dropped or (),
+                    kernel=entry.merged if entry.drops else "",
                 )
             )
     return Beliefs(segments, table.chains, pooled_plans([*plans_of(table), *more]))
@@ -108,12 +112,19 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
         ISOLATED: [isolated[entry.key] for entry in table.entries],
         SCALES: {name: float(value) for name, value in beliefs.scales.items()},
         PLANS: [
-            {"act_pos": list(each.act_pos), "merge_pos": list(each.merge_pos), "ratio": each.ratio, "low": each.low,
-             "high": each.high, "rounds": each.rounds, **({"dropped": list(each.dropped)} if each.dropped else {}),
-             **({"is_slowed": True} if each.is_slowed else {})}
+            {
+                "act_pos": list(each.act_pos),
+                "merge_pos": list(each.merge_pos),
+                "ratio": each.ratio,
+                "low": each.low,
+                "high": each.high,
+                "rounds": each.rounds,
+                **({"dropped": list(each.dropped)} if each.dropped else {}),
+                **({"is_slowed": True} if each.is_slowed else {}),
+            }
             for each in beliefs.measured
         ],
-    }  # fmt: skip
+    }
     provenance = replace(table.provenance, fixed_ms=fixed_ms, scale=1.0, options={**table.provenance.options, **facts})
     return LatencyTable(entries, provenance=provenance, source=table.source)
 
@@ -158,8 +169,10 @@ def _isolated_ms(table: LatencyTable, options: Mapping[str, Any]) -> dict[Segmen
     found = {entry.key: float(value) for entry, value in zip(table.entries, values, strict=True)}
     for start, end, *rest in found:
         if not rest and end - start == 1 and not found[start, end]:
-            raise TableError(f"{table.source}: options.{ISOLATED} of its sidecar: layer {end} takes 0 ms, expected "
-                             "more; profile the network again")
+            raise TableError(
+                f"{table.source}: options.{ISOLATED} of its sidecar: layer {end} takes 0 ms, expected "
+                "more; profile the network again"
+            )
     return found
 
 
@@ -185,5 +198,10 @@ class _StoredPlan:
 def _checked(table: LatencyTable, name: str, value: object, shape: type[T]) -> T:
     """Return what an option of the provenance holds, typed; it may come from a file or from this process."""
     text = json.dumps(value, default=str)
-    return parse_json(text, shape, source=f"{table.source}: options.{name} of its sidecar is damaged",
-                      remedy="profile the network again", error=TableError)
+    return parse_json(
+        text,
+        shape,
+        source=f"{table.source}: options.{name} of its sidecar is damaged",
+        remedy="profile the network again",
+        error=TableError,
+    )

@@ -195,8 +195,12 @@ class ChangeProfiler:
                     if is_late:
                         break
             return [
-                summarise_blocks(ratios[index], runs=len(ratios[index]) * timed[index].runs_per_block,
-                                 is_settled=index in settled, disturbed=timed[index].disturbed)
+                summarise_blocks(
+                    ratios[index],
+                    runs=len(ratios[index]) * timed[index].runs_per_block,
+                    is_settled=index in settled,
+                    disturbed=timed[index].disturbed,
+                )
                 for index in range(len(timed))
             ]
         finally:
@@ -226,6 +230,9 @@ def _context_text(chain: Chain | None) -> str:
 
 def _change_of(ratios: Measurement, context_ms: float) -> Change:
     return Change(
-        change_ms=(ratios.median_ms - 1) * context_ms, low_ms=(ratios.low_ms - 1) * context_ms,
-        high_ms=(ratios.high_ms - 1) * context_ms, rounds=ratios.blocks, runs=ratios.runs,
-    )  # fmt: skip
+        change_ms=(ratios.median_ms - 1) * context_ms,
+        low_ms=(ratios.low_ms - 1) * context_ms,
+        high_ms=(ratios.high_ms - 1) * context_ms,
+        rounds=ratios.blocks,
+        runs=ratios.runs,
+    )

@@ -57,7 +57,8 @@ def lightened(onnx_bytes: bytes) -> bytes:
         node, initializers = repeated_weight(weight.name, tuple(weight.dims), dtype, numbers)
         nodes.append(node)
         kept += initializers
-    graph = helper.make_graph([*nodes, *graph.node], graph.name, graph.input, graph.output, kept,
-                              value_info=graph.value_info)
+    graph = helper.make_graph(
+        [*nodes, *graph.node], graph.name, graph.input, graph.output, kept, value_info=graph.value_info
+    )
     light = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     return bytes(light.SerializeToString())

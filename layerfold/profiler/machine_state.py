@@ -57,9 +57,16 @@ def machine_state(*, has_gpu: bool = False) -> MachineState:
     mine = processors()
     busy_s, stolen_s = _processor_times(mine)
     times = os.times()
-    return MachineState(at_s=time.monotonic(), clocks_mhz=_clocks(mine), busy_s=busy_s, stolen_s=stolen_s,
-                        own_s=times.user + times.system + times.children_user + times.children_system,
-                        throttles=_throttles(mine), load=_load(), gpu=gpu_state() if has_gpu else None)
+    return MachineState(
+        at_s=time.monotonic(),
+        clocks_mhz=_clocks(mine),
+        busy_s=busy_s,
+        stolen_s=stolen_s,
+        own_s=times.user + times.system + times.children_user + times.children_system,
+        throttles=_throttles(mine),
+        load=_load(),
+        gpu=gpu_state() if has_gpu else None,
+    )
 
 
 def _processor_times(mine: Sequence[int]) -> tuple[float | None, float | None]:
@@ -87,8 +94,11 @@ def _clocks(mine: Sequence[int]) -> tuple[float, ...]:
 
 
 def _throttles(mine: Sequence[int]) -> int | None:
-    counts = [int(line) for index in mine
-              for line in _lines(_SYSTEM / f"cpu{index}" / "thermal_throttle" / "core_throttle_count")[:1]]
+    counts = [
+        int(line)
+        for index in mine
+        for line in _lines(_SYSTEM / f"cpu{index}" / "thermal_throttle" / "core_throttle_count")[:1]
+    ]
     return sum(counts) if counts else None
 
 
@@ -110,8 +120,12 @@ def gpu_state() -> GpuState | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         clock, highest, temperature, reasons = (cell.strip() for cell in done.stdout.splitlines()[0].split(","))
-        return GpuState(clock_mhz=float(clock), highest_mhz=float(highest), temperature_c=float(temperature),
-                        is_throttled=bool(int(reasons, 16) & ~_GPU_IDLE))
+        return GpuState(
+            clock_mhz=float(clock),
+            highest_mhz=float(highest),
+            temperature_c=float(temperature),
+            is_throttled=bool(int(reasons, 16) & ~_GPU_IDLE),
+        )
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 

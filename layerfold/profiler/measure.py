@@ -142,12 +142,20 @@ def summarise_blocks(
     levels_ms = quantiles(values_ms)
     far = outliers(values_ms)
     return Measurement(
-        median_ms=median_ms, low_ms=low_ms, high_ms=high_ms, spread_ms=(levels_ms[4] - levels_ms[2]) / 1.349,
-        blocks=len(values_ms), runs=runs, is_settled=is_settled, disturbed=disturbed,
-        median_all_ms=statistics.median([*values_ms, *disturbed_ms]) if disturbed_ms else None, outliers=len(far),
-        outlier_ms=max(far, key=lambda value: abs(value - median_ms)) if far else None, quantiles_ms=levels_ms,
+        median_ms=median_ms,
+        low_ms=low_ms,
+        high_ms=high_ms,
+        spread_ms=(levels_ms[4] - levels_ms[2]) / 1.349,
+        blocks=len(values_ms),
+        runs=runs,
+        is_settled=is_settled,
+        disturbed=disturbed,
+        median_all_ms=statistics.median([*values_ms, *disturbed_ms]) if disturbed_ms else None,
+        outliers=len(far),
+        outlier_ms=max(far, key=lambda value: abs(value - median_ms)) if far else None,
+        quantiles_ms=levels_ms,
         trend=trend(values_ms),
-    )  # fmt: skip
+    )
 
 
 def involuntary_switches() -> int:
@@ -273,9 +281,14 @@ class TimedRunner:
         return self.is_settled or is_over or len(self.values_ms) >= _BLOCK_MEMORY
 
     def measurement(self, *, is_rough: bool = False) -> Measurement:
-        return summarise_blocks(self.values_ms, runs=len(self.values_ms) * self.runs_per_block,
-                                is_settled=self.is_settled, is_rough=is_rough, disturbed=self.disturbed,
-                                disturbed_ms=self.disturbed_ms)
+        return summarise_blocks(
+            self.values_ms,
+            runs=len(self.values_ms) * self.runs_per_block,
+            is_settled=self.is_settled,
+            is_rough=is_rough,
+            disturbed=self.disturbed,
+            disturbed_ms=self.disturbed_ms,
+        )
 
 
 def measure_runners(

@@ -88,12 +88,25 @@ class NeighbourTimer:
             for runner in runners:
                 runner.close()
         interval = turns.ratios[0]
-        self._cache.put(key.removesuffix(APART) + RATIO, Measurement(
-            median_ms=interval.median, low_ms=interval.low, high_ms=interval.high, spread_ms=0.0, blocks=turns.rounds,
-            runs=turns.runs[1], is_settled=turns.is_settled))  # fmt: skip
+        self._cache.put(
+            key.removesuffix(APART) + RATIO,
+            Measurement(
+                median_ms=interval.median,
+                low_ms=interval.low,
+                high_ms=interval.high,
+                spread_ms=0.0,
+                blocks=turns.rounds,
+                runs=turns.runs[1],
+                is_settled=turns.is_settled,
+            ),
+        )
         # Last: where it is known, all is.
-        self._cache.put(key, summarise_blocks(turns.values_ms[0], runs=turns.runs[0], is_settled=turns.is_settled,
-                                              disturbed=turns.contended))
+        self._cache.put(
+            key,
+            summarise_blocks(
+                turns.values_ms[0], runs=turns.runs[0], is_settled=turns.is_settled, disturbed=turns.contended
+            ),
+        )
 
     def _graph(self, segments: Sequence[Segment]) -> bytes:
         """Return the graph of consecutive segments; what residuals bring from before them is an input."""

@@ -64,8 +64,13 @@ class OnnxWriter:
         bias = self._weight((spec.out_channels,), 0.1)
         (top, bottom), (left, right) = spec.padding
         return self.node(
-            "Conv", [value, weight, bias], kernel_shape=list(spec.kernel_size), strides=list(spec.stride),
-            dilations=list(spec.dilation), pads=[top, left, bottom, right], group=spec.groups,
+            "Conv",
+            [value, weight, bias],
+            kernel_shape=list(spec.kernel_size),
+            strides=list(spec.stride),
+            dilations=list(spec.dilation),
+            pads=[top, left, bottom, right],
+            group=spec.groups,
         )
 
     def linear(self, value: str, spec: ConvSpec) -> str:
@@ -79,9 +84,13 @@ class OnnxWriter:
         if spec.kind == "pool":
             (top, bottom), (left, right) = spec.padding
             return self.node(
-                "AveragePool", [value], kernel_shape=list(spec.kernel_size), strides=list(spec.stride),
-                pads=[top, left, bottom, right], count_include_pad=1,
-            )  # fmt: skip
+                "AveragePool",
+                [value],
+                kernel_shape=list(spec.kernel_size),
+                strides=list(spec.stride),
+                pads=[top, left, bottom, right],
+                count_include_pad=1,
+            )
         if spec.kind == "slice":
             return self._slice(value, spec)
         # A lone addition does nothing by itself: the addition is that of its residual.

@@ -61,8 +61,11 @@ def measurement_facts(
     return {
         **store.report.counts(),
         "conditions": store.conditions(),
-        "not_built": [{"st": segment.start, "end": segment.end, "reason": failures[segment.signature]}
-                      for segment in segments if segment.signature in failures],
+        "not_built": [
+            {"st": segment.start, "end": segment.end, "reason": failures[segment.signature]}
+            for segment in segments
+            if segment.signature in failures
+        ],
     }
 
 

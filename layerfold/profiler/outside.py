@@ -77,8 +77,12 @@ def outside_graph(model: nn.Module, net: Network, *, batch: int = 1, dtype: str 
         torch_dtype = getattr(torch, dtype)
         module = net.graph.on(model, graph).eval().to(torch_dtype)
         examples = tuple(example_images(_shape(node, batch), dtype=torch_dtype) for node in inputs)
-        onnx_bytes = export_onnx(module, examples, input_names=[names[node] for node in inputs],
-                                 output_names=[names[node] for node in wanted])
+        onnx_bytes = export_onnx(
+            module,
+            examples,
+            input_names=[names[node] for node in inputs],
+            output_names=[names[node] for node in wanted],
+        )
     return OutsideGraph(
         onnx_bytes=onnx_bytes,
         network_inputs=tuple(names[node] for node in own_inputs),

@@ -109,9 +109,12 @@ class PlanTimer:
         return known.median_ms
 
     def measure(
-        self, plans: Iterable[Plan], *, advance: Callable[[], None] = lambda: None,
+        self,
+        plans: Iterable[Plan],
+        *,
+        advance: Callable[[], None] = lambda: None,
         on_unsure: Callable[[int], None] = lambda _: None,
-    ) -> list[MeasuredPlan]:  # fmt: skip
+    ) -> list[MeasuredPlan]:
         """Time each plan next to the original; what the cache holds is not timed again.
 
         Args:
@@ -176,10 +179,17 @@ class PlanTimer:
             for runner in runners.values():
                 runner.close()
         return [
-            MeasuredPlan(**plan._asdict(), ratio=ratio.median, low=ratio.low, high=ratio.high, rounds=turns.rounds,
-                         contended=turns.contended, is_slowed=turns.is_slowed)
+            MeasuredPlan(
+                **plan._asdict(),
+                ratio=ratio.median,
+                low=ratio.low,
+                high=ratio.high,
+                rounds=turns.rounds,
+                contended=turns.contended,
+                is_slowed=turns.is_slowed,
+            )
             for plan, ratio in zip(plans, turns.ratios, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _assemble(self, plan: Plan) -> bytes:
         return assemble_network(self._net, self._outside, *plan, dtype=self._dtype)
@@ -192,14 +202,28 @@ class PlanTimer:
 
 def _stored(measured: MeasuredPlan) -> Measurement:
     """Return a ratio in the fields of a measurement, as the cache keeps it."""
-    return Measurement(median_ms=measured.ratio, low_ms=measured.low, high_ms=measured.high, spread_ms=0.0,
-                       blocks=measured.rounds, runs=measured.rounds, is_settled=not measured.is_slowed,
-                       disturbed=measured.contended)
+    return Measurement(
+        median_ms=measured.ratio,
+        low_ms=measured.low,
+        high_ms=measured.high,
+        spread_ms=0.0,
+        blocks=measured.rounds,
+        runs=measured.rounds,
+        is_settled=not measured.is_slowed,
+        disturbed=measured.contended,
+    )
 
 
 def _measured(plan: Plan, stored: Measurement) -> MeasuredPlan:
-    return MeasuredPlan(**plan._asdict(), ratio=stored.median_ms, low=stored.low_ms, high=stored.high_ms,
-                        rounds=stored.blocks, contended=stored.disturbed, is_slowed=not stored.is_settled)
+    return MeasuredPlan(
+        **plan._asdict(),
+        ratio=stored.median_ms,
+        low=stored.low_ms,
+        high=stored.high_ms,
+        rounds=stored.blocks,
+        contended=stored.disturbed,
+        is_slowed=not stored.is_settled,
+    )
 
 
 def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
@@ -207,6 +231,12 @@ def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
     weights = [each.deviation**-2 for each in readings]
     ratio = sum(w * each.ratio for w, each in zip(weights, readings, strict=True)) / sum(weights)
     half = 1.96 / math.sqrt(sum(weights))
-    return replace(readings[0], ratio=ratio, low=ratio - half, high=ratio + half,
-                   rounds=sum(each.rounds for each in readings), contended=sum(each.contended for each in readings),
-                   is_slowed=any(each.is_slowed for each in readings))
+    return replace(
+        readings[0],
+        ratio=ratio,
+        low=ratio - half,
+        high=ratio + half,
+        rounds=sum(each.rounds for each in readings),
+        contended=sum(each.contended for each in readings),
+        is_slowed=any(each.is_slowed for each in readings),
+    )

@@ -106,14 +106,36 @@ def profile_network(
     choice = BackendChoice.of(backend, device, threads) if isinstance(backend, str) else backend
     where = Executor.of(executor)
     if not where.is_here:
-        make_filler = MakeFiller.of(model, net, choice, where, batch=batch, dtype=dtype, candidates=candidates,
-                                    method=method, num_plans=num_plans, target=target, cap_s=cap_s)
+        make_filler = MakeFiller.of(
+            model,
+            net,
+            choice,
+            where,
+            batch=batch,
+            dtype=dtype,
+            candidates=candidates,
+            method=method,
+            num_plans=num_plans,
+            target=target,
+            cap_s=cap_s,
+        )
         with filled_together(where, make_filler, shared_path(cache)) as filling:
             return profile_network(
-                model, net, filling.backend, batch=batch, dtype=dtype, cache=filling.store, candidates=candidates,
-                method=method, num_plans=num_plans, progress=progress, target=target, cap_s=cap_s,
-                model_name=model_name, workers=filling.workers,
-            )  # fmt: skip
+                model,
+                net,
+                filling.backend,
+                batch=batch,
+                dtype=dtype,
+                cache=filling.store,
+                candidates=candidates,
+                method=method,
+                num_plans=num_plans,
+                progress=progress,
+                target=target,
+                cap_s=cap_s,
+                model_name=model_name,
+                workers=filling.workers,
+            )
     chosen = choice.open() if isinstance(choice, BackendChoice) else choice
     segments = list(net.candidates() if candidates is None else candidates)
     policy = policy_of(method, target, cap_s)
@@ -121,8 +143,17 @@ def profile_network(
     store = cache if isinstance(cache, MeasurementCache) else open_cache(cache, chosen, batch=batch, dtype=dtype)
     try:
         with progress_bar("profile: segments alone", count_alone(net, segments), enabled=progress) as bar:
-            alone = segment_profiler(method, chosen, store, target=target, cap_s=cap_s, batch=batch, dtype=dtype,
-                                     workers=workers, advance=bar.advance)
+            alone = segment_profiler(
+                method,
+                chosen,
+                store,
+                target=target,
+                cap_s=cap_s,
+                batch=batch,
+                dtype=dtype,
+                workers=workers,
+                advance=bar.advance,
+            )
             bounds = profile_segments(net, segments, alone)
         built = [segment for segment in segments if segment.signature not in alone.failures]
         outside = outside_graph(model, net, batch=batch, dtype=dtype)
@@ -135,8 +166,9 @@ def profile_network(
         if method == "plans":
             timer = PlanTimer(net, outside, chosen, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
             neighbours = NeighbourTimer(net, chosen, store, batch=batch, dtype=dtype)
-            entries, fixed_ms, fit = fit_to_plans(net, built, entries, fixed_ms, timer, neighbours, num_plans,
-                                                  progress=progress)
+            entries, fixed_ms, fit = fit_to_plans(
+                net, built, entries, fixed_ms, timer, neighbours, num_plans, progress=progress
+            )
         measurement = measurement_facts(store, segments, alone.failures)
     finally:
         if store is not cache:
@@ -181,8 +213,9 @@ def segment_profiler(
 ) -> SegmentProfiler:
     """Return what measures segments alone: for screening where they are measured in the network afterwards."""
     policy = SCREENING if method != "isolated" else policy_of(method, target, cap_s)
-    return SegmentProfiler(backend, store, policy, batch=batch, dtype=dtype, workers=workers,
-                           purpose=purpose_of(method), advance=advance)
+    return SegmentProfiler(
+        backend, store, policy, batch=batch, dtype=dtype, workers=workers, purpose=purpose_of(method), advance=advance
+    )
 
 
 def _entries_in_network(

@@ -171,9 +171,7 @@ def promising_segments(growth: Mapping[SegmentKey, float]) -> list[SegmentKey]:
     )
 
 
-def _plan_with(
-    net: Network, merged: Sequence[tuple[int, ...]], dropped: Sequence[int], rng: random.Random
-) -> Plan:
+def _plan_with(net: Network, merged: Sequence[tuple[int, ...]], dropped: Sequence[int], rng: random.Random) -> Plan:
     """Return a plan with these merged segments, all other layers alone, and random activations."""
     inner = {position for start, end in merged for position in range(start + 1, end)}
     merge_pos = [position for position in range(1, len(net.layers) + 1) if position not in inner]

@@ -42,5 +42,8 @@ def time_reference() -> ReferenceTime:
         arithmetic_ns.append(then_ns - at_ns)
         memory_ns.append(time.thread_time_ns() - then_ns)
     wall_ns, processor_ns = time.perf_counter_ns() - began_ns, time.thread_time_ns() - began_processor_ns
-    return ReferenceTime(arithmetic_ms=min(arithmetic_ns) / 1e6, memory_ms=min(memory_ns) / 1e6,
-                         waiting=max(1 - processor_ns / wall_ns, 0.0))
+    return ReferenceTime(
+        arithmetic_ms=min(arithmetic_ns) / 1e6,
+        memory_ms=min(memory_ns) / 1e6,
+        waiting=max(1 - processor_ns / wall_ns, 0.0),
+    )

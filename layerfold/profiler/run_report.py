@@ -75,5 +75,7 @@ def log_line(signature: str, m: Measurement, build_s: float | None) -> str:
     odd = f", {m.outliers} outlying up to {m.outlier_ms:.6g} ms" if m.outlier_ms is not None else ""
     disturbed = f", {m.disturbed} disturbed (median with them {m.median_all_ms:.6g} ms)" if m.median_all_ms else ""
     drift = f", drifted {m.trend:+.1%}" if m.trend else ""
-    return (f"{state} median {m.median_ms:.6g} ms [{m.low_ms:.6g}, {m.high_ms:.6g}] +-{m.half_width:.2%}, "
-            f"{m.blocks} blocks of {m.runs // max(m.blocks, 1)} passes{odd}{disturbed}{drift}{build} | {signature}")
+    return (
+        f"{state} median {m.median_ms:.6g} ms [{m.low_ms:.6g}, {m.high_ms:.6g}] +-{m.half_width:.2%}, "
+        f"{m.blocks} blocks of {m.runs // max(m.blocks, 1)} passes{odd}{disturbed}{drift}{build} | {signature}"
+    )

@@ -71,8 +71,13 @@ class SegmentProfiler:
         """
         limits = rough_above_ms or [float("inf")] * len(segments)
         wanted = {self._key(segment): (segment, limit) for segment, limit in zip(segments, limits, strict=True)}
-        fill(self._cache, list(wanted), lambda keys: self._measure_chunk([wanted[key] for key in keys]), CHUNK,
-             lambda key: self.advance())
+        fill(
+            self._cache,
+            list(wanted),
+            lambda keys: self._measure_chunk([wanted[key] for key in keys]),
+            CHUNK,
+            lambda key: self.advance(),
+        )
         for segment in segments:
             if self.look_up(segment.signature) is None:
                 self.failures[segment.signature] = self._cache.failure(self._key(segment)) or ""
@@ -97,9 +102,13 @@ class SegmentProfiler:
                 segment, _, build_s = built[index]
                 self._store(segment.signature, measurement, build_s)
 
-            measure_runners([runner.run for runner in runners], self._policy,
-                            rough_above_ms=[limit for _, limit, _ in built], on_finished=finished,
-                            seed=self.num_measured)
+            measure_runners(
+                [runner.run for runner in runners],
+                self._policy,
+                rough_above_ms=[limit for _, limit, _ in built],
+                on_finished=finished,
+                seed=self.num_measured,
+            )
         finally:
             for runner in runners:
                 runner.close()
@@ -193,8 +202,10 @@ def profile_segments(net: Network, candidates: Sequence[Segment], profiler: Segm
     profiler.measure(distinct(singles))
     for segment in singles:
         if segment.signature in profiler.failures:
-            raise ProfilerError(f"layer {segment.end} cannot be built: {profiler.failures[segment.signature]}; "
-                                "exclude its module, or choose another backend")
+            raise ProfilerError(
+                f"layer {segment.end} cannot be built: {profiler.failures[segment.signature]}; "
+                "exclude its module, or choose another backend"
+            )
     single_ms = {segment.end: profiler.net_ms(segment) for segment in singles}
     merged = _merged(candidates)
     rates = _Rates(4 if profiler.dtype == "float32" else 2)

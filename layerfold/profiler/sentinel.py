@@ -35,9 +35,7 @@ class Sentinel:
         clock: seconds.
     """
 
-    def __init__(
-        self, work: Callable[[], float] = loop_ns, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, work: Callable[[], float] = loop_ns, clock: Callable[[], float] = time.monotonic) -> None:
         self._work, self._clock = work, clock
         self._quickest = math.inf
         self._slowed_since_s: float | None = None

@@ -48,9 +48,9 @@ def measurement_of(summary: object) -> Measurement | None:
     return Measurement(**vars(found))
 
 
-def facts_of(summary: object, conditions: object, measured_at: object, took_s: object, build_s: object) -> (
-    dict[str, Any] | None
-):
+def facts_of(
+    summary: object, conditions: object, measured_at: object, took_s: object, build_s: object
+) -> dict[str, Any] | None:
     """Return all that a row holds as plain values, or None where one of them is damaged."""
     measurement = measurement_of(summary)
     times = measured_at, took_s, 0.0 if build_s is None else build_s
@@ -62,5 +62,10 @@ def facts_of(summary: object, conditions: object, measured_at: object, took_s: o
         seen = parse_json(conditions, dict[str, Any], source="conditions", error=ProfilerError)
     except ProfilerError:
         return None
-    return {**measurement.to_json(), "conditions": seen, "measured_at": measured_at, "took_s": took_s,
-            "build_s": build_s}
+    return {
+        **measurement.to_json(),
+        "conditions": seen,
+        "measured_at": measured_at,
+        "took_s": took_s,
+        "build_s": build_s,
+    }

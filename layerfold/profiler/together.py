@@ -96,8 +96,16 @@ class MakeFiller:
 
     @classmethod
     def of(
-        cls, model: nn.Module, net: Network, backend: Backend | BackendChoice, executor: Executor, *, batch: int,
-        dtype: str | None = None, log: str | None = None, **profile: Any,
+        cls,
+        model: nn.Module,
+        net: Network,
+        backend: Backend | BackendChoice,
+        executor: Executor,
+        *,
+        batch: int,
+        dtype: str | None = None,
+        log: str | None = None,
+        **profile: Any,
     ) -> MakeFiller:
         """Return it for an executor, whose devices are the backend's.
 
@@ -105,15 +113,19 @@ class MakeFiller:
             UsageError: an open backend, which cannot be sent, or a device that is named twice.
         """
         if not isinstance(backend, BackendChoice):
-            raise UsageError(f"backend={type(backend).__name__}: is open in this process, and every worker of the "
-                             "executor needs one of its own; name it, for example backend='onnxruntime'")
+            raise UsageError(
+                f"backend={type(backend).__name__}: is open in this process, and every worker of the "
+                "executor needs one of its own; name it, for example backend='onnxruntime'"
+            )
         if len(set(executor.devices)) < len(executor.devices):
-            raise UsageError(f"devices={','.join(executor.devices)} names one twice; two processes on one device "
-                             "disturb each other")
+            raise UsageError(
+                f"devices={','.join(executor.devices)} names one twice; two processes on one device disturb each other"
+            )
         if executor.devices:
             if backend.device is not None:
-                raise UsageError(f"--device {backend.device} and --devices {','.join(executor.devices)}: give one of "
-                                 "the two")
+                raise UsageError(
+                    f"--device {backend.device} and --devices {','.join(executor.devices)}: give one of the two"
+                )
             # A worker sees its own GPU only, and a backend knows it as the first.
             backend = replace(backend, device=executor.devices[0].partition(":")[0])
         return cls(model=model, net=net, backend=backend, batch=batch, dtype=dtype, log=log, profile=profile)
@@ -132,14 +144,25 @@ class MakeFiller:
             return {"environment": here, "dtype": dtype}
         first = errand.environment or {}
         if here != first:
-            raise ProvenanceMismatchError(f"a worker's device is {here['device']}, driver {here['driver']}, the first "
-                                          f"one's {first['device']}, driver {first['driver']}: one table is of one "
-                                          "kind of device, profile them one after the other")
+            raise ProvenanceMismatchError(
+                f"a worker's device is {here['device']}, driver {here['driver']}, the first "
+                f"one's {first['device']}, driver {first['driver']}: one table is of one "
+                "kind of device, profile them one after the other"
+            )
         with ExitStack() as stack:
             log = stack.enter_context(open(self.log, "a", encoding="utf-8")) if self.log else None
             store = stack.enter_context(MeasurementCache(None, here, log=log, has_gpu=is_gpu(here), rows=errand.rows()))
-            profile_network(self.model, net, backend, batch=self.batch, dtype=dtype, cache=store, progress=False,
-                            workers=errand.workers, **self.profile)
+            profile_network(
+                self.model,
+                net,
+                backend,
+                batch=self.batch,
+                dtype=dtype,
+                cache=store,
+                progress=False,
+                workers=errand.workers,
+                **self.profile,
+            )
             return store.conditions()
 
 
@@ -151,9 +174,7 @@ class Onlooker(MeasurementCache):
         others: who fills it.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any], others: _Others
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any], others: _Others) -> None:
         super().__init__(path, environment)
         self.poll_s = _LOOK_EVERY_S
         self._others = others
@@ -249,8 +270,9 @@ def shared_path(
         UsageError: there is none.
     """
     if cache is False or (isinstance(cache, MeasurementCache) and str(cache.path) == MEMORY):
-        raise UsageError("cache=False (--no-cache): several processes share what they measure through the cache; "
-                         "leave it out")
+        raise UsageError(
+            "cache=False (--no-cache): several processes share what they measure through the cache; leave it out"
+        )
     return cache.path if isinstance(cache, MeasurementCache) else cache
 
 
@@ -265,8 +287,10 @@ class _Others:
 
     def start(self, rows: Callable[[], Any]) -> None:
         size = self._pool.size
-        errands = [[Errand(number=number, rows=rows, environment=self._environment, workers=size)]
-                   for number in range(1, size + 1)]
+        errands = [
+            [Errand(number=number, rows=rows, environment=self._environment, workers=size)]
+            for number in range(1, size + 1)
+        ]
         self._thread = threading.Thread(daemon=True, target=self._watch, args=(errands,))
         self._thread.start()
 

@@ -124,9 +124,14 @@ def time_in_turns(
         used_s = quiet_s if is_patient else spent_s
         is_over = (used_s > cap_s and len(kept) >= least) or spent_s > _PATIENCE * cap_s
         if is_settled or is_over:
-            return Turns(ratios=tuple(intervals), values_ms=columns, contended=len(rounds) - len(kept),
-                         runs=tuple(len(kept) * each for each in repeats), is_settled=is_settled,
-                         is_slowed=not has_quiet)
+            return Turns(
+                ratios=tuple(intervals),
+                values_ms=columns,
+                contended=len(rounds) - len(kept),
+                runs=tuple(len(kept) * each for each in repeats),
+                is_settled=is_settled,
+                is_slowed=not has_quiet,
+            )
 
 
 def quick_rounds(rounds: Sequence[Sequence[float]]) -> list[Sequence[float]]:

@@ -129,8 +129,9 @@ def verify_solution(
     report = benchmark_networks(networks, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
     predicted_ms = solution.predicted_ms if predicted_ms is None else predicted_ms
     budget = Budget(budget_ms=budget_ms) if speedup is None else Budget(speedup=speedup)
-    found = replace(judge(report, budget, predicted_ms),
-                    batch_norm=ORIGINAL if has_batch_norm(student) else NO_BATCH_NORM)
+    found = replace(
+        judge(report, budget, predicted_ms), batch_norm=ORIGINAL if has_batch_norm(student) else NO_BATCH_NORM
+    )
     if predicted_interval_ms is None:
         return found
     return replace(found, predicted_low_ms=predicted_interval_ms[0], predicted_high_ms=predicted_interval_ms[1])
@@ -140,13 +141,23 @@ def judge(report: BenchmarkReport, budget: Budget, predicted_ms: float | None = 
     """Turn a benchmark of two networks, the original and then the merged one, into a verdict on the budget."""
     original, merged = report.networks
     found = Verification(
-        measured_ms=merged.median_ms, low_ms=merged.low_ms, high_ms=merged.high_ms,
-        original_ms=original.median_ms, original_low_ms=original.low_ms, original_high_ms=original.high_ms,
-        ratio=merged.ratio, ratio_low=merged.ratio_low, ratio_high=merged.ratio_high,
-        predicted_ms=predicted_ms, budget_ms=None, speedup=budget.speedup, is_within_budget=None,
-        is_settled=original.is_settled and merged.is_settled, provenance=report.provenance,
+        measured_ms=merged.median_ms,
+        low_ms=merged.low_ms,
+        high_ms=merged.high_ms,
+        original_ms=original.median_ms,
+        original_low_ms=original.low_ms,
+        original_high_ms=original.high_ms,
+        ratio=merged.ratio,
+        ratio_low=merged.ratio_low,
+        ratio_high=merged.ratio_high,
+        predicted_ms=predicted_ms,
+        budget_ms=None,
+        speedup=budget.speedup,
+        is_within_budget=None,
+        is_settled=original.is_settled and merged.is_settled,
+        provenance=report.provenance,
         contended=merged.contended,
-    )  # fmt: skip
+    )
     if budget.is_fastest:
         return found
     return replace(found, budget_ms=budget.in_ms(original.median_ms), is_within_budget=budget.is_kept_by(found))

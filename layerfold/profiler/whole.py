@@ -119,8 +119,13 @@ def benchmark_networks(
             runners[name] = chosen.compile(onnx_of(name, network, example_input))
         policy = MeasurePolicy(target=target, cap_s=cap_s)
         watch = Watch()
-        turns = time_in_turns([runner.run for runner in runners.values()], policy, are_latencies_wanted=True,
-                              is_patient=is_patient, between_rounds=watch.sample)
+        turns = time_in_turns(
+            [runner.run for runner in runners.values()],
+            policy,
+            are_latencies_wanted=True,
+            is_patient=is_patient,
+            between_rounds=watch.sample,
+        )
     finally:
         for runner in runners.values():
             runner.close()
@@ -132,9 +137,7 @@ def benchmark_networks(
     return BenchmarkReport(networks=networks_found, provenance=facts)
 
 
-def onnx_of(
-    name: str, network: Benchmarkable, example_input: torch.Tensor | tuple[torch.Tensor, ...] | None
-) -> bytes:
+def onnx_of(name: str, network: Benchmarkable, example_input: torch.Tensor | tuple[torch.Tensor, ...] | None) -> bytes:
     """Return a network's ONNX bytes: exported, read, or as given."""
     if isinstance(network, bytes):
         return network
@@ -153,9 +156,17 @@ def _latencies(names: list[str], turns: Turns, policy: MeasurePolicy) -> tuple[N
         ratio = turns.ratios[index - 1] if index else RatioInterval(median=1.0, low=1.0, high=1.0)
         found.append(
             NetworkLatency(
-                name=name, median_ms=m.median_ms, low_ms=m.low_ms, high_ms=m.high_ms, spread_ms=m.spread_ms,
-                ratio=ratio.median, ratio_low=ratio.low, ratio_high=ratio.high, runs=m.runs, is_settled=m.is_settled,
+                name=name,
+                median_ms=m.median_ms,
+                low_ms=m.low_ms,
+                high_ms=m.high_ms,
+                spread_ms=m.spread_ms,
+                ratio=ratio.median,
+                ratio_low=ratio.low,
+                ratio_high=ratio.high,
+                runs=m.runs,
+                is_settled=m.is_settled,
                 contended=turns.contended,
             )
-        )  # fmt: skip
+        )
     return tuple(found)

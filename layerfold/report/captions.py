@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from layerfold.graph.network import Barrier, Layer, Network, Residual, Segment
 
 KIND_NAMES = {
-    "norm": "batch norm", "scale": "channel scale", "pool": "average pool", "slice": "strided slice", "add": "addition",
+    "norm": "batch norm",
+    "scale": "channel scale",
+    "pool": "average pool",
+    "slice": "strided slice",
+    "add": "addition",
     "identity": "nothing",
-}  # fmt: skip
+}
 """What a layer is that is no conv; merging takes it for the conv that computes the same."""
 
 

@@ -70,8 +70,9 @@ def _by_start(
     hidden = {id(barrier) for gate in gates.values() for barrier in gate.barriers[:-1]}
     items = {
         number: gates.get(id(barrier), barrier)
-        for number, barrier in enumerate(net.barriers) if id(barrier) not in hidden
-    }  # fmt: skip
+        for number, barrier in enumerate(net.barriers)
+        if id(barrier) not in hidden
+    }
     starts = [chain.start for chain in net.chains]
     return dict(zip(starts, chain_levels(net), strict=True)), dict(zip(starts, ways, strict=True)), items
 

@@ -76,8 +76,14 @@ def comparison_plot(points: Sequence[ComparedPoint], path: str | Path, *, title:
         # In the order of the networks; left to itself the legend puts lines before marks with intervals.
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda index: labels[index] == _PREDICTED)
-        figure.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False, fontsize=9,
-                      loc="outside lower center", ncols=2 if len(points) > 3 else 3)
+        figure.legend(
+            [handles[i] for i in order],
+            [labels[i] for i in order],
+            frameon=False,
+            fontsize=9,
+            loc="outside lower center",
+            ncols=2 if len(points) > 3 else 3,
+        )
     else:
         _draw_rows(axes, points)
     axes.set_xlabel("latency of one forward pass (ms)")
@@ -114,19 +120,36 @@ def _draw_values(axes: Axes, points: Sequence[ComparedPoint], values: Sequence[f
         if value is not None:
             said += f", {value:.1f}"
         axes.errorbar(
-            point.measured_ms, at, xerr=_interval(point), fmt=marker, markersize=8, color=colour, capsize=3, zorder=4,
-            label=said, alpha=1.0 if value is not None else 0.6,
+            point.measured_ms,
+            at,
+            xerr=_interval(point),
+            fmt=marker,
+            markersize=8,
+            color=colour,
+            capsize=3,
+            zorder=4,
+            label=said,
+            alpha=1.0 if value is not None else 0.6,
         )
         if point.predicted_ms is not None:
             axes.plot([point.predicted_ms, point.measured_ms], [at, at], color=_GREY, linewidth=0.9, zorder=2)
-            axes.plot(point.predicted_ms, at, marker, markersize=7, markerfacecolor="white", markeredgecolor=colour,
-                      zorder=3)
+            axes.plot(
+                point.predicted_ms, at, marker, markersize=7, markerfacecolor="white", markeredgecolor=colour, zorder=3
+            )
     if any(point.predicted_ms is not None for point in points):
         axes.plot([], [], "o", markersize=7, markerfacecolor="white", markeredgecolor=_GREY, label=_PREDICTED)
     if has_missing:
         axes.axhline(floor + 0.06 * span, color=_GREY, linewidth=0.8, linestyle=":")
-        axes.text(0.995, floor + 0.065 * span, "below: value unknown", transform=axes.get_yaxis_transform(), ha="right",
-                  va="bottom", fontsize=8, color=_GREY)
+        axes.text(
+            0.995,
+            floor + 0.065 * span,
+            "below: value unknown",
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color=_GREY,
+        )
     axes.set_ylim(floor - 0.06 * span if has_missing else min(given) - 0.08 * span, max(given) + 0.08 * span)
     if has_missing:
         axes.set_yticks([tick for tick in axes.get_yticks() if floor + 0.06 * span < tick <= max(given) + 0.08 * span])
@@ -140,10 +163,18 @@ def _draw_rows(axes: Axes, points: Sequence[ComparedPoint]) -> None:
         axes.errorbar(point.measured_ms, row, xerr=_interval(point), fmt=marker, markersize=8, color=colour, capsize=3)
         if point.predicted_ms is not None:
             axes.plot(point.predicted_ms, row, marker, markersize=7, markerfacecolor="none", markeredgecolor=colour)
-        axes.annotate(f"{point.speedup:.2f}×", (point.measured_ms, row), xytext=(0, 8), textcoords="offset points",
-                      ha="center", fontsize=8, color=_INK)
-    axes.set_yticks([len(points) - index for index in range(len(points))],
-                    [picture_text(point.name) for point in points])
+        axes.annotate(
+            f"{point.speedup:.2f}×",
+            (point.measured_ms, row),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=_INK,
+        )
+    axes.set_yticks(
+        [len(points) - index for index in range(len(points))], [picture_text(point.name) for point in points]
+    )
     axes.set_ylim(0.4, len(points) + 0.8)
 
 

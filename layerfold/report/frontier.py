@@ -85,8 +85,16 @@ def frontier_png(
         axes.scatter(*least, marker="<", s=60, facecolor="white", edgecolor=_BLUE, label="fastest plan", zorder=4)
     _draw_measured(axes, measured)
     if chosen is not None:
-        axes.scatter(*chosen, marker="o", s=120, facecolor="none", edgecolor=_GREEN, linewidth=2,
-                     label="chosen, predicted", zorder=6)  # fmt: skip
+        axes.scatter(
+            *chosen,
+            marker="o",
+            s=120,
+            facecolor="none",
+            edgecolor=_GREEN,
+            linewidth=2,
+            label="chosen, predicted",
+            zorder=6,
+        )
     if budget_ms is not None:
         _draw_budget(axes, budget_ms)
     linear = _linear_range([p[1] for p in frontier], chosen)

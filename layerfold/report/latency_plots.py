@@ -92,8 +92,10 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
     left.set_title("latency of each segment", loc="left", fontsize=10, color=_INK)
     right.set_title(
         f"{faster} of {int(np.isfinite(ratio).sum())} merged segments are faster than what they replace",
-        loc="left", fontsize=10, color=_INK,
-    )  # fmt: skip
+        loc="left",
+        fontsize=10,
+        color=_INK,
+    )
     for axes in (left, right):
         for start, end in table.chains:
             axes.plot([start, end + 1, end + 1], [start, start, end + 1], color=_GREY, linewidth=0.8)
@@ -106,8 +108,13 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
 
 
 def prediction_png(
-    points: Sequence[PredictedPoint], path: str | Path, *, title: str = "", label: str = "",
-    others: Sequence[tuple[float, float]] = (), others_label: str = "",
+    points: Sequence[PredictedPoint],
+    path: str | Path,
+    *,
+    title: str = "",
+    label: str = "",
+    others: Sequence[tuple[float, float]] = (),
+    others_label: str = "",
 ) -> Path:
     """Draw predicted against measured latency, with intervals, the line where both agree and 5 % either side.
 
@@ -130,16 +137,31 @@ def prediction_png(
     axes.fill_between(line, 0.95 * line, 1.05 * line, color=_PALE, zorder=0, label="5 % either side")
     axes.plot(line, line, color=_GREY, linewidth=1, zorder=1)
     if others:
-        axes.scatter([each[1] for each in others], [each[0] for each in others], s=18, color=_ORANGE, marker="x",
-                     linewidth=1.2, label=others_label, zorder=2)
+        axes.scatter(
+            [each[1] for each in others],
+            [each[0] for each in others],
+            s=18,
+            color=_ORANGE,
+            marker="x",
+            linewidth=1.2,
+            label=others_label,
+            zorder=2,
+        )
     axes.errorbar(
-        measured, predicted,
+        measured,
+        predicted,
         xerr=_bars(measured, [e.measured_low_ms for e in points], [e.measured_high_ms for e in points]),
         yerr=_bars(predicted, [e.predicted_low_ms for e in points], [e.predicted_high_ms for e in points]),
-        fmt="o", markersize=4, color=_BLUE, ecolor=_BLUE, elinewidth=0.7, alpha=0.85, zorder=3,
+        fmt="o",
+        markersize=4,
+        color=_BLUE,
+        ecolor=_BLUE,
+        elinewidth=0.7,
+        alpha=0.85,
+        zorder=3,
         label=f"{label}: {len(points)} plans, error {100 * np.median(error):.1f} % median, "
-              f"{100 * error.max():.1f} % at most".lstrip(": "),
-    )  # fmt: skip
+        f"{100 * error.max():.1f} % at most".lstrip(": "),
+    )
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
@@ -152,8 +174,13 @@ def prediction_png(
 
 
 def time_png(
-    table: LatencyTable, solution: HasMergePositions, path: str | Path, *, title: str = "",
-    measured_ms: tuple[float, float] | None = None, original_ms: float | None = None,
+    table: LatencyTable,
+    solution: HasMergePositions,
+    path: str | Path,
+    *,
+    title: str = "",
+    measured_ms: tuple[float, float] | None = None,
+    original_ms: float | None = None,
 ) -> Path:
     """Draw where the time goes before and after: each layer and each segment as wide as it takes long.
 
@@ -177,14 +204,19 @@ def time_png(
         if _is_changed(key):  # what becomes of it
             (a, _), (_, b) = before[start, start + 1], before[end - 1, end]
             c, d = after[key]
-            axes.fill([a, b, d, c], [0.8, 0.8, 0.2, 0.2], facecolor="#d9efe8",
-                      edgecolor="white", linewidth=1.2)
+            axes.fill([a, b, d, c], [0.8, 0.8, 0.2, 0.2], facecolor="#d9efe8", edgecolor="white", linewidth=1.2)
     totals = whole_ms, unit * table.end_to_end_ms(table.sum_ms(plan))
     names = ("original", "merged")
     axes.set_yticks([1.0, 0.0], labels=[f"{name}\n{ms_text(total)}" for name, total in zip(names, totals, strict=True)])
     for at, value_ms in zip((1.0, 0.0), measured_ms or (), strict=False):
-        axes.plot([value_ms, value_ms], [at - 0.3, at + 0.3], color=_INK, linewidth=2, zorder=5,
-                  label="measured" if at else None)
+        axes.plot(
+            [value_ms, value_ms],
+            [at - 0.3, at + 0.3],
+            color=_INK,
+            linewidth=2,
+            zorder=5,
+            label="measured" if at else None,
+        )
     changed = "merged, or layers dropped" if any(len(key) > 2 for key in plan) else "merged segment"
     for colour, name in ((_BLUE, "layer of its own"), (_GREEN, changed), (_GREY, "outside the chains")):
         axes.bar(0, 0, color=colour, label=name)
@@ -223,8 +255,16 @@ def _draw_row(
         start, end = key[:2]
         width = unit * table.provenance.scale * table.at(key).latency_ms
         is_merged = _is_changed(key)
-        axes.barh(at, width, left=left, height=0.4, color=_GREEN if is_merged else _BLUE, edgecolor="white",
-                  linewidth=0.6, alpha=0.9)
+        axes.barh(
+            at,
+            width,
+            left=left,
+            height=0.4,
+            color=_GREEN if is_merged else _BLUE,
+            edgecolor="white",
+            linewidth=0.6,
+            alpha=0.9,
+        )
         label = f"{start + 1}–{end}" if end - start > 1 else str(end)
         if width > (0.011 if is_merged else 0.008) * len(label) * whole_ms:
             axes.text(left + width / 2, at, label, ha="center", va="center", fontsize=7, color="white")
@@ -270,10 +310,14 @@ def points_of(ratios: Iterable[tuple[float, float, float, float]], original_ms: 
     for predicted, spread, measured, error in ratios:
         if not all(math.isfinite(value) for value in (predicted, spread, measured, error)):
             continue
-        found.append(PredictedPoint(
-            predicted_ms=original_ms * predicted, predicted_low_ms=original_ms * (predicted - 1.96 * spread),
-            predicted_high_ms=original_ms * (predicted + 1.96 * spread), measured_ms=original_ms * measured,
-            measured_low_ms=original_ms * (measured - 1.96 * error),
-            measured_high_ms=original_ms * (measured + 1.96 * error),
-        ))  # fmt: skip
+        found.append(
+            PredictedPoint(
+                predicted_ms=original_ms * predicted,
+                predicted_low_ms=original_ms * (predicted - 1.96 * spread),
+                predicted_high_ms=original_ms * (predicted + 1.96 * spread),
+                measured_ms=original_ms * measured,
+                measured_low_ms=original_ms * (measured - 1.96 * error),
+                measured_high_ms=original_ms * (measured + 1.96 * error),
+            )
+        )
     return found

@@ -162,8 +162,7 @@ def arc_levels(residuals: Iterable[Residual]) -> list[int]:
     levels: dict[int, int] = {}
     for i in order:
         below = [
-            levels[j] for j in levels
-            if residuals[j].src < residuals[i].dst and residuals[i].src < residuals[j].dst
-        ]  # fmt: skip
+            levels[j] for j in levels if residuals[j].src < residuals[i].dst and residuals[i].src < residuals[j].dst
+        ]
         levels[i] = 1 + max(below, default=0)
     return [levels[i] for i in range(len(residuals))]

@@ -95,7 +95,7 @@ def _keep_units(text: str) -> str:
 def _section(heading: str, body: str, kind: str = "") -> Iterator[str]:
     """Yield a section, or nothing for an empty body."""
     if body:
-        yield f'<section{f" class={kind!r}" if kind else ""}><h2>{markup_text(heading)}</h2>{body}</section>'
+        yield f"<section{f' class={kind!r}' if kind else ''}><h2>{markup_text(heading)}</h2>{body}</section>"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, last: str = "") -> str:
@@ -108,12 +108,13 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, last: str =
     """
     listed = list(rows)
     head = "".join(
-        f'<th class="left">{markup_text(column[1:])}</th>' if column.startswith("<")
+        f'<th class="left">{markup_text(column[1:])}</th>'
+        if column.startswith("<")
         else f"<th>{markup_text(column)}</th>"
         for column in columns
     )
     body = "".join(
-        f'<tr{f" class={last!r}" if last and i == len(listed) - 1 else ""}>'
+        f"<tr{f' class={last!r}' if last and i == len(listed) - 1 else ''}>"
         + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in cells)
         + "</tr>"
         for i, cells in enumerate(listed)
@@ -125,8 +126,18 @@ def _result_table(rows: Sequence[ResultRow]) -> str:
     if not rows:
         return ""
     has_agreement = any(row.agreement_pct is not None for row in rows)
-    columns = ["network", "accuracy", *(["agreement"] if has_agreement else []), "latency", "95 % interval", "speed-up",
-               "predicted", "layers", "parameters", "multiply-adds"]  # fmt: skip
+    columns = [
+        "network",
+        "accuracy",
+        *(["agreement"] if has_agreement else []),
+        "latency",
+        "95 % interval",
+        "speed-up",
+        "predicted",
+        "layers",
+        "parameters",
+        "multiply-adds",
+    ]
     note = "Latency: median of one forward pass of the whole network, the networks measured in turns."
     lines = [_result_cells(row, rows[0], has_agreement) for row in rows]
     return _table(columns, lines, last="main") + f'<p class="note">{note}</p>'
@@ -190,8 +201,10 @@ def _rounds(run: ReportData) -> str:
         for found in run.rounds
     )
     budget = "" if run.budget_ms is None else f" Budget: {words.ms_text(run.budget_ms)}."
-    note = (f"A plan is taken when the upper end of its measured interval is within the budget.{budget} Each round is "
-            "shown in proportion to the original that was measured beside it.")
+    note = (
+        f"A plan is taken when the upper end of its measured interval is within the budget.{budget} Each round is "
+        "shown in proportion to the original that was measured beside it."
+    )
     columns = ("round", "predicted", "measured", "95 % interval", "measured against predicted", "<verdict")
     return _table(columns, cells) + f'<p class="note">{note}</p>'
 
@@ -215,8 +228,16 @@ def _segments(run: ReportData) -> str:
     total_ms = (sum(before for before, _ in known), sum(after for _, after in known)) if is_known else (None, None)
     macs = (sum(s.before_macs for s in run.segments), sum(s.after_macs for s in run.segments))
     rows.append(["all", "<td></td>", "<td></td>", *_saved_cells(*total_ms), *map(words.count_text, macs)])
-    columns = ("layers", "<replaced", "<merged conv", "before (ms)", "after (ms)", "saved (ms)", "multiply-adds before",
-               "after")  # fmt: skip
+    columns = (
+        "layers",
+        "<replaced",
+        "<merged conv",
+        "before (ms)",
+        "after (ms)",
+        "saved (ms)",
+        "multiply-adds before",
+        "after",
+    )
     note = "Latencies are the latency table's, in proportion to the original as measured last."
     return _table(columns, rows, last="total") + f'<p class="note">{note}</p>'
 

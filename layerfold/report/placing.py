@@ -34,9 +34,7 @@ def place(
 class _Placing:
     """Goes along a row, and to the next one when the next piece does not fit."""
 
-    def __init__(
-        self, net: Network, merge_pos: frozenset[int] | None, changed: frozenset[int], top: float
-    ) -> None:
+    def __init__(self, net: Network, merge_pos: frozenset[int] | None, changed: frozenset[int], top: float) -> None:
         self._net, self._merge_pos, self._changed, self._top = net, merge_pos, changed, top
         self._sizes, self._found = BoxSizes(net), lay.Layout()
         self._levels = dict(zip(map(id, net.residuals), lay.arc_levels(net.residuals), strict=True))
@@ -204,4 +202,3 @@ def _split(items: Items) -> list[Items]:
         is_alone = isinstance(item, Gate) or not found or isinstance(found[-1][0], Gate)
         found[len(found) - (0 if is_alone else 1) :] = [(item,) if is_alone else (*found[-1], item)]
     return found
-

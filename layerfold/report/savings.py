@@ -53,4 +53,3 @@ def _sum_ms(latency: LatencyTable | None, keys: Sequence[SegmentKey], unit: floa
     if latency is None or any(key not in latency for key in keys):
         return None
     return unit * latency.provenance.scale * sum(latency.at(key).latency_ms for key in keys)
-

@@ -40,8 +40,11 @@ def _lines(rows: Sequence[ResultRow]) -> Iterator[list[str]]:
         return
     first, last = rows[0], rows[-1]
     lines = [
-        ("accuracy", [words.percent_text(r.accuracy_pct) for r in rows],
-         _points(first.accuracy_pct, last.accuracy_pct)),
+        (
+            "accuracy",
+            [words.percent_text(r.accuracy_pct) for r in rows],
+            _points(first.accuracy_pct, last.accuracy_pct),
+        ),
         ("agreement with the original", [words.percent_text(r.agreement_pct) for r in rows], ""),
         ("latency, median", [words.ms_text(r.latency_ms) for r in rows], _faster(first, last)),
         ("  95 % interval", [words.interval_text(r.low_ms, r.high_ms) or words.NOTHING for r in rows], ""),
@@ -49,7 +52,7 @@ def _lines(rows: Sequence[ResultRow]) -> Iterator[list[str]]:
         ("layers", [str(r.num_layers) for r in rows], f"{last.num_layers - first.num_layers:+d}".replace("-", "−")),
         ("parameters", [words.count_text(r.num_params) for r in rows], _percent(first.num_params, last.num_params)),
         ("multiply-adds", [words.count_text(r.macs) for r in rows], _percent(first.macs, last.macs)),
-    ]  # fmt: skip
+    ]
     for name, cells, change in lines:
         if any(cell != words.NOTHING for cell in cells):
             yield [name, *cells, *([change] if len(rows) > 1 else [])]

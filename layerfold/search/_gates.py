@@ -50,12 +50,15 @@ def list_gates(net: Network, granularity: Granularity = "slot") -> tuple[Gate, .
     if granularity not in GRANULARITIES:
         raise UsageError(f"granularity={granularity!r}: must be one of {', '.join(GRANULARITIES)}")
     found = [
-        gate for chain in chains_outside(net)
+        gate
+        for chain in chains_outside(net)
         for gate in (_slots(net, chain) if granularity == "slot" else _blocks(net, chain))
-    ]  # fmt: skip
+    ]
     if not found:
-        raise UsageError(f"model {net.name}: has no activation inside a chain at {granularity} granularity, so there "
-                         "is none to remove; `layerfold inspect` shows its chains")
+        raise UsageError(
+            f"model {net.name}: has no activation inside a chain at {granularity} granularity, so there "
+            "is none to remove; `layerfold inspect` shows its chains"
+        )
     return tuple(found)
 
 

@@ -73,7 +73,11 @@ class BestMerging:
         return (end_to_end_ms - self.table.provenance.fixed_ms) / self.table.provenance.scale
 
     def solution(
-        self, act_pos: Iterable[int], *, model: str = "", budget_ms: float | None = None,
+        self,
+        act_pos: Iterable[int],
+        *,
+        model: str = "",
+        budget_ms: float | None = None,
         stops: Sequence[int] | None = None,
     ) -> Solution:
         """Return A with its S as a solution.
@@ -88,19 +92,24 @@ class BestMerging:
         segments = self.segments(acts) if stops is None else self.table.segments_of(stops)
         entries = [(start, end, self.table.entry(start, end)) for start, end in segments]
         return Solution(
-            act_pos=tuple(acts), merge_pos=tuple(end for _, end in segments), model=model,
-            network_hash=self.net.hash, budget_ms=budget_ms,
+            act_pos=tuple(acts),
+            merge_pos=tuple(end for _, end in segments),
+            model=model,
+            network_hash=self.net.hash,
+            budget_ms=budget_ms,
             predicted_ms=self.table.end_to_end_ms(self.table.sum_ms(segments)) if self.has_latencies else None,
             segments=tuple(
                 SolutionSegment(
-                    start=start, end=end, plan="merge" if end > start + 1 else "keep",
+                    start=start,
+                    end=end,
+                    plan="merge" if end > start + 1 else "keep",
                     latency_ms=entry.latency_ms if self.has_latencies else None,
                 )
                 for start, end, entry in entries
             ),
             table_hashes={"latency": self.table.hash} if self.has_latencies else {},
             version=layerfold.__version__,
-        )  # fmt: skip
+        )
 
 
 def predict_gates_ms(merging: BestMerging, gates: Sequence[Gate], on: Sequence[bool]) -> float:
@@ -121,4 +130,4 @@ def _count_table(net: Network, max_kernel: int) -> LatencyTable:
             kind="latency", network_hash=net.hash, chains=tuple((chain.start, chain.end) for chain in net.chains)
         ),
         source="candidates",
-    )  # fmt: skip
+    )

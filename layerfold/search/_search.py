@@ -60,9 +60,10 @@ class SearchResult:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; without weights."""
         return {
-            "solution": self.solution.to_json(), "gates": [asdict(gate) for gate in self.gates],
+            "solution": self.solution.to_json(),
+            "gates": [asdict(gate) for gate in self.gates],
             "training": self.training.as_dict(),
-        }  # fmt: skip
+        }
 
 
 @public_call
@@ -143,14 +144,24 @@ def search_activations(
         gated.switch(choice.on, choice.staying)
 
     settings = {
-        "granularity": granularity, "anneal": anneal, "latency": merging.table.hash,
+        "granularity": granularity,
+        "anneal": anneal,
+        "latency": merging.table.hash,
         "target": repr(target.describe()),
-    }  # fmt: skip
+    }
     report = train_network(
-        gated.module, data, options, teacher=model if distill else None, before_step=switch_gates, settings=settings,
-        checkpoint_path=checkpoint_path, checkpoint_every_s=checkpoint_every_s, device=device, progress=progress,
+        gated.module,
+        data,
+        options,
+        teacher=model if distill else None,
+        before_step=switch_gates,
+        settings=settings,
+        checkpoint_path=checkpoint_path,
+        checkpoint_every_s=checkpoint_every_s,
+        device=device,
+        progress=progress,
         description="Searching",
-    )  # fmt: skip
+    )
     scores = gated.scores
     choice = choose(1.0)
     solution = merging.solution(choice.act_pos, model=model_name, budget_ms=target.describe().get("budget_ms"))
@@ -162,11 +173,15 @@ def search_activations(
         ),
         training=report,
         weights=_weights_for(model, gated.module),
-    )  # fmt: skip
+    )
 
 
 def _target_of(
-    net: Network, gates: tuple[Gate, ...], merging: BestMerging, keep: float | None, budget_ms: float | None,
+    net: Network,
+    gates: tuple[Gate, ...],
+    merging: BestMerging,
+    keep: float | None,
+    budget_ms: float | None,
     speedup: float | None,
 ) -> Target:
     check_one_given({"keep": keep, "budget_ms": budget_ms, "speedup": speedup}, "give one of the three")

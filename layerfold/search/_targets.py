@@ -53,8 +53,10 @@ class NumberTarget:
     def __init__(self, num_gates: int, keep: float) -> None:
         is_share = isinstance(keep, float) and 0 < keep < 1
         if isinstance(keep, bool) or not (is_share or (keep == int(keep) and 0 <= keep <= num_gates)):
-            raise UsageError(f"keep={keep!r}: must be a whole number from 0 to {num_gates}, the number of gates, or a "
-                             "share of them below 1")
+            raise UsageError(
+                f"keep={keep!r}: must be a whole number from 0 to {num_gates}, the number of gates, or a "
+                "share of them below 1"
+            )
         self._num_gates, self._keep = num_gates, int(keep * num_gates) if is_share else int(keep)
 
     def choose(self, scores: Sequence[float], share: float) -> tuple[bool, ...]:
@@ -99,7 +101,8 @@ class BudgetTarget:
                 f"budget {budget_ms:.6g} ms: no choice of {len(gates)} gates reaches it, the least predicted latency "
                 f"is {math.ceil(self._least_ms * 1e4) / 1e4:.10g} ms; ask for that or more"
                 f"{', or let slots go one by one (granularity slot)' if are_blocks else ''}",
-                budget_ms=budget_ms, least_ms=self._least_ms,
+                budget_ms=budget_ms,
+                least_ms=self._least_ms,
             )
         self._all_on_ms = merging.predict_ms(merging.net.original_act_pos)
 
@@ -165,8 +168,11 @@ def _options_of(
             offs.append(off)
     order = np.lexsort((from_state, to_state))
     options = chain_options(
-        chain=chain, from_state=np.array(from_state, dtype=np.int64), to_state=np.array(to_state, dtype=np.int64),
-        costs=np.array(costs)[:, None], importances=np.zeros(len(costs)),
+        chain=chain,
+        from_state=np.array(from_state, dtype=np.int64),
+        to_state=np.array(to_state, dtype=np.int64),
+        costs=np.array(costs)[:, None],
+        importances=np.zeros(len(costs)),
         plan_of=lambda index: Plan(breaks=()),
     )
     return options, np.array(offs)[order]

@@ -13,7 +13,20 @@ from layerfold.solver._solve import solve_frontier
 from layerfold.solver._stage1 import compute_optimal_latency
 
 __all__ = [
-    "Explanation", "Frontier", "Limits", "Option", "Plan", "ScoredPlan", "Solution", "SolutionSegment", "climb_plans",
-    "compute_optimal_latency", "entries_behind", "explain_point", "extend_importance", "importance_of",
-    "solve_alternatives", "solve_frontier",
+    "Explanation",
+    "Frontier",
+    "Limits",
+    "Option",
+    "Plan",
+    "ScoredPlan",
+    "Solution",
+    "SolutionSegment",
+    "climb_plans",
+    "compute_optimal_latency",
+    "entries_behind",
+    "explain_point",
+    "extend_importance",
+    "importance_of",
+    "solve_alternatives",
+    "solve_frontier",
 ]

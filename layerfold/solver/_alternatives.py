@@ -22,8 +22,14 @@ MOST_ALTERNATIVES = 100
 
 @checked
 def solve_alternatives(
-    latency: LatencyTable | Sequence[LatencyTable], importance: ImportanceTable, *, count: int,
-    budgets_ms: Sequence[float], alpha: float = 0.0, normalise: Normalise = "single", limits: Limits | None = None,
+    latency: LatencyTable | Sequence[LatencyTable],
+    importance: ImportanceTable,
+    *,
+    count: int,
+    budgets_ms: Sequence[float],
+    alpha: float = 0.0,
+    normalise: Normalise = "single",
+    limits: Limits | None = None,
     risk: float | None = None,
 ) -> list[Solution]:
     """Return the ``count`` solutions of highest importance within the budgets, no two with the same activations.
@@ -48,9 +54,7 @@ def solve_alternatives(
     free = [position for start, end in tables[0].chains for position in range(start + 1, end + 1)]
 
     def best(fixed: Limits) -> Solution:
-        frontier = solve_frontier(
-            tables, importance, alpha, normalise, limits=fixed, risk=risk, budgets_ms=budgets_ms
-        )
+        frontier = solve_frontier(tables, importance, alpha, normalise, limits=fixed, risk=risk, budgets_ms=budgets_ms)
         return frontier.at(budget_ms=tuple(budgets_ms))
 
     first_limits = limits or Limits()
@@ -67,15 +71,19 @@ def solve_alternatives(
         for place in range(depth, len(free)):
             position = free[place]
             agreed = free[depth:place]
-            part = replace(
-                fixed,
-                keep_activations=fixed.keep_activations.union(
-                    (each for each in agreed if each in kept), () if position in kept else (position,)
-                ),
-                drop_activations=fixed.drop_activations.union(
-                    (each for each in agreed if each not in kept), (position,) if position in kept else ()
-                ),
-            ) if _is_free(position, fixed) else None
+            part = (
+                replace(
+                    fixed,
+                    keep_activations=fixed.keep_activations.union(
+                        (each for each in agreed if each in kept), () if position in kept else (position,)
+                    ),
+                    drop_activations=fixed.drop_activations.union(
+                        (each for each in agreed if each not in kept), (position,) if position in kept else ()
+                    ),
+                )
+                if _is_free(position, fixed)
+                else None
+            )
             if part is None:
                 continue
             try:

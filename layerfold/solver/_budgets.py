@@ -16,7 +16,10 @@ BudgetOf = Literal["end-to-end", "segments"]
 
 
 def end_to_end_budgets(
-    tables: Sequence[LatencyTable], *, budget_ms: float | Sequence[float] | None = None, speedup: float | None = None,
+    tables: Sequence[LatencyTable],
+    *,
+    budget_ms: float | Sequence[float] | None = None,
+    speedup: float | None = None,
     budget_of: BudgetOf = "end-to-end",
 ) -> list[float]:
     """Return what was asked for as end-to-end milliseconds, one number a device.

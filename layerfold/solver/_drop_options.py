@@ -52,7 +52,10 @@ class DropSums:
     """
 
     def __init__(
-        self, entries: Sequence[LatencyEntry], importances: Sequence[ImportanceEntry], columns: CostColumns,
+        self,
+        entries: Sequence[LatencyEntry],
+        importances: Sequence[ImportanceEntry],
+        columns: CostColumns,
         stops: Container[int] | None,
     ) -> None:
         self._stops = stops
@@ -134,9 +137,12 @@ def drop_options(
             found.append(
                 DropOption(
                     from_state=2 * (entry.start - chain[0]) + entry.start_act,
-                    to_state=2 * (entry.end - chain[0]) + entry.end_act, costs=costs, importance=importance,
+                    to_state=2 * (entry.end - chain[0]) + entry.end_act,
+                    costs=costs,
+                    importance=importance,
                     plan=Plan(
-                        breaks=(entry.start, *(key[1] for key in keys)), dropped=entry.dropped,
+                        breaks=(entry.start, *(key[1] for key in keys)),
+                        dropped=entry.dropped,
                         kernels=tuple(key[2] if len(key) > 2 else "" for key in keys),
                     ),
                 )
@@ -173,7 +179,7 @@ def _is_allowed(entry: ImportanceEntry, chain: tuple[int, int], limits: Limits) 
 
 
 def _undominated(
-    met: list[tuple[tuple[float, ...], list[SegmentKey]]]
+    met: list[tuple[tuple[float, ...], list[SegmentKey]]],
 ) -> list[tuple[tuple[float, ...], list[SegmentKey]]]:
     if len(met) == 1:
         return met

@@ -59,9 +59,13 @@ class Explanation:
         return {
             "stretches": [
                 {
-                    "start": each.start, "end": each.end, "segments": [list(segment) for segment in each.segments],
+                    "start": each.start,
+                    "end": each.end,
+                    "segments": [list(segment) for segment in each.segments],
                     "original_ms": None if math.isnan(each.original_ms) else each.original_ms,
-                    "latency_ms": each.latency_ms, "importance": each.importance, "dropped": list(each.dropped),
+                    "latency_ms": each.latency_ms,
+                    "importance": each.importance,
+                    "dropped": list(each.dropped),
                 }
                 for each in self.stretches
             ],
@@ -83,14 +87,26 @@ class Explanation:
                 parts = "one conv" if len(each.dropped) < each.end - each.start else "nothing"
             if each.dropped and parts != "nothing":
                 parts += f" without {','.join(map(str, each.dropped))}"
-            rows.append((
-                _layers(each.start, each.end), parts,
-                f"{each.original_ms:.4g}", f"{each.latency_ms:.4g}", f"{each.saved_ms:+.4g}", f"{each.importance:+.4g}",
-            ))
-        rows.append((
-            f"{single_count} single", "unchanged", f"{single_ms:.4g}", f"{single_ms:.4g}", "+0",
-            f"{single_importance:+.4g}",
-        ))
+            rows.append(
+                (
+                    _layers(each.start, each.end),
+                    parts,
+                    f"{each.original_ms:.4g}",
+                    f"{each.latency_ms:.4g}",
+                    f"{each.saved_ms:+.4g}",
+                    f"{each.importance:+.4g}",
+                )
+            )
+        rows.append(
+            (
+                f"{single_count} single",
+                "unchanged",
+                f"{single_ms:.4g}",
+                f"{single_ms:.4g}",
+                "+0",
+                f"{single_importance:+.4g}",
+            )
+        )
         widths = [max(len(row[column]) for row in rows) for column in range(6)]
         found = [
             "  ".join(
@@ -144,18 +160,20 @@ def explain_point(frontier: Frontier, index: int) -> Explanation:
         known = all(each in latency for each in singles)
         stretches.append(
             Stretch(
-                start=option.start, end=option.end, segments=segments,
+                start=option.start,
+                end=option.end,
+                segments=segments,
                 original_ms=scale * latency.sum_ms(singles) if known else math.nan,
-                latency_ms=scale * latency.sum_ms(option.plan.keys), importance=option.importance,
+                latency_ms=scale * latency.sum_ms(option.plan.keys),
+                importance=option.importance,
                 dropped=option.plan.dropped,
             )
         )
-    better = [
-        each for each in range(len(frontier)) if frontier.importances[each] > frontier.importances[index]
-    ]
+    better = [each for each in range(len(frontier)) if frontier.importances[each] > frontier.importances[index]]
     following = min(better, key=lambda each: (frontier.latencies_ms[each, 0], each), default=None)
     return Explanation(
-        solution=frontier[index], stretches=tuple(stretches),
+        solution=frontier[index],
+        stretches=tuple(stretches),
         next_solution=None if following is None else frontier[following],
     )
 

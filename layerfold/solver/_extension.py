@@ -156,7 +156,11 @@ def extend_importance(
             value = extended.values[start_act, end_act, start - chain[0], end - chain[0]]
             entries.append(
                 ImportanceEntry(
-                    start=start, end=end, start_act=start_act, end_act=end_act, importance=float(value),
+                    start=start,
+                    end=end,
+                    start_act=start_act,
+                    end_act=end_act,
+                    importance=float(value),
                     breaks=extended.breaks(start, end, start_act, end_act),
                 )
             )
@@ -174,8 +178,9 @@ def _counts(importance: ImportanceTable, normalise: Normalise) -> Callable[[Impo
     chosen: dict[str, Callable[[ImportanceEntry], bool]] = {
         "single": lambda entry: entry.end == entry.start + 1,
         # A chain's start has an activation whatever the slot that ends the chain before it holds.
-        "default": lambda entry: (entry.start_act == 0) == (entry.start in empty)
-        and (entry.end_act == 0) == (entry.end in empty_ends),
+        "default": lambda entry: (
+            (entry.start_act == 0) == (entry.start in empty) and (entry.end_act == 0) == (entry.end in empty_ends)
+        ),
         "all": lambda entry: True,
     }
     return chosen[normalise]

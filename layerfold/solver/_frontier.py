@@ -44,8 +44,16 @@ class Frontier:
     """
 
     def __init__(
-        self, *, summed: SummedFrontier, points: NDArray[np.int64], latencies_ms: Floats, gaps: Floats,
-        columns: CostColumns, importance: ImportanceTable, alpha: float, risk: float | None,
+        self,
+        *,
+        summed: SummedFrontier,
+        points: NDArray[np.int64],
+        latencies_ms: Floats,
+        gaps: Floats,
+        columns: CostColumns,
+        importance: ImportanceTable,
+        alpha: float,
+        risk: float | None,
         found: Found,
     ) -> None:
         self._summed = summed
@@ -100,7 +108,10 @@ class Frontier:
         return float(self.latencies_ms[:, 0].min())
 
     def at(
-        self, *, budget_ms: float | Sequence[float] | None = None, speedup: float | None = None,
+        self,
+        *,
+        budget_ms: float | Sequence[float] | None = None,
+        speedup: float | None = None,
         budget_of: BudgetOf = "end-to-end",
     ) -> Solution:
         """Return the solution of highest importance within a budget; of equal ones, the fastest.
@@ -143,7 +154,10 @@ class Frontier:
         return None, self._found.gap
 
     def index_at(
-        self, *, budget_ms: float | Sequence[float] | None = None, speedup: float | None = None,
+        self,
+        *,
+        budget_ms: float | Sequence[float] | None = None,
+        speedup: float | None = None,
         budget_of: BudgetOf = "end-to-end",
     ) -> int:
         """Return the index of the point that :meth:`at` gives."""
@@ -221,10 +235,17 @@ class Frontier:
             kept = [None if solution.kept_layers is None else tuple(solution.kept_layers)] if last else []
             first_ms = float(self.latencies_ms[index, 0])
             numbers = [*self.latencies_ms[index].tolist(), self.original_ms / first_ms if first_ms else math.inf]
-            rows.append([
-                index, *map(float, numbers), float(self.importances[index]), float(self.gaps[index]),
-                tuple(solution.act_pos), tuple(solution.merge_pos), *kept,
-            ])
+            rows.append(
+                [
+                    index,
+                    *map(float, numbers),
+                    float(self.importances[index]),
+                    float(self.gaps[index]),
+                    tuple(solution.act_pos),
+                    tuple(solution.merge_pos),
+                    *kept,
+                ]
+            )
         write_text(Path(path), csv_text(header, rows))
 
     def plot(
@@ -247,8 +268,10 @@ class Frontier:
             worst = int(np.argmax(self.latencies_ms.min(axis=0) / budgets))
         others = [device for device in range(len(budgets)) if device != worst]
         fits = np.flatnonzero((self.latencies_ms[:, others] <= budgets[others]).all(axis=1))
-        point = int(fits[self.latencies_ms[fits, worst].argmin()]) if len(fits) else int(
-            self.latencies_ms[:, worst].argmin()
+        point = (
+            int(fits[self.latencies_ms[fits, worst].argmin()])
+            if len(fits)
+            else int(self.latencies_ms[:, worst].argmin())
         )
         table, asked = self._columns.tables[worst], float(budgets[worst])
         reachable = max(float(self.latencies_ms[point, worst]), self._exact_ms(point)[worst])
@@ -262,7 +285,8 @@ class Frontier:
         return InfeasibleBudgetError(
             f"budget {asked:.6g} ms{where}: no plan meets it, the least reachable latency{with_others} is "
             f"{round_to(reachable, up=True, digits=6)} ms{speedup}{together}; raise the budget or widen the candidates",
-            budget_ms=asked, least_ms=reachable,
+            budget_ms=asked,
+            least_ms=reachable,
         )
 
     def _exact_ms(self, index: int) -> list[float]:
@@ -296,7 +320,10 @@ class Frontier:
         return self._made(self._paths(index), costs, float(self.gaps[index]), budget_ms)
 
     def _made(
-        self, paths: Sequence[tuple[ChainFrontier, list[int]]], costs: dict[str, float], gap: float,
+        self,
+        paths: Sequence[tuple[ChainFrontier, list[int]]],
+        costs: dict[str, float],
+        gap: float,
         budget_ms: float | None,
     ) -> Solution:
         """Make a solution of one path of options through each chain."""
@@ -324,7 +351,10 @@ class Frontier:
             importance=math.fsum(importances),
             segments=tuple(
                 SolutionSegment(
-                    start=key[0], end=key[1], plan=_plan_name(key), latency_ms=latency.at(key).latency_ms,
+                    start=key[0],
+                    end=key[1],
+                    plan=_plan_name(key),
+                    latency_ms=latency.at(key).latency_ms,
                     kernel=key[2] if len(key) > 2 else "",
                 )
                 for key in keys
@@ -335,7 +365,6 @@ class Frontier:
             gap=gap,
             costs={**further, **costs},
         )
-
 
     def _kept_layers(self, paths: Sequence[tuple[ChainFrontier, list[int]]]) -> tuple[int, ...] | None:
         """Return the layers that stay, or None where no layer is dropped."""

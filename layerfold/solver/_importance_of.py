@@ -73,8 +73,11 @@ def _ways(
 
 
 def _through(
-    solution: Solution, extended: ExtendedImportance, drops: Sequence[tuple[ImportanceEntry, float]],
-    stretch: tuple[int, int], end_act: int,
+    solution: Solution,
+    extended: ExtendedImportance,
+    drops: Sequence[tuple[ImportanceEntry, float]],
+    stretch: tuple[int, int],
+    end_act: int,
 ) -> _Way | None:
     """Return the best way through a stretch between activations; None where there is none.
 
@@ -90,16 +93,20 @@ def _through(
         state = end_act if here == last else 0
         ways = [
             best[before].through(value, *_rows_of(extended, before, here, int(before == first), state))
-            for before in stops if before in best and before < here
+            for before in stops
+            if before in best
+            and before < here
             and gone.isdisjoint(range(before + 1, here + 1))
             and (value := extended.between(before, here, int(before == first), state)) > -math.inf
-        ]  # fmt: skip
+        ]
         ways += [
-            best[entry.start].through(value, entry.key) for entry, value in drops
-            if (entry.end, entry.end_act) == (here, state) and entry.start in best
+            best[entry.start].through(value, entry.key)
+            for entry, value in drops
+            if (entry.end, entry.end_act) == (here, state)
+            and entry.start in best
             and entry.start_act == int(entry.start == first)
             and set(entry.dropped) == gone.intersection(range(entry.start + 1, here + 1))
-        ]  # fmt: skip
+        ]
         if ways:
             best[here] = max(ways, key=lambda way: way.importance)
     return best.get(last)

@@ -134,7 +134,11 @@ def least_to_go(options: ChainOptions) -> Floats:
 
 
 def solve_chain(
-    options: ChainOptions, to_go: Floats, *, caps: Floats | None = None, slack: float = 0.0,
+    options: ChainOptions,
+    to_go: Floats,
+    *,
+    caps: Floats | None = None,
+    slack: float = 0.0,
     max_labels: int | None = None,
 ) -> ChainFrontier | None:
     """Return the frontier of one chain from (start, 1) to its end, or None if no way leads there.

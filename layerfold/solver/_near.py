@@ -22,9 +22,7 @@ _OPTIONS = 4
 """Options a position that are looked at, if so many lie near the hull."""
 
 
-def solve_near(
-    chains: list[ChainOptions], epsilon: float
-) -> tuple[list[ChainFrontier], Hull, list[ChainOptions]]:
+def solve_near(chains: list[ChainOptions], epsilon: float) -> tuple[list[ChainFrontier], Hull, list[ChainOptions]]:
     """Return chain frontiers made of labels that lie near the hull, and the hull that proves how near they come.
 
     Whatever is dropped, the hull bounds: a point's importance is at most ``hull.bound(budget)`` less what the best
@@ -125,6 +123,10 @@ def subset(options: ChainOptions, kept: Indices) -> ChainOptions:
     """Return some of the options."""
     plan_of = options.plan_of
     return replace(
-        options, from_state=options.from_state[kept], to_state=options.to_state[kept], costs=options.costs[kept],
-        importances=options.importances[kept], plan_of=lambda index: plan_of(int(kept[index])),
+        options,
+        from_state=options.from_state[kept],
+        to_state=options.to_state[kept],
+        costs=options.costs[kept],
+        importances=options.importances[kept],
+        plan_of=lambda index: plan_of(int(kept[index])),
     )

@@ -94,7 +94,8 @@ def join_labels(
         if most_met < 0:
             raise TooManyLabels
         parts = [
-            of_state[start] + step_list[first] if last == first + 1
+            of_state[start] + step_list[first]
+            if last == first + 1
             else np.add.outer(steps[first:last], of_state[start]).ravel()
             for start, first, last in into
         ]

@@ -100,21 +100,35 @@ class ChainOptions:
         start, end = int(self.from_state[index]), int(self.to_state[index])
         latency_ms, *more = self.costs[index].tolist()
         return Option(
-            start=self.chain[0] + start // 2, start_act=start % 2, end=self.chain[0] + end // 2, end_act=end % 2,
-            latency_ms=latency_ms, importance=float(self.importances[index]), plan=self.plan_of(index),
+            start=self.chain[0] + start // 2,
+            start_act=start % 2,
+            end=self.chain[0] + end // 2,
+            end_act=end % 2,
+            latency_ms=latency_ms,
+            importance=float(self.importances[index]),
+            plan=self.plan_of(index),
             more_costs=tuple(more),
         )
 
 
 def chain_options(
-    *, chain: tuple[int, int], from_state: Ints, to_state: Ints, costs: Floats, importances: Floats,
+    *,
+    chain: tuple[int, int],
+    from_state: Ints,
+    to_state: Ints,
+    costs: Floats,
+    importances: Floats,
     plan_of: Callable[[int], Plan],
 ) -> ChainOptions:
     """Return options sorted as :class:`ChainOptions` wants them; ``plan_of`` takes indices in the order given."""
     order = np.lexsort((-importances, costs[:, 0], from_state, to_state))
     return ChainOptions(
-        chain=chain, from_state=from_state[order], to_state=to_state[order], costs=costs[order],
-        importances=importances[order], plan_of=lambda index: plan_of(int(order[index])),
+        chain=chain,
+        from_state=from_state[order],
+        to_state=to_state[order],
+        costs=costs[order],
+        importances=importances[order],
+        plan_of=lambda index: plan_of(int(order[index])),
     )
 
 

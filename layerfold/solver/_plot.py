@@ -45,8 +45,15 @@ def plot_frontier(
     if chosen is not None and chosen.predicted_ms is not None and chosen.importance is not None:
         at_ms = chosen.costs.get("latency_at_risk_ms", chosen.predicted_ms)
         speedup = frontier.original_ms / at_ms if at_ms else math.inf
-        axes.plot(at_ms, chosen.importance, "o", color=_CHOSEN, markersize=9, zorder=5,
-                  label=f"chosen, {at_ms:.4g} ms ({speedup:.2f}x)")
+        axes.plot(
+            at_ms,
+            chosen.importance,
+            "o",
+            color=_CHOSEN,
+            markersize=9,
+            zorder=5,
+            label=f"chosen, {at_ms:.4g} ms ({speedup:.2f}x)",
+        )
     axes.set_xlabel("predicted latency (ms)")
     axes.set_ylabel("importance (points)")
     axes.grid(alpha=0.25, linewidth=0.6)

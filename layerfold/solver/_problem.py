@@ -34,7 +34,9 @@ def check_tables(latencies: Sequence[LatencyTable], importance: ImportanceTable)
     latency = latencies[0]
     for other in latencies[1:]:
         check_same_source(
-            latency.provenance, other.provenance, (latency.source, other.source),
+            latency.provenance,
+            other.provenance,
+            (latency.source, other.source),
             ignore=("device", "dtype", "backend", "batch"),
         )
     check_entries(latencies)
@@ -42,8 +44,13 @@ def check_tables(latencies: Sequence[LatencyTable], importance: ImportanceTable)
 
 
 def build_options(
-    latencies: Sequence[LatencyTable], importances: dict[Key, float], limits: Limits, columns: CostColumns,
-    drops: Sequence[tuple[ImportanceEntry, float]] = (), *, empty_slots: Container[int],
+    latencies: Sequence[LatencyTable],
+    importances: dict[Key, float],
+    limits: Limits,
+    columns: CostColumns,
+    drops: Sequence[tuple[ImportanceEntry, float]] = (),
+    *,
+    empty_slots: Container[int],
 ) -> list[ChainOptions]:
     """Return the options of every chain.
 
@@ -92,13 +99,15 @@ def _faster_than_parts(
     if not columns.is_single:
         fronts = vector_sums(whole, chain, columns, None)
         return [
-            entry for entry in inside
+            entry
+            for entry in inside
             if not fronts.has_better(entry.start, entry.end, columns.of(entry), or_equal=entry.drops)
         ]
     sums = optimal_sums(whole, chain)
     best = sums.sums_ms[[each.start - chain[0] for each in inside], [each.end - chain[0] for each in inside]].tolist()
     return [
-        entry for entry, least_ms in zip(inside, best, strict=True)
+        entry
+        for entry, least_ms in zip(inside, best, strict=True)
         if entry.latency_ms < least_ms or (entry.latency_ms == least_ms and not entry.drops)
     ]
 
@@ -131,8 +140,12 @@ def _single_cost_options(
     keep[parted] &= whole < parts * (1.0 - _ROUNDING)
     rows, columns, from_state, to_state = (each[keep] for each in (rows, columns, from_state, to_state))
     return chain_options(
-        chain=chain, from_state=from_state, to_state=to_state, costs=sums.sums_ms[rows, columns][:, None],
-        importances=values[keep], plan_of=_plan_of(sums, rows, columns),
+        chain=chain,
+        from_state=from_state,
+        to_state=to_state,
+        costs=sums.sums_ms[rows, columns][:, None],
+        importances=values[keep],
+        plan_of=_plan_of(sums, rows, columns),
     )
 
 
@@ -157,8 +170,11 @@ def _vector_options(
                 costs.append(cost)
                 plans.append(breaks)
     return chain_options(
-        chain=chain, from_state=from_state[picked], to_state=to_state[picked],
-        costs=np.array(costs, dtype=float).reshape(len(picked), columns.count), importances=values[picked],
+        chain=chain,
+        from_state=from_state[picked],
+        to_state=to_state[picked],
+        costs=np.array(costs, dtype=float).reshape(len(picked), columns.count),
+        importances=values[picked],
         plan_of=lambda index: Plan(breaks=plans[index]),
     )
 

@@ -17,9 +17,7 @@ _PRICES = 12
 _MOST_MET = 3_000_000
 
 
-def refine_budget(
-    options: ChainOptions, hull: Hull, budget: float, floor: float
-) -> tuple[ChainFrontier | None, bool]:
+def refine_budget(options: ChainOptions, hull: Hull, budget: float, floor: float) -> tuple[ChainFrontier | None, bool]:
     """Search one chain for solutions within ``budget`` that have more importance than ``floor``.
 
     Every label is held against the lines of the hull that matter at this budget; one that no completion can bring

@@ -49,7 +49,11 @@ def check_epsilon(epsilon: float, max_labels: int) -> None:
 
 
 def solve_options(
-    chains: list[ChainOptions], to_go: list[Floats], *, caps: Floats | None = None, epsilon: float = 0.0,
+    chains: list[ChainOptions],
+    to_go: list[Floats],
+    *,
+    caps: Floats | None = None,
+    epsilon: float = 0.0,
     max_labels: int = 20_000,
 ) -> Found | None:
     """Return the frontier of one or more chains of options, or None where nothing keeps to the caps.

@@ -168,8 +168,13 @@ class Solution:
             "gap": self.gap,
             "costs": dict(self.costs),
             "segments": [
-                {"start": each.start, "end": each.end, "plan": each.plan, "latency_ms": each.latency_ms,
-                 **({"kernel": each.kernel} if each.kernel else {})}
+                {
+                    "start": each.start,
+                    "end": each.end,
+                    "plan": each.plan,
+                    "latency_ms": each.latency_ms,
+                    **({"kernel": each.kernel} if each.kernel else {}),
+                }
                 for each in self.segments
             ],
             "tables": dict(self.table_hashes),
@@ -200,8 +205,13 @@ def _is_checkpoint(path: Path, content: bytes) -> bool:
 
 
 def _parse_json(path: Path, content: bytes) -> dict[str, Any]:
-    data = parse_json(content, dict[str, Any], source=str(path), remedy="expected a solution file: a JSON object with "
-                      "act_pos and merge_pos", error=SolutionError)
+    data = parse_json(
+        content,
+        dict[str, Any],
+        source=str(path),
+        remedy="expected a solution file: a JSON object with act_pos and merge_pos",
+        error=SolutionError,
+    )
     if data.get("schema", SCHEMA) != SCHEMA:
         raise SolutionError(f"{path}: schema {shown(data['schema'])} is not known; this version reads schema {SCHEMA}")
     return data
@@ -225,8 +235,9 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(data, dict):
         raise SolutionError(f"{path}: holds a {stands_for(data)}, expected a dict with act_pos and merge_pos")
-    return {name: _plain_list(data[name], name, path) for name in ("act_pos", "merge_pos", "kept_layers")
-            if name in data}
+    return {
+        name: _plain_list(data[name], name, path) for name in ("act_pos", "merge_pos", "kept_layers") if name in data
+    }
 
 
 def _plain_list(value: Any, name: str, path: Path) -> Any:
@@ -279,7 +290,10 @@ def _segment(data: dict[str, Any]) -> SolutionSegment:
     if kernel and not (isinstance(kernel, str) and is_kernel_text(kernel)):
         raise SolutionError(f"segments: kernel={shown(kernel)}: expected a merged kernel such as '3x3' or 'identity'")
     return SolutionSegment(
-        start=start, end=end, plan=_plan(data.get("plan", "merge")), kernel=kernel or "",
+        start=start,
+        end=end,
+        plan=_plan(data.get("plan", "merge")),
+        kernel=kernel or "",
         latency_ms=None if latency is None else _number(latency, "latency_ms"),
     )
 

@@ -32,9 +32,16 @@ _SAME = 1e-14
 
 @checked
 def solve_frontier(
-    latency: LatencyTable | Sequence[LatencyTable], importance: ImportanceTable, alpha: float = 0.0,
-    normalise: Normalise = "single", *, limits: Limits | None = None, risk: float | None = None,
-    budgets_ms: Sequence[float] | None = None, epsilon: float = 0.0, max_labels: int = 20_000,
+    latency: LatencyTable | Sequence[LatencyTable],
+    importance: ImportanceTable,
+    alpha: float = 0.0,
+    normalise: Normalise = "single",
+    *,
+    limits: Limits | None = None,
+    risk: float | None = None,
+    budgets_ms: Sequence[float] | None = None,
+    epsilon: float = 0.0,
+    max_labels: int = 20_000,
 ) -> Frontier:
     """Return every Pareto-optimal solution, exact for all budgets.
 
@@ -116,8 +123,13 @@ def _caps(columns: CostColumns, budgets_ms: Sequence[float] | None) -> Floats:
 
 
 def _finished(
-    found: Found, columns: CostColumns, importance: ImportanceTable, alpha: float, risk: float | None,
-    deviations: float, caps: Floats,
+    found: Found,
+    columns: CostColumns,
+    importance: ImportanceTable,
+    alpha: float,
+    risk: float | None,
+    deviations: float,
+    caps: Floats,
 ) -> Frontier:
     """Turn sums of costs into latencies, drop what is over a cap, and what only a dropped column told apart."""
     summed = found.summed
@@ -125,9 +137,7 @@ def _finished(
     sums = summed.costs[:, :devices].copy()
     if risk is not None:
         sums += deviations * np.sqrt(summed.costs[:, devices : 2 * devices])
-    fits = np.flatnonzero(
-        (np.column_stack((sums, summed.costs[:, devices:])) <= caps * (1.0 + _ROUNDING)).all(axis=1)
-    )
+    fits = np.flatnonzero((np.column_stack((sums, summed.costs[:, devices:])) <= caps * (1.0 + _ROUNDING)).all(axis=1))
     if not len(fits):
         raise _out_of_reach(columns, caps, np.concatenate((sums.min(axis=0), summed.costs[:, devices:].min(axis=0))))
     scales = np.array([table.provenance.scale for table in columns.tables])
@@ -144,8 +154,15 @@ def _finished(
         following = np.append(sums[kept[1:], 0], np.inf)
         gaps = np.maximum(found.hull.bound(following) - summed.importances[kept], 0.0)
     return Frontier(
-        summed=summed, points=kept, latencies_ms=latencies_ms[kept], gaps=gaps, columns=columns,
-        importance=importance, alpha=alpha, risk=risk, found=found,
+        summed=summed,
+        points=kept,
+        latencies_ms=latencies_ms[kept],
+        gaps=gaps,
+        columns=columns,
+        importance=importance,
+        alpha=alpha,
+        risk=risk,
+        found=found,
     )
 
 

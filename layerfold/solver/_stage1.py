@@ -77,7 +77,8 @@ def optimal_sums(
     inside = sorted(
         [
             (entry.end - chain_start, entry.start - chain_start, entry.latency_ms)
-            for entry in entries if chain_start <= entry.start and entry.end <= chain_end
+            for entry in entries
+            if chain_start <= entry.start and entry.end <= chain_end
         ]
     )
     ends, rows = (np.array([each[column] for each in inside], dtype=np.int64) for column in (0, 1))

@@ -34,7 +34,11 @@ class SummedFrontier:
 
 
 def sum_frontiers(
-    chains: list[ChainFrontier], *, caps: Floats | None = None, slack: float = 0.0, max_labels: int | None = None,
+    chains: list[ChainFrontier],
+    *,
+    caps: Floats | None = None,
+    slack: float = 0.0,
+    max_labels: int | None = None,
     room: int | None = None,
 ) -> SummedFrontier:
     """Add frontiers pairwise, smallest first; exact, since a dominated summand never makes a better sum.
@@ -51,7 +55,9 @@ def sum_frontiers(
     """
     parts = [
         SummedFrontier(
-            chains=(each,), costs=each.costs, importances=each.importances,
+            chains=(each,),
+            costs=each.costs,
+            importances=each.importances,
             choice=np.arange(len(each.importances))[:, None],
         )
         for each in chains
@@ -65,7 +71,8 @@ def sum_frontiers(
         lambda left, step: _limited(
             _add(left, parts[order[step]], None if caps is None else caps - rest[step], slack), max_labels, room
         ),
-        range(1, len(order)), parts[order[0]],
+        range(1, len(order)),
+        parts[order[0]],
     )
     back = np.argsort(order)
     return SummedFrontier(
@@ -92,7 +99,9 @@ def _add(left: SummedFrontier, right: SummedFrontier, caps: Floats | None, slack
         kept = pareto_indices(costs, importances, slack if stop == len(left.importances) else 0.0)
         costs, importances, pairs = costs[kept], importances[kept], pairs[kept]
     return SummedFrontier(
-        chains=left.chains + right.chains, costs=costs, importances=importances,
+        chains=left.chains + right.chains,
+        costs=costs,
+        importances=importances,
         choice=np.concatenate((left.choice[pairs[:, 0]], right.choice[pairs[:, 1]]), axis=1),
     )
 

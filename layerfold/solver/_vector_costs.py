@@ -59,7 +59,8 @@ def cost_columns(tables: Sequence[LatencyTable], limits: Limits, *, has_risk: bo
     """Return the columns that a problem needs."""
     caps = [("params", limits.max_params), ("macs", limits.max_macs), ("merged", limits.max_merged)]
     return CostColumns(
-        tables=tuple(tables), has_risk=has_risk,
+        tables=tuple(tables),
+        has_risk=has_risk,
         caps=tuple((name, float(most)) for name, most in caps if most is not None),
     )
 

@@ -6,6 +6,14 @@ from layerfold.tables._latency import LatencyEntry, LatencyTable
 from layerfold.tables._provenance import Provenance
 
 __all__ = [
-    "ImportanceEntry", "ImportanceTable", "LatencyEntry", "LatencyTable", "Provenance", "TableDifference",
-    "check_coverage", "diff_tables", "merge_tables", "read_table",
+    "ImportanceEntry",
+    "ImportanceTable",
+    "LatencyEntry",
+    "LatencyTable",
+    "Provenance",
+    "TableDifference",
+    "check_coverage",
+    "diff_tables",
+    "merge_tables",
+    "read_table",
 ]

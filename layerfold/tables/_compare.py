@@ -43,7 +43,9 @@ def check_coverage(latency: LatencyTable, importance: ImportanceTable) -> None:
         ProvenanceMismatchError: different networks or input shapes.
     """
     check_same_source(
-        latency.provenance, importance.provenance, (latency.source, importance.source),
+        latency.provenance,
+        importance.provenance,
+        (latency.source, importance.source),
         ignore=("device", "dtype", "backend", "batch"),
     )
     known = importance.segments.union(importance.provenance.left_out)
@@ -131,9 +133,7 @@ def _mean_entry(entries: list[Any], values: list[float]) -> Any:
             weight * (entry.spread_ms**2 + (value - mean) ** 2)
             for entry, value, weight in zip(entries, values, weights, strict=True)
         ) / sum(weights)
-        return replace(
-            first, latency_ms=mean, spread_ms=math.sqrt(variance), runs=sum(entry.runs for entry in entries)
-        )
+        return replace(first, latency_ms=mean, spread_ms=math.sqrt(variance), runs=sum(entry.runs for entry in entries))
     return replace(first, importance=math.fsum(values) / len(values))
 
 
@@ -141,8 +141,22 @@ def _joined_provenance(tables: Sequence[Table]) -> Provenance:
     """Take what the first table that knows it says; a segment is left out only if no part has it."""
     changes: dict[str, Any] = {}
     first = tables[0].provenance
-    for name in ("model", "model_hash", "network_hash", "input_shape", "batch", "dtype", "device", "driver",
-                 "backend", "versions", "chains", "options", "backend_options", "date"):
+    for name in (
+        "model",
+        "model_hash",
+        "network_hash",
+        "input_shape",
+        "batch",
+        "dtype",
+        "device",
+        "driver",
+        "backend",
+        "versions",
+        "chains",
+        "options",
+        "backend_options",
+        "date",
+    ):
         changes[name] = next(
             (value for table in tables if (value := getattr(table.provenance, name)) not in ("", None, (), {})),
             getattr(first, name),
@@ -213,15 +227,30 @@ def diff_tables(first: Table, second: Table) -> TableDifference:
     changed = [(key, ours[key], theirs[key]) for key in both if ours[key] != theirs[key]]
     changed.sort(key=lambda each: (-abs(each[2] - each[1]) / max(abs(each[1]), abs(each[2])), each[0]))
     provenance = {}
-    for name in ("model", "model_hash", "network_hash", "input_shape", "batch", "dtype", "device", "driver", "backend",
-                 "fixed_ms", "scale", "chains"):
+    for name in (
+        "model",
+        "model_hash",
+        "network_hash",
+        "input_shape",
+        "batch",
+        "dtype",
+        "device",
+        "driver",
+        "backend",
+        "fixed_ms",
+        "scale",
+        "chains",
+    ):
         values = getattr(first.provenance, name), getattr(second.provenance, name)
         if values[0] != values[1] and all(value not in ("", None, ()) for value in values):
             provenance[name] = values
     return TableDifference(
-        names=(first.source, second.source), only_first=tuple(sorted(set(ours) - set(theirs))),
-        only_second=tuple(sorted(set(theirs) - set(ours))), changed=tuple(changed),
-        num_equal=len(both) - len(changed), provenance=provenance,
+        names=(first.source, second.source),
+        only_first=tuple(sorted(set(ours) - set(theirs))),
+        only_second=tuple(sorted(set(theirs) - set(ours))),
+        changed=tuple(changed),
+        num_equal=len(both) - len(changed),
+        provenance=provenance,
     )
 
 

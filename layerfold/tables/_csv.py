@@ -144,8 +144,10 @@ def read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]
 def _check_header(source: str, header: list[str], required: Sequence[str]) -> None:
     for mark, what in _OTHER_SEPARATORS.items():
         if len(header) == 1 and set(required) <= {name.strip(' "') for name in header[0].split(mark)}:
-            raise TableError(f"{source}: row 1: {what} between the columns, expected commas; save it again with "
-                             "commas between columns and points in numbers")
+            raise TableError(
+                f"{source}: row 1: {what} between the columns, expected commas; save it again with "
+                "commas between columns and points in numbers"
+            )
     for name in required:
         if name not in header:
             raise TableError(f"{source}: row 1: no column {name!r}, expected the columns {','.join(required)}")

@@ -63,8 +63,12 @@ def drop_cells(
     everything = tuple(range(start + 1, end + 1)) if is_known else None
     stay = everything if kept is None else kept
     return {
-        "ker": ker, "str": stride, "is_dw": is_dw, "merged": merged, "conv_comb": "" if stay is None else repr(stay),
-    }  # fmt: skip
+        "ker": ker,
+        "str": stride,
+        "is_dw": is_dw,
+        "merged": merged,
+        "conv_comb": "" if stay is None else repr(stay),
+    }
 
 
 def _merged(row: Row) -> str:

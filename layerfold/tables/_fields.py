@@ -15,8 +15,14 @@ LARGEST_POSITION = 1_000_000
 
 
 def make_plain(
-    entry: object, *, wholes: Sequence[str] = (), numbers: Sequence[str] = (), texts: Sequence[str] = (),
-    flags: Sequence[str] = (), lists: Sequence[str] = (), optional: Sequence[str] = (),
+    entry: object,
+    *,
+    wholes: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    lists: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> None:
     """Turn fields of a frozen dataclass into what their kind says, in place.
 

@@ -58,8 +58,12 @@ class ImportanceEntry:
 
     def __post_init__(self) -> None:
         make_plain(
-            self, wholes=("start", "end", "start_act", "end_act"), texts=("merged",), lists=("breaks", "kept"),
-            numbers=("importance", *_MEASURED), optional=_MEASURED,
+            self,
+            wholes=("start", "end", "start_act", "end_act"),
+            texts=("merged",),
+            lists=("breaks", "kept"),
+            numbers=("importance", *_MEASURED),
+            optional=_MEASURED,
         )
         if not isinstance(self.extra, Mapping):
             raise UsageError(f"extra={shown(self.extra)}: expected a mapping from column to number or text")
@@ -109,7 +113,10 @@ class ImportanceTable:
     """
 
     def __init__(
-        self, entries: Iterable[ImportanceEntry], *, provenance: Provenance | None = None,
+        self,
+        entries: Iterable[ImportanceEntry],
+        *,
+        provenance: Provenance | None = None,
         source: str = "importance table",
     ) -> None:
         self.entries: tuple[ImportanceEntry, ...] = entries_of(entries, ImportanceEntry)
@@ -215,9 +222,7 @@ class ImportanceTable:
         rows: list[list[object]]
         if all(entry.breaks is not None for entry in self.entries):
             header: tuple[str, ...] = (*keys, "imp", "breaks")
-            rows = [
-                [index, *entry.key[:4], entry.importance, entry.breaks] for index, entry in enumerate(self.entries)
-            ]
+            rows = [[index, *entry.key[:4], entry.importance, entry.breaks] for index, entry in enumerate(self.entries)]
         else:
             extra_names = list(dict.fromkeys(name for entry in self.entries for name in entry.extra))
             own = ("importance",) if any(entry.importance != entry.val_acc for entry in self.entries) else ()

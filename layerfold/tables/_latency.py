@@ -22,9 +22,21 @@ from layerfold.tables._provenance import Provenance
 
 _COLUMNS = ("id", "st", "end", "time", "stdev", "st_act", "end_act", "signature", "runs")
 _DROP_COLUMNS = (
-    "id", "st", "end", "ker", "str", "is_dw", "time", "stdev", "st_act", "end_act", "signature", "runs", "merged",
+    "id",
+    "st",
+    "end",
+    "ker",
+    "str",
+    "is_dw",
+    "time",
+    "stdev",
+    "st_act",
+    "end_act",
+    "signature",
+    "runs",
+    "merged",
     "conv_comb",
-)  # fmt: skip
+)
 
 
 class HasMergePositions(Protocol):
@@ -94,8 +106,12 @@ class LatencyEntry:
 
     def __post_init__(self) -> None:
         make_plain(
-            self, wholes=("start", "end", "start_act", "end_act", "runs", "macs", "params"), flags=("drops",),
-            numbers=("latency_ms", "spread_ms"), texts=("signature", "merged"), lists=("breaks", "kept"),
+            self,
+            wholes=("start", "end", "start_act", "end_act", "runs", "macs", "params"),
+            flags=("drops",),
+            numbers=("latency_ms", "spread_ms"),
+            texts=("signature", "merged"),
+            lists=("breaks", "kept"),
             optional=("start_act", "end_act", "macs", "params"),
         )
         if not 0 <= self.start < self.end <= LARGEST_POSITION:
@@ -142,7 +158,11 @@ class LatencyTable:
     """
 
     def __init__(
-        self, entries: Iterable[LatencyEntry], *, provenance: Provenance | None = None, source: str = "latency table",
+        self,
+        entries: Iterable[LatencyEntry],
+        *,
+        provenance: Provenance | None = None,
+        source: str = "latency table",
         partial: bool = False,
     ) -> None:
         self.entries: tuple[LatencyEntry, ...] = entries_of(entries, LatencyEntry)
@@ -287,7 +307,8 @@ class LatencyTable:
         """
         best = self._useful_and_best[1]
         return tuple(
-            entry.key for entry in self.entries
+            entry.key
+            for entry in self.entries
             if entry.drops and entry.latency_ms < best.get((entry.start, entry.end), math.inf)
         )
 
@@ -373,9 +394,18 @@ class LatencyTable:
         rows = []
         for index, entry in enumerate(self.entries):
             cells = {
-                "id": index, "st": entry.start, "end": entry.end, "time": entry.latency_ms, "stdev": entry.spread_ms,
-                "st_act": entry.start_act, "end_act": entry.end_act, "signature": entry.signature,
-                "runs": entry.runs, "macs": entry.macs, "params": entry.params, "breaks": entry.breaks,
+                "id": index,
+                "st": entry.start,
+                "end": entry.end,
+                "time": entry.latency_ms,
+                "stdev": entry.spread_ms,
+                "st_act": entry.start_act,
+                "end_act": entry.end_act,
+                "signature": entry.signature,
+                "runs": entry.runs,
+                "macs": entry.macs,
+                "params": entry.params,
+                "breaks": entry.breaks,
                 **drop_cells(entry.start, entry.end, entry.merged, entry.kept, is_known=not entry.drops),
             }
             rows.append([cells[name] for name in header])

@@ -118,8 +118,9 @@ class Provenance:
                 raise TableError(f"{source}: {name}={shown(pairs)}: expected a list of [start, end] pairs of positions")
             found[name] = tuple((pair[0], pair[1]) for pair in pairs)
         shape = found.get("input_shape", [])
-        if not (isinstance(shape, list) and len(shape) <= 8 and all(_is_int(size) and 0 < size < 2**31
-                                                                    for size in shape)):
+        if not (
+            isinstance(shape, list) and len(shape) <= 8 and all(_is_int(size) and 0 < size < 2**31 for size in shape)
+        ):
             raise TableError(f"{source}: input_shape={shown(shape)}: expected a list of sizes of at least 1")
         found["input_shape"] = tuple(shape)
         if not (_is_int(found.get("batch", 1)) and 1 <= found.get("batch", 1) < 2**31):
@@ -186,6 +187,8 @@ def _is_number(value: object) -> bool:
 
 
 def _is_int_pair(pair: object) -> bool:
-    return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(
-        _is_int(position) and 0 <= position <= LARGEST_POSITION for position in pair
+    return (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(_is_int(position) and 0 <= position <= LARGEST_POSITION for position in pair)
     )

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
-_CONV = re.compile(
-    r"conv:o(\d+),k(\d+)x(\d+),s(\d+)x(\d+),p(\d+)\.(\d+)\.(\d+)\.(\d+),d(\d+)x(\d+),g(\d+)"
-)
+_CONV = re.compile(r"conv:o(\d+),k(\d+)x(\d+),s(\d+)x(\d+),p(\d+)\.(\d+)\.(\d+)\.(\d+),d(\d+)x(\d+),g(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)

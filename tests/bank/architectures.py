@@ -123,9 +123,7 @@ def _cifar() -> nn.Module:
     return model
 
 
-def _entry(
-    name: str, features: str, make: Callable[[str], nn.Module] | None = None, **options: Any
-) -> Architecture:
+def _entry(name: str, features: str, make: Callable[[str], nn.Module] | None = None, **options: Any) -> Architecture:
     library, _, own_name = name.partition(":")
     makers = {"torchvision": _torchvision, "timm": _timm}
     return Architecture(
@@ -148,33 +146,53 @@ BANK: tuple[Architecture, ...] = (
     _entry("torchvision:resnext50_32x4d", f"{_RESNET} grouped"),
     _entry("torchvision:wide_resnet50_2", _RESNET),
     _entry("torchvision:mobilenet_v2", f"{_MOBILENET_V2} batch_norm"),
-    _entry("torchvision:mobilenet_v3_large",
-           "depthwise strided batch_norm relu hardswish identity_shortcut squeeze_excitation"),
+    _entry(
+        "torchvision:mobilenet_v3_large",
+        "depthwise strided batch_norm relu hardswish identity_shortcut squeeze_excitation",
+    ),
     _entry("torchvision:mnasnet1_0", "depthwise strided batch_norm relu identity_shortcut"),
     _entry("torchvision:shufflenet_v2_x1_0", "depthwise strided batch_norm relu channel_shuffle concatenation split"),
     _entry("torchvision:squeezenet1_1", "dense strided no_norm no_padding relu concatenation"),
     _entry("torchvision:densenet121", "dense strided batch_norm relu pre_activation concatenation"),
-    _entry("torchvision:googlenet", "dense strided batch_norm relu concatenation",
-           partial(_torchvision, init_weights=False)),
-    _entry("torchvision:inception_v3", "dense strided batch_norm relu concatenation non_square no_padding",
-           partial(_torchvision, init_weights=False), sizes=(75, 96)),
+    _entry(
+        "torchvision:googlenet",
+        "dense strided batch_norm relu concatenation",
+        partial(_torchvision, init_weights=False),
+    ),
+    _entry(
+        "torchvision:inception_v3",
+        "dense strided batch_norm relu concatenation non_square no_padding",
+        partial(_torchvision, init_weights=False),
+        sizes=(75, 96),
+    ),
     _entry("torchvision:regnet_x_400mf", f"{_RESNET} grouped"),
     _entry("torchvision:regnet_y_400mf", f"{_RESNET} grouped squeeze_excitation"),
     _entry("torchvision:efficientnet_b0", "depthwise strided batch_norm silu identity_shortcut squeeze_excitation"),
-    _entry("torchvision:efficientnet_v2_s",
-           "dense depthwise strided batch_norm silu identity_shortcut squeeze_excitation"),
-    _entry("torchvision:convnext_tiny",
-           "dense depthwise strided no_norm layer_norm gelu identity_shortcut layer_scale"),
+    _entry(
+        "torchvision:efficientnet_v2_s", "dense depthwise strided batch_norm silu identity_shortcut squeeze_excitation"
+    ),
+    _entry(
+        "torchvision:convnext_tiny", "dense depthwise strided no_norm layer_norm gelu identity_shortcut layer_scale"
+    ),
     _entry("torchvision:fcn_resnet50", f"{_RESNET} dilated upsampling dict_output", _segmentation),
-    _entry("torchvision:deeplabv3_mobilenet_v3_large",
-           "dense depthwise dilated strided batch_norm relu hardswish identity_shortcut squeeze_excitation "
-           "concatenation upsampling dict_output", _segmentation),
-    _entry("torchvision:lraspp_mobilenet_v3_large",
-           "depthwise dilated strided batch_norm relu hardswish identity_shortcut squeeze_excitation upsampling "
-           "dict_output", _segmentation),
-    _entry("torchvision:fasterrcnn_resnet50_fpn.backbone",
-           "dense strided frozen_norm relu identity_shortcut conv_shortcut upsampling dict_output no_norm",
-           lambda _: _detection_backbone(), note=_FROZEN),
+    _entry(
+        "torchvision:deeplabv3_mobilenet_v3_large",
+        "dense depthwise dilated strided batch_norm relu hardswish identity_shortcut squeeze_excitation "
+        "concatenation upsampling dict_output",
+        _segmentation,
+    ),
+    _entry(
+        "torchvision:lraspp_mobilenet_v3_large",
+        "depthwise dilated strided batch_norm relu hardswish identity_shortcut squeeze_excitation upsampling "
+        "dict_output",
+        _segmentation,
+    ),
+    _entry(
+        "torchvision:fasterrcnn_resnet50_fpn.backbone",
+        "dense strided frozen_norm relu identity_shortcut conv_shortcut upsampling dict_output no_norm",
+        lambda _: _detection_backbone(),
+        note=_FROZEN,
+    ),
     _entry("timm:mobilenetv2_100", f"{_MOBILENET_V2} batch_norm_act"),
     _entry("timm:mobilenetv2_140", f"{_MOBILENET_V2} batch_norm_act"),
     _entry("timm:mobilenetv4_conv_small", "dense depthwise strided batch_norm_act relu identity_shortcut"),
@@ -182,31 +200,42 @@ BANK: tuple[Architecture, ...] = (
     _entry("timm:tf_efficientnet_lite0", f"{_MOBILENET_V2} batch_norm_act same_padding"),
     _entry("timm:repvgg_a0", "dense strided batch_norm_act relu parallel_branches"),
     _entry("timm:mobileone_s0", "depthwise strided batch_norm_act relu parallel_branches"),
-    _entry("timm:ghostnet_100",
-           "dense depthwise strided batch_norm batch_norm_act relu identity_shortcut conv_shortcut squeeze_excitation "
-           "concatenation split"),
+    _entry(
+        "timm:ghostnet_100",
+        "dense depthwise strided batch_norm batch_norm_act relu identity_shortcut conv_shortcut squeeze_excitation "
+        "concatenation split",
+    ),
     _entry("timm:fbnetc_100", "depthwise strided batch_norm_act relu identity_shortcut"),
-    _entry("timm:hardcorenas_a",
-           "depthwise strided batch_norm_act relu hardswish identity_shortcut squeeze_excitation"),
+    _entry(
+        "timm:hardcorenas_a", "depthwise strided batch_norm_act relu hardswish identity_shortcut squeeze_excitation"
+    ),
     _entry("timm:resnet26d", f"{_RESNET} pooled_shortcut"),
     _entry("timm:resnetv2_50", "dense strided batch_norm_act relu identity_shortcut conv_shortcut pre_activation"),
     _entry("timm:res2net50_26w_4s", f"{_RESNET} split concatenation"),
     _entry("timm:dla34", f"{_RESNET} concatenation nested_adds", sizes=(64, 96)),
     _entry("timm:vovnet39a", "dense strided batch_norm_act relu concatenation"),
-    _entry("timm:cspresnet50",
-           "dense strided batch_norm_act leaky_relu identity_shortcut split concatenation"),
+    _entry("timm:cspresnet50", "dense strided batch_norm_act leaky_relu identity_shortcut split concatenation"),
     _entry("timm:hrnet_w18", f"{_RESNET} upsampling nested_adds", sizes=(64, 96)),
     _entry("timm:darknet53", "dense strided batch_norm_act leaky_relu identity_shortcut"),
-    _entry("timm:nfnet_l0",
-           "dense grouped strided weight_standardised no_norm silu identity_shortcut conv_shortcut pooled_shortcut "
-           "pre_activation squeeze_excitation layer_scale"),
-    _entry("timm:tf_mixnet_s",
-           "depthwise strided batch_norm_act relu silu identity_shortcut squeeze_excitation split mixed_kernels "
-           "concatenation same_padding"),
+    _entry(
+        "timm:nfnet_l0",
+        "dense grouped strided weight_standardised no_norm silu identity_shortcut conv_shortcut pooled_shortcut "
+        "pre_activation squeeze_excitation layer_scale",
+    ),
+    _entry(
+        "timm:tf_mixnet_s",
+        "depthwise strided batch_norm_act relu silu identity_shortcut squeeze_excitation split mixed_kernels "
+        "concatenation same_padding",
+    ),
     _entry("timm:regnetx_002", "grouped strided batch_norm_act relu identity_shortcut conv_shortcut"),
-    _entry("benchmarks:resnet20", "dense strided batch_norm relu identity_shortcut sliced_shortcut",
-           lambda _: _cifar(), sizes=(32, 35), note="CIFAR ResNet-20 of benchmarks/cifar_resnet.py, shortcut option A"),
-)  # fmt: skip
+    _entry(
+        "benchmarks:resnet20",
+        "dense strided batch_norm relu identity_shortcut sliced_shortcut",
+        lambda _: _cifar(),
+        sizes=(32, 35),
+        note="CIFAR ResNet-20 of benchmarks/cifar_resnet.py, shortcut option A",
+    ),
+)
 
 
 QUICK: tuple[str, ...] = (

@@ -65,9 +65,7 @@ def random_solution(net: lf.Network, candidates: Sequence[lf.Segment], rng: rand
     return lf.Solution(act_pos=tuple(act_pos), merge_pos=tuple(merge_pos))
 
 
-def random_solutions(
-    net: lf.Network, count: int, *, limits: Limits = BANK_LIMITS, seed: int = 0
-) -> list[lf.Solution]:
+def random_solutions(net: lf.Network, count: int, *, limits: Limits = BANK_LIMITS, seed: int = 0) -> list[lf.Solution]:
     """Return ``count`` solutions over the candidates within those limits."""
     rng, candidates = random.Random(seed), limits.of(net.candidates(**limits.shape))
     return [random_solution(net, candidates, rng) for _ in range(count)]

@@ -24,10 +24,12 @@ class Problem:
 
     def __init__(self, seed: int, error: float) -> None:
         rng = np.random.default_rng(seed)
-        self.latency = LatencyTable([
-            LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.8, 1.2) * (1 + 0.2 * (j - i - 1))))
-            for i, j in SPANS
-        ])
+        self.latency = LatencyTable(
+            [
+                LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.8, 1.2) * (1 + 0.2 * (j - i - 1))))
+                for i, j in SPANS
+            ]
+        )
         truth = {each: -float(rng.exponential(2.0)) * (each.end - each.start - 1) for each in MERGED}
         self.truth = truth
         self.cheap = {each: 3.0 * value + error * float(rng.normal()) - 1.0 for each, value in truth.items()}
@@ -39,15 +41,30 @@ class Problem:
         return {each: self.truth[each] for each in wanted}
 
     def table(self, values: dict[Request, float]) -> ImportanceTable:
-        return ImportanceTable([
-            ImportanceEntry(start=i, end=j, start_act=1, end_act=1,
-                            importance=values.get(Request(start=i, end=j, start_act=1, end_act=1), 0.0))
-            for i, j in SPANS
-        ])
+        return ImportanceTable(
+            [
+                ImportanceEntry(
+                    start=i,
+                    end=j,
+                    start_act=1,
+                    end_act=1,
+                    importance=values.get(Request(start=i, end=j, start_act=1, end_act=1), 0.0),
+                )
+                for i, j in SPANS
+            ]
+        )
 
     def refine(self, most: int = 10_000, budgets_ms: Sequence[float] = ()):  # type: ignore[no-untyped-def]
-        return refine(MERGED, self.cheap, self.dear, self.table, self.latency, frozenset({LAYERS}), most=most,
-                      budgets_ms=budgets_ms)
+        return refine(
+            MERGED,
+            self.cheap,
+            self.dear,
+            self.table,
+            self.latency,
+            frozenset({LAYERS}),
+            most=most,
+            budgets_ms=budgets_ms,
+        )
 
     def loss_at(self, values: dict[Request, float], budget_ms: float) -> float:
         """Return how much importance the plan by ``values`` lacks, by the truth, against the best plan."""
@@ -55,8 +72,9 @@ class Problem:
         chosen = solve_frontier(self.latency, self.table(values)).at(budget_ms=budget_ms)
         best = solve_frontier(self.latency, true).at(budget_ms=budget_ms)
         stops = [0, *chosen.act_pos]
-        got = sum(self.truth.get(Request(start=i, end=j, start_act=1, end_act=1), 0.0)
-                  for i, j in itertools.pairwise(stops))
+        got = sum(
+            self.truth.get(Request(start=i, end=j, start_act=1, end_act=1), 0.0) for i, j in itertools.pairwise(stops)
+        )
         return (best.importance or 0.0) - got
 
 

@@ -21,16 +21,27 @@ BIG = 10**30
 
 @checked
 def sample(
-    source: str = "", *, count: int = 1, batch: int = 1, ratio: float = 1.0, budget_ms: float | None = None,
-    is_quiet: bool = False, path: str | Path | None = None, names: Sequence[str] = (), shares: tuple[float, ...] = (),
-    budgets: float | Sequence[float] | None = None, choice: Literal['a', 'b'] = "a", table: LatencyTable = None,
-    settings: Mapping[str, float] | None = None, augment: bool | str = True,
+    source: str = "",
+    *,
+    count: int = 1,
+    batch: int = 1,
+    ratio: float = 1.0,
+    budget_ms: float | None = None,
+    is_quiet: bool = False,
+    path: str | Path | None = None,
+    names: Sequence[str] = (),
+    shares: tuple[float, ...] = (),
+    budgets: float | Sequence[float] | None = None,
+    choice: Literal["a", "b"] = "a",
+    table: LatencyTable = None,
+    settings: Mapping[str, float] | None = None,
+    augment: bool | str = True,
     segments: Sequence[Segment] | None = None,  # noqa: F821
     images: Batches | Dataset[Any] = (),  # noqa: F821
     cache: Cache | str | Literal[False] | None = None,  # noqa: F821
     backend: str | Backend = "",  # noqa: F821
     exclude: Iterable[str] = (),
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Return what reached the function."""
     return {name: value for name, value in locals().items() if value not in (None, "", ())}
 
@@ -39,8 +50,22 @@ REFUSED: list[tuple[str, Any, str]] = [
     *[("count", value, "must be a whole number") for value in (True, "3", 1.5, None, [1], Decimal(1), 1j)],
     *[("count", value, "must be at") for value in (BIG, -BIG)],
     *[("batch", value, "must be at") for value in (0, -1, 65_537, BIG)],
-    *[("ratio", value, "must be a number") for value in
-      (True, "1.5", None, [1.0], 1j, b"1", np.bool_(True), float("nan"), np.float32("nan"), 10**400, np.zeros(2))],
+    *[
+        ("ratio", value, "must be a number")
+        for value in (
+            True,
+            "1.5",
+            None,
+            [1.0],
+            1j,
+            b"1",
+            np.bool_(True),
+            float("nan"),
+            np.float32("nan"),
+            10**400,
+            np.zeros(2),
+        )
+    ],
     *[("budget_ms", value, "must be a number") for value in (False, "25ms", (1, 2), {}, Path("x"))],
     *[("is_quiet", value, "must be True or False") for value in (2, "yes", None, 1.0, [], np.zeros(2))],
     *[("source", value, "must be text") for value in (3, None, b"x", ["a"], True, np.zeros(1))],
@@ -58,7 +83,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     *[("images", value, "expected") for value in (1, None, "abc", b"x", np.zeros(3), {}, True, object())],
     *[("cache", value, "expected") for value in (True, 1, [], np.zeros(3), b"x")],
     *[("backend", value, "expected a Backend or text") for value in (1, None, True, b"x", Path("x"), np.zeros(1), [])],
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "value", "says"), REFUSED)
@@ -79,17 +104,33 @@ class LatencyTable:
 @pytest.mark.parametrize(
     ("name", "given", "reaches"),
     [
-        ("count", np.int64(3), 3), ("count", np.uint8(3), 3), ("batch", 65_536, 65_536),
-        ("ratio", 2, 2), ("ratio", np.float32(0.5), 0.5), ("ratio", np.int16(2), 2.0), ("ratio", Decimal("0.5"), 0.5),
-        ("ratio", Fraction(1, 2), 0.5), ("budget_ms", float("inf"), float("inf")),
-        ("is_quiet", np.bool_(True), True), ("is_quiet", 1, True),
-        ("source", Path("a/b"), "a/b"), ("path", Path("a"), Path("a")), ("path", "a", "a"),
-        ("names", "abc", ("abc",)), ("names", ["a", "b"], ["a", "b"]), ("names", (each for each in "ab"), ("a", "b")),
-        ("exclude", {"a"}, ("a",)), ("names", Path("a"), ("a",)),
-        ("shares", [1, np.float64(2)], [1, 2.0]), ("shares", 0.5, (0.5,)), ("shares", np.ones(2), (1.0, 1.0)),
-        ("budgets", 2, 2), ("budgets", [1.5, Decimal(2)], [1.5, 2.0]), ("budgets", Decimal(2), 2.0),
+        ("count", np.int64(3), 3),
+        ("count", np.uint8(3), 3),
+        ("batch", 65_536, 65_536),
+        ("ratio", 2, 2),
+        ("ratio", np.float32(0.5), 0.5),
+        ("ratio", np.int16(2), 2.0),
+        ("ratio", Decimal("0.5"), 0.5),
+        ("ratio", Fraction(1, 2), 0.5),
+        ("budget_ms", float("inf"), float("inf")),
+        ("is_quiet", np.bool_(True), True),
+        ("is_quiet", 1, True),
+        ("source", Path("a/b"), "a/b"),
+        ("path", Path("a"), Path("a")),
+        ("path", "a", "a"),
+        ("names", "abc", ("abc",)),
+        ("names", ["a", "b"], ["a", "b"]),
+        ("names", (each for each in "ab"), ("a", "b")),
+        ("exclude", {"a"}, ("a",)),
+        ("names", Path("a"), ("a",)),
+        ("shares", [1, np.float64(2)], [1, 2.0]),
+        ("shares", 0.5, (0.5,)),
+        ("shares", np.ones(2), (1.0, 1.0)),
+        ("budgets", 2, 2),
+        ("budgets", [1.5, Decimal(2)], [1.5, 2.0]),
+        ("budgets", Decimal(2), 2.0),
     ],
-)  # fmt: skip
+)
 def test_what_is_plainly_meant_is_accepted(name: str, given: Any, reaches: Any) -> None:
     found = sample(**{name: given})[name]
     assert found == reaches
@@ -130,9 +171,23 @@ def test_fields_of_options_are_checked_and_made_plain() -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [(3, 224), (3, 0, 5), (3, -1, 5), "3x8x8", None, 3, (3, 8.0, 8), (True, 8, 8), (10**6, 10**6, 3), (3, 10**6, 10**6),
-     (10**9, 1, 1), (3, BIG, 1), ("3", 8, 8), {3: 1}],
-)  # fmt: skip
+    [
+        (3, 224),
+        (3, 0, 5),
+        (3, -1, 5),
+        "3x8x8",
+        None,
+        3,
+        (3, 8.0, 8),
+        (True, 8, 8),
+        (10**6, 10**6, 3),
+        (3, 10**6, 10**6),
+        (10**9, 1, 1),
+        (3, BIG, 1),
+        ("3", 8, 8),
+        {3: 1},
+    ],
+)
 def test_shapes_that_are_none_or_too_large_are_refused_before_anything_is_allocated(shape: Any) -> None:
     with pytest.raises(UsageError, match=r"^input_shape[^\n]{1,200}$"):
         image_shape("input_shape", shape)

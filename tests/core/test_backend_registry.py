@@ -92,8 +92,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _layerfold(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(site), str(_ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run([sys.executable, "-m", "layerfold", *arguments], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": path}, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "layerfold", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
 
 
 def test_layerfolds_own_backends_are_registered_as_pyproject_says() -> None:
@@ -124,22 +130,37 @@ def test_backends_of_another_package_are_listed_with_what_is_wrong_with_them(sit
 
 def test_network_is_measured_by_a_backend_of_another_package(site: Path, tmp_path: Path) -> None:
     _write_onnx(tmp_path / "small.onnx")
-    done = _layerfold(site, "bench", str(tmp_path / "small.onnx"), "--backend", "sleepy", "--backend-option",
-                      "sleep_ms=7", "--cap-s", "0.3", "--quiet", "--json")
+    done = _layerfold(
+        site,
+        "bench",
+        str(tmp_path / "small.onnx"),
+        "--backend",
+        "sleepy",
+        "--backend-option",
+        "sleep_ms=7",
+        "--cap-s",
+        "0.3",
+        "--quiet",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["provenance"]["options"]["sleep_ms"] == 7
     assert found["networks"][0]["median_ms"] >= 7
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [
-    (["--backend", "lacking"], 4, "needs the package some-package; install it with: pip install some-package"),
-    (["--backend", "failing"], 1, "fails at import: RuntimeError: no licence"),
-    (["--backend", "sleepi"], 2, "backend='sleepi' is not known; choose from absent, failing, lacking"),
-    (["--backend", "sleepy", "--backend-option", "sleep=7"], 2, "does not take these options ['sleep']"),
-    (["--backend", "sleepy", "--backend-option", "sleep"], 2, "give NAME=VALUE"),
-    (["--backend", "sleepy", "--layout", "channels_last"], 2, "device 'cpu' of backend 'sleepy' lacks it"),
-], ids=lambda value: "-".join(value[1:]) if isinstance(value, list) else None)  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--backend", "lacking"], 4, "needs the package some-package; install it with: pip install some-package"),
+        (["--backend", "failing"], 1, "fails at import: RuntimeError: no licence"),
+        (["--backend", "sleepi"], 2, "backend='sleepi' is not known; choose from absent, failing, lacking"),
+        (["--backend", "sleepy", "--backend-option", "sleep=7"], 2, "does not take these options ['sleep']"),
+        (["--backend", "sleepy", "--backend-option", "sleep"], 2, "give NAME=VALUE"),
+        (["--backend", "sleepy", "--layout", "channels_last"], 2, "device 'cpu' of backend 'sleepy' lacks it"),
+    ],
+    ids=lambda value: "-".join(value[1:]) if isinstance(value, list) else None,
+)
 def test_bad_choice_is_one_line_with_its_exit_code(
     site: Path, tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
@@ -160,22 +181,26 @@ def test_stale_installation_says_so() -> None:
     assert "install it again, for example with: pip install -e ." in done.stderr
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"name": "onnxruntme"}, "nearest: onnxruntime"),
-    ({"name": "onnxruntime", "device": "gpu"}, "device='gpu' is not one of backend 'onnxruntime'; choose from cpu"),
-    ({"name": "onnxruntime", "threads": 0}, r"threads=0 must be a whole number from 1 to \d+, the processors here"),
-    ({"name": "onnxruntime", "threads": 4096}, r"threads=4096 must be a whole number from 1 to \d+"),
-    ({"name": "onnxruntime", "thread": 1}, r"\['thread'\]"),
-    ({"name": "onnxruntime", "precision": "int4"}, "precision='int4' is not known.*nearest: int8"),
-    ({"name": "onnxruntime", "layout": "nhwc"}, "layout='nhwc' is not known; choose from nchw, channels_last"),
-    ({"name": "onnxruntime", "layout": "channels_last"}, "device 'cpu' of backend 'onnxruntime' lacks it"),
-    ({"name": "torch", "precision": "int8"}, "precision='int8': device 'cpu' of backend 'torch' lacks it"),
-    ({"name": "torch", "device": "cuda", "threads": 2}, "does not compute on the processors; leave threads out"),
-    ({"name": "torch", "compile_mode": "defualt"}, "nearest: default"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "onnxruntme"}, "nearest: onnxruntime"),
+        ({"name": "onnxruntime", "device": "gpu"}, "device='gpu' is not one of backend 'onnxruntime'; choose from cpu"),
+        ({"name": "onnxruntime", "threads": 0}, r"threads=0 must be a whole number from 1 to \d+, the processors here"),
+        ({"name": "onnxruntime", "threads": 4096}, r"threads=4096 must be a whole number from 1 to \d+"),
+        ({"name": "onnxruntime", "thread": 1}, r"\['thread'\]"),
+        ({"name": "onnxruntime", "precision": "int4"}, "precision='int4' is not known.*nearest: int8"),
+        ({"name": "onnxruntime", "layout": "nhwc"}, "layout='nhwc' is not known; choose from nchw, channels_last"),
+        ({"name": "onnxruntime", "layout": "channels_last"}, "device 'cpu' of backend 'onnxruntime' lacks it"),
+        ({"name": "torch", "precision": "int8"}, "precision='int8': device 'cpu' of backend 'torch' lacks it"),
+        ({"name": "torch", "device": "cuda", "threads": 2}, "does not compute on the processors; leave threads out"),
+        ({"name": "torch", "compile_mode": "defualt"}, "nearest: default"),
+    ],
+)
 def test_option_that_cannot_be_is_named_with_what_can(options: dict[str, object], words: str) -> None:
-    options = {name: value for name, value in options.items() if not (name == "threads" and value == 2 and
-                                                                      os.cpu_count() == 1)}
+    options = {
+        name: value for name, value in options.items() if not (name == "threads" and value == 2 and os.cpu_count() == 1)
+    }
     with pytest.raises(UsageError, match=words):
         get_backend(**options)
 
@@ -187,8 +212,9 @@ def _has_gpu() -> bool:
 
 
 @pytest.mark.skipif("_has_gpu()", reason="here the GPU is there")
-@pytest.mark.parametrize(("name", "device"), [("onnxruntime", "cuda"), ("onnxruntime", "tensorrt"), ("torch", "cuda"),
-                                              ("tensorrt", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "device"), [("onnxruntime", "cuda"), ("onnxruntime", "tensorrt"), ("torch", "cuda"), ("tensorrt", None)]
+)
 def test_device_that_is_not_there_is_one_line_and_exit_4(
     name: str, device: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,11 +230,15 @@ def test_device_that_is_not_there_is_one_line_and_exit_4(
 
 
 def test_missing_package_is_one_line_and_exit_4_for_each_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, module, install in (("openvino", "openvino", "pip install 'layerfold[openvino]'"),
-                                  ("onnxruntime", "onnxruntime", "pip install onnxruntime"),
-                                  ("torch_tensorrt", "torch_tensorrt", "pip install 'layerfold[torch-tensorrt]'")):
-        code = (f"import sys\nsys.modules[{module!r}] = None\nfrom layerfold.cli import main\n"
-                f"sys.exit(main(['bench', 'x.onnx', '--backend', {name!r}]))")
+    for name, module, install in (
+        ("openvino", "openvino", "pip install 'layerfold[openvino]'"),
+        ("onnxruntime", "onnxruntime", "pip install onnxruntime"),
+        ("torch_tensorrt", "torch_tensorrt", "pip install 'layerfold[torch-tensorrt]'"),
+    ):
+        code = (
+            f"import sys\nsys.modules[{module!r}] = None\nfrom layerfold.cli import main\n"
+            f"sys.exit(main(['bench', 'x.onnx', '--backend', {name!r}]))"
+        )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (4, 1), done.stderr
         assert install in done.stderr

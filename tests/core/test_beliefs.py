@@ -202,8 +202,11 @@ def test_rows_that_do_not_say_which_layers_stay_are_passed_over() -> None:
 
 def test_damaged_sidecar_is_one_line(tmp_path) -> None:
     table = fitted_table(isolated_table(), beliefs_of(isolated_table(), Machine(5, 0.004).plans(3)))
-    broken = LatencyTable(table.entries, provenance=Provenance(
-        chains=CHAINS, options={**table.provenance.options, "plans": [{"ratio": 1}]}), source="t.csv")  # fmt: skip
+    broken = LatencyTable(
+        table.entries,
+        provenance=Provenance(chains=CHAINS, options={**table.provenance.options, "plans": [{"ratio": 1}]}),
+        source="t.csv",
+    )
     with pytest.raises(TableError, match=r"t\.csv: options\.plans of its sidecar is damaged"):
         beliefs_of(broken)
     short = LatencyTable(table.entries[:-1], provenance=table.provenance, source="t.csv")

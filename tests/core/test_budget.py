@@ -72,15 +72,18 @@ def test_verdict_on_a_speedup_is_what_every_ratio_and_latency_says(margin: float
     assert set(seen) == {*Verdict}
 
 
-@pytest.mark.parametrize(("low_ms", "high_ms", "margin", "verdict"), [
-    (3.0, 4.0, 0.0, Verdict.KEEPS),  # the upper end is the budget
-    (3.0, 4.0 + 2**-50, 0.0, Verdict.OPEN),
-    (3.0, 4.0, 0.25, Verdict.OPEN),  # the lower end is what the margin leaves
-    (2.0, 3.0, 0.25, Verdict.KEEPS),
-    (3.0 + 2**-50, 4.0, 0.25, Verdict.BREAKS),
-    (4.0, 5.0, 0.0, Verdict.OPEN),  # the lower end is the budget
-    (4.0 + 2**-48, 5.0, 0.0, Verdict.BREAKS),
-])
+@pytest.mark.parametrize(
+    ("low_ms", "high_ms", "margin", "verdict"),
+    [
+        (3.0, 4.0, 0.0, Verdict.KEEPS),  # the upper end is the budget
+        (3.0, 4.0 + 2**-50, 0.0, Verdict.OPEN),
+        (3.0, 4.0, 0.25, Verdict.OPEN),  # the lower end is what the margin leaves
+        (2.0, 3.0, 0.25, Verdict.KEEPS),
+        (3.0 + 2**-50, 4.0, 0.25, Verdict.BREAKS),
+        (4.0, 5.0, 0.0, Verdict.OPEN),  # the lower end is the budget
+        (4.0 + 2**-48, 5.0, 0.0, Verdict.BREAKS),
+    ],
+)
 def test_ends_that_lie_on_the_limit_keep_it(low_ms: float, high_ms: float, margin: float, verdict: Verdict) -> None:
     found = Reading(low_ms=low_ms, high_ms=high_ms, ratio_low=low_ms / 8, ratio_high=high_ms / 8)
     assert Budget(budget_ms=4.0).verdict(found, margin) is verdict
@@ -114,22 +117,30 @@ def test_limit_beside_an_original_and_the_words_for_it() -> None:
     assert (milliseconds.said(2.0), speedup.said(6.0)) == ("2 ms", "1.5x (6 ms)")
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ({"budget_ms": 0.0}, "budget_ms=0.0: must be above 0"),
-    ({"budget_ms": float("inf")}, "budget_ms=inf: must be above 0"),
-    ({"speedup": float("nan")}, "speedup=nan: must be above 0"),
-    ({"speedup": "1.5"}, "speedup='1.5': must be a number, got a str"),
-    ({"budget_ms": 1.0, "speedup": 2.0}, "budget_ms=1.0, speedup=2.0: give one of the two"),
-])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"budget_ms": 0.0}, "budget_ms=0.0: must be above 0"),
+        ({"budget_ms": float("inf")}, "budget_ms=inf: must be above 0"),
+        ({"speedup": float("nan")}, "speedup=nan: must be above 0"),
+        ({"speedup": "1.5"}, "speedup='1.5': must be a number, got a str"),
+        ({"budget_ms": 1.0, "speedup": 2.0}, "budget_ms=1.0, speedup=2.0: give one of the two"),
+    ],
+)
 def test_what_is_no_budget_is_refused(given: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         Budget(**given)
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("asked", [
-    {"--keep": None, "--fastest": False}, {"--keep": 1.0, "--fastest": True}, {"--keep": 0.0, "--fastest": True},
-])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"--keep": None, "--fastest": False},
+        {"--keep": 1.0, "--fastest": True},
+        {"--keep": 0.0, "--fastest": True},
+    ],
+)
 def test_none_or_several_are_refused_by_name(asked: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"^--keep, --fastest: give one$"):
         check_one_given(asked, "give one")

@@ -16,8 +16,10 @@ _FILES = {
     "imp.csv": "id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc\n0,0,1,1,1,,,,0\n1,1,2,1,1,,,,0\n"
     "2,2,3,1,1,,,,0\n3,0,2,1,1,,,,-2\n4,1,3,1,1,,,,-1\n",
     "first.json": '{"act_pos": [3], "merge_pos": [2, 3]}',
-    "there.json": "{}", "there.csv": "", "there.png": "",
-}  # fmt: skip
+    "there.json": "{}",
+    "there.csv": "",
+    "there.png": "",
+}
 _SOLVE = ["solve", "--time-path", "time.csv", "--imp-path", "imp.csv"]
 _BUDGET = [*_SOLVE, "--budget", "3ms"]
 
@@ -57,12 +59,21 @@ ADVICE = [
     (["tables", "merge", "time.csv", "-o", "all.txt"], r"ends in (\.csv)|name of a (\.csv) file", _last("all.csv")),
     (["tables", "merge", "time.csv", "--tolerance", "200", "-o", "all.csv"], r"for example (\d)", _instead("200")),
     (["tables", "plot", "time.csv", "-o", "heat.bmp"], r"ends in (\.png)", _last("heat{}")),
-    (["tables", "plot", "time.csv", "-o", "heat.png", "--kind", "time"], r"needs (--solution)",
-     _also("{}", "first.json")),
-    (["tables", "plot", "time.csv", "-o", "heat.png", "--solution", "first.json"], r"add (--kind) (time)",
-     _also("{0}", "{1}")),
-    ([*_SOLVE, "--budget", "-3ms", "--risk", "0.05"], r"as in (--budget=)-3ms",
-     lambda arguments, said: [*_SOLVE, f"{said[1]}3ms"]),
+    (
+        ["tables", "plot", "time.csv", "-o", "heat.png", "--kind", "time"],
+        r"needs (--solution)",
+        _also("{}", "first.json"),
+    ),
+    (
+        ["tables", "plot", "time.csv", "-o", "heat.png", "--solution", "first.json"],
+        r"add (--kind) (time)",
+        _also("{0}", "{1}"),
+    ),
+    (
+        [*_SOLVE, "--budget", "-3ms", "--risk", "0.05"],
+        r"as in (--budget=)-3ms",
+        lambda arguments, said: [*_SOLVE, f"{said[1]}3ms"],
+    ),
     (["backend"], r"nearest: (\w+)", _last("{}")),
 ]
 
@@ -71,8 +82,12 @@ ADVICE = [
     ("arguments", "advice", "obey"), ADVICE, ids=[" ".join(arguments[-3:]) for arguments, *_ in ADVICE]
 )
 def test_obeying_the_advice_works(
-    arguments: list[str], advice: str, obey: Callable[[list[str], re.Match[str]], list[str]], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    advice: str,
+    obey: Callable[[list[str], re.Match[str]], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, content in _FILES.items():

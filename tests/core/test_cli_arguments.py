@@ -15,16 +15,40 @@ from layerfold.errors import UsageError
 from layerfold.terminal import one_line
 
 # No number in plain digits, or one that nothing here takes.
-NO_NUMBERS = ["", " ", "x", "nan", "NaN", "inf", "-inf", "1e400", "-1e400", "9" * 400, "1_000", "0x10", "\u0663",
-              "\u00b2", "1,,2", "--", "1\n2", "\x1b[31m1", "1" * 5000, "\u2212 1", "true", "None", "1.5.2"]
+NO_NUMBERS = [
+    "",
+    " ",
+    "x",
+    "nan",
+    "NaN",
+    "inf",
+    "-inf",
+    "1e400",
+    "-1e400",
+    "9" * 400,
+    "1_000",
+    "0x10",
+    "\u0663",
+    "\u00b2",
+    "1,,2",
+    "--",
+    "1\n2",
+    "\x1b[31m1",
+    "1" * 5000,
+    "\u2212 1",
+    "true",
+    "None",
+    "1.5.2",
+]
 _PLAIN_NUMBERS = ("1", "0.5", "4", "0.5,0.5", "3x8x8", "1ms")
 
 
 PARSER = build_parser()
 
 
-def _commands(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...],
-                                                                                         argparse.ArgumentParser]]:
+def _commands(
+    parser: argparse.ArgumentParser, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
     below = subcommands(parser)
     if path and not below:
         yield path, parser
@@ -47,10 +71,14 @@ def _is_numeric(action: argparse.Action) -> bool:
 
 
 def _flags(*, numeric: bool) -> list[tuple[tuple[str, ...], str]]:
-    return [(path, action.option_strings[-1]) for path, parser in _commands(PARSER)
-            for action in parser._actions
-            if action.option_strings and action.nargs != 0
-            and (_is_numeric(action) if numeric else action.choices is not None)]
+    return [
+        (path, action.option_strings[-1])
+        for path, parser in _commands(PARSER)
+        for action in parser._actions
+        if action.option_strings
+        and action.nargs != 0
+        and (_is_numeric(action) if numeric else action.choices is not None)
+    ]
 
 
 NUMERIC = _flags(numeric=True)
@@ -58,20 +86,42 @@ NUMERIC = _flags(numeric=True)
 
 def test_there_are_numeric_flags_of_every_kind() -> None:
     names = {flag for _, flag in NUMERIC}
-    assert {"--budget", "--speedup", "--margin", "--threads", "--alpha", "--input", "--mean", "--keep", "--keep-act",
-            "--milestones", "--tolerance", "--around", "--whole-plans", "--seed"} <= names
+    assert {
+        "--budget",
+        "--speedup",
+        "--margin",
+        "--threads",
+        "--alpha",
+        "--input",
+        "--mean",
+        "--keep",
+        "--keep-act",
+        "--milestones",
+        "--tolerance",
+        "--around",
+        "--whole-plans",
+        "--seed",
+    } <= names
     assert len(NUMERIC) > 150
 
 
 def test_no_flag_takes_whatever_python_takes_for_a_number() -> None:
-    assert [(path, action.option_strings) for path, parser in _commands(PARSER) for action in parser._actions
-            if action.type in (int, float, complex, bool)] == []
+    assert [
+        (path, action.option_strings)
+        for path, parser in _commands(PARSER)
+        for action in parser._actions
+        if action.type in (int, float, complex, bool)
+    ] == []
 
 
 def test_what_is_called_a_number_in_the_help_has_a_type() -> None:
     called = {"N", "X", "K", "P", "S", "R", "E", "A", "MS", "PCT", "CxHxW", "M,M,M", "S,S,S", "POS", "LAYERS", "BUDGET"}
-    assert [(path, action.option_strings) for path, parser in _commands(PARSER) for action in parser._actions
-            if action.metavar in called and action.type is None] == []
+    assert [
+        (path, action.option_strings)
+        for path, parser in _commands(PARSER)
+        for action in parser._actions
+        if action.metavar in called and action.type is None
+    ] == []
 
 
 def _refusal(path: tuple[str, ...], argument: str) -> str:
@@ -101,16 +151,26 @@ def test_numbers_out_of_every_range_are_refused(text: str) -> None:
     harmless = {"--mean", "--std"}  # of images; any number
     if not text.startswith("-"):
         # Caps, and times to wait for: larger than all there is means no limit. Of training, divergence is an error.
-        harmless |= {"--max-params", "--max-macs", "--max-growth", "--cap-s", "--checkpoint-every", "--grad-clip",
-                     "--weight-decay", "--learning-rate", "--temperature", "--decay-power", "--mixup", "--cutmix",
-                     "--feature-weight"}
+        harmless |= {
+            "--max-params",
+            "--max-macs",
+            "--max-growth",
+            "--cap-s",
+            "--checkpoint-every",
+            "--grad-clip",
+            "--weight-decay",
+            "--learning-rate",
+            "--temperature",
+            "--decay-power",
+            "--mixup",
+            "--cutmix",
+            "--feature-weight",
+        }
     assert taken - harmless == set()
 
 
 @pytest.mark.parametrize(("path", "flag"), _flags(numeric=False), ids=lambda each: str(each))
-def test_a_misspelt_choice_names_the_nearest(
-    path: tuple[str, ...], flag: str
-) -> None:
+def test_a_misspelt_choice_names_the_nearest(path: tuple[str, ...], flag: str) -> None:
     parser = dict(_commands(PARSER))[path]
     known = next(action.choices for action in parser._actions if flag in action.option_strings)
     assert known is not None
@@ -152,7 +212,7 @@ def test_bad_arguments_are_refused_without_torch() -> None:
         (["backends", "x", "-y"], "unrecognized arguments: x -y; see `layerfold backends --help`"),
         (["solve", "--debug", "--speed", "2"], "unknown argument --speed"),
     ],
-)  # fmt: skip
+)
 def test_odd_command_lines_are_one_line_and_exit_2(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

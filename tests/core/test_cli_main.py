@@ -108,9 +108,7 @@ def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None
         (["verify", "m", "--solution", "s", "--budget", "1", "--speedup", "2"], "not allowed with argument --budget"),
     ],
 )
-def test_bad_usage_is_one_line_and_exit_2(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_usage_is_one_line_and_exit_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     line = _one_line(capsys)
     assert line.startswith("layerfold: error: ")
@@ -125,8 +123,19 @@ def test_budget_out_of_reach_is_exit_3_and_names_the_least(tables: Path, capsys:
 
 
 def test_closed_pipe_is_quiet(tables: Path) -> None:
-    command = [sys.executable, "-m", "layerfold", "solve", "--time-path", "time.csv", "--imp-path", "imp.csv",
-               "--budget", "2", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "layerfold",
+        "solve",
+        "--time-path",
+        "time.csv",
+        "--imp-path",
+        "imp.csv",
+        "--budget",
+        "2",
+        "--json",
+    ]
     read_end, write_end = os.pipe()
     os.close(read_end)  # nobody reads what will be written
     try:
@@ -137,10 +146,7 @@ def test_closed_pipe_is_quiet(tables: Path) -> None:
 
 
 def test_missing_package_shows_in_the_list_of_backends() -> None:
-    code = (
-        "import sys\nsys.modules['onnxruntime'] = None\nfrom layerfold.cli import main\n"
-        "sys.exit(main(['backends']))"
-    )
+    code = "import sys\nsys.modules['onnxruntime'] = None\nfrom layerfold.cli import main\nsys.exit(main(['backends']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("onnxruntime"))
@@ -150,9 +156,18 @@ def test_missing_package_shows_in_the_list_of_backends() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [(whole(1), "0"), (whole(0), "-1"), (whole(1), "1.5"), (whole(1), "²"), (above(0), "0"), (above(0), "nan"),
-     (above(0), "inf"), (at_least(0, 1), "1.1"), (at_least(0), "x")],
-)  # fmt: skip
+    [
+        (whole(1), "0"),
+        (whole(0), "-1"),
+        (whole(1), "1.5"),
+        (whole(1), "²"),
+        (above(0), "0"),
+        (above(0), "nan"),
+        (above(0), "inf"),
+        (at_least(0, 1), "1.1"),
+        (at_least(0), "x"),
+    ],
+)
 def test_number_outside_its_range_is_refused(kind: object, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is expected"):
         kind(text)  # type: ignore[operator]

@@ -13,8 +13,10 @@ from layerfold.cli._output_files import only_writer
 from layerfold.errors import UsageError
 
 TIME = "id,st,end,time,stdev\n0,0,1,1.0,0\n1,1,2,1.0,0\n2,0,2,1.2,0\n"
-IMP = ("id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc\n0,0,1,1,1,0,0,0,0\n1,1,2,1,1,0,0,0,0\n"
-       "2,0,2,1,1,0,0,0,-1.0\n3,0,1,1,0,0,0,0,-0.5\n4,1,2,0,1,0,0,0,-0.5\n")
+IMP = (
+    "id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc\n0,0,1,1,1,0,0,0,0\n1,1,2,1,1,0,0,0,0\n"
+    "2,0,2,1,1,0,0,0,-1.0\n3,0,1,1,0,0,0,0,-0.5\n4,1,2,0,1,0,0,0,-0.5\n"
+)
 SOLVE = ["solve", "--time-path", "time.csv", "--imp-path", "imp.csv", "--budget", "2.5"]
 OUTPUTS = {
     "solution": [*SOLVE, "-o", "RESULT.json"],
@@ -77,23 +79,25 @@ def _through_a_folder(target: str, name: str) -> str:
 
 
 NAMES: dict[str, Callable[[str, str], str]] = {
-    "itself": lambda target, name: target, "symbolic link": _symbolic, "hard link": _hard,
-    "roundabout": _roundabout, "linked folder": _through_a_folder,
+    "itself": lambda target, name: target,
+    "symbolic link": _symbolic,
+    "hard link": _hard,
+    "roundabout": _roundabout,
+    "linked folder": _through_a_folder,
     "absolute": lambda target, name: str(Path(target).absolute()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", NAMES)
 @pytest.mark.parametrize("command", ["solve", "frontier", "merge", "drawing"])
-def test_input_is_never_replaced_even_to_overwrite(
-    command: str, way: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_input_is_never_replaced_even_to_overwrite(command: str, way: str, capsys: pytest.CaptureFixture[str]) -> None:
     target = NAMES[way]("time.csv", "alias.csv")
     arguments = {
-        "solve": [*SOLVE, "-o", target], "frontier": [*SOLVE, "--frontier", target],
+        "solve": [*SOLVE, "-o", target],
+        "frontier": [*SOLVE, "--frontier", target],
         "merge": ["tables", "merge", "time.csv", "-o", target],
         "drawing": ["tables", "plot", "time.csv", "--kind", "time", "--solution", "s.svg", "-o", "s.svg"],
-    }[command]  # fmt: skip
+    }[command]
     Path("s.svg").write_text("{}")
     assert main([*arguments, "--overwrite"]) == 2
     assert "which this command reads; name another file" in capsys.readouterr().err
@@ -110,10 +114,14 @@ def test_sidecar_of_an_input_is_one_too(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize(
     "outputs",
-    [["-o", "a.json", "--frontier", "a.json"], ["--plot", "a.png", "--pth", "a.png"],
-     ["-o", "x.json", "--pth", "./x.json"], ["--pth", "f.csv", "--frontier", "sub/../f.csv"],
-     ["--budget", "1.5", "-o", "s.json", "--frontier", "s-2.json"]],
-)  # fmt: skip
+    [
+        ["-o", "a.json", "--frontier", "a.json"],
+        ["--plot", "a.png", "--pth", "a.png"],
+        ["-o", "x.json", "--pth", "./x.json"],
+        ["--pth", "f.csv", "--frontier", "sub/../f.csv"],
+        ["--budget", "1.5", "-o", "s.json", "--frontier", "s-2.json"],
+    ],
+)
 def test_two_outputs_of_one_name_are_refused(outputs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("sub").mkdir()
     before = there()
@@ -137,8 +145,10 @@ def test_output_that_is_no_file_is_refused_at_once(what: str, capsys: pytest.Cap
 @pytest.mark.parametrize("name", ["a.csv", "deep/er/a.csv", "./a.csv", "a b.csv", "=a.csv"])
 def test_result_is_made_by_one_process_at_a_time(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with only_writer(name):
-        with pytest.raises(UsageError, match=rf"process {os.getpid()} on .* is writing it now; wait for it"), \
-                only_writer(str(Path(name).absolute())):
+        with (
+            pytest.raises(UsageError, match=rf"process {os.getpid()} on .* is writing it now; wait for it"),
+            only_writer(str(Path(name).absolute())),
+        ):
             pass
         monkeypatch.setenv("RANK", "1")
         with only_writer(name):  # another process of the same training

@@ -21,17 +21,25 @@ def tables(tmp_path: Path) -> list[str]:
     """Write a latency and an importance table; return the arguments that name them."""
     LatencyTable(
         [
-            LatencyEntry(start=i, end=j, latency_ms=(1.0 + 0.1 * ((3 * i + j) % 5)) * (j - i) ** 0.4, spread_ms=0.02,
-                         signature=f"8x16x16 conv:o8,k{2 * (j - i) + 1}x3,s1x1,p1.1.1.1,d1x1,g1 act:relu")
+            LatencyEntry(
+                start=i,
+                end=j,
+                latency_ms=(1.0 + 0.1 * ((3 * i + j) % 5)) * (j - i) ** 0.4,
+                spread_ms=0.02,
+                signature=f"8x16x16 conv:o8,k{2 * (j - i) + 1}x3,s1x1,p1.1.1.1,d1x1,g1 act:relu",
+            )
             for i, j in SEGMENTS
         ],
         provenance=Provenance(kind="latency", model="net", network_hash="abc", fixed_ms=0.5),
     ).write(tmp_path / "time.csv")
-    ImportanceTable([
-        ImportanceEntry(start=i, end=j, start_act=1, end_act=1,
-                        importance=-0.3 * (j - i - 1) - 0.01 * ((i + 2 * j) % 7))
-        for i, j in SEGMENTS
-    ]).write(tmp_path / "imp.csv")
+    ImportanceTable(
+        [
+            ImportanceEntry(
+                start=i, end=j, start_act=1, end_act=1, importance=-0.3 * (j - i - 1) - 0.01 * ((i + 2 * j) % 7)
+            )
+            for i, j in SEGMENTS
+        ]
+    ).write(tmp_path / "imp.csv")
     return ["solve", "--time-path", str(tmp_path / "time.csv"), "--imp-path", str(tmp_path / "imp.csv")]
 
 
@@ -127,8 +135,10 @@ def test_risk_shows_what_it_costs(tables: list[str], capsys: pytest.CaptureFixtu
         (["--max-merged", "2"], lambda s: sum(e["end"] - e["start"] > 1 for e in s["segments"]) <= 2),
         (["--max-kernel", "5"], lambda s: all(e["end"] - e["start"] <= 2 for e in s["segments"])),
         (["--keep-act", "3-4"], lambda s: {3, 4} <= set(s["act_pos"])),
-        (["--never-merge", "5"], lambda s: {"start": 4, "end": 5} in [
-            {"start": e["start"], "end": e["end"]} for e in s["segments"]]),
+        (
+            ["--never-merge", "5"],
+            lambda s: {"start": 4, "end": 5} in [{"start": e["start"], "end": e["end"]} for e in s["segments"]],
+        ),
         (["--max-params", "4100"], lambda s: s["costs"]["params"] <= 4100),
         (["--max-macs", "1000000"], lambda s: s["costs"]["macs"] <= 1e6),
     ],
@@ -143,9 +153,9 @@ def test_limits_hold(tables: list[str], flags: list[str], keeps: object, capsys:
 def test_two_devices_need_two_budgets_and_keep_both(
     tables: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    second = LatencyTable([
-        LatencyEntry(start=i, end=j, latency_ms=(0.5 + 0.1 * ((i + j) % 3)) * (j - i) ** 0.6) for i, j in SEGMENTS
-    ])
+    second = LatencyTable(
+        [LatencyEntry(start=i, end=j, latency_ms=(0.5 + 0.1 * ((i + j) % 3)) * (j - i) ** 0.6) for i, j in SEGMENTS]
+    )
     second.write(tmp_path / "phone.csv")
     arguments = [*tables, "--budget", "8ms", "--time-path", str(tmp_path / "phone.csv"), "--budget", "4.1ms"]
     solution = solved(capsys, *arguments)["solutions"][0]

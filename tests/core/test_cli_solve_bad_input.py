@@ -11,10 +11,22 @@ import pytest
 
 from layerfold.cli import main
 
-TIME = ["id,st,end,time,stdev,st_act,end_act,signature,runs", "0,0,1,1.0,0.1,1,1,,5", "1,1,2,1.0,0.1,1,1,,5",
-        "2,2,3,1.0,0.1,1,1,,5", "3,0,2,1.2,0.1,1,1,,5", "4,1,3,1.4,0.1,1,1,,5"]
-IMP = ["id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc", "0,0,1,1,1,0,0,0,0", "1,1,2,1,1,0,0,0,0",
-       "2,2,3,1,1,0,0,0,0", "3,0,2,1,1,0,0,0,-1", "4,1,3,1,1,0,0,0,-0.5"]
+TIME = [
+    "id,st,end,time,stdev,st_act,end_act,signature,runs",
+    "0,0,1,1.0,0.1,1,1,,5",
+    "1,1,2,1.0,0.1,1,1,,5",
+    "2,2,3,1.0,0.1,1,1,,5",
+    "3,0,2,1.2,0.1,1,1,,5",
+    "4,1,3,1.4,0.1,1,1,,5",
+]
+IMP = [
+    "id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc",
+    "0,0,1,1,1,0,0,0,0",
+    "1,1,2,1,1,0,0,0,0",
+    "2,2,3,1,1,0,0,0,0",
+    "3,0,2,1,1,0,0,0,-1",
+    "4,1,3,1,1,0,0,0,-0.5",
+]
 
 
 @dataclass(frozen=True)
@@ -89,25 +101,35 @@ CASES = [
     Case("signature with a quote in it", "column signature", time=cell(2, 7, '"a""b"')),
     Case("signature with a line break", "column signature", time=cell(2, 7, '"a\nb"')),
     # Latency table: rows and columns.
-    Case("segment twice", "row 7, column st: '0', expected each segment once; (0,1) stands in row 2 too",
-         time=also("5,0,1,2.0,0.1,1,1,,5")),
-    Case("gap in the chain", "no entries lead from 0 to 3",
-         time=lambda lines: [lines[0], lines[1], lines[3]]),
+    Case(
+        "segment twice",
+        "row 7, column st: '0', expected each segment once; (0,1) stands in row 2 too",
+        time=also("5,0,1,2.0,0.1,1,1,,5"),
+    ),
+    Case("gap in the chain", "no entries lead from 0 to 3", time=lambda lines: [lines[0], lines[1], lines[3]]),
     Case("single layers only at the start", "no entries lead from 0 to 9", time=also("5,8,9,2.0,0.1,1,1,,5")),
     Case("too few fields", "row 7, column st_act: 5 fields, expected 9", time=also("5,0,3,2.0,0.1")),
     Case("too many fields", "row 7, column runs: 10 fields, expected 9", time=also("5,0,3,2.0,0.1,1,1,,5,6")),
     Case("no column time", "row 1: no column 'time'", time=cell(1, 3, "latency")),
-    Case("semicolons", "row 1: semicolons between the columns, expected commas",
-         time=lambda lines: [line.replace(",", ";").replace(".", ",") for line in lines]),
-    Case("tabs", "row 1: tabs between the columns, expected commas",
-         imp=lambda lines: [line.replace(",", "\t") for line in lines]),
+    Case(
+        "semicolons",
+        "row 1: semicolons between the columns, expected commas",
+        time=lambda lines: [line.replace(",", ";").replace(".", ",") for line in lines],
+    ),
+    Case(
+        "tabs",
+        "row 1: tabs between the columns, expected commas",
+        imp=lambda lines: [line.replace(",", "\t") for line in lines],
+    ),
     Case("column twice", "row 1, column time: named twice", time=cell(1, 4, "time")),
     Case("header only", "no rows after the header", time=lambda lines: lines[:1]),
-    Case("cut within the last number", "the file ends without a line break",
-         time=raw(b"st,end,time\n0,1,1.25\n1,2,1.2")),
+    Case(
+        "cut within the last number", "the file ends without a line break", time=raw(b"st,end,time\n0,1,1.25\n1,2,1.2")
+    ),
     Case("cut within a row", "fields, expected 9", time=cut(10)),
-    Case("cut within a quoted field", "row 7",
-         time=lambda lines: ("\n".join(lines) + '\n5,0,3,1.0,0.1,1,1,"ab').encode()),
+    Case(
+        "cut within a quoted field", "row 7", time=lambda lines: ("\n".join(lines) + '\n5,0,3,1.0,0.1,1,1,"ab').encode()
+    ),
     Case("text after a quote", "row 7", time=also('5,0,3,1.0,0.1,1,1,"ab"c,5')),
     Case("empty file", "empty; expected the columns st,end,time", time=raw(b"")),
     Case("blank lines only", "empty", time=raw(b"\n\n  \n")),
@@ -125,18 +147,32 @@ CASES = [
     Case("activation state of 2", "column st_act: '2', expected 0 or 1", imp=cell(2, 3, "2")),
     Case("activation state missing", "column end_act: ''", imp=cell(2, 4, "")),
     Case("segment left out altogether", "no entry for st=1, end=3", imp=without(6)),
-    Case("pairs that every way needs", "no options lead through the chain 0..3", imp=lambda lines: [
-        cell(4, 3, "0")(lines)[row] if row == 3 else cell(6, 3, "0")(lines)[row] for row in range(len(lines))]),
-    Case("pair twice", "row 7, column st: '0', expected each (st,end,st_act,end_act) once",
-         imp=also("5,0,1,1,1,0,0,0,0")),
+    Case(
+        "pairs that every way needs",
+        "no options lead through the chain 0..3",
+        imp=lambda lines: [
+            cell(4, 3, "0")(lines)[row] if row == 3 else cell(6, 3, "0")(lines)[row] for row in range(len(lines))
+        ],
+    ),
+    Case(
+        "pair twice", "row 7, column st: '0', expected each (st,end,st_act,end_act) once", imp=also("5,0,1,1,1,0,0,0,0")
+    ),
     Case("segment outside the network", "(3,4) lies in no chain", imp=also("5,3,4,1,1,0,0,0,0")),
     Case("no importance column", "no column 'val_acc', 'importance' or 'imp'", imp=cell(1, 8, "score")),
     Case("tables swapped", "no column 'st_act'", imp=lambda lines: [line for line in TIME_PLAIN]),
     # Sidecars.
-    Case("sidecar of another network", "network_hash differs (aaaa and bbbb)", time_sidecar={"network_hash": "aaaa"},
-         imp_sidecar={"network_hash": "bbbb"}),
-    Case("sidecar of another input shape", "input_shape differs", time_sidecar={"input_shape": [1, 3, 32, 32]},
-         imp_sidecar={"input_shape": [1, 3, 64, 64]}),
+    Case(
+        "sidecar of another network",
+        "network_hash differs (aaaa and bbbb)",
+        time_sidecar={"network_hash": "aaaa"},
+        imp_sidecar={"network_hash": "bbbb"},
+    ),
+    Case(
+        "sidecar of another input shape",
+        "input_shape differs",
+        time_sidecar={"input_shape": [1, 3, 32, 32]},
+        imp_sidecar={"input_shape": [1, 3, 64, 64]},
+    ),
     Case("sidecar promises more rows", "5 rows, expected the 171", time_sidecar={"rows": 171}),
     Case("sidecar no JSON", "is no JSON", time_sidecar="{"),
     Case("sidecar a list", "expected a JSON object", time_sidecar=[1]),
@@ -152,8 +188,11 @@ CASES = [
     Case("input shape of zero", "input_shape=[0]", time_sidecar={"input_shape": [0]}),
     # Arguments.
     Case("no budget", "no budget: give --budget", flags=()),
-    Case("budget with a wrong unit", "--budget 4kg: a latency in ms, us or s is expected, for example 4.5ms",
-         flags=("--budget", "4kg")),
+    Case(
+        "budget with a wrong unit",
+        "--budget 4kg: a latency in ms, us or s is expected, for example 4.5ms",
+        flags=("--budget", "4kg"),
+    ),
     Case("budget zero", "above zero", flags=("--budget", "0")),
     Case("budget negative", "--budget -3", flags=("--budget=-3",)),
     Case("budget NaN", "--budget nan", flags=("--budget", "nan")),
@@ -167,8 +206,11 @@ CASES = [
     Case("risk above a half", "--risk 0.9", flags=("--budget", "3", "--risk", "0.9")),
     Case("epsilon above one", "--epsilon 2", flags=("--budget", "3", "--epsilon", "2")),
     Case("unknown normalisation", "invalid choice", flags=("--budget", "3", "--normalise", "mean")),
-    Case("kernel limit without signatures", "no signature that tells its kernel",
-         flags=("--budget", "3", "--max-kernel", "5")),
+    Case(
+        "kernel limit without signatures",
+        "no signature that tells its kernel",
+        flags=("--budget", "3", "--max-kernel", "5"),
+    ),
     Case("parameter cap without sizes", "max_params cannot be checked", flags=("--budget", "3", "--max-params", "9")),
     Case("positions no numbers", "--keep-act a: positions are expected", flags=("--budget", "3", "--keep-act", "a")),
     Case("positions backwards", "--keep-act 3-1", flags=("--budget", "3", "--keep-act", "3-1")),
@@ -176,8 +218,11 @@ CASES = [
     Case("layer outside", "never_merge=0: not in", flags=("--budget", "3", "--never-merge", "0")),
     Case("every merge forbidden", "no plan meets it", flags=("--budget", "2.9", "--never-merge", "1-3"), code=3),
     Case("alternatives zero", "--alternatives 0", flags=("--budget", "3", "--alternatives", "0")),
-    Case("alternatives of two budgets", "--alternatives: give one",
-         flags=("--budget", "3", "--budget", "2.5", "--alternatives", "2")),
+    Case(
+        "alternatives of two budgets",
+        "--alternatives: give one",
+        flags=("--budget", "3", "--budget", "2.5", "--alternatives", "2"),
+    ),
     Case("frontier of unknown kind", "--frontier f.xlsx", flags=("--budget", "3", "--frontier", "f.xlsx")),
     Case("plot of unknown kind", "--plot f.txt", flags=("--budget", "3", "--plot", "f.txt")),
     Case("unknown flag", "--bugdet", flags=("--bugdet", "3")),

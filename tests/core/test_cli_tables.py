@@ -14,15 +14,16 @@ from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, Lat
 def write_latency(path: Path, entries: dict[tuple[int, int], float], **provenance: object) -> str:
     LatencyTable(
         [LatencyEntry(start=i, end=j, latency_ms=ms, runs=10) for (i, j), ms in entries.items()],
-        provenance=Provenance(kind="latency", **provenance), partial=True,  # type: ignore[arg-type]
+        provenance=Provenance(kind="latency", **provenance),
+        partial=True,  # type: ignore[arg-type]
     ).write(path)
     return str(path)
 
 
 def write_importance(path: Path, segments: list[tuple[int, int]]) -> str:
-    ImportanceTable([
-        ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=-1.0) for i, j in segments
-    ]).write(path)
+    ImportanceTable(
+        [ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=-1.0) for i, j in segments]
+    ).write(path)
     return str(path)
 
 
@@ -67,8 +68,11 @@ def test_merge_joins_what_two_machines_filled(tmp_path: Path, capsys: pytest.Cap
     ids=["conflict", "other device"],
 )
 def test_merge_refuses_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: dict[tuple[int, int], float],
-    provenance: dict[str, str], expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    second: dict[tuple[int, int], float],
+    provenance: dict[str, str],
+    expected: str,
 ) -> None:
     files = [
         write_latency(tmp_path / "a.csv", {(0, 1): 1.0}, device="cpu"),

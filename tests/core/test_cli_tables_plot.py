@@ -39,11 +39,14 @@ def test_each_picture_is_drawn(table: str, tmp_path: Path, kind: str) -> None:
     assert path.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["-o", "x.txt"], r"-o x\.txt: expected a name that ends in \.png"),
-    (["-o", "x.png", "--kind", "time"], "--kind time: needs --solution"),
-    (["-o", "x.png", "--solution", "s.json"], "--kind heatmap: takes no --solution"),
-])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-o", "x.txt"], r"-o x\.txt: expected a name that ends in \.png"),
+        (["-o", "x.png", "--kind", "time"], "--kind time: needs --solution"),
+        (["-o", "x.png", "--solution", "s.json"], "--kind heatmap: takes no --solution"),
+    ],
+)
 def test_bad_arguments_are_one_line(
     table: str, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:

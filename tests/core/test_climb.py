@@ -28,11 +28,18 @@ class Problem:
         self.entries = [
             lf.LatencyEntry(start=s, end=e, latency_ms=1.0 if e == s + 1 else merged_ms[s, e]) for s, e in pairs
         ]
-        self.importance = lf.ImportanceTable([
-            lf.ImportanceEntry(start=s, end=e, start_act=1, end_act=1,
-                               importance=0.0 if e == s + 1 else -self.rng.uniform(0.5, 1.5) * (e - s))
-            for s, e in pairs
-        ])  # fmt: skip
+        self.importance = lf.ImportanceTable(
+            [
+                lf.ImportanceEntry(
+                    start=s,
+                    end=e,
+                    start_act=1,
+                    end_act=1,
+                    importance=0.0 if e == s + 1 else -self.rng.uniform(0.5, 1.5) * (e - s),
+                )
+                for s, e in pairs
+            ]
+        )
         self.scores: dict[tuple[int, ...], float] = {}
         self.asked: list[tuple[int, ...]] = []
 
@@ -117,14 +124,22 @@ def test_two_merges_that_spoil_each_other_are_found_out() -> None:
     latencies = {(0, 1): 1.0, (1, 2): 1.0, (2, 3): 1.0, (3, 4): 1.0, (0, 2): 1.0, (2, 4): 1.0, (1, 4): 1.0}
     losses = {(0, 2): -1.0, (2, 4): -1.0, (1, 4): -2.5}
     chains = lf.Provenance(kind="latency", chains=((0, 4),))
-    importance = lf.ImportanceTable([
-        lf.ImportanceEntry(start=s, end=e, start_act=1, end_act=1, importance=losses.get((s, e), 0.0))
-        for s, e in latencies
-    ])  # fmt: skip
+    importance = lf.ImportanceTable(
+        [
+            lf.ImportanceEntry(start=s, end=e, start_act=1, end_act=1, importance=losses.get((s, e), 0.0))
+            for s, e in latencies
+        ]
+    )
 
     def solve_without(left_out: Collection[SegmentKey]) -> Solution | None:
-        table = lf.LatencyTable([lf.LatencyEntry(start=s, end=e, latency_ms=ms) for (s, e), ms in latencies.items()
-                                 if (s, e) not in left_out], provenance=chains)  # fmt: skip
+        table = lf.LatencyTable(
+            [
+                lf.LatencyEntry(start=s, end=e, latency_ms=ms)
+                for (s, e), ms in latencies.items()
+                if (s, e) not in left_out
+            ],
+            provenance=chains,
+        )
         try:
             return lf.solve_frontier(table, importance).at(budget_ms=2.5)
         except lf.InfeasibleBudgetError:

@@ -37,8 +37,9 @@ def test_every_page_is_in_the_table_of_contents_once() -> None:
     written = {*_DOCS.rglob("*.md"), *_DOCS.rglob("*.rst")} - {_DOCS / "index.md"}
     assert len(written) > 20
     assert written <= set(named)
-    assert set(named) - written == {_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md",
-                                                              "benchmarks/README.md")}  # fmt: skip
+    assert set(named) - written == {
+        _ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+    }
 
 
 def test_every_public_name_is_in_the_reference_once() -> None:

@@ -58,7 +58,8 @@ def test_options_hold_no_part_that_is_an_option_by_itself() -> None:
                 if part in keys and (start, end) in whole:
                     lost = set(range(start + 1, end + 1))
                     assert not lost <= set(option.dropped) or any(
-                        start <= residual.src < end < residual.dst or residual.src < start < residual.dst <= end
+                        start <= residual.src < end < residual.dst
+                        or residual.src < start < residual.dst <= end
                         or (residual.src, residual.dst) == (option.start, option.end)
                         for residual in net.residuals
                     ), f"seed {seed}: {option.key} holds {part}"
@@ -80,7 +81,8 @@ def test_without_norms_no_layer_is_dropped() -> None:
 
 def test_layer_that_changes_the_shape_goes_only_with_its_branch() -> None:
     net = next(
-        found for found in map(random_network, range(100))
+        found
+        for found in map(random_network, range(100))
         if any(layer.input_shape != layer.output_shape for layer in found.layers) and not found.residuals
     )
     layer = next(each for each in net.layers if each.input_shape != each.output_shape)

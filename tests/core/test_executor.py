@@ -45,17 +45,23 @@ def test_workers_that_are_killed_cost_their_one_task(make_worker: Any, tmp_path:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize(("task", "says"), [
-    ("killed", "killed: failed 2 times, the last time since its process was ended by signal 9"),
-    ("broken", "broken: failed 2 times, the last time since RuntimeError: out of memory"),
-    ("unpicklable error", "failed 2 times, the last time since Odd: many words many"),
-    ("unpicklable answer", "failed 2 times, the last time since its answer cannot be sent back .*lambda"),
-    ("answer that raises", "failed 2 times, the last time since its answer cannot be sent back .ValueError: not me"),
-    ("unreadable answer", "failed 2 times, the last time since its answer cannot be read here .KeyError"),
-    ("ends", r"failed 2 times, the last time since the code .* ended its process .sys.exit.0"),
-    ("ends at once", "failed 2 times, the last time since its process ended with code 3"),
-    ("no memory", "failed 2 times, the last time since MemoryError"),
-])
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("killed", "killed: failed 2 times, the last time since its process was ended by signal 9"),
+        ("broken", "broken: failed 2 times, the last time since RuntimeError: out of memory"),
+        ("unpicklable error", "failed 2 times, the last time since Odd: many words many"),
+        ("unpicklable answer", "failed 2 times, the last time since its answer cannot be sent back .*lambda"),
+        (
+            "answer that raises",
+            "failed 2 times, the last time since its answer cannot be sent back .ValueError: not me",
+        ),
+        ("unreadable answer", "failed 2 times, the last time since its answer cannot be read here .KeyError"),
+        ("ends", r"failed 2 times, the last time since the code .* ended its process .sys.exit.0"),
+        ("ends at once", "failed 2 times, the last time since its process ended with code 3"),
+        ("no memory", "failed 2 times, the last time since MemoryError"),
+    ],
+)
 def test_a_task_that_fails_again_and_again_is_named(
     make_worker: Any, task: str, says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,8 +96,10 @@ def test_an_error_that_a_user_can_cause_comes_back_as_it_is_and_is_not_tried_aga
 
 def test_workers_that_never_start_are_given_up(make_worker: Any, tmp_path: Path) -> None:
     (tmp_path / "no-start").touch()
-    with Executor(workers=2, retries=0).open(make_worker) as pool, \
-            pytest.raises(ExecutorError, match=r"no worker could be started in 1 tries.*cannot start"):
+    with (
+        Executor(workers=2, retries=0).open(make_worker) as pool,
+        pytest.raises(ExecutorError, match=r"no worker could be started in 1 tries.*cannot start"),
+    ):
         list(pool.map_unordered([["one"]]))
 
 
@@ -110,15 +118,19 @@ def test_workers_that_never_start_are_said_in_one_line(
     make_worker: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "no-start").touch()
-    with Executor(workers=2, retries=2).open(make_worker) as pool, \
-            pytest.raises(ExecutorError, match=r"no worker could be started in 3 tries.*cannot start"):
+    with (
+        Executor(workers=2, retries=2).open(make_worker) as pool,
+        pytest.raises(ExecutorError, match=r"no worker could be started in 3 tries.*cannot start"),
+    ):
         list(pool.map_unordered([["one", "three"]]))
     assert capfd.readouterr() == ("", "")
 
 
 def test_what_cannot_be_sent_is_one_line() -> None:
-    with pytest.raises(UsageError, match="cannot be sent to another process"), \
-            Executor(workers=2).open(lambda device: str):
+    with (
+        pytest.raises(UsageError, match="cannot be sent to another process"),
+        Executor(workers=2).open(lambda device: str),
+    ):
         pass
 
 
@@ -137,13 +149,16 @@ def test_runs_stay_together_and_the_last_one_is_shared() -> None:
     assert [agenda.next_for("c"), agenda.next_for("a"), len(agenda)] == [4, 5, 0]
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    ({"kind": "rey"}, "nearest: ray"),
-    ({"workers": 0}, "workers=0: must be at least 1"),
-    ({"kind": "ray", "devices": ("cuda:0",)}, "with executor='ray' say"),
-    ({"address": "head:6379"}, "use executor='ray'"),
-    ({"devices": ("cuda:0",), "workers": 2}, "leave workers out"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"kind": "rey"}, "nearest: ray"),
+        ({"workers": 0}, "workers=0: must be at least 1"),
+        ({"kind": "ray", "devices": ("cuda:0",)}, "with executor='ray' say"),
+        ({"address": "head:6379"}, "use executor='ray'"),
+        ({"devices": ("cuda:0",), "workers": 2}, "leave workers out"),
+    ],
+)
 def test_executors_that_make_no_sense_are_refused(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Executor(**arguments)
@@ -158,8 +173,10 @@ def test_resources_are_names_with_amounts(text: str) -> None:
 
 def test_absent_ray_says_how_to_install_it(make_worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(OptionalDependencyError, match=r"pip install 'layerfold\[ray\]'") as caught, \
-            Executor(kind="ray").open(make_worker):
+    with (
+        pytest.raises(OptionalDependencyError, match=r"pip install 'layerfold\[ray\]'") as caught,
+        Executor(kind="ray").open(make_worker),
+    ):
         pass
     assert caught.value.exit_code == 4
 
@@ -169,22 +186,29 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_seconds(make_worker: 
     with socket.socket() as closed:  # bound and not listening: nobody else takes the port
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(ClusterUnavailableError, match="no Ray cluster answers there") as caught, \
-                Executor(kind="ray", address=address).open(make_worker):
+        with (
+            pytest.raises(ClusterUnavailableError, match="no Ray cluster answers there") as caught,
+            Executor(kind="ray", address=address).open(make_worker),
+        ):
             pass
     assert caught.value.exit_code == 4
-    with pytest.raises(UsageError, match="give host:port"), \
-            Executor(kind="ray", address="ray://head:10001").open(make_worker):
+    with (
+        pytest.raises(UsageError, match="give host:port"),
+        Executor(kind="ray", address="ray://head:10001").open(make_worker),
+    ):
         pass
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    (["--executor", "rey"], "invalid choice"),
-    (["--ray-resources", "GPU:1"], "goes with --executor ray"),
-    (["--executor", "ray", "--ray-resources", "GPU"], "names with amounts"),
-    (["--workers", "2", "--devices", "cuda:0"], "not allowed with"),
-    (["--devices", "cuda:0,,"], "names with commas"),
-])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--executor", "rey"], "invalid choice"),
+        (["--ray-resources", "GPU:1"], "goes with --executor ray"),
+        (["--executor", "ray", "--ray-resources", "GPU"], "names with amounts"),
+        (["--workers", "2", "--devices", "cuda:0"], "not allowed with"),
+        (["--devices", "cuda:0,,"], "names with commas"),
+    ],
+)
 def test_bad_arguments_are_one_line_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
 ) -> None:

@@ -29,8 +29,10 @@ def test_a_cluster_does_every_task_whoever_dies_and_leaves_nothing(
         with pytest.raises(TableError, match=r"^row 3: no number$"):
             list(pool.map_unordered([["refused"]]))
         lacking = Executor(kind="ray", resources={"GPU": 1, "h200": 1})
-        with pytest.raises(ClusterUnavailableError, match=r"GPU:1,h200:1: no node .* has CPU:\d+;"), \
-                lacking.open(make_worker):
+        with (
+            pytest.raises(ClusterUnavailableError, match=r"GPU:1,h200:1: no node .* has CPU:\d+;"),
+            lacking.open(make_worker),
+        ):
             pass
         assert _command_lines_with(mine)
         assert dict(pool.map_unordered([["eight"]])) == {"eight": "EIGHT"}  # it was not the other's to end

@@ -25,12 +25,16 @@ FAILING = {
     "an exception of no class": ("class Odd(BaseException):\n    pass\ndef make():\n    raise Odd\n", "raised Odd", 4),
     "an exception that cannot speak": (
         "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\ndef make():\n    raise Mute\n",
-        "raised Mute: no message", 5),
+        "raised Mute: no message",
+        5,
+    ),
     "a neighbour that fails": ("import failing_neighbour\n", "RuntimeError: next door (failing_neighbour.py:1)", None),
     "loads itself": (
         "from layerfold.factories import call_factory\ncall_factory(__file__ + ':make')\ndef make():\n    pass\n",
-        "loads itself while it runs", None),
-}  # fmt: skip
+        "loads itself while it runs",
+        None,
+    ),
+}
 
 
 def written(tmp_path: Path, content: str, name: str = "nets.py") -> Path:
@@ -95,15 +99,21 @@ def test_what_a_file_prints_does_not_reach_stdout(tmp_path: Path, capsys: pytest
     ("content", "expected"),
     [
         ("class make:\n    def __init__(self, num_classes=3):\n        self.n = num_classes\n", 5),
-        ("from functools import partial\nclass C:\n    pass\ndef f(c, num_classes):\n    c.n = num_classes\n"
-         "    return c\nmake = partial(f, C())\n", 5),
-        ("class M:\n    n = 4\n    state_dict = forward = None\n    def __call__(self, x):\n        pass\n"
-         "make = M()\n", 4),
+        (
+            "from functools import partial\nclass C:\n    pass\ndef f(c, num_classes):\n    c.n = num_classes\n"
+            "    return c\nmake = partial(f, C())\n",
+            5,
+        ),
+        (
+            "class M:\n    n = 4\n    state_dict = forward = None\n    def __call__(self, x):\n        pass\n"
+            "make = M()\n",
+            4,
+        ),
         ("class M:\n    n = 4\n    def __call__(self):\n        return self\nmake = M()\n", 4),
         ("class M:\n    n = 4\nmake = lambda **settings: M()\n", 4),
     ],
     ids=["a class", "a partial", "a module itself", "a callable object", "a lambda"],
-)  # fmt: skip
+)
 def test_whatever_can_be_called_is_a_factory(tmp_path: Path, content: str, expected: int) -> None:
     assert call_factory(f"{written(tmp_path, content)}:make", num_classes=5).n == expected
 
@@ -116,8 +126,11 @@ def test_factory_says_which_arguments_it_takes(tmp_path: Path) -> None:
 
 
 def test_errors_of_layerfold_and_interrupts_pass_through(tmp_path: Path) -> None:
-    path = written(tmp_path, "from layerfold.errors import MergeError\ndef make():\n    raise MergeError('as it is')\n"
-                             "def stop():\n    raise KeyboardInterrupt\n")
+    path = written(
+        tmp_path,
+        "from layerfold.errors import MergeError\ndef make():\n    raise MergeError('as it is')\n"
+        "def stop():\n    raise KeyboardInterrupt\n",
+    )
     with pytest.raises(LayerfoldError, match=r"^as it is$"):
         call_factory(f"{path}:make")
     with pytest.raises(KeyboardInterrupt):

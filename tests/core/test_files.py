@@ -100,9 +100,12 @@ def test_values_of_open_shape_are_plain_values() -> None:
 def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "kept.txt"
     write_text(path, "old")
-    said = {OSError(28, "No space left on device"): WriteError,
-            RuntimeError("PytorchStreamWriter failed writing file"): WriteError,
-            ZeroDivisionError(): ZeroDivisionError, KeyboardInterrupt(): KeyboardInterrupt}
+    said = {
+        OSError(28, "No space left on device"): WriteError,
+        RuntimeError("PytorchStreamWriter failed writing file"): WriteError,
+        ZeroDivisionError(): ZeroDivisionError,
+        KeyboardInterrupt(): KeyboardInterrupt,
+    }
 
     def fail(failure: BaseException) -> None:
         with replacing(path) as partial:
@@ -136,5 +139,16 @@ def test_a_link_stays_and_rights_stay(tmp_path: Path) -> None:
 def test_no_cell_of_a_sheet_is_a_formula() -> None:
     cells = ["=1+1", "+a", "-cmd", "@x", "\tx", "-2.5", "+3", "1e-3", "plain", -2.5, None, (1, 2)]
     assert csv_text(["v"], [[cell] for cell in cells]).splitlines()[1:] == [
-        "'=1+1", "'+a", "'-cmd", "'@x", "'\tx", "-2.5", "+3", "1e-3", "plain", "-2.5", '""', '"1,2"',
+        "'=1+1",
+        "'+a",
+        "'-cmd",
+        "'@x",
+        "'\tx",
+        "-2.5",
+        "+3",
+        "1e-3",
+        "plain",
+        "-2.5",
+        '""',
+        '"1,2"',
     ]

@@ -18,23 +18,43 @@ from layerfold.files import parse_json
 from layerfold.solver import Solution
 from layerfold.tables import ImportanceTable, LatencyTable
 
-TIME = ("id,st,end,time,stdev,st_act,end_act,signature,runs\n0,0,1,1.0,0.1,1,1,a,9\n1,1,2,1.5,0,1,0,b,9\n"
-        "2,0,2,1.2,0,1,0,c,9\n")
-IMP = ("id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc\n0,0,1,1,1,0,0,0,-0.25\n1,1,2,1,1,0,0,0,0\n"
-       "2,0,2,1,1,0,0,0,-1.0\n3,0,1,1,0,,,,-0.5\n")
+TIME = (
+    "id,st,end,time,stdev,st_act,end_act,signature,runs\n0,0,1,1.0,0.1,1,1,a,9\n1,1,2,1.5,0,1,0,b,9\n"
+    "2,0,2,1.2,0,1,0,c,9\n"
+)
+IMP = (
+    "id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc\n0,0,1,1,1,0,0,0,-0.25\n1,1,2,1,1,0,0,0,0\n"
+    "2,0,2,1,1,0,0,0,-1.0\n3,0,1,1,0,,,,-0.5\n"
+)
 SIDECAR: dict[str, Any] = {
-    "schema": 1, "kind": "latency", "model": "timm:x", "network_hash": "abc", "input_shape": [3, 8, 8], "batch": 1,
-    "dtype": "float32", "versions": {"torch": "2.9"}, "fixed_ms": 0.5, "scale": 1.1, "chains": [[0, 2]],
-    "options": {"method": "plans"}, "left_out": [[0, 2]], "rows": 3,
-}  # fmt: skip
+    "schema": 1,
+    "kind": "latency",
+    "model": "timm:x",
+    "network_hash": "abc",
+    "input_shape": [3, 8, 8],
+    "batch": 1,
+    "dtype": "float32",
+    "versions": {"torch": "2.9"},
+    "fixed_ms": 0.5,
+    "scale": 1.1,
+    "chains": [[0, 2]],
+    "options": {"method": "plans"},
+    "left_out": [[0, 2]],
+    "rows": 3,
+}
 SOLUTION = Solution(act_pos=(1,), merge_pos=(1, 2), kept_layers=(1, 2), budget_ms=2.0, costs={"params": 3.0}).to_json()
 SOLUTION["segments"] = [{"start": 0, "end": 1, "plan": "keep", "latency_ms": 1.0}]
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
     | st.sampled_from([10**30, -(10**400), 10**12, 1_000_001, float("inf"), "x" * 3000, "1", [[0, 10**9]], [0.5]]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
 
 
 def places(data: Any) -> Iterator[tuple[Any, Any]]:
@@ -135,7 +155,7 @@ def test_bytes_that_are_no_json_are_one_line(content: bytes) -> None:
         ('{"a": ' + "7" * 5000 + "}", "is no JSON"),
         ('{"a": "' + "\\ud800" + '"}', "is no JSON"),
     ],
-)  # fmt: skip
+)
 def test_names_given_twice_and_marks_of_editors(text: str, said: str | None) -> None:
     shape: Any = list[Any] if text.startswith("[") else dict[str, Any]
     if said is None:

@@ -20,16 +20,23 @@ def tables(layers: int = 12, seed: int = 0, **provenance: object) -> tuple[Laten
     segments = [(i, j) for i in range(layers) for j in range(i + 1, min(i + 4, layers) + 1)]
     latency = LatencyTable(
         [
-            LatencyEntry(start=i, end=j, latency_ms=rng.uniform(0.5, 1.5) * (j - i) ** 0.5, spread_ms=0.05,
-                         signature=f"8x16x16 conv:o8,k{2 * (j - i) + 1}x3,s1x1,p1.1.1.1,d1x1,g1 act:relu")
+            LatencyEntry(
+                start=i,
+                end=j,
+                latency_ms=rng.uniform(0.5, 1.5) * (j - i) ** 0.5,
+                spread_ms=0.05,
+                signature=f"8x16x16 conv:o8,k{2 * (j - i) + 1}x3,s1x1,p1.1.1.1,d1x1,g1 act:relu",
+            )
             for i, j in segments
         ],
         provenance=Provenance(kind="latency", model="net", network_hash="abc", **provenance),  # type: ignore[arg-type]
     )
-    importance = ImportanceTable([
-        ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=-rng.uniform(0.1, 1.0) * (j - i - 1))
-        for i, j in segments
-    ])
+    importance = ImportanceTable(
+        [
+            ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=-rng.uniform(0.1, 1.0) * (j - i - 1))
+            for i, j in segments
+        ]
+    )
     return latency, importance
 
 
@@ -100,8 +107,17 @@ def test_budget_counts_the_fixed_part_unless_it_is_of_segments() -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    [{}, {"budget_ms": 1.0, "speedup": 1.0}, {"budget_ms": 0.0}, {"budget_ms": -1.0}, {"budget_ms": float("nan")},
-     {"budget_ms": True}, {"speedup": 0}, {"budget_ms": (1.0, 2.0)}, {"budget_ms": 1.0, "budget_of": "all"}],
+    [
+        {},
+        {"budget_ms": 1.0, "speedup": 1.0},
+        {"budget_ms": 0.0},
+        {"budget_ms": -1.0},
+        {"budget_ms": float("nan")},
+        {"budget_ms": True},
+        {"speedup": 0},
+        {"budget_ms": (1.0, 2.0)},
+        {"budget_ms": 1.0, "budget_of": "all"},
+    ],
 )
 def test_wrong_budgets_are_refused(frontier: Frontier, asked: dict[str, object]) -> None:
     with pytest.raises(UsageError):
@@ -173,11 +189,16 @@ def test_kernel_limit_holds_in_every_point() -> None:
 
 
 def test_kernel_limit_needs_signatures() -> None:
-    latency = LatencyTable([LatencyEntry(start=0, end=1, latency_ms=1.0), LatencyEntry(start=1, end=2, latency_ms=1.0),
-                            LatencyEntry(start=0, end=2, latency_ms=1.0)])
-    importance = ImportanceTable([
-        ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=0.0) for i, j in ((0, 1), (1, 2), (0, 2))
-    ])
+    latency = LatencyTable(
+        [
+            LatencyEntry(start=0, end=1, latency_ms=1.0),
+            LatencyEntry(start=1, end=2, latency_ms=1.0),
+            LatencyEntry(start=0, end=2, latency_ms=1.0),
+        ]
+    )
+    importance = ImportanceTable(
+        [ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=0.0) for i, j in ((0, 1), (1, 2), (0, 2))]
+    )
     with pytest.raises(TableError, match="no signature that tells its kernel"):
         solve_frontier(latency, importance, limits=Limits(max_kernel=5))
     with pytest.raises(TableError, match="max_macs cannot be checked"):

@@ -12,8 +12,18 @@ import pytest
 import layerfold
 
 _SOURCE = Path(layerfold.__file__)
-_HEAVY = ("torch", "torchvision", "timm", "accelerate", "onnxruntime", "openvino", "tensorrt_rtx", "matplotlib",
-          "pyarrow", "mlxtend")  # fmt: skip
+_HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "onnxruntime",
+    "openvino",
+    "tensorrt_rtx",
+    "matplotlib",
+    "pyarrow",
+    "mlxtend",
+)
 
 
 def _heavy_after(code: str) -> list[str]:

@@ -15,10 +15,12 @@ import layerfold
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MODULE_OF = {
-    "annotated-types": "annotated_types", "huggingface-hub": "huggingface_hub", "pillow": "PIL",
+    "annotated-types": "annotated_types",
+    "huggingface-hub": "huggingface_hub",
+    "pillow": "PIL",
     "tensorrt-rtx-cu13": "tensorrt_rtx",
     "torch-tensorrt": "torch_tensorrt",
-}  # fmt: skip
+}
 # Not imported by name: torch.onnx.export is built on it.
 _BEHIND_ANOTHER = {"onnxscript"}
 # In place of tensorrt_rtx where the user has it: PyPI's package of that name fetches the real one from elsewhere.

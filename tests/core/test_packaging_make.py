@@ -26,8 +26,11 @@ def _make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", "-C", str(folder), "--no-print-directory", *arguments],
-        capture_output=True, text=True, timeout=300, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
 
 
 def _stamp(folder: Path, age_s: float) -> None:

@@ -194,8 +194,14 @@ with MeasurementCache({str(path)!r}, {{}}) as cache:
             break
 """
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     stored = int(done.stdout)
     assert stored > 10
     assert re.fullmatch(r"cache='.*' cannot be written: .*; earlier measurements are kept: .*\n", done.stderr)

@@ -86,9 +86,13 @@ def test_missing_table_is_made(table: str, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["ALTER TABLE claim DROP COLUMN born", "ALTER TABLE failure RENAME COLUMN reason TO cause",
-     "ALTER TABLE measurement ADD COLUMN more TEXT", "ALTER TABLE claim ADD COLUMN more TEXT"],
-)  # fmt: skip
+    [
+        "ALTER TABLE claim DROP COLUMN born",
+        "ALTER TABLE failure RENAME COLUMN reason TO cause",
+        "ALTER TABLE measurement ADD COLUMN more TEXT",
+        "ALTER TABLE claim ADD COLUMN more TEXT",
+    ],
+)
 def test_table_of_other_columns_is_set_aside_and_what_can_be_read_is_kept(
     statement: str, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,13 +23,27 @@ def table(fixed_ms: float = 0.2) -> LatencyTable:
 def network(num_layers: int = 8) -> Network:
     conv = ConvSpec(in_channels=4, out_channels=4, kernel_size=(3, 3), padding=((1, 1), (1, 1)))
     layers = tuple(
-        Layer(index=m, name=f"conv{m}", conv=conv, norm=None, activation=RELU if m % 3 else None,
-              input_shape=(4, 8, 8), output_shape=(4, 8, 8))
+        Layer(
+            index=m,
+            name=f"conv{m}",
+            conv=conv,
+            norm=None,
+            activation=RELU if m % 3 else None,
+            input_shape=(4, 8, 8),
+            output_shape=(4, 8, 8),
+        )
         for m in range(1, num_layers + 1)
     )
-    return Network(name="toy", layers=layers, chains=(Chain(start=0, end=num_layers, activation=RELU),),
-                   residuals=(Residual(src=2, dst=5, source_shape=(4, 8, 8)),), barriers=(),
-                   input_shapes=((1, 4, 8, 8),), macs=1, num_params=1)
+    return Network(
+        name="toy",
+        layers=layers,
+        chains=(Chain(start=0, end=num_layers, activation=RELU),),
+        residuals=(Residual(src=2, dst=5, source_shape=(4, 8, 8)),),
+        barriers=(),
+        input_shapes=((1, 4, 8, 8),),
+        macs=1,
+        num_params=1,
+    )
 
 
 def test_an_exact_line_is_found():
@@ -106,8 +120,9 @@ def test_random_plans_are_distinct_valid_and_spread():
 
 def test_random_plans_leave_out_what_is_far_slower_than_it_replaces():
     net = network(4)
-    entries = [LatencyEntry(start=s.start, end=s.end, latency_ms=1.0 if s.num_layers < 3 else 50.0)
-               for s in net.candidates()]
+    entries = [
+        LatencyEntry(start=s.start, end=s.end, latency_ms=1.0 if s.num_layers < 3 else 50.0) for s in net.candidates()
+    ]
     plans = random_solutions(net, net.candidates(), 5, seed=1, table=LatencyTable(entries))
     assert all(s.num_layers < 3 for _, merge_pos in plans for s in net.segments_of(merge_pos))
 

@@ -50,8 +50,14 @@ time.sleep(60)
 
 
 def start(script: str, cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", script, str(cache)], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(cache)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 def test_two_processes_share_the_work_and_measure_nothing_twice(tmp_path):
@@ -121,7 +127,7 @@ def claim_of(path: Path, host: str, claimed_at: object, pid: object = 7) -> None
 @pytest.mark.parametrize(
     ("host", "claimed_at", "pid"),
     [("restarted", 0.0, 7), ("restarted", 4e9, 7), ("", 1e300, 7), ("restarted", "soon", -1), ("x" * 999, 0.0, 2**62)],
-)  # fmt: skip
+)
 def test_claim_of_a_dead_machine_is_named_and_taken_over_whatever_its_date(
     host: str, claimed_at: object, pid: int, tmp_path, monkeypatch, capsys
 ):

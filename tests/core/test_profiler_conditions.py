@@ -62,8 +62,10 @@ def test_a_real_neighbour_on_the_same_processor_is_seen():
 
 
 def test_a_quiet_machine_gets_no_warning():
-    states = [MachineState(at_s=float(i), clocks_mhz=(3000.0,), busy_s=0.9 * i, stolen_s=0.0, own_s=0.9 * i, load=1)
-              for i in range(12)]
+    states = [
+        MachineState(at_s=float(i), clocks_mhz=(3000.0,), busy_s=0.9 * i, stolen_s=0.0, own_s=0.9 * i, load=1)
+        for i in range(12)
+    ]
     found = watched(states, [QUIET] * 12)
     assert found.warnings == ()
     assert found.to_json()["warnings"] == []
@@ -72,8 +74,12 @@ def test_a_quiet_machine_gets_no_warning():
 
 def test_what_disturbs_is_said_in_plain_words():
     n = len(processors())
-    states = [MachineState(at_s=float(i), clocks_mhz=(3000.0 - 50 * i,), busy_s=n * i * 0.5, stolen_s=0.1 * i * n,
-                           own_s=0.0, load=4) for i in range(12)]
+    states = [
+        MachineState(
+            at_s=float(i), clocks_mhz=(3000.0 - 50 * i,), busy_s=n * i * 0.5, stolen_s=0.1 * i * n, own_s=0.0, load=4
+        )
+        for i in range(12)
+    ]
     slower = [ReferenceTime(arithmetic_ms=0.2 + 0.01 * i, memory_ms=1.0 + i / 4, waiting=0.0) for i in range(12)]
     text = "\n".join(watched(states, slower).warnings)
     assert "clock went between 2450 and 3000 MHz" in text
@@ -84,8 +90,14 @@ def test_what_disturbs_is_said_in_plain_words():
 
 
 def test_a_throttled_device_is_said_first():
-    states = [MachineState(at_s=float(i), throttles=3 * i, gpu=GpuState(clock_mhz=1000.0 + 700 * (i == 0),
-                           highest_mhz=1700.0, temperature_c=90.0, is_throttled=i > 0)) for i in range(4)]
+    states = [
+        MachineState(
+            at_s=float(i),
+            throttles=3 * i,
+            gpu=GpuState(clock_mhz=1000.0 + 700 * (i == 0), highest_mhz=1700.0, temperature_c=90.0, is_throttled=i > 0),
+        )
+        for i in range(4)
+    ]
     warnings = watched(states, [QUIET] * 4).warnings
     assert "throttled 12 times" in warnings[0]
     assert "GPU's clock went between 1000 and 1700 MHz" in warnings[1]
@@ -99,14 +111,21 @@ def test_a_watch_looks_at_most_once_a_second_unless_asked():
     assert len(looks) == 1
 
 
-@pytest.mark.parametrize(("line", "expected"), [
-    ("1410, 1980, 63, 0x0000000000000004\n", GpuState(clock_mhz=1410, highest_mhz=1980, temperature_c=63,
-                                                      is_throttled=True)),
-    ("345, 1980, 31, 0x0000000000000001\n", GpuState(clock_mhz=345, highest_mhz=1980, temperature_c=31,
-                                                     is_throttled=False)),
-    ("[N/A], [N/A], 31, [N/A]\n", None),
-    ("", None),
-])
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "1410, 1980, 63, 0x0000000000000004\n",
+            GpuState(clock_mhz=1410, highest_mhz=1980, temperature_c=63, is_throttled=True),
+        ),
+        (
+            "345, 1980, 31, 0x0000000000000001\n",
+            GpuState(clock_mhz=345, highest_mhz=1980, temperature_c=31, is_throttled=False),
+        ),
+        ("[N/A], [N/A], 31, [N/A]\n", None),
+        ("", None),
+    ],
+)
 def test_what_nvidia_smi_prints_is_read(tmp_path, monkeypatch, line, expected):
     program = tmp_path / "nvidia-smi"  # in place of the driver's, which machines without a GPU lack
     program.write_text(f"#!/bin/sh\nprintf '%s' '{line}'\n")

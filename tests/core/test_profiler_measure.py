@@ -137,7 +137,7 @@ def test_drift_does_not_become_a_difference(clock):
 
 @pytest.mark.parametrize("field", [{"target": 0}, {"target": 1.5}, {"cap_s": 0}, {"min_blocks": 3}])
 def test_policy_names_the_value_that_breaks_its_rule(field):
-    (name, value), = field.items()
+    ((name, value),) = field.items()
     with pytest.raises(UsageError, match=f"{name}={value}"):
         MeasurePolicy(**field)
 

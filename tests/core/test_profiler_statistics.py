@@ -53,8 +53,9 @@ def test_an_outlier_is_counted_its_size_kept_and_left_in():
 
 
 def test_the_median_with_disturbed_blocks_is_kept_beside_the_one_without():
-    found = summarise_blocks([1.0, 1.0, 1.1, 1.1, 1.2], runs=5, is_settled=True, disturbed=4,
-                             disturbed_ms=[2.0, 2.0, 2.0, 2.0])
+    found = summarise_blocks(
+        [1.0, 1.0, 1.1, 1.1, 1.2], runs=5, is_settled=True, disturbed=4, disturbed_ms=[2.0, 2.0, 2.0, 2.0]
+    )
     assert (found.median_ms, found.median_all_ms, found.disturbed) == (1.1, 1.2, 4)
 
 

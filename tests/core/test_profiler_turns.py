@@ -44,8 +44,9 @@ QUIET = Sentinel(lambda: 1.0)
 
 def test_ratio_is_true_while_the_machine_changes_its_speed(clock: Clock) -> None:
     runners = [clock.runner(0.002), clock.runner(0.003)]
-    found = time_in_turns(runners, MeasurePolicy(target=0.01, cap_s=2.0, block_ms=1.0), are_latencies_wanted=True,
-                          sentinel=QUIET)
+    found = time_in_turns(
+        runners, MeasurePolicy(target=0.01, cap_s=2.0, block_ms=1.0), are_latencies_wanted=True, sentinel=QUIET
+    )
     assert found.ratios[0].median == pytest.approx(1.5, rel=1e-6)
     assert found.ratios[0].low <= found.ratios[0].median <= found.ratios[0].high
     assert found.contended > 0
@@ -55,8 +56,9 @@ def test_ratio_is_true_while_the_machine_changes_its_speed(clock: Clock) -> None
 
 
 def test_one_runner_alone_is_measured_too(clock: Clock) -> None:
-    found = time_in_turns([clock.runner(0.001)], MeasurePolicy(target=0.2, cap_s=0.2), are_latencies_wanted=True,
-                          sentinel=QUIET)
+    found = time_in_turns(
+        [clock.runner(0.001)], MeasurePolicy(target=0.2, cap_s=0.2), are_latencies_wanted=True, sentinel=QUIET
+    )
     assert found.ratios == ()
     assert found.rounds >= 8
 

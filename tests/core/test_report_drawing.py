@@ -42,13 +42,28 @@ def _network(chain_lengths: tuple[int, ...] = (4, 3), residuals: tuple[Residual,
             activation = None if index % 3 == 0 else RELU
             shape = (8, 32 >> number, 32 >> number)
             layers.append(
-                Layer(index=index, name=f"body.{index}", conv=conv, norm=None, activation=activation,
-                      input_shape=shape, output_shape=shape)
-            )  # fmt: skip
+                Layer(
+                    index=index,
+                    name=f"body.{index}",
+                    conv=conv,
+                    norm=None,
+                    activation=activation,
+                    input_shape=shape,
+                    output_shape=shape,
+                )
+            )
         chains.append(Chain(start=start, end=len(layers), activation=RELU))
         barriers.append(Barrier(name=f"pool{number}", kind="MaxPool2d", reason="takes a maximum", after=len(layers)))
-    return Network(name="Sample", layers=tuple(layers), chains=tuple(chains), residuals=residuals,
-                   barriers=tuple(barriers), input_shapes=((1, 8, 32, 32),), macs=1000, num_params=100)  # fmt: skip
+    return Network(
+        name="Sample",
+        layers=tuple(layers),
+        chains=tuple(chains),
+        residuals=residuals,
+        barriers=tuple(barriers),
+        input_shapes=((1, 8, 32, 32),),
+        macs=1000,
+        num_params=100,
+    )
 
 
 def _texts(svg: str) -> list[str]:
@@ -59,9 +74,7 @@ def _count(svg: str, kind: str) -> int:
     """Return how many shapes of a class the picture holds, its legend left out."""
     root = ET.fromstring(svg)
     legend = {id(shape) for group in root if "transform" in group.attrib for shape in group.iter()}
-    return sum(
-        kind in element.attrib.get("class", "").split() for element in root.iter() if id(element) not in legend
-    )
+    return sum(kind in element.attrib.get("class", "").split() for element in root.iter() if id(element) not in legend)
 
 
 def test_original_has_a_box_a_layer_and_no_band() -> None:
@@ -149,8 +162,13 @@ def test_merged_conv_with_more_multiply_adds_is_marked() -> None:
 def test_layer_that_is_no_conv_is_shown_as_what_it_is(kind: Kind) -> None:
     layer = _network().layer(2)
     shown = replace(layer, conv=replace(layer.conv, kind=kind))
-    names = {"norm": "batch norm, 8", "scale": "channel scale, 8", "add": "addition, 8",
-             "pool": "average pool 3×3, 8", "slice": "strided slice, 8"}  # fmt: skip
+    names = {
+        "norm": "batch norm, 8",
+        "scale": "channel scale, 8",
+        "add": "addition, 8",
+        "pool": "average pool 3×3, 8",
+        "slice": "strided slice, 8",
+    }
     assert conv_text(shown) == names[kind]
     assert box_text(shown) == {"norm": "BN", "scale": "×", "add": "+", "pool": "avg 3×3", "slice": "slice"}[kind]
     net = _network((2,))

@@ -39,8 +39,9 @@ def test_budget_is_drawn_only_where_there_is_one(tmp_path: Path) -> None:
 
 def test_measured_plan_over_the_budget_stands_out(tmp_path: Path) -> None:
     def plot(is_within: bool) -> Path:
-        point = MeasuredPoint(predicted_ms=4.0, measured_ms=4.3, low_ms=4.2, high_ms=4.4, importance=-2.0,
-                              is_within=is_within)  # fmt: skip
+        point = MeasuredPoint(
+            predicted_ms=4.0, measured_ms=4.3, low_ms=4.2, high_ms=4.4, importance=-2.0, is_within=is_within
+        )
         return frontier_png(POINTS, tmp_path / f"{is_within}.png", measured=[point])
 
     assert _share(plot(False), _RED) > 0

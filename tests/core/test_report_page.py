@@ -21,10 +21,28 @@ from layerfold.report import (
     write_report,
 )
 
-ORIGINAL = ResultRow(name="original", accuracy_pct=97.9, latency_ms=6.31, low_ms=6.25, high_ms=6.4, predicted_ms=6.28,
-                     num_layers=52, num_params=2_230_000, macs=300_774_272)  # fmt: skip
-COMPRESSED = ResultRow(name="compressed", accuracy_pct=97.2, latency_ms=4.74, low_ms=4.70, high_ms=4.79,
-                       predicted_ms=4.71, num_layers=31, num_params=2_130_000, macs=310_774_272)  # fmt: skip
+ORIGINAL = ResultRow(
+    name="original",
+    accuracy_pct=97.9,
+    latency_ms=6.31,
+    low_ms=6.25,
+    high_ms=6.4,
+    predicted_ms=6.28,
+    num_layers=52,
+    num_params=2_230_000,
+    macs=300_774_272,
+)
+COMPRESSED = ResultRow(
+    name="compressed",
+    accuracy_pct=97.2,
+    latency_ms=4.74,
+    low_ms=4.70,
+    high_ms=4.79,
+    predicted_ms=4.71,
+    num_layers=31,
+    num_params=2_130_000,
+    macs=310_774_272,
+)
 
 
 def _run(frontier_path: Path | None = None) -> ReportData:
@@ -38,16 +56,41 @@ def _run(frontier_path: Path | None = None) -> ReportData:
         verdict="Budget met.",
         rows=(ORIGINAL, COMPRESSED),
         rounds=(
-            VerifyRound(number=1, predicted_ms=4.8, measured_ms=4.95, low_ms=4.9, high_ms=5.01, is_within=False,
-                        verdict="over the budget"),
-            VerifyRound(number=2, predicted_ms=4.71, measured_ms=4.74, low_ms=4.7, high_ms=4.79, is_within=True,
-                        verdict="taken"),
+            VerifyRound(
+                number=1,
+                predicted_ms=4.8,
+                measured_ms=4.95,
+                low_ms=4.9,
+                high_ms=5.01,
+                is_within=False,
+                verdict="over the budget",
+            ),
+            VerifyRound(
+                number=2, predicted_ms=4.71, measured_ms=4.74, low_ms=4.7, high_ms=4.79, is_within=True, verdict="taken"
+            ),
         ),
         segments=(
-            MergedSegment(start=2, end=5, layers=("a", "b", "c"), conv="5×5, 8→8", before_ms=0.5, after_ms=0.2,
-                          before_macs=1000, after_macs=2000),
-            MergedSegment(start=5, end=7, layers=("d", "e"), dropped=("e",), conv="3×3, 8→8", before_ms=0.1,
-                          after_ms=0.15, before_macs=1000, after_macs=2000),
+            MergedSegment(
+                start=2,
+                end=5,
+                layers=("a", "b", "c"),
+                conv="5×5, 8→8",
+                before_ms=0.5,
+                after_ms=0.2,
+                before_macs=1000,
+                after_macs=2000,
+            ),
+            MergedSegment(
+                start=5,
+                end=7,
+                layers=("d", "e"),
+                dropped=("e",),
+                conv="3×3, 8→8",
+                before_ms=0.1,
+                after_ms=0.15,
+                before_macs=1000,
+                after_macs=2000,
+            ),
         ),
         steps=(StepTime(name="trace", seconds=0.3), StepTime(name="profile", seconds=65, is_resumed=True)),
         network_svg="<svg id='picture'></svg>",
@@ -55,7 +98,7 @@ def _run(frontier_path: Path | None = None) -> ReportData:
         files=(("merged.onnx", "the compressed network"),),
         provenance=(("torch", "2.x"),),
         notes=("A remark.",),
-    )  # fmt: skip
+    )
 
 
 class _Balance(HTMLParser):
@@ -75,8 +118,20 @@ class _Balance(HTMLParser):
 
 def test_page_shows_every_part(tmp_path: Path) -> None:
     page = write_report(_run(), tmp_path / "report.html").read_text(encoding="utf-8")
-    for text in ("Sample &lt;net&gt; &amp; co", "Budget met.", "1.33×", "97.2 % (−0.7)", "4.70–4.79", "52 → 31",
-                 "over the budget", "3–5", "0.300", "merged.onnx", "A remark.", "id='picture'"):  # fmt: skip
+    for text in (
+        "Sample &lt;net&gt; &amp; co",
+        "Budget met.",
+        "1.33×",
+        "97.2 % (−0.7)",
+        "4.70–4.79",
+        "52 → 31",
+        "over the budget",
+        "3–5",
+        "0.300",
+        "merged.onnx",
+        "A remark.",
+        "id='picture'",
+    ):
         assert text in page, text
 
 

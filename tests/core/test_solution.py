@@ -11,12 +11,24 @@ from layerfold.errors import SolutionError
 from layerfold.solver import Solution, SolutionSegment
 
 FULL = Solution(
-    act_pos=(1, 3), merge_pos=(1, 2, 3), kept_layers=(1, 2), model="timm:net",
-    network_hash="ab", budget_ms=2.0, predicted_ms=1.5,
-    measured_ms=1.6, importance=-0.5, status="within", gap=0.01, costs={"params": 12.0},
-    segments=(SolutionSegment(start=0, end=1, plan="keep", latency_ms=0.5),
-              SolutionSegment(start=1, end=3, plan="drop", kernel="3x3 dw")),
-    table_hashes={"latency": "cd"}, version="0.1",
+    act_pos=(1, 3),
+    merge_pos=(1, 2, 3),
+    kept_layers=(1, 2),
+    model="timm:net",
+    network_hash="ab",
+    budget_ms=2.0,
+    predicted_ms=1.5,
+    measured_ms=1.6,
+    importance=-0.5,
+    status="within",
+    gap=0.01,
+    costs={"params": 12.0},
+    segments=(
+        SolutionSegment(start=0, end=1, plan="keep", latency_ms=0.5),
+        SolutionSegment(start=1, end=3, plan="drop", kernel="3x3 dw"),
+    ),
+    table_hashes={"latency": "cd"},
+    version="0.1",
 )
 
 
@@ -48,8 +60,19 @@ def test_solution_survives_a_round_trip(tmp_path: Path) -> None:
 def test_file_has_the_agreed_keys(tmp_path: Path) -> None:
     FULL.write(tmp_path / "solution.json")
     data = json.loads((tmp_path / "solution.json").read_text())
-    assert {"schema", "model", "act_pos", "merge_pos", "budget_ms", "predicted_ms", "measured_ms", "importance",
-            "segments", "tables", "version"} <= set(data)
+    assert {
+        "schema",
+        "model",
+        "act_pos",
+        "merge_pos",
+        "budget_ms",
+        "predicted_ms",
+        "measured_ms",
+        "importance",
+        "segments",
+        "tables",
+        "version",
+    } <= set(data)
     assert data["segments"][0] == {"start": 0, "end": 1, "plan": "keep", "latency_ms": 0.5}
     assert data["segments"][1]["kernel"] == "3x3 dw"
     assert data["kept_layers"] == [1, 2]
@@ -62,11 +85,15 @@ def test_without_kept_layers_every_layer_stays(tmp_path: Path) -> None:
     assert Solution(act_pos=(), merge_pos=(2,), kept_layers=[2, 1, 2]).kept_layers == (1, 2)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("content", [
-    '{"act_pos": [], "merge_pos": [2], "kept_layers": "12"}', '{"act_pos": [], "merge_pos": [2], "kept_layers": [1.5]}',
-    '{"act_pos": [], "merge_pos": [2], "kept_layers": [-1]}',
-    '{"act_pos": [], "merge_pos": [2], "segments": [{"start": 0, "end": 2, "kernel": "three"}]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"act_pos": [], "merge_pos": [2], "kept_layers": "12"}',
+        '{"act_pos": [], "merge_pos": [2], "kept_layers": [1.5]}',
+        '{"act_pos": [], "merge_pos": [2], "kept_layers": [-1]}',
+        '{"act_pos": [], "merge_pos": [2], "segments": [{"start": 0, "end": 2, "kernel": "three"}]}',
+    ],
+)
 def test_broken_drops_are_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "solution.json").write_text(content)
     with pytest.raises(SolutionError, match=r"solution.json: (kept_layers|segments)[^\n]*$"):
@@ -81,13 +108,24 @@ def test_two_lists_alone_make_a_solution(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", "nonsense", '{"act_pos": []}', '{"act_pos": [1], "merge_pos": [2]}',
-     '{"act_pos": "12", "merge_pos": [1, 2]}', '{"act_pos": [], "merge_pos": [1e3]}',
-     '{"schema": 99, "act_pos": [], "merge_pos": []}', '{"act_pos": [], "merge_pos": [1], "budget_ms": "x"}',
-     '{"act_pos": [], "merge_pos": [1], "predicted_ms": NaN}', '{"act_pos": [], "merge_pos": [1], "segments": [3]}',
-     '{"act_pos": [], "merge_pos": [1], "segments": [{"start": 3, "end": 1}]}',
-     '{"act_pos": [], "merge_pos": [1], "tables": []}', '{"act_pos": [], "merge_pos": [1], "model": 3}',
-     "[" * 100_000],
+    [
+        "",
+        "[]",
+        "{",
+        "nonsense",
+        '{"act_pos": []}',
+        '{"act_pos": [1], "merge_pos": [2]}',
+        '{"act_pos": "12", "merge_pos": [1, 2]}',
+        '{"act_pos": [], "merge_pos": [1e3]}',
+        '{"schema": 99, "act_pos": [], "merge_pos": []}',
+        '{"act_pos": [], "merge_pos": [1], "budget_ms": "x"}',
+        '{"act_pos": [], "merge_pos": [1], "predicted_ms": NaN}',
+        '{"act_pos": [], "merge_pos": [1], "segments": [3]}',
+        '{"act_pos": [], "merge_pos": [1], "segments": [{"start": 3, "end": 1}]}',
+        '{"act_pos": [], "merge_pos": [1], "tables": []}',
+        '{"act_pos": [], "merge_pos": [1], "model": 3}',
+        "[" * 100_000,
+    ],
     ids=range(16),
 )
 def test_bad_solution_file_is_one_line_that_names_it(tmp_path: Path, text: str) -> None:

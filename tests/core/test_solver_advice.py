@@ -99,7 +99,10 @@ def test_budget_known_beforehand_that_is_named_is_reached() -> None:
         arguments = {"alpha": problem.alpha, "count": 1}
         with pytest.raises(InfeasibleBudgetError) as caught:
             solve_alternatives(
-                problem.latencies, problem.importance, budgets_ms=[0.9 * frontier.least_ms], **arguments  # type: ignore[arg-type]
+                problem.latencies,
+                problem.importance,
+                budgets_ms=[0.9 * frontier.least_ms],
+                **arguments,  # type: ignore[arg-type]
             )
         named = float(re.search(rf"is {NUMBER} ms", str(caught.value))[1])  # type: ignore[index]
         found = solve_alternatives(problem.latencies, problem.importance, budgets_ms=[named], **arguments)  # type: ignore[arg-type]

@@ -20,21 +20,39 @@ from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, Lat
 
 HUGE = 10**400
 NO_NUMBERS = [
-    float("nan"), float("inf"), -float("inf"), HUGE, -HUGE, True, "1", None, [], 1j, np.float64("nan"), object(),
-]  # fmt: skip
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    HUGE,
+    -HUGE,
+    True,
+    "1",
+    None,
+    [],
+    1j,
+    np.float64("nan"),
+    object(),
+]
 
 
 def latency(layers: int = 6) -> LatencyTable:
-    return LatencyTable([
-        LatencyEntry(start=i, end=j, latency_ms=(j - i) ** 0.5) for i in range(layers) for j in range(i + 1, layers + 1)
-    ])
+    return LatencyTable(
+        [
+            LatencyEntry(start=i, end=j, latency_ms=(j - i) ** 0.5)
+            for i in range(layers)
+            for j in range(i + 1, layers + 1)
+        ]
+    )
 
 
 def importance(layers: int = 6) -> ImportanceTable:
-    return ImportanceTable([
-        ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=i + 1.0 - j)
-        for i in range(layers) for j in range(i + 1, layers + 1)
-    ])
+    return ImportanceTable(
+        [
+            ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=i + 1.0 - j)
+            for i in range(layers)
+            for j in range(i + 1, layers + 1)
+        ]
+    )
 
 
 def refused(work: Callable[[], object], name: str) -> None:
@@ -124,9 +142,7 @@ def test_chains_that_no_memory_holds_are_refused(layers: int, start: int) -> Non
 def test_tables_of_one_row_are_solved() -> None:
     for first in (0, 7, 999_999):
         times = LatencyTable([LatencyEntry(start=first, end=first + 1, latency_ms=1.5)])
-        gains = ImportanceTable([
-            ImportanceEntry(start=first, end=first + 1, start_act=1, end_act=1, importance=-0.5)
-        ])
+        gains = ImportanceTable([ImportanceEntry(start=first, end=first + 1, start_act=1, end_act=1, importance=-0.5)])
         frontier = solve_frontier(times, gains, risk=0.1)
         assert frontier.knee() == frontier[0]
         assert frontier.at(speedup=1.0).merge_pos == (first + 1,)
@@ -162,7 +178,8 @@ def test_chains_that_are_no_pairs_are_refused(value: object) -> None:
 def test_twenty_thousand_chains_are_checked() -> None:
     chains = tuple((start, start + 2) for start in range(0, 40_000, 2))
     entries = [
-        LatencyEntry(start=i, end=j, latency_ms=1.0) for start, end in chains
+        LatencyEntry(start=i, end=j, latency_ms=1.0)
+        for start, end in chains
         for i, j in ((start, start + 1), (start + 1, end), (start, end))
     ]
     # A second; minutes, where the time grows with chains times rows.

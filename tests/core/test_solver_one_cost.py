@@ -23,9 +23,12 @@ def _options(seed: int, columns: int, *, whole: bool) -> ChainOptions:
     if whole:
         costs, gains = np.ceil(costs), np.ceil(gains)
     return chain_options(
-        chain=(0, 9), from_state=np.where(start == 0, 1, 2 * start + rng.integers(0, 2, 120)),
-        to_state=2 * end + rng.integers(0, 2, 120), costs=np.repeat(costs[:, None], columns, axis=1),
-        importances=gains, plan_of=lambda index: Plan(breaks=()),
+        chain=(0, 9),
+        from_state=np.where(start == 0, 1, 2 * start + rng.integers(0, 2, 120)),
+        to_state=2 * end + rng.integers(0, 2, 120),
+        costs=np.repeat(costs[:, None], columns, axis=1),
+        importances=gains,
+        plan_of=lambda index: Plan(breaks=()),
     )
 
 

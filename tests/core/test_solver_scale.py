@@ -24,9 +24,12 @@ def random_chain(layers: int, candidates: int, options: int, seed: int, columns:
     start, end = start[end <= layers], end[end <= layers]
     length = end - start
     return chain_options(
-        chain=(0, layers), from_state=2 * start + 1, to_state=2 * end + 1,
+        chain=(0, layers),
+        from_state=2 * start + 1,
+        to_state=2 * end + 1,
         costs=rng.uniform(0.3, 1.0, (len(start), columns)) * length[:, None] ** 0.6,
-        importances=-rng.gamma(2.0, 0.2, len(start)) * length**1.1, plan_of=lambda index: Plan(breaks=()),
+        importances=-rng.gamma(2.0, 0.2, len(start)) * length**1.1,
+        plan_of=lambda index: Plan(breaks=()),
     )
 
 
@@ -110,7 +113,8 @@ def test_pareto_filter_matches_its_definition(columns: int) -> None:
         kept = pareto_indices(costs, importances)
         points = {(*costs[index], -importances[index]) for index in range(size)}
         best = {
-            point for point in points
+            point
+            for point in points
             if not any(other != point and all(x <= y for x, y in zip(other, point, strict=True)) for other in points)
         }
         assert sorted((*costs[index], -importances[index]) for index in kept) == sorted(best)
@@ -120,13 +124,17 @@ def test_pareto_filter_matches_its_definition(columns: int) -> None:
 def test_frontier_of_thinned_tables_reports_the_gap_with_each_answer() -> None:
     rng = np.random.default_rng(0)
     segments = [(i, j) for i in range(60) for j in range(i + 1, min(i + 6, 60) + 1)]
-    latency = LatencyTable([
-        LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.3, 1.0) * (j - i) ** 0.6)) for i, j in segments
-    ])
-    importance = ImportanceTable([
-        ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=float(-rng.gamma(2.0, 0.2) * (j - i) ** 1.1))
-        for i, j in segments
-    ])
+    latency = LatencyTable(
+        [LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.3, 1.0) * (j - i) ** 0.6)) for i, j in segments]
+    )
+    importance = ImportanceTable(
+        [
+            ImportanceEntry(
+                start=i, end=j, start_act=1, end_act=1, importance=float(-rng.gamma(2.0, 0.2) * (j - i) ** 1.1)
+            )
+            for i, j in segments
+        ]
+    )
     exact, near = solve_frontier(latency, importance), solve_frontier(latency, importance, epsilon=1e-3)
     assert exact.is_exact
     assert not near.is_exact
@@ -141,8 +149,15 @@ def test_options_of_any_kind_are_solved_alike() -> None:
     # Pruning beside merging: the same stretch twice, told apart by label, with no special case in the solver.
     options = [
         Option(start=0, start_act=1, end=1, end_act=1, latency_ms=2.0, importance=0.0, plan=Plan(breaks=(0, 1))),
-        Option(start=0, start_act=1, end=1, end_act=1, latency_ms=1.0, importance=-1.0,
-               plan=Plan(breaks=(0, 1), label="half the channels")),
+        Option(
+            start=0,
+            start_act=1,
+            end=1,
+            end_act=1,
+            latency_ms=1.0,
+            importance=-1.0,
+            plan=Plan(breaks=(0, 1), label="half the channels"),
+        ),
         Option(start=1, start_act=1, end=2, end_act=1, latency_ms=1.0, importance=0.0, plan=Plan(breaks=(1, 2))),
     ]
     chain = gather_options(options, (0, 2))
@@ -176,10 +191,14 @@ def test_many_chains_add_up_exactly_or_say_that_they_do_not() -> None:
         [LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.2, 1.0) * (j - i) ** 0.5)) for i, j in segments],
         provenance=Provenance(chains=tuple(chains)),
     )
-    importance = ImportanceTable([
-        ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=float(-rng.gamma(2.0, 0.1) * (j - i - 1)))
-        for i, j in segments
-    ])
+    importance = ImportanceTable(
+        [
+            ImportanceEntry(
+                start=i, end=j, start_act=1, end_act=1, importance=float(-rng.gamma(2.0, 0.1) * (j - i - 1))
+            )
+            for i, j in segments
+        ]
+    )
     exact, thinned = solve_frontier(latency, importance), solve_frontier(latency, importance, max_labels=16)
     assert exact.is_exact
     assert len(exact) > 5 * 16, "the sum must outgrow the limit of the second solve"
@@ -193,13 +212,17 @@ def test_many_chains_add_up_exactly_or_say_that_they_do_not() -> None:
 def test_one_budget_is_searched_until_the_promised_gap_is_proven() -> None:
     rng = np.random.default_rng(4)
     segments = [(i, j) for i in range(120) for j in range(i + 1, min(i + 8, 120) + 1)]
-    latency = LatencyTable([
-        LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.3, 1.0) * (j - i) ** 0.6)) for i, j in segments
-    ])
-    importance = ImportanceTable([
-        ImportanceEntry(start=i, end=j, start_act=1, end_act=1, importance=float(-rng.gamma(2.0, 0.2) * (j - i) ** 1.1))
-        for i, j in segments
-    ])
+    latency = LatencyTable(
+        [LatencyEntry(start=i, end=j, latency_ms=float(rng.uniform(0.3, 1.0) * (j - i) ** 0.6)) for i, j in segments]
+    )
+    importance = ImportanceTable(
+        [
+            ImportanceEntry(
+                start=i, end=j, start_act=1, end_act=1, importance=float(-rng.gamma(2.0, 0.2) * (j - i) ** 1.1)
+            )
+            for i, j in segments
+        ]
+    )
     near, exact = solve_frontier(latency, importance, epsilon=1e-4), solve_frontier(latency, importance)
     span = float(np.ptp(exact.importances))
     proven = refined = 0

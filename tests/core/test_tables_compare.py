@@ -20,7 +20,8 @@ def part(entries: dict[tuple[int, int], float], source: str, runs: int = 0, **pr
     return LatencyTable(
         [LatencyEntry(start=i, end=j, latency_ms=ms, runs=runs) for (i, j), ms in entries.items()],
         provenance=Provenance(kind="latency", **provenance),  # type: ignore[arg-type]
-        source=source, partial=True,
+        source=source,
+        partial=True,
     )
 
 

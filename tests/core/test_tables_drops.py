@@ -94,8 +94,10 @@ def test_read_and_written_tables_are_the_same(layer_merge: tuple[Path, Path], tm
 
 def test_written_tables_have_what_layer_merge_reads(layer_merge: tuple[Path, Path], tmp_path: Path) -> None:
     """Its solver takes st, end, ker, str, is_dw, and time or importance with conv_comb."""
-    for path, kind, names in ((layer_merge[0], LatencyTable, ("time",)),
-                              (layer_merge[1], ImportanceTable, ("importance", "conv_comb"))):
+    for path, kind, names in (
+        (layer_merge[0], LatencyTable, ("time",)),
+        (layer_merge[1], ImportanceTable, ("importance", "conv_comb")),
+    ):
         kind.read(path).write(tmp_path / "ours.csv")
         with path.open() as theirs, (tmp_path / "ours.csv").open() as ours:
             for expected, found in zip(csv.DictReader(theirs), csv.DictReader(ours), strict=True):
@@ -109,16 +111,27 @@ def test_our_tables_tell_more_kernels_apart_than_the_published_columns(tmp_path:
     entries = [LatencyEntry(start=p, end=p + 1, latency_ms=1.0, merged="3x3") for p in range(3)]
     entries += [
         LatencyEntry(start=0, end=3, latency_ms=ms, merged=merged, kept=kept)
-        for merged, kept, ms in (("3x3", (1,), 0.9), ("3x3 g4", (2,), 0.5), ("3x5 s2x2 dw", (3,), 0.4),
-                                 ("identity", (), 0.0))
-    ]  # fmt: skip
+        for merged, kept, ms in (
+            ("3x3", (1,), 0.9),
+            ("3x3 g4", (2,), 0.5),
+            ("3x5 s2x2 dw", (3,), 0.4),
+            ("identity", (), 0.0),
+        )
+    ]
     table = LatencyTable(entries)
     table.write(tmp_path / "time.csv")
     again = LatencyTable.read(tmp_path / "time.csv")
     assert again.entries == table.entries
     assert (0, 3) not in again  # no row keeps every layer, and none is taken for it
-    assert again.keys == {(0, 1), (1, 2), (2, 3), (0, 3, "3x3"), (0, 3, "3x3 g4"), (0, 3, "3x5 s2x2 dw"),
-                          (0, 3, "identity")}
+    assert again.keys == {
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (0, 3, "3x3"),
+        (0, 3, "3x3 g4"),
+        (0, 3, "3x5 s2x2 dw"),
+        (0, 3, "identity"),
+    }
 
 
 def test_tables_without_drops_are_written_as_before(tmp_path: Path) -> None:
@@ -126,14 +139,24 @@ def test_tables_without_drops_are_written_as_before(tmp_path: Path) -> None:
     assert (tmp_path / "time.csv").read_text().splitlines()[0] == "id,st,end,time,stdev,st_act,end_act,signature,runs"
 
 
-@pytest.mark.parametrize(("cell", "expected"), [
-    ('"(1, x)"', "layers that stay"), ('"(1, 2"', "layers that stay"), ("1", "layers that stay"),
-    ("", "layers that stay"),
-    ('"(,)"', "layers that stay"), ('"(1 2)"', "layers that stay"), ('"(-1,)"', "layers that stay"),
-    ("__import__('os').system('x')", "layers that stay"), ("\"{1, 2}\"", "layers that stay"),
-    ('"(1, 1)"', "each layer once, from 1 to 2"), ('"(2, 3)"', "each layer once, from 1 to 2"),
-    ('"(0, 1)"', "each layer once, from 1 to 2"), ('"(1.0,)"', "layers that stay"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ('"(1, x)"', "layers that stay"),
+        ('"(1, 2"', "layers that stay"),
+        ("1", "layers that stay"),
+        ("", "layers that stay"),
+        ('"(,)"', "layers that stay"),
+        ('"(1 2)"', "layers that stay"),
+        ('"(-1,)"', "layers that stay"),
+        ("__import__('os').system('x')", "layers that stay"),
+        ('"{1, 2}"', "layers that stay"),
+        ('"(1, 1)"', "each layer once, from 1 to 2"),
+        ('"(2, 3)"', "each layer once, from 1 to 2"),
+        ('"(0, 1)"', "each layer once, from 1 to 2"),
+        ('"(1.0,)"', "layers that stay"),
+    ],
+)
 def test_malformed_conv_comb_is_refused_by_row_and_column(tmp_path: Path, cell: str, expected: str) -> None:
     (tmp_path / "importance.csv").write_text(IMPORTANCE.replace('"(1, 2)"', cell))
     with pytest.raises(TableError, match=rf"importance.csv: row 4, column conv_comb: .*expected {expected}[^\n]*$"):
@@ -146,11 +169,16 @@ def test_conv_comb_may_be_any_python_tuple_or_list(tmp_path: Path, text: str) ->
     assert ImportanceTable.read(tmp_path / "importance.csv").by_key[0, 2, 1, 1].kept is None
 
 
-@pytest.mark.parametrize(("before", "after", "what"), [
-    ("0,2,3,1,False", "0,2,x,1,False", "row 3, column ker"), ("0,2,3,1,False", "0,2,3,0,False", "row 3, column ker"),
-    ("0,2,3,1,False", "0,2,3,1,maybe", "row 3, column ker"), ("0,2,3,1,False", "0,2,5,1,False", "row 4, column st"),
-    ("0,2,3,1,False,1.1", "0,2,3,1,False,0.0", "row 3, column time"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after", "what"),
+    [
+        ("0,2,3,1,False", "0,2,x,1,False", "row 3, column ker"),
+        ("0,2,3,1,False", "0,2,3,0,False", "row 3, column ker"),
+        ("0,2,3,1,False", "0,2,3,1,maybe", "row 3, column ker"),
+        ("0,2,3,1,False", "0,2,5,1,False", "row 4, column st"),
+        ("0,2,3,1,False,1.1", "0,2,3,1,False,0.0", "row 3, column time"),
+    ],
+)
 def test_malformed_kernels_are_refused_by_row_and_column(tmp_path: Path, before: str, after: str, what: str) -> None:
     (tmp_path / "time.csv").write_text(TIME.replace(before, after))
     with pytest.raises(TableError, match=rf"time.csv: {what}: [^\n]*$"):
@@ -200,10 +228,16 @@ def test_rows_need_the_kernel_that_leads_to_their_latency() -> None:
         ImportanceEntry(start=0, end=2, start_act=1, end_act=1, importance=0.0, kept=(1,))
 
 
-@pytest.mark.parametrize(("text", "columns"), [
-    ("3x3", ("3", "1", "False")), ("5x5 dw", ("5", "1", "True")), ("3x3 s2x2", ("3", "2", "False")),
-    ("1x7", ("1x7", "1", "False")), ("identity", ("0", "1", "True")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("3x3", ("3", "1", "False")),
+        ("5x5 dw", ("5", "1", "True")),
+        ("3x3 s2x2", ("3", "2", "False")),
+        ("1x7", ("1x7", "1", "False")),
+        ("identity", ("0", "1", "True")),
+    ],
+)
 def test_kernels_survive_the_published_columns(text: str, columns: tuple[str, str, str]) -> None:
     assert kernel_columns(text) == columns
     assert kernel_of_columns(*columns) == text
@@ -212,7 +246,9 @@ def test_kernels_survive_the_published_columns(text: str, columns: tuple[str, st
 def test_kernels_that_differ_have_different_texts() -> None:
     texts = {
         kernel_text(size, stride=stride, dilation=dilation, groups=groups, is_depthwise=depthwise)
-        for size in ((1, 1), (1, 3), (3, 1)) for stride in ((1, 1), (2, 2)) for dilation in ((1, 1), (2, 2))
+        for size in ((1, 1), (1, 3), (3, 1))
+        for stride in ((1, 1), (2, 2))
+        for dilation in ((1, 1), (2, 2))
         for groups, depthwise in ((1, False), (4, False), (8, True))
     }
     assert len(texts) == 36

@@ -64,14 +64,34 @@ def test_first_written_columns_are_the_published_ones(tmp_path: Path) -> None:
 
 def test_latency_table_survives_a_round_trip(tmp_path: Path) -> None:
     provenance = Provenance(
-        kind="latency", model="timm:net", network_hash="ab", input_shape=(3, 32, 32), batch=2, dtype="float32",
-        device="cpu", backend="onnxruntime", versions={"onnxruntime": "1"}, fixed_ms=0.25, scale=1.1,
-        chains=((0, 2), (2, 3)), options={"max_kernel": 7}, date="2026-01-01", notes="quiet machine",
+        kind="latency",
+        model="timm:net",
+        network_hash="ab",
+        input_shape=(3, 32, 32),
+        batch=2,
+        dtype="float32",
+        device="cpu",
+        backend="onnxruntime",
+        versions={"onnxruntime": "1"},
+        fixed_ms=0.25,
+        scale=1.1,
+        chains=((0, 2), (2, 3)),
+        options={"max_kernel": 7},
+        date="2026-01-01",
+        notes="quiet machine",
     )
     table = LatencyTable(
         [
-            LatencyEntry(start=0, end=1, latency_ms=0.1, spread_ms=0.01, start_act=1, end_act=0, runs=7,
-                         signature="3x32x32 conv:o8,k3x3,s1x1,p1.1.1.1,d1x1,g1 act:relu6,x=0.5"),
+            LatencyEntry(
+                start=0,
+                end=1,
+                latency_ms=0.1,
+                spread_ms=0.01,
+                start_act=1,
+                end_act=0,
+                runs=7,
+                signature="3x32x32 conv:o8,k3x3,s1x1,p1.1.1.1,d1x1,g1 act:relu6,x=0.5",
+            ),
             LatencyEntry(start=1, end=2, latency_ms=1 / 3, macs=12, params=3),
             LatencyEntry(start=2, end=3, latency_ms=1e-5),
         ],
@@ -87,10 +107,21 @@ def test_latency_table_survives_a_round_trip(tmp_path: Path) -> None:
 def test_importance_table_survives_a_round_trip(tmp_path: Path) -> None:
     table = ImportanceTable(
         [
-            ImportanceEntry(start=0, end=1, start_act=1, end_act=1, importance=-0.5, train_loss=0.1, train_acc=-1.0,
-                            val_loss=0.2, val_acc=-0.5, extra={"steps": 20.0, "note": "stopped early"}),
-            ImportanceEntry(start=1, end=2, start_act=1, end_act=0, importance=0.25, val_acc=0.25,
-                            extra={"steps": 5.0, "note": ""}),
+            ImportanceEntry(
+                start=0,
+                end=1,
+                start_act=1,
+                end_act=1,
+                importance=-0.5,
+                train_loss=0.1,
+                train_acc=-1.0,
+                val_loss=0.2,
+                val_acc=-0.5,
+                extra={"steps": 20.0, "note": "stopped early"},
+            ),
+            ImportanceEntry(
+                start=1, end=2, start_act=1, end_act=0, importance=0.25, val_acc=0.25, extra={"steps": 5.0, "note": ""}
+            ),
         ],
         provenance=Provenance(kind="importance", left_out=((0, 2),)),
     )
@@ -173,7 +204,9 @@ def test_useful_segments_match_the_definition() -> None:
         size = rng.randint(2, 6)
         entries = {
             (i, j): rng.uniform(0.5, 2.0) * (j - i) ** 0.8
-            for i in range(size) for j in range(i + 1, size + 1) if j == i + 1 or rng.random() < 0.8
+            for i in range(size)
+            for j in range(i + 1, size + 1)
+            if j == i + 1 or rng.random() < 0.8
         }
 
         def best(i: int, j: int, proper: bool, entries: dict[tuple[int, int], float] = entries) -> float:
@@ -203,9 +236,7 @@ def test_table_rejects_other_device_and_input_shape() -> None:
 
 def test_importance_must_cover_the_latency_table_unless_left_out() -> None:
     latency = latency_table({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 3.0})
-    entries = [
-        ImportanceEntry(start=i, end=i + 1, start_act=1, end_act=1, importance=0.0) for i in range(2)
-    ]
+    entries = [ImportanceEntry(start=i, end=i + 1, start_act=1, end_act=1, importance=0.0) for i in range(2)]
     with pytest.raises(MissingEntryError, match="st=0, end=2"):
         check_coverage(latency, ImportanceTable(entries))
     check_coverage(latency, ImportanceTable(entries, provenance=Provenance(left_out=((0, 2),))))

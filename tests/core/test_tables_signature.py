@@ -9,7 +9,12 @@ from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.tables._signature import conv_sizes
 
 CONV = ConvSpec(
-    in_channels=8, out_channels=12, kernel_size=(5, 3), stride=(2, 1), padding=((1, 2), (0, 1)), dilation=(1, 2),
+    in_channels=8,
+    out_channels=12,
+    kernel_size=(5, 3),
+    stride=(2, 1),
+    padding=((1, 2), (0, 1)),
+    dilation=(1, 2),
     groups=4,
 )
 SHORTCUT = (ConvSpec(in_channels=8, out_channels=12, kernel_size=(1, 1), stride=(2, 1)),)
@@ -17,14 +22,22 @@ SHORTCUT = (ConvSpec(in_channels=8, out_channels=12, kernel_size=(1, 1), stride=
 
 @pytest.mark.parametrize(
     "residuals",
-    [(), (Residual(src=0, dst=2, source_shape=(12, 15, 14)),),
-     (Residual(src=0, dst=2, shortcut=SHORTCUT, source_shape=(8, 30, 17)),)],
+    [
+        (),
+        (Residual(src=0, dst=2, source_shape=(12, 15, 14)),),
+        (Residual(src=0, dst=2, shortcut=SHORTCUT, source_shape=(8, 30, 17)),),
+    ],
     ids=["none", "identity", "shortcut conv"],
 )
 def test_sizes_equal_those_of_the_specs(residuals: tuple[Residual, ...]) -> None:
     segment = Segment(
-        start=0, end=2, conv=CONV, input_shape=(8, 30, 17), output_shape=CONV.output_shape((8, 30, 17)),
-        activation=ActivationSpec(kind="leaky_relu", params=(("negative_slope", 0.01),)), open_residuals=residuals,
+        start=0,
+        end=2,
+        conv=CONV,
+        input_shape=(8, 30, 17),
+        output_shape=CONV.output_shape((8, 30, 17)),
+        activation=ActivationSpec(kind="leaky_relu", params=(("negative_slope", 0.01),)),
+        open_residuals=residuals,
     )
     sizes = conv_sizes(segment.signature)
     assert sizes.kernel == 5

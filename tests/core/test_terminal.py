@@ -42,21 +42,30 @@ def test_text_stays_as_it_is(text: str) -> None:
     assert printable(text) == text
 
 
-@pytest.mark.parametrize(("name", "shown"), [
-    ("two\nlines", r"two\nlines"), ("a\ttab", r"a\ttab"), ("zero\u200bwidth", r"zero\u200bwidth"),
-    ("plain name.png", "plain name.png"), (Path("Füße/中文.png"), "Füße/中文.png"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("two\nlines", r"two\nlines"),
+        ("a\ttab", r"a\ttab"),
+        ("zero\u200bwidth", r"zero\u200bwidth"),
+        ("plain name.png", "plain name.png"),
+        (Path("Füße/中文.png"), "Füße/中文.png"),
+    ],
+)
 def test_a_name_stays_on_one_line(name: object, shown: str) -> None:
     assert name_text(name) == shown
 
 
-@pytest.mark.parametrize(("text", "head", "tail"), [
-    ("--weights " + "x" * 5000 + ": no such file", "--weights xxx", "xxx: no such file"),
-    ("a " * 3000 + "end", "a a", "a end"),
-    ("\x1b" * 3000, r"\x1b", r"\x1b"),
-    ("/" + "é" * 4000 + ".csv: is a folder; name a file", "/é", "is a folder; name a file"),
-    ("first\n" * 2000, "first first", "first"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "head", "tail"),
+    [
+        ("--weights " + "x" * 5000 + ": no such file", "--weights xxx", "xxx: no such file"),
+        ("a " * 3000 + "end", "a a", "a end"),
+        ("\x1b" * 3000, r"\x1b", r"\x1b"),
+        ("/" + "é" * 4000 + ".csv: is a folder; name a file", "/é", "is a folder; name a file"),
+        ("first\n" * 2000, "first first", "first"),
+    ],
+)
 def test_a_long_line_is_cut_where_the_value_is(text: str, head: str, tail: str) -> None:
     line = one_line(text)
     assert len(line) <= 500
@@ -100,7 +109,11 @@ def test_no_command_prints_a_result_past_show() -> None:
     found = []
     for path in Path(str(layerfold.cli.__file__)).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-                    and "file" not in {keyword.arg for keyword in node.keywords}):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "print"
+                and "file" not in {keyword.arg for keyword in node.keywords}
+            ):
                 found.append(f"{path.name}:{node.lineno}")
     assert found == []

@@ -17,17 +17,27 @@ from layerfold.profiler.backends.registry import backend_class
 pytestmark = [pytest.mark.device, pytest.mark.skipif("not torch.cuda.is_available()", reason="no NVIDIA GPU here")]
 
 INPUT = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-GPU = [("torch", "cuda"), ("tensorrt", "cuda"), ("torch_tensorrt", "cuda"), ("onnxruntime", "cuda"),
-       ("onnxruntime", "tensorrt")]  # fmt: skip
+GPU = [
+    ("torch", "cuda"),
+    ("tensorrt", "cuda"),
+    ("torch_tensorrt", "cuda"),
+    ("onnxruntime", "cuda"),
+    ("onnxruntime", "tensorrt"),
+]
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU6(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.SiLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 16, 3, stride=2, padding=1),
+        nn.ReLU6(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()
 
 
 @pytest.fixture(scope="module")

@@ -25,21 +25,27 @@ def data() -> lf.ImageData:
     labels = torch.arange(256) % 4
     images = torch.randn(256, 3, 16, 16, generator=generator) + 0.5 * labels[:, None, None, None]
     splits = [TensorDataset(images[part], labels[part]) for part in (slice(128), slice(128, None))]
-    return lf.ImageData(name="made up", num_classes=4, input_shape=(3, 16, 16), train=splits[0], holdout=splits[1],
-                        test=splits[1])
+    return lf.ImageData(
+        name="made up", num_classes=4, input_shape=(3, 16, 16), train=splits[0], holdout=splits[1], test=splits[1]
+    )
 
 
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    convs = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU())
-             for a, b in pairwise((3, 16, 16, 16, 16))]
+    convs = [
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU())
+        for a, b in pairwise((3, 16, 16, 16, 16))
+    ]
     return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
 
 
 def train(model: nn.Module, data: lf.ImageData, **options: object) -> None:
-    lf.finetune_network(model, data, **{"batch_size": 32, "epochs": 6, "learning_rate": 0.05, "device": "cuda",
-                                        "progress": False, **options})  # fmt: skip
+    lf.finetune_network(
+        model,
+        data,
+        **{"batch_size": 32, "epochs": 6, "learning_rate": 0.05, "device": "cuda", "progress": False, **options},
+    )
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
@@ -69,14 +75,23 @@ def test_training_goes_on_from_its_checkpoint(model: nn.Module, data: lf.ImageDa
     assert checkpoint.exists()
     model.load_state_dict(before)
     model.to("cpu")
-    report = lf.finetune_network(model, data, batch_size=32, epochs=6, learning_rate=0.05, device="cuda",
-                                 progress=False, checkpoint_path=checkpoint)
+    report = lf.finetune_network(
+        model,
+        data,
+        batch_size=32,
+        epochs=6,
+        learning_rate=0.05,
+        device="cuda",
+        progress=False,
+        checkpoint_path=checkpoint,
+    )
     assert report.resumed_from_step == 12
     assert lf.evaluate_network(model, data.test).accuracy_pct > 60
 
 
-@pytest.mark.parametrize(("method", "steps", "tolerance"), [("recalibrate", None, 1e-3), ("shared", 2, 1e-2),
-                                                            ("finetune", 4, 1e-2)])
+@pytest.mark.parametrize(
+    ("method", "steps", "tolerance"), [("recalibrate", None, 1e-3), ("shared", 2, 1e-2), ("finetune", 4, 1e-2)]
+)
 def test_importances_agree_with_those_of_the_cpu(
     model: nn.Module, data: lf.ImageData, tmp_path: Path, method: str, steps: int | None, tolerance: float
 ) -> None:
@@ -86,9 +101,18 @@ def test_importances_agree_with_those_of_the_cpu(
     for device in ("cpu", "cuda"):
         journal = tmp_path / f"{device}.journal"
         tables[device] = lf.estimate_importance(
-            model, net, data, method, score="loss", steps=steps, batch_size=32, journal_path=journal, progress=False,
-            executor=lf.Executor(devices=(device,)), candidates=net.candidates(max_kernel=7, max_growth=20.0),
-        )  # fmt: skip
+            model,
+            net,
+            data,
+            method,
+            score="loss",
+            steps=steps,
+            batch_size=32,
+            journal_path=journal,
+            progress=False,
+            executor=lf.Executor(devices=(device,)),
+            candidates=net.candidates(max_kernel=7, max_growth=20.0),
+        )
         remove_journal(journal)
     expected, found = ([entry.importance for entry in tables[device].entries] for device in ("cpu", "cuda"))
     assert len(found) == len(expected) > 3
@@ -102,8 +126,9 @@ def test_plans_score_on_the_gpu_as_on_the_cpu(model: nn.Module, data: lf.ImageDa
     plans = [lf.Solution(act_pos=stops, merge_pos=stops) for stops in ((1, 2, 3, 4), (2, 4), (4,))]
     training = lf.FinetuneOptions(steps=4, batch_size=32, learning_rate=0.02)
     for score, tolerance in ((WholeScores, 1e-3), (partial(FinalistScores, options=training), 5e-3)):
-        expected, found = ([score(model, net, data, device=device)(plan) for plan in plans]
-                           for device in ("cpu", "cuda"))
+        expected, found = (
+            [score(model, net, data, device=device)(plan) for plan in plans] for device in ("cpu", "cuda")
+        )
         assert found == pytest.approx(expected, abs=tolerance)
         assert max(expected) - min(expected) > 5 * tolerance
 
@@ -111,8 +136,9 @@ def test_plans_score_on_the_gpu_as_on_the_cpu(model: nn.Module, data: lf.ImageDa
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_compress_trains_on_the_gpu(model: nn.Module, data: lf.ImageData, tmp_path: Path, epochs: int) -> None:
     train(model, data)
-    options = lf.CompressOptions(speedup=1.001, max_kernel=5, finetune_epochs=epochs, batch_size=32, formats=("onnx",),
-                                 train_device="cuda")
+    options = lf.CompressOptions(
+        speedup=1.001, max_kernel=5, finetune_epochs=epochs, batch_size=32, formats=("onnx",), train_device="cuda"
+    )
     found = lf.compress_network(model, data, out=tmp_path / "out", options=options, progress=False)
     assert all(each.device.type == "cpu" for each in (*found.merged.parameters(), *model.parameters()))
     scores = json.loads((tmp_path / "out/scores.json").read_text())

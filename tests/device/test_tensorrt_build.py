@@ -44,8 +44,13 @@ def tensorrt():
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_engine_is_built_for_three_compute_capabilities_with_its_json(tensorrt, onnx_bytes, precision, tmp_path):
     path = tmp_path / "deep" / "m.engine"
-    report = build_engine(onnx_bytes, path, precision=precision, compute_capabilities=("8.6", "8.9", "12.0"),
-                          preprocessing={"mean": [0.5] * 3})
+    report = build_engine(
+        onnx_bytes,
+        path,
+        precision=precision,
+        compute_capabilities=("8.6", "8.9", "12.0"),
+        preprocessing={"mean": [0.5] * 3},
+    )
     content = path.read_bytes()
     assert len(content) == report.engine_bytes > 1000
     facts = json.loads((tmp_path / "deep" / "m.engine.json").read_text())
@@ -74,8 +79,12 @@ def test_merged_mobilenet_is_built_in_both_precisions_for_three_compute_capabili
     merged_bytes = export_onnx(merge_network(build_train_form(network, net, solution).eval()), example)
     sizes = {}
     for precision in ("fp32", "fp16"):
-        report = build_engine(merged_bytes, tmp_path / f"{precision}.engine", precision=precision,
-                              compute_capabilities=("8.6", "8.9", "12.0"))
+        report = build_engine(
+            merged_bytes,
+            tmp_path / f"{precision}.engine",
+            precision=precision,
+            compute_capabilities=("8.6", "8.9", "12.0"),
+        )
         assert report.inputs["input"]["shape"] == [1, 3, 224, 224]
         assert report.outputs["output"]["shape"] == [1, 1000]
         sizes[precision] = report.engine_bytes
@@ -100,9 +109,15 @@ def test_int8_engine_is_built_from_a_quantised_graph_only(tensorrt, onnx_bytes, 
             return next(self.batches, None)
 
     (tmp_path / "full.onnx").write_bytes(onnx_bytes)
-    quantize_static(tmp_path / "full.onnx", tmp_path / "int8.onnx", Reader(), quant_format=QuantFormat.QDQ,
-                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-                    extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False})
+    quantize_static(
+        tmp_path / "full.onnx",
+        tmp_path / "int8.onnx",
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+    )
     report = build_engine((tmp_path / "int8.onnx").read_bytes(), tmp_path / "m.engine", precision="int8")
     assert report.precision == "int8"
     with pytest.raises(UsageError, match="precision='int8' needs a graph with QuantizeLinear"):
@@ -110,11 +125,16 @@ def test_int8_engine_is_built_from_a_quantised_graph_only(tensorrt, onnx_bytes, 
 
 
 def test_export_network_adds_an_engine_and_how_images_are_prepared(tensorrt, model, tmp_path):
-    report = export_network(model, tmp_path, ("onnx", "tensorrt"), example_input=INPUT, name="small",
-                            preprocessing={"mean": [0.1] * 3})
+    report = export_network(
+        model, tmp_path, ("onnx", "tensorrt"), example_input=INPUT, name="small", preprocessing={"mean": [0.1] * 3}
+    )
     assert report.engine is not None
-    assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "small.onnx.json", "small.engine",
-                                                          "small.engine.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "small.onnx",
+        "small.onnx.json",
+        "small.engine",
+        "small.engine.json",
+    }
     for name in ("small.onnx.json", "small.engine.json"):
         assert json.loads((tmp_path / name).read_text())["preprocessing"] == {"mean": [0.1] * 3}
 

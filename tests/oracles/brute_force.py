@@ -69,7 +69,8 @@ def enumerate_solutions(problem: Problem) -> list[Candidate]:
 def best_within(candidates: list[Candidate], budgets_ms: tuple[float, ...]) -> Candidate | None:
     """Return the candidate of highest importance within all budgets, the fastest of those; None if there is none."""
     fits = [
-        each for each in candidates
+        each
+        for each in candidates
         if all(latency <= budget for latency, budget in zip(each.latencies_ms, budgets_ms, strict=True))
     ]
     return max(fits, key=lambda each: (each.importance, -each.latencies_ms[0]), default=None)
@@ -87,8 +88,11 @@ def _chain_solutions(
     best: dict[Positions, float] = {}
     for states in product((None, 0, 1), repeat=len(inner)):
         for end_state in (0, 1):
-            stops = [(start, 1), *((p, s) for p, s in zip(inner, states, strict=True) if s is not None),
-                     (end, end_state)]
+            stops = [
+                (start, 1),
+                *((p, s) for p, s in zip(inner, states, strict=True) if s is not None),
+                (end, end_state),
+            ]
             total = 0.0
             for (i, a), (j, b) in pairwise(stops):
                 if (i, j, a, b) not in importances:

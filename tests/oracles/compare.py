@@ -39,7 +39,11 @@ def compare(seed: int, *, most_layers: int = 6, with_milp: bool = True, epsilon:
     frontier = None
     try:
         frontier = solve_frontier(
-            problem.latencies, problem.importance, problem.alpha, limits=problem.limits, risk=problem.risk,
+            problem.latencies,
+            problem.importance,
+            problem.alpha,
+            limits=problem.limits,
+            risk=problem.risk,
             epsilon=epsilon,
         )
         found = frontier.at(budget_ms=problem.budgets_ms)
@@ -65,24 +69,19 @@ def compare(seed: int, *, most_layers: int = 6, with_milp: bool = True, epsilon:
         lines += wrong
     if frontier is not None and not epsilon:
         lines += _frontier_differences(seed, candidates, frontier.latencies_ms.tolist(), frontier.importances.tolist())
-    return Comparison(
-        differences=tuple(lines), is_feasible=expected is not None, is_over=is_over, with_milp=with_milp
-    )
+    return Comparison(differences=tuple(lines), is_feasible=expected is not None, is_over=is_over, with_milp=with_milp)
 
 
-def _checked(
-    seed: int, problem: Problem, candidates: list[Candidate], found: Solution
-) -> tuple[bool, list[str]]:
+def _checked(seed: int, problem: Problem, candidates: list[Candidate], found: Solution) -> tuple[bool, list[str]]:
     """Check that the answer is one of the enumerated solutions, and that its latencies keep to the budgets."""
     same = [
-        each for each in candidates
+        each
+        for each in candidates
         if each.act_pos == frozenset(found.act_pos) and each.merge_pos == frozenset(found.merge_pos)
     ]
     if not same:
         return False, [f"seed {seed}: A={found.act_pos}, S={found.merge_pos} is no solution of the enumeration"]
-    over = any(
-        latency > budget for latency, budget in zip(same[0].latencies_ms, problem.budgets_ms, strict=True)
-    )
+    over = any(latency > budget for latency, budget in zip(same[0].latencies_ms, problem.budgets_ms, strict=True))
     lines = [f"seed {seed}: over budget, {same[0].latencies_ms} > {problem.budgets_ms}"] if over else []
     if abs(same[0].importance - (found.importance or 0.0)) > TOLERANCE:
         lines.append(f"seed {seed}: says importance {found.importance}, its A has {same[0].importance}")

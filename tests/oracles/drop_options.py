@@ -24,13 +24,24 @@ def random_network(seed: int, *, most_layers: int = 7) -> Network:
         stride = 2 if rng.random() < 0.12 else 1
         groups = rng.choice([1, 1, 1, 2, shape[0]]) if channels % shape[0] == 0 else 1
         conv = ConvSpec(
-            in_channels=shape[0], out_channels=channels, kernel_size=(size, size), stride=(stride, stride),
-            padding=((size // 2, size // 2), (size // 2, size // 2)), groups=groups,
+            in_channels=shape[0],
+            out_channels=channels,
+            kernel_size=(size, size),
+            stride=(stride, stride),
+            padding=((size // 2, size // 2), (size // 2, size // 2)),
+            groups=groups,
         )
         after = conv.output_shape(shape)
         layers.append(
-            Layer(index=index, name=f"conv{index}", conv=conv, norm=None, input_shape=shape, output_shape=after,
-                  activation=RELU if rng.random() < 0.7 else None)
+            Layer(
+                index=index,
+                name=f"conv{index}",
+                conv=conv,
+                norm=None,
+                input_shape=shape,
+                output_shape=after,
+                activation=RELU if rng.random() < 0.7 else None,
+            )
         )
         shape = after
         shapes.append(shape)
@@ -43,8 +54,14 @@ def random_network(seed: int, *, most_layers: int = 7) -> Network:
         )
     residuals.sort(key=lambda residual: residual.dst)
     return Network(
-        name="random", layers=tuple(layers), chains=(Chain(start=0, end=len(layers), activation=RELU),),
-        residuals=tuple(residuals), barriers=(), input_shapes=((1, *shapes[0]),), macs=0, num_params=0,
+        name="random",
+        layers=tuple(layers),
+        chains=(Chain(start=0, end=len(layers), activation=RELU),),
+        residuals=tuple(residuals),
+        barriers=(),
+        input_shapes=((1, *shapes[0]),),
+        macs=0,
+        num_params=0,
     )
 
 

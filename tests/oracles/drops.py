@@ -48,11 +48,16 @@ def random_drop_problem(seed: int, *, most_layers: int = 5) -> Problem:
             share = rng.choice([0.5, 1.0]) if rng.random() < 0.5 else rng.uniform(0.2, 1.1)
             entries.append(
                 LatencyEntry(
-                    start=start, end=end, latency_ms=0.0 if is_free else whole * share, merged=name, kept=kept,
-                    spread_ms=0.0 if is_free else rng.uniform(0.0, 0.4), macs=rng.randint(0, 6),
+                    start=start,
+                    end=end,
+                    latency_ms=0.0 if is_free else whole * share,
+                    merged=name,
+                    kept=kept,
+                    spread_ms=0.0 if is_free else rng.uniform(0.0, 0.4),
+                    macs=rng.randint(0, 6),
                     params=rng.randint(0, 6),
                 )
-            )  # fmt: skip
+            )
         rng.shuffle(entries)
         tables.append(LatencyTable(entries, provenance=table.provenance))
     states = {}
@@ -65,7 +70,8 @@ def random_drop_problem(seed: int, *, most_layers: int = 5) -> Problem:
                 importance.append(replace(entry, importance=entry.importance - loss, merged=name, kept=kept))
     rng.shuffle(importance)
     return replace(
-        problem, latencies=tuple(tables),
+        problem,
+        latencies=tuple(tables),
         importance=ImportanceTable(importance, provenance=problem.importance.provenance),
     )
 
@@ -95,9 +101,13 @@ def enumerate_drop_solutions(problem: Problem) -> list[Found]:
     }
     whole = whole_costs(problem)
     worth_it = {
-        (start, end, lost) for start, end, lost in measured[0]
+        (start, end, lost)
+        for start, end, lost in measured[0]
         if is_worth_it(
-            problem, (start, end), costs_of(problem, [each[start, end, lost] for each in measured.values()]), whole,
+            problem,
+            (start, end),
+            costs_of(problem, [each[start, end, lost] for each in measured.values()]),
+            whole,
             drops=bool(lost),
         )
     }
@@ -106,9 +116,11 @@ def enumerate_drop_solutions(problem: Problem) -> list[Found]:
     for chosen in product(*parts):
         keys = [key for part in chosen for key in part[2]]
         entries = [measured[0][key] for key in keys]
-        sizes = [(limits.max_params, sum(_size(e, "params") for e in entries)),
-                 (limits.max_macs, sum(_size(e, "macs") for e in entries)),
-                 (limits.max_merged, sum(e.end - e.start > 1 and e.merged != "identity" for e in entries))]
+        sizes = [
+            (limits.max_params, sum(_size(e, "params") for e in entries)),
+            (limits.max_macs, sum(_size(e, "macs") for e in entries)),
+            (limits.max_merged, sum(e.end - e.start > 1 and e.merged != "identity" for e in entries)),
+        ]
         if any(most is not None and size > most for most, size in sizes):
             continue
         latencies = []
@@ -120,9 +132,11 @@ def enumerate_drop_solutions(problem: Problem) -> list[Found]:
         rows = [row for part in chosen for row in part[0]]
         found.append(
             Found(
-                act_pos=frozenset(row.end for row in rows if row.end_act), merge_pos=frozenset(key[1] for key in keys),
+                act_pos=frozenset(row.end for row in rows if row.end_act),
+                merge_pos=frozenset(key[1] for key in keys),
                 dropped=frozenset(index for row in rows for index in _lost(row)),
-                importance=math.fsum(row.importance - shift for row in rows), latencies_ms=tuple(latencies),
+                importance=math.fsum(row.importance - shift for row in rows),
+                latencies_ms=tuple(latencies),
             )
         )
     return found
@@ -133,7 +147,8 @@ def compare_drops(seed: int, *, most_layers: int = 5) -> tuple[list[str], bool, 
     problem = random_drop_problem(seed, most_layers=most_layers)
     every = enumerate_drop_solutions(problem)
     fits = [
-        each for each in every
+        each
+        for each in every
         if all(ms <= budget for ms, budget in zip(each.latencies_ms, problem.budgets_ms, strict=True))
     ]
     expected = max(fits, key=lambda each: (each.importance, -each.latencies_ms[0]), default=None)
@@ -153,7 +168,8 @@ def compare_drops(seed: int, *, most_layers: int = 5) -> tuple[list[str], bool, 
     layers = {index for start, end in problem.latencies[0].chains for index in range(start + 1, end + 1)}
     dropped = frozenset() if found.kept_layers is None else layers - set(found.kept_layers)
     same = [
-        each for each in every
+        each
+        for each in every
         if (each.act_pos, each.merge_pos, each.dropped)
         == (frozenset(found.act_pos), frozenset(found.merge_pos), frozenset(dropped))
     ]
@@ -168,7 +184,9 @@ def compare_drops(seed: int, *, most_layers: int = 5) -> tuple[list[str], bool, 
 
 
 def _chain_solutions(
-    problem: Problem, chain: tuple[int, int], by_start: dict[int, list[ImportanceEntry]],
+    problem: Problem,
+    chain: tuple[int, int],
+    by_start: dict[int, list[ImportanceEntry]],
     usable: set[tuple[int, int, Layers]],
 ) -> Iterator[tuple[list[ImportanceEntry], None, list[tuple[int, int, Layers]]]]:
     """Yield (rows, None, segments with what they drop) of one chain."""
@@ -193,8 +211,7 @@ def _chain_solutions(
         bare = {one.end for one, other in pairwise(rows) if not one.end_act and (_lost(one) or _lost(other))}
         needed = acts | bare | {chain[1]}
         free = [
-            position for position in range(chain[0] + 1, chain[1])
-            if position not in needed and position in bare_slots
+            position for position in range(chain[0] + 1, chain[1]) if position not in needed and position in bare_slots
         ]
         for count in range(len(free) + 1):
             for extra in combinations(free, count):

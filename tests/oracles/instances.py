@@ -61,8 +61,11 @@ def random_problem(seed: int, *, most_layers: int = 6, most_devices: int = 2, pl
     for device in range(num_devices):
         entries = [
             LatencyEntry(
-                start=start, end=end, latency_ms=number(1, 4) * (end - start) ** rng.uniform(0.3, 1.2) + 0.5 * whole,
-                spread_ms=rng.uniform(0.0, 0.4), macs=rng.randint(1, 9) * (end - start),
+                start=start,
+                end=end,
+                latency_ms=number(1, 4) * (end - start) ** rng.uniform(0.3, 1.2) + 0.5 * whole,
+                spread_ms=rng.uniform(0.0, 0.4),
+                macs=rng.randint(1, 9) * (end - start),
                 params=rng.randint(1, 9) * (end - start),
             )
             for start, end in segments
@@ -85,8 +88,13 @@ def random_problem(seed: int, *, most_layers: int = 6, most_devices: int = 2, pl
         kept = [pair for pair in pairs if rng.random() < 0.85] or pairs[:1]
         for a, b in pairs if end == start + 1 else kept:
             importance_entries.append(
-                ImportanceEntry(start=start, end=end, start_act=a, end_act=b,
-                                importance=-number(0, 3) * (end - start - 0.5) + number(0, 1))
+                ImportanceEntry(
+                    start=start,
+                    end=end,
+                    start_act=a,
+                    end_act=b,
+                    importance=-number(0, 3) * (end - start - 0.5) + number(0, 1),
+                )
             )
     rng.shuffle(importance_entries)
     importance = ImportanceTable(

@@ -30,9 +30,12 @@ def best_importance(problem: Problem) -> float | None:
         inside = [e for e in problem.importance.entries if chain[0] <= e.start and e.end <= chain[1]]
         steps += [(chain, entry) for entry in inside]
         segments += [
-            (chain, entry) for entry in table.entries
-            if chain[0] <= entry.start and entry.end <= chain[1]
-            and (segment := (entry.start, entry.end)) in whole and is_worth_it(problem, segment, whole[segment], whole)
+            (chain, entry)
+            for entry in table.entries
+            if chain[0] <= entry.start
+            and entry.end <= chain[1]
+            and (segment := (entry.start, entry.end)) in whole
+            and is_worth_it(problem, segment, whole[segment], whole)
         ]
     count = len(steps) + len(segments)
     rows: list[tuple[dict[int, float], float, float]] = []
@@ -67,7 +70,8 @@ def best_importance(problem: Problem) -> float | None:
             rows.append((row, -math.inf, 1.0))
             if position not in bare:
                 row = {
-                    index: 1.0 for index, (where, e) in enumerate(steps)
+                    index: 1.0
+                    for index, (where, e) in enumerate(steps)
                     if where == chain and (e.end, e.end_act) == (position, 1)
                 }
                 for index, (where, e) in enumerate(segments, start=len(steps)):
@@ -76,7 +80,8 @@ def best_importance(problem: Problem) -> float | None:
                 rows.append((row, 0.0, math.inf))
         for position in range(start + 1, end + 1):
             row = {
-                index: 1.0 for index, (where, e) in enumerate(steps)
+                index: 1.0
+                for index, (where, e) in enumerate(steps)
                 if where == chain and (e.end, e.end_act) == (position, 1)
             }
             if position in limits.keep_activations:
@@ -85,12 +90,16 @@ def best_importance(problem: Problem) -> float | None:
                 rows.append((row, 0.0, 0.0))
     for device, budget_ms in zip(problem.latencies, problem.budgets_ms, strict=True):
         provenance = device.provenance
-        rows.append((
-            {index: device.entry(e.start, e.end).latency_ms for index, (_, e) in enumerate(segments, len(steps))},
-            -math.inf, (budget_ms - provenance.fixed_ms) / provenance.scale,
-        ))
+        rows.append(
+            (
+                {index: device.entry(e.start, e.end).latency_ms for index, (_, e) in enumerate(segments, len(steps))},
+                -math.inf,
+                (budget_ms - provenance.fixed_ms) / provenance.scale,
+            )
+        )
     for most, size in (
-        (limits.max_params, lambda e: float(e.params)), (limits.max_macs, lambda e: float(e.macs)),
+        (limits.max_params, lambda e: float(e.params)),
+        (limits.max_macs, lambda e: float(e.macs)),
         (limits.max_merged, lambda e: float(e.end - e.start > 1)),
     ):
         if most is not None:
@@ -103,7 +112,9 @@ def best_importance(problem: Problem) -> float | None:
     gains = np.zeros(count)
     gains[: len(steps)] = [entry.importance - shift for _, entry in steps]
     answer = milp(
-        -gains, integrality=np.ones(count), bounds=Bounds(0, 1),
+        -gains,
+        integrality=np.ones(count),
+        bounds=Bounds(0, 1),
         constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for *_, high in rows]),
         options={"mip_rel_gap": 0.0},
     )

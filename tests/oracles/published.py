@@ -84,8 +84,11 @@ class DiscretisedTable:
 
 
 def fill_table(
-    latency_ms: Mapping[tuple[int, int], float], importance: Mapping[Key, float], num_layers: int,
-    largest_budget_ms: float, precision: int,
+    latency_ms: Mapping[tuple[int, int], float],
+    importance: Mapping[Key, float],
+    num_layers: int,
+    largest_budget_ms: float,
+    precision: int,
 ) -> DiscretisedTable:
     """Fill the table; lists and early exits make this as fast as plain Python goes."""
     best_ms, breaks = optimal_latency(latency_ms, num_layers)
@@ -114,7 +117,10 @@ def fill_table(
 
 
 def solve_discretised(
-    latency_ms: Mapping[tuple[int, int], float], importance: Mapping[Key, float], num_layers: int, budget_ms: float,
+    latency_ms: Mapping[tuple[int, int], float],
+    importance: Mapping[Key, float],
+    num_layers: int,
+    budget_ms: float,
     precision: int,
 ) -> tuple[float, float, list[int], list[int]] | None:
     """Return what :meth:`DiscretisedTable.at` does, for one budget."""
@@ -122,7 +128,10 @@ def solve_discretised(
 
 
 def transcribed_value(
-    latency_ms: Mapping[tuple[int, int], float], importance: Mapping[Key, float], num_layers: int, budget_ms: float,
+    latency_ms: Mapping[tuple[int, int], float],
+    importance: Mapping[Key, float],
+    num_layers: int,
+    budget_ms: float,
     precision: int,
 ) -> float:
     """Return the importance for one budget by the paper's recurrence written down as it stands, over NumPy arrays.

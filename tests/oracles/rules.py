@@ -16,8 +16,10 @@ def may_be_bare(problem: Problem) -> frozenset[int]:
     if problem.limits.allow_bare_stops:
         return frozenset(range(problem.latencies[0].chains[-1][1]))
     return frozenset(
-        position for entry in problem.importance.entries
-        for position, state in ((entry.start, entry.start_act), (entry.end, entry.end_act)) if not state
+        position
+        for entry in problem.importance.entries
+        for position, state in ((entry.start, entry.start_act), (entry.end, entry.end_act))
+        if not state
     )
 
 
@@ -40,14 +42,19 @@ def costs_of(problem: Problem, entries: list[LatencyEntry]) -> tuple[float, ...]
 def whole_costs(problem: Problem) -> dict[Segment, tuple[float, ...]]:
     """Return the costs of every segment that may be used and keeps all its layers."""
     segments = [
-        (entry.start, entry.end) for entry in problem.latencies[0].entries
+        (entry.start, entry.end)
+        for entry in problem.latencies[0].entries
         if not entry.drops and not _is_forbidden(entry, problem.limits)
     ]
     return {each: costs_of(problem, [table.entry(*each) for table in problem.latencies]) for each in segments}
 
 
 def is_worth_it(
-    problem: Problem, segment: Segment, costs: tuple[float, ...], whole: Mapping[Segment, tuple[float, ...]], *,
+    problem: Problem,
+    segment: Segment,
+    costs: tuple[float, ...],
+    whole: Mapping[Segment, tuple[float, ...]],
+    *,
     drops: bool = False,
 ) -> bool:
     """Say whether a segment is not beaten: by its layers in parts, or with ``drops`` by all its layers in any way.

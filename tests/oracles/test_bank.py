@@ -12,9 +12,13 @@ from tests.oracles.milp import best_importance
 from tests.oracles.published import solve_discretised, transcribed_value
 
 PLAIN = [
-    solved for solved in BANK
-    if solved.problem.limits == Limits() and solved.problem.risk is None and not solved.problem.alpha
-    and len(solved.problem.latencies) == 1 and len(solved.problem.latencies[0].chains) == 1
+    solved
+    for solved in BANK
+    if solved.problem.limits == Limits()
+    and solved.problem.risk is None
+    and not solved.problem.alpha
+    and len(solved.problem.latencies) == 1
+    and len(solved.problem.latencies[0].chains) == 1
     and solved.problem.latencies[0].end_to_end_ms(0.0) == 0.0
 ]
 
@@ -84,7 +88,10 @@ def test_published_algorithm_overruns_where_truncation_hides_the_cost() -> None:
     table = solved.problem.latencies[0]
     found = solve_discretised(
         {(entry.start, entry.end): entry.latency_ms for entry in table.entries},
-        {entry.key: entry.importance for entry in solved.problem.importance.entries}, 3, 2.9, 1,
+        {entry.key: entry.importance for entry in solved.problem.importance.entries},
+        3,
+        2.9,
+        1,
     )
     assert found is not None
     assert found[1] > 2.9

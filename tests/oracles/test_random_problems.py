@@ -53,8 +53,13 @@ def test_alternatives_are_the_best_that_differ() -> None:
         expected = sorted(within.values(), reverse=True)[:4]
         try:
             found = solve_alternatives(
-                problem.latencies, problem.importance, count=4, budgets_ms=problem.budgets_ms, alpha=problem.alpha,
-                limits=problem.limits, risk=problem.risk,
+                problem.latencies,
+                problem.importance,
+                count=4,
+                budgets_ms=problem.budgets_ms,
+                alpha=problem.alpha,
+                limits=problem.limits,
+                risk=problem.risk,
             )
         except (InfeasibleBudgetError, MissingEntryError):
             assert expected == []
@@ -105,10 +110,15 @@ def needlessly_removed(problem: Problem, solution: Solution) -> set[int]:
 
 @pytest.mark.parametrize(
     ("problem_of", "count"),
-    [(random_problem, 400), (random_drop_problem, 200), (lambda seed: random_problem(seed, most_layers=14), 150),
-     (lambda seed: random_problem(seed, most_layers=1), 20), (lambda seed: random_problem(seed, most_layers=2), 60)],
+    [
+        (random_problem, 400),
+        (random_drop_problem, 200),
+        (lambda seed: random_problem(seed, most_layers=14), 150),
+        (lambda seed: random_problem(seed, most_layers=1), 20),
+        (lambda seed: random_problem(seed, most_layers=2), 60),
+    ],
     ids=["merging", "dropping", "longer", "one layer", "two layers"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("epsilon", [0.0, 0.05])
 def test_no_solution_removes_an_activation_whose_removal_frees_no_merge(
     problem_of: Callable[[int], Problem], count: int, epsilon: float
@@ -118,7 +128,11 @@ def test_no_solution_removes_an_activation_whose_removal_frees_no_merge(
         problem = problem_of(seed)
         try:
             frontier = solve_frontier(
-                problem.latencies, problem.importance, problem.alpha, limits=problem.limits, risk=problem.risk,
+                problem.latencies,
+                problem.importance,
+                problem.alpha,
+                limits=problem.limits,
+                risk=problem.risk,
                 epsilon=epsilon,
             )
         except (InfeasibleBudgetError, MissingEntryError):

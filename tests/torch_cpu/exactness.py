@@ -76,9 +76,7 @@ def solutions(net: lf.Network, most: int = _MOST, seed: int = 0) -> list[lf.Solu
         choices = []
         for path in paths:
             slots = [p for p in path if p < chain.end] if chain.activation is not None else []
-            choices += [
-                (path, acts) for size in range(len(slots) + 1) for acts in itertools.combinations(slots, size)
-            ]
+            choices += [(path, acts) for size in range(len(slots) + 1) for acts in itertools.combinations(slots, size)]
         per_chain.append(choices)
     rng = random.Random(seed)
     total = 1
@@ -107,14 +105,18 @@ def _walk(
 
 
 def check(
-    model: nn.Module, *shapes: tuple[int, ...], merge_pooling: bool = False, exclude: tuple[str, ...] = (),
-    larger: int = 3, most: int = _MOST,
+    model: nn.Module,
+    *shapes: tuple[int, ...],
+    merge_pooling: bool = False,
+    exclude: tuple[str, ...] = (),
+    larger: int = 3,
+    most: int = _MOST,
 ) -> lf.Network:
     """Hold a network to the promise, and return its description for claims of the test's own.
 
     Args:
         shapes: of its inputs; the second size is ``larger`` pixels more.
-    """  # fmt: skip
+    """
     randomise(model)
     generator = torch.Generator().manual_seed(1)
     sizes = [shapes, tuple((*shape[:2], shape[2] + larger, shape[3] + larger) for shape in shapes)]

@@ -47,8 +47,9 @@ def make_forms(name: str = "benchmarks:resnet20", *, size: int = 32, weights_see
     solution = random_solution(net, net.candidates(max_kernel=7, max_growth=3), random.Random(1))
     student = lf.build_train_form(model, net, solution)
     randomise_norms(student, images)
-    return Forms(model=model, net=net, solution=solution, train=student, deploy=lf.merge_network(student),
-                 images=images)
+    return Forms(
+        model=model, net=net, solution=solution, train=student, deploy=lf.merge_network(student), images=images
+    )
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -47,11 +47,12 @@ def random_table(net: lf.Network, seed: int, *, fixed_ms: float = 0.3) -> lf.Lat
     rng = random.Random(seed)
     entries = [
         lf.LatencyEntry(
-            start=segment.start, end=segment.end,
+            start=segment.start,
+            end=segment.end,
             latency_ms=rng.uniform(0.5, 1.5) * segment.num_layers ** rng.choice([0.2, 0.6, 1.1]),
         )
         for segment in net.candidates()
-    ]  # fmt: skip
+    ]
     chains = tuple((chain.start, chain.end) for chain in net.chains)
     provenance = Provenance(kind="latency", network_hash=net.hash, chains=chains, fixed_ms=fixed_ms, scale=1.1)
     return lf.LatencyTable(entries, provenance=provenance)

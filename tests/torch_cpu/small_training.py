@@ -21,16 +21,25 @@ def images(count: int = 64, classes: int = 3, channels: int = 3) -> ImageData:
     labels = torch.arange(count) % classes
     pictures = torch.randn(count, channels, 8, 8, generator=generator) + labels[:, None, None, None]
     split = TensorDataset(pictures, labels)
-    return ImageData(name="made up", num_classes=classes, input_shape=(channels, 8, 8), train=split, holdout=split,
-                     test=split)
+    return ImageData(
+        name="made up", num_classes=classes, input_shape=(channels, 8, 8), train=split, holdout=split, test=split
+    )
 
 
 def network(seed: int = 0, outputs: int = 3, dropout: float = 0.2) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8, outputs),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(8, outputs),
+    )
 
 
 def train(model: nn.Module, data: ImageData, **options: Any) -> Any:

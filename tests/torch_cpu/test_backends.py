@@ -23,10 +23,15 @@ from layerfold.tables._provenance import check_same_source
 
 INPUT = torch.randn(2, 3, 20, 24, generator=torch.Generator().manual_seed(0))
 CPU = [
-    ("onnxruntime", {}), ("onnxruntime", {"threads": 2}), ("torch", {}), ("torch", {"layout": "channels_last"}),
-    ("torch", {"threads": 2}), ("openvino", {}), ("openvino", {"layout": "channels_last"}),
+    ("onnxruntime", {}),
+    ("onnxruntime", {"threads": 2}),
+    ("torch", {}),
+    ("torch", {"layout": "channels_last"}),
+    ("torch", {"threads": 2}),
+    ("openvino", {}),
+    ("openvino", {"layout": "channels_last"}),
     ("openvino", {"threads": 2}),
-]  # fmt: skip
+]
 
 
 class Net(nn.Module):
@@ -118,9 +123,16 @@ def quantise(onnx_bytes: bytes, folder) -> bytes:
             return next(self.batches, None)
 
     (folder / "full.onnx").write_bytes(onnx_bytes)
-    quantize_static(folder / "full.onnx", folder / "int8.onnx", Reader(), quant_format=QuantFormat.QDQ,
-                    op_types_to_quantize=["Conv"], activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-                    extra_options={"ActivationSymmetric": True, "WeightSymmetric": True})
+    quantize_static(
+        folder / "full.onnx",
+        folder / "int8.onnx",
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
     return (folder / "int8.onnx").read_bytes()
 
 
@@ -142,8 +154,10 @@ def test_float16_is_refused_where_the_processor_lacks_it() -> None:
     if has:
         assert get_backend("openvino", precision="float16").precision == "float16"
     else:
-        with pytest.raises(UsageError, match="precision='float16': device 'cpu' of backend 'openvino' lacks it; choose "
-                                             "from float32, int8"):
+        with pytest.raises(
+            UsageError,
+            match="precision='float16': device 'cpu' of backend 'openvino' lacks it; choose from float32, int8",
+        ):
             get_backend("openvino", precision="float16")
 
 
@@ -169,8 +183,12 @@ except KeyboardInterrupt:
 def test_process_survives_ctrl_c_after_several_networks(name, onnx_bytes, tmp_path) -> None:
     backend_of(name)  # skips where it is not installed
     (tmp_path / "net.onnx").write_bytes(onnx_bytes)
-    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", _SEVERAL, name, str(tmp_path / "net.onnx")],
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", _SEVERAL, name, str(tmp_path / "net.onnx")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
@@ -205,8 +223,15 @@ def test_compiled_torch_computes_the_same(model, onnx_bytes) -> None:
 def test_table_of_another_backend_option_is_never_mixed(model, tmp_path) -> None:
     net = trace_network(model, INPUT)
     tables = [
-        profile_network(model, net, get_backend("torch", layout=layout), method="isolated", cap_s=0.01, progress=False,
-                        cache=tmp_path / "cache.sqlite")
+        profile_network(
+            model,
+            net,
+            get_backend("torch", layout=layout),
+            method="isolated",
+            cap_s=0.01,
+            progress=False,
+            cache=tmp_path / "cache.sqlite",
+        )
         for layout in ("nchw", "channels_last")
     ]
     first, second = (table.provenance for table in tables)
@@ -228,37 +253,60 @@ OPERATOR_CASES = [
     ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}, [X]),
     ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}, [X]),
     ("AveragePool", {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1], "count_include_pad": 1}, [X]),
-    ("GlobalAveragePool", {}, [X]), ("GlobalMaxPool", {}, [X]),
+    ("GlobalAveragePool", {}, [X]),
+    ("GlobalMaxPool", {}, [X]),
     ("BatchNormalization", {"epsilon": 1e-3}, [X, (4,), (4,), (4,), np.full(4, 2.0)]),
     ("LayerNormalization", {"epsilon": 1e-3}, [X, (10,), (10,)]),
-    ("Clip", {}, [X, np.array(-0.5), np.array(0.7)]), ("Clip", {}, [X, np.array(0.1)]),
-    ("Gemm", {"transB": 1}, [("x", (3, 4)), (5, 4), (5,)]), ("Gemm", {}, [("x", (3, 4)), (4, 5)]),
+    ("Clip", {}, [X, np.array(-0.5), np.array(0.7)]),
+    ("Clip", {}, [X, np.array(0.1)]),
+    ("Gemm", {"transB": 1}, [("x", (3, 4)), (5, 4), (5,)]),
+    ("Gemm", {}, [("x", (3, 4)), (4, 5)]),
     ("MatMul", {}, [X, (10, 3)]),
     ("PRelu", {}, [X, (4, 1, 1)]),
     ("Pad", {}, [X, [0, 1, 1, 0, 0, 0, 2, 3], np.array(0.5)]),
     ("Pad", {"mode": "reflect"}, [X, [0, 0, 1, 0, 0, 0, 2, 3]]),
     ("Pad", {"mode": "edge"}, [X, [0, 0, 1, 0, 0, 0, 2, 3]]),
-    ("Reshape", {}, [X, [2, -1, 10]]), ("Reshape", {}, [X, [0, -1]]), ("Flatten", {}, [X]),
-    ("Transpose", {"perm": [0, 2, 3, 1]}, [X]), ("Concat", {"axis": 1}, [X, (2, 3, 8, 10)]),
-    ("Slice", {}, [X, [1, 2], [3, 8], [1, 3], [1, 2]]), ("Split", {"axis": 1}, [X, [1, 3]]),
-    ("Gather", {"axis": 1}, [X, [3, 0, 0]]), ("Gather", {}, [X, [1]]), ("Gather", {}, [[5, 6, 7], [-1, 0]]),
+    ("Reshape", {}, [X, [2, -1, 10]]),
+    ("Reshape", {}, [X, [0, -1]]),
+    ("Flatten", {}, [X]),
+    ("Transpose", {"perm": [0, 2, 3, 1]}, [X]),
+    ("Concat", {"axis": 1}, [X, (2, 3, 8, 10)]),
+    ("Slice", {}, [X, [1, 2], [3, 8], [1, 3], [1, 2]]),
+    ("Split", {"axis": 1}, [X, [1, 3]]),
+    ("Gather", {"axis": 1}, [X, [3, 0, 0]]),
+    ("Gather", {}, [X, [1]]),
+    ("Gather", {}, [[5, 6, 7], [-1, 0]]),
     ("ScatterElements", {"axis": 1}, [X, np.arange(8).reshape(2, 4, 1, 1) % 4, (2, 4, 1, 1)]),
-    ("Squeeze", {}, [("x", (2, 1, 3)), [1]]), ("Unsqueeze", {}, [("x", (2, 3)), [1]]),
+    ("Squeeze", {}, [("x", (2, 1, 3)), [1]]),
+    ("Unsqueeze", {}, [("x", (2, 3)), [1]]),
     ("Expand", {}, [("x", (2, 1, 3)), [2, 4, 3]]),
-    ("ReduceMean", {"keepdims": 0}, [X, [2, 3]]), ("ReduceMax", {}, [X, [1]]), ("ReduceSum", {}, [X, [-1]]),
+    ("ReduceMean", {"keepdims": 0}, [X, [2, 3]]),
+    ("ReduceMax", {}, [X, [1]]),
+    ("ReduceSum", {}, [X, [-1]]),
     ("Resize", {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}, [X, "", [2, 4, 13, 17]]),
-    ("Resize", {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
-     [X, "", [2, 4, 16, 20]]),
-    ("Softmax", {"axis": 1}, [X]), ("Cast", {"to": onnx.TensorProto.DOUBLE}, [X]), ("Identity", {}, [X]),
-    ("LeakyRelu", {"alpha": 0.2}, [X]), ("Elu", {"alpha": 0.7}, [X]), ("Celu", {"alpha": 0.7}, [X]),
-    ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, [X]), ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, [X]),
-    ("Gelu", {}, [X]), ("Gelu", {"approximate": "tanh"}, [X]),
-    *((kind, {}, [X]) for kind in ("Erf", "HardSwish", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus",
-                                   "Softsign", "Tanh")),
+    (
+        "Resize",
+        {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        [X, "", [2, 4, 16, 20]],
+    ),
+    ("Softmax", {"axis": 1}, [X]),
+    ("Cast", {"to": onnx.TensorProto.DOUBLE}, [X]),
+    ("Identity", {}, [X]),
+    ("LeakyRelu", {"alpha": 0.2}, [X]),
+    ("Elu", {"alpha": 0.7}, [X]),
+    ("Celu", {"alpha": 0.7}, [X]),
+    ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, [X]),
+    ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, [X]),
+    ("Gelu", {}, [X]),
+    ("Gelu", {"approximate": "tanh"}, [X]),
+    *(
+        (kind, {}, [X])
+        for kind in ("Erf", "HardSwish", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh")
+    ),
     ("Sqrt", {}, [np.arange(6, dtype=np.float32)]),
     *((kind, {}, [X, (4, 1, 1)]) for kind in ("Add", "Div", "Mul", "Sub")),
     ("Pow", {}, [X, np.array(2.0)]),
-]  # fmt: skip
+]
 
 
 def one_operator(kind: str, attributes: dict, inputs: list) -> tuple[bytes, dict[str, np.ndarray]]:
@@ -288,8 +336,11 @@ def one_operator(kind: str, attributes: dict, inputs: list) -> tuple[bytes, dict
     return onnx.shape_inference.infer_shapes(model).SerializeToString(), values
 
 
-@pytest.mark.parametrize(("kind", "attributes", "inputs"), OPERATOR_CASES,
-                         ids=[f"{index}-{case[0]}" for index, case in enumerate(OPERATOR_CASES)])
+@pytest.mark.parametrize(
+    ("kind", "attributes", "inputs"),
+    OPERATOR_CASES,
+    ids=[f"{index}-{case[0]}" for index, case in enumerate(OPERATOR_CASES)],
+)
 def test_operator_computes_what_onnx_runtime_computes(kind, attributes, inputs) -> None:
     import onnxruntime
 
@@ -309,22 +360,40 @@ def test_every_operator_of_the_converter_is_compared() -> None:
 def test_operator_without_a_form_is_named_with_its_node() -> None:
     for kind, attributes, inputs, words in (
         ("NonZero", {}, [X], r"node the_node \(NonZero\) has no form in the torch backend; measure this network"),
-        ("Conv", {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}, [X, (6, 4, 3, 3)],
-         r"node the_node \(Conv\): auto_pad=SAME_UPPER has no form"),
+        (
+            "Conv",
+            {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"},
+            [X, (6, 4, 3, 3)],
+            r"node the_node \(Conv\): auto_pad=SAME_UPPER has no form",
+        ),
         ("Gather", {}, [X, [-1]], r"node the_node \(Gather\): a negative place has no form"),
-        ("ScatterElements", {"reduction": "add"}, [X, np.zeros((1, 1, 1, 1), np.int64), (1, 1, 1, 1)],
-         r"node the_node \(ScatterElements\): scattering with reduction=add has no form"),
-        ("ScatterElements", {}, [X, np.full((1, 1, 1, 1), -1), (1, 1, 1, 1)],
-         r"node the_node \(ScatterElements\): scattering to places that are negative or not known has no form"),
+        (
+            "ScatterElements",
+            {"reduction": "add"},
+            [X, np.zeros((1, 1, 1, 1), np.int64), (1, 1, 1, 1)],
+            r"node the_node \(ScatterElements\): scattering with reduction=add has no form",
+        ),
+        (
+            "ScatterElements",
+            {},
+            [X, np.full((1, 1, 1, 1), -1), (1, 1, 1, 1)],
+            r"node the_node \(ScatterElements\): scattering to places that are negative or not known has no form",
+        ),
     ):
         onnx_bytes, _ = one_operator(kind, attributes, inputs)
         with pytest.raises(ProfilerError, match=words):
             torch_module(onnx_bytes)
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("torch", {}), ("openvino", {}), ("onnxruntime", {"precision": "float16"}),
-], ids=lambda value: str(value).strip("{}"))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("torch", {}),
+        ("openvino", {}),
+        ("onnxruntime", {"precision": "float16"}),
+    ],
+    ids=lambda value: str(value).strip("{}"),
+)
 def test_network_is_profiled_and_verified_on_every_backend(model, name, options) -> None:
     backend = backend_of(name, **options)
     net = trace_network(model, INPUT)

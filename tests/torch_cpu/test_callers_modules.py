@@ -24,9 +24,15 @@ IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def small() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    ).eval()
 
 
 class Holder(nn.Module):
@@ -186,8 +192,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "int8": (lambda: changed(lambda w: w.to(torch.int8), requires_grad=False), "'7.weight' is int8"),
     "complex": (lambda: changed(lambda w: w.to(torch.complex64)), "'7.weight' is complex64"),
     "float8": (lambda: changed(lambda w: w.to(torch.float8_e4m3fn), requires_grad=False), "is float8_e4m3fn"),
-    "quantised": (
-        lambda: torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}), "is quantised in '7'"),
+    "quantised": (lambda: torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}), "is quantised in '7'"),
     "NaN": (nan_weight, "'3.weight' holds numbers that are NaN or infinite"),
     "infinite": (infinite_variance, "'1.running_var' holds numbers"),
     "None": (lambda: None, "model is None, not a torch.nn.Module"),
@@ -197,7 +202,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a function": (lambda: small, "call it if it makes one"),
     "text": (lambda: "timm:resnet18", "model is a str"),
     "exported": (lambda: torch.export.export(small(), (IMAGES,)), "model is an exported program"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -212,16 +217,22 @@ def test_module_that_cannot_be_worked_on_is_one_line(name: str) -> None:
 
 def public_functions_of_modules() -> list[str]:
     functions = {name: getattr(lf, name) for name in lf.__all__ if inspect.isfunction(getattr(lf, name))}
-    return [name for name, function in functions.items()
-            if any("nn.Module" in str(each.annotation) or name == "benchmark_networks"
-                   for each in inspect.signature(function).parameters.values())]  # fmt: skip
+    return [
+        name
+        for name, function in functions.items()
+        if any(
+            "nn.Module" in str(each.annotation) or name == "benchmark_networks"
+            for each in inspect.signature(function).parameters.values()
+        )
+    ]
 
 
 @pytest.mark.parametrize("name", public_functions_of_modules())
 def test_every_public_function_of_modules_refuses_alike(name: str) -> None:
     function = getattr(lf, name)
-    arguments = {key: None for key, each in inspect.signature(function).parameters.items()
-                 if each.default is each.empty}  # fmt: skip
+    arguments = {
+        key: None for key, each in inspect.signature(function).parameters.items() if each.default is each.empty
+    }
     if name == "benchmark_networks":
         given = {"networks": {"a": on_meta()}}
     else:

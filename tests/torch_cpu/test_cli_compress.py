@@ -17,7 +17,7 @@ from layerfold.cli import build_parser, main
 from layerfold.importance import WholeScores
 from layerfold.pipeline import CompressOptions, compress, plan_scores, preflight
 
-MODEL = '''
+MODEL = """
 from torch import nn
 
 def make():
@@ -25,7 +25,7 @@ def make():
     convs = [part for i, o in zip(widths, widths[1:]) for part in (nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o),
                                                                    nn.ReLU())]
     return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
-'''
+"""
 
 
 @pytest.mark.parametrize("wholes", [0, 5])
@@ -35,19 +35,72 @@ def test_options_of_the_command_line_are_those_of_the_run(
     (tmp_path / "model.py").write_text(MODEL)
     source, weights = f"{tmp_path / 'model.py'}:make", tmp_path / "weights.safetensors"
     save_file(lf.load_model(source).module.state_dict(), weights)
-    given = ["--whole-plans", str(wholes), "--finalist-steps", "0", "--margin", "3", "--max-kernel", "5",
-             "--max-growth", "6", "--score", "kl", "--importance", "recalibrate", "--importance-images", "32",
-             "--alpha", "0.5", "--no-finetune", "--seed", "3", "--formats", "onnx"]
-    code = main(["compress", source, "--weights", str(weights), "--input", "1x28x28", "--mean", "0.5", "--std", "0.5",
-                 "--data", "mnist5k", "--speedup", "1.001", *given, "--json", "--quiet", "-o", str(tmp_path / "out")])
+    given = [
+        "--whole-plans",
+        str(wholes),
+        "--finalist-steps",
+        "0",
+        "--margin",
+        "3",
+        "--max-kernel",
+        "5",
+        "--max-growth",
+        "6",
+        "--score",
+        "kl",
+        "--importance",
+        "recalibrate",
+        "--importance-images",
+        "32",
+        "--alpha",
+        "0.5",
+        "--no-finetune",
+        "--seed",
+        "3",
+        "--formats",
+        "onnx",
+    ]
+    code = main(
+        [
+            "compress",
+            source,
+            "--weights",
+            str(weights),
+            "--input",
+            "1x28x28",
+            "--mean",
+            "0.5",
+            "--std",
+            "0.5",
+            "--data",
+            "mnist5k",
+            "--speedup",
+            "1.001",
+            *given,
+            "--json",
+            "--quiet",
+            "-o",
+            str(tmp_path / "out"),
+        ]
+    )
     found = json.loads(capsys.readouterr().out)
     assert code == (0 if found["is_budget_met"] else 3)
     config = json.loads((tmp_path / "out/run.json").read_text())["config"]
     expected = CompressOptions(
-        speedup=1.001, whole_plans=wholes, finalist_steps=0, margin=0.03, max_kernel=5, max_growth=6.0,
-        importance_score="kl", importance_method="recalibrate", importance_images=32, alpha=0.5,
-        finetune_epochs=0, seed=3, formats=("onnx",),
-    ).as_config()  # fmt: skip
+        speedup=1.001,
+        whole_plans=wholes,
+        finalist_steps=0,
+        margin=0.03,
+        max_kernel=5,
+        max_growth=6.0,
+        importance_score="kl",
+        importance_method="recalibrate",
+        importance_images=32,
+        alpha=0.5,
+        finetune_epochs=0,
+        seed=3,
+        formats=("onnx",),
+    ).as_config()
     assert {name: config[name] for name in expected} == json.loads(json.dumps(expected))
     looked_at = json.loads((tmp_path / "out/verification.json").read_text())["wholes"]
     assert looked_at["score"] == ("loss" if wholes else None)
@@ -69,13 +122,30 @@ def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
     unlabelled = options.settled(replace(labelled, is_labelled=False))
     assert (unlabelled.importance_score, unlabelled.finetune_epochs) == ("kl", 3)
     given = vars(build_parser().parse_args(["compress", "m", "--data", "d", "--speedup", "1.5", "-o", "x"]))
-    alike = ("whole_plans", "finalist_steps", "max_kernel", "max_growth", "threads", "batch", "alpha", "batch_size",
-             "optimizer", "seed", "drop_layers", "merge_pooling", "backend", "importance_images", "importance_steps",
-             "learning_rate")
+    alike = (
+        "whole_plans",
+        "finalist_steps",
+        "max_kernel",
+        "max_growth",
+        "threads",
+        "batch",
+        "alpha",
+        "batch_size",
+        "optimizer",
+        "seed",
+        "drop_layers",
+        "merge_pooling",
+        "backend",
+        "importance_images",
+        "importance_steps",
+        "learning_rate",
+    )
     assert {name: given[name] for name in alike} == {name: getattr(options, name) for name in alike}
     assert (given["score"], given["importance"], given["epochs"]) == (
-        options.importance_score, options.importance_method, options.finetune_epochs
-    )  # fmt: skip
+        options.importance_score,
+        options.importance_method,
+        options.finetune_epochs,
+    )
     assert float(given["margin"]) == pytest.approx(100 * options.margin)
 
 
@@ -113,17 +183,34 @@ def test_everything_trained_and_scored_is_on_the_device_asked_for(
     loaded = lf.load_model(f"{tmp_path / 'model.py'}:make")
     data = lf.open_data("mnist5k", input_shape=(1, 28, 28), mean=(0.5,), std=(0.5,), num_classes=10)
     options = CompressOptions(
-        speedup=1.001, importance_method="recalibrate", importance_images=32, max_kernel=5, finetune_epochs=1,
-        batch_size=2000, formats=("onnx",), train_device="cpu:0", finalist_steps=1,
-    )  # fmt: skip
+        speedup=1.001,
+        importance_method="recalibrate",
+        importance_images=32,
+        max_kernel=5,
+        finetune_epochs=1,
+        batch_size=2000,
+        formats=("onnx",),
+        train_device="cpu:0",
+        finalist_steps=1,
+    )
     lf.compress_network(loaded, data, out=tmp_path / "out", options=options, progress=False)
     assert moved.count("cpu:0") == 2, "both networks, to be scored"
     assert moved[-1] == "cpu", "and back"
-    assert seen == {"cpu:0": None, "estimate_importance": ("cpu:0",), "finetune_network": "cpu:0",
-                    "WholeScores": "cpu:0", "FinalistScores": "cpu:0"}
+    assert seen == {
+        "cpu:0": None,
+        "estimate_importance": ("cpu:0",),
+        "finetune_network": "cpu:0",
+        "WholeScores": "cpu:0",
+        "FinalistScores": "cpu:0",
+    }
     moved.clear()
-    lf.compress_network(loaded, data, out=tmp_path / "untrained", options=replace(
-        options, finetune_epochs=0, finalist_steps=None), progress=False)
+    lf.compress_network(
+        loaded,
+        data,
+        out=tmp_path / "untrained",
+        options=replace(options, finetune_epochs=0, finalist_steps=None),
+        progress=False,
+    )
     assert moved.count("cpu:0") == 3, "and the one whose statistics are measured anew"
 
 
@@ -132,9 +219,26 @@ def test_device_that_is_missing_shows_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "model.py").write_text(MODEL)
-    code = main(["compress", f"{tmp_path / 'model.py'}:make", "--input", "1x28x28", "--data", "mnist5k",
-                 "--mean", "0.5", "--std", "0.5", "--speedup", "1.2", "--train-device", "cuda",
-                 "-o", str(tmp_path / "out")])
+    code = main(
+        [
+            "compress",
+            f"{tmp_path / 'model.py'}:make",
+            "--input",
+            "1x28x28",
+            "--data",
+            "mnist5k",
+            "--mean",
+            "0.5",
+            "--std",
+            "0.5",
+            "--speedup",
+            "1.2",
+            "--train-device",
+            "cuda",
+            "-o",
+            str(tmp_path / "out"),
+        ]
+    )
     said = capsys.readouterr().err
     assert "device='cuda': torch finds no CUDA device" in said
     assert code == 4

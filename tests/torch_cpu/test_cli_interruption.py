@@ -113,10 +113,25 @@ def test_interrupted_importance_goes_on_where_it_stopped(
 ) -> None:
     out, journal = tmp_path / "imp.csv", tmp_path / "imp.csv.journal"
     command = [
-        "importance", "timm:mobilenetv2_035", "--input", "3x32x32", "--num-classes", "2", *arguments[3:5],
-        "--max-kernel", "3", "--exclude", "blocks.4", "--exclude", "blocks.5", "--exclude", "blocks.6",
-        "-o", str(out), "--json",
-    ]  # fmt: skip
+        "importance",
+        "timm:mobilenetv2_035",
+        "--input",
+        "3x32x32",
+        "--num-classes",
+        "2",
+        *arguments[3:5],
+        "--max-kernel",
+        "3",
+        "--exclude",
+        "blocks.4",
+        "--exclude",
+        "blocks.5",
+        "--exclude",
+        "blocks.6",
+        "-o",
+        str(out),
+        "--json",
+    ]
     watcher = threading.Thread(target=_interrupt_once_it_has_lines, args=(journal, 4))
     # Where these tests run in the background of a shell, SIGINT is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,12 +10,22 @@ from layerfold.errors import DataError, FinetuneError
 _FINETUNE = ["finetune", "own.py:net", "--data", "folder:images", "--solution", "s.json", "-o", "f.safetensors"]
 
 
-@pytest.mark.parametrize("error", [
-    KeyError("x"), RuntimeError("shapes do not match"), MemoryError(), DataError("--data d: no image"),
-    FinetuneError("the loss is nan"), OSError(28, "No space left on device"),
-], ids=lambda error: type(error).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        RuntimeError("shapes do not match"),
+        MemoryError(),
+        DataError("--data d: no image"),
+        FinetuneError("the loss is nan"),
+        OSError(28, "No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_of_processes_that_fail_alike_the_first_says_so(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     def fail(args: object) -> int:

@@ -40,8 +40,20 @@ def net():
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     (tmp_path / "own.py").write_text(_FILE)
-    return ["profile", f"{tmp_path / 'own.py'}:net", "--input", "3x16x16", "--method", "isolated", "--cap-s", "0.02",
-            "--quiet", "--cache", str(tmp_path / "c.sqlite"), "--json"]
+    return [
+        "profile",
+        f"{tmp_path / 'own.py'}:net",
+        "--input",
+        "3x16x16",
+        "--method",
+        "isolated",
+        "--cap-s",
+        "0.02",
+        "--quiet",
+        "--cache",
+        str(tmp_path / "c.sqlite"),
+        "--json",
+    ]
 
 
 def test_report_counts_measurements_and_the_second_run_measures_none(arguments, tmp_path, capsys):
@@ -146,8 +158,14 @@ def test_a_corrupt_cache_is_said_once_and_the_table_is_filled(arguments, tmp_pat
 
 
 def _layerfold(arguments: list[str], prepare: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "layerfold", *arguments], cwd=ROOT, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=prepare)
+    return subprocess.run(
+        [sys.executable, "-m", "layerfold", *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=prepare,
+    )
 
 
 def _bow_to_permissions() -> None:
@@ -221,13 +239,16 @@ def _assert_shared_work_is_that_of_one(arguments, tmp_path, shared):
     assert [(e.start, e.end, e.signature) for e in one.entries] == [(e.start, e.end, e.signature) for e in two.entries]
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    (["--workers", "1000"], "1000 processors"),
-    (["--devices", "cuda:0,cuda:0"], "names one twice"),
-    (["--devices", "cuda:0,,"], "names with commas"),
-    (["--devices", "cpu", "--device", "cpu"], "give one of the two"),
-    (["--summaries", "x.txt"], "ends in .json"),
-])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--workers", "1000"], "1000 processors"),
+        (["--devices", "cuda:0,cuda:0"], "names one twice"),
+        (["--devices", "cuda:0,,"], "names with commas"),
+        (["--devices", "cpu", "--device", "cpu"], "give one of the two"),
+        (["--summaries", "x.txt"], "ends in .json"),
+    ],
+)
 def test_bad_arguments_are_one_line_each(arguments, tmp_path, capsys, more, says):
     assert main([*arguments, "-o", str(tmp_path / "a.csv"), *more]) == 2
     assert says in capsys.readouterr().err

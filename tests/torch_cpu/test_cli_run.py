@@ -28,8 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     loaded = load_model(_MODEL, num_classes=7)
     net = trace_network(loaded.module, torch.zeros(1, *_SHAPE))
     everything = [layer.index for layer in net.layers]
-    solution = Solution(act_pos=[m for m in everything if net.has_activation(m) and m != 2],
-                        merge_pos=[m for m in everything if m != 2])
+    solution = Solution(
+        act_pos=[m for m in everything if net.has_activation(m) and m != 2], merge_pos=[m for m in everything if m != 2]
+    )
     recipe = Recipe(model=_MODEL, num_classes=7, input_shape=_SHAPE, solution=solution)
     merged = merge_network(build_train_form(loaded.module, net, solution).eval())
     save_form(merged, made / "merged.safetensors", kind="deploy", recipe=recipe)
@@ -56,8 +57,21 @@ def test_file_classifies_images_as_the_network_itself(folder, capsys, backend) -
         pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     # three images in a graph of batch 2: the last batch is not full
     images = [folder / name for name in ("a.png", "b.jpg", "grey.png")]
-    code, out, err = run(capsys, folder / "out" / "merged.onnx", "--input", *images[:2], "--input", images[2],
-                         "--labels", folder / "labels.txt", "--top", 3, "--backend", backend, "--json")
+    code, out, err = run(
+        capsys,
+        folder / "out" / "merged.onnx",
+        "--input",
+        *images[:2],
+        "--input",
+        images[2],
+        "--labels",
+        folder / "labels.txt",
+        "--top",
+        3,
+        "--backend",
+        backend,
+        "--json",
+    )
     assert code == 0, err
     found = json.loads(out)
     assert [each["image"] for each in found["images"]] == [str(image) for image in images]
@@ -65,8 +79,9 @@ def test_file_classifies_images_as_the_network_itself(folder, capsys, backend) -
     from timm.data import create_transform
 
     loaded = load_model(_MODEL, num_classes=7)
-    transform = create_transform(_SHAPE, mean=loaded.mean, std=loaded.std, interpolation=loaded.interpolation,
-                                 crop_pct=loaded.crop_pct)
+    transform = create_transform(
+        _SHAPE, mean=loaded.mean, std=loaded.std, interpolation=loaded.interpolation, crop_pct=loaded.crop_pct
+    )
     module = load_form(folder / "merged.safetensors").module
     for image, each in zip(images, found["images"], strict=True):
         with torch.no_grad():
@@ -83,14 +98,23 @@ def test_preparation_is_written_beside_the_file_and_can_be_replaced(folder, caps
     assert tuple(stored["mean"]) == loaded.mean
     assert stored["input_shape"] == list(_SHAPE)
     asked = [folder / "out" / "merged.onnx", "--input", folder / "a.png", "--json"]
-    first, second = (json.loads(run(capsys, *asked, *more)[1])["images"]
-                     for more in ([], ["--mean", "0,0,0", "--std", "9,9,9"]))
+    first, second = (
+        json.loads(run(capsys, *asked, *more)[1])["images"] for more in ([], ["--mean", "0,0,0", "--std", "9,9,9"])
+    )
     assert first != second
 
 
 def test_table_names_classes(folder, capsys) -> None:
-    code, out, err = run(capsys, folder / "out" / "merged.onnx", "--input", folder / "a.png", "--top", 2,
-                         "--labels", folder / "labels.txt")
+    code, out, err = run(
+        capsys,
+        folder / "out" / "merged.onnx",
+        "--input",
+        folder / "a.png",
+        "--top",
+        2,
+        "--labels",
+        folder / "labels.txt",
+    )
     assert code == 0
     lines = out.splitlines()
     assert lines[0].split() == ["image", "class", "label", "probability"]
@@ -99,22 +123,38 @@ def test_table_names_classes(folder, capsys) -> None:
     assert "(onnxruntime, float32)" in err
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [
-    (["out/merged.onnx", "--input", "none.png"], 2, "--input none.png: No such file or directory"),
-    (["out/merged.onnx", "--input", "out"], 2, "--input out: is a folder; name the images in it, as in out/*.jpg"),
-    (["out/merged.onnx", "--input", "text.jpg"], 2, "--input text.jpg: is no image that Pillow can read"),
-    (["out/none.onnx", "--input", "a.png"], 2, "FILE out/none.onnx: no such file"),
-    (["merged.safetensors", "--input", "a.png"], 2, "expected a name that ends in .onnx or .engine"),
-    (["bare.onnx", "--input", "a.png"], 2, "no JSON beside it that says how images are prepared; give --mean"),
-    (["bare.onnx", "--input", "a.png", "--mean", "0", "--std", "1"], 2, "the input has 3 channels; give 3 numbers"),
-    (["broken.onnx", "--input", "a.png"], 2, "this is no ONNX model"),
-    (["out/merged.onnx", "--input", "a.png", "--labels", "two.txt"], 2, "--labels: has 2 lines, the network 7 classes"),
-    (["out/merged.onnx", "--input", "a.png", "--labels", "none.txt"], 2, "--labels none.txt: cannot be read as text"),
-    (["out/merged.onnx", "--input", "a.png", "--backend", "nothing"], 2, "backend='nothing' is not known"),
-    (["out/merged.onnx", "--input", "a.png", "--backend", "torch", "--device", "cuda"], 4, "finds no device 'cuda'"),
-    (["junk.engine", "--input", "a.png"], 2, "junk.engine: the engine has 4 bytes, less than its header"),
-    (["built.engine", "--input", "a.png"], 4, "needs an NVIDIA GPU and its driver"),
-], ids=lambda value: "-".join(value[:1]) if isinstance(value, list) else None)  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["out/merged.onnx", "--input", "none.png"], 2, "--input none.png: No such file or directory"),
+        (["out/merged.onnx", "--input", "out"], 2, "--input out: is a folder; name the images in it, as in out/*.jpg"),
+        (["out/merged.onnx", "--input", "text.jpg"], 2, "--input text.jpg: is no image that Pillow can read"),
+        (["out/none.onnx", "--input", "a.png"], 2, "FILE out/none.onnx: no such file"),
+        (["merged.safetensors", "--input", "a.png"], 2, "expected a name that ends in .onnx or .engine"),
+        (["bare.onnx", "--input", "a.png"], 2, "no JSON beside it that says how images are prepared; give --mean"),
+        (["bare.onnx", "--input", "a.png", "--mean", "0", "--std", "1"], 2, "the input has 3 channels; give 3 numbers"),
+        (["broken.onnx", "--input", "a.png"], 2, "this is no ONNX model"),
+        (
+            ["out/merged.onnx", "--input", "a.png", "--labels", "two.txt"],
+            2,
+            "--labels: has 2 lines, the network 7 classes",
+        ),
+        (
+            ["out/merged.onnx", "--input", "a.png", "--labels", "none.txt"],
+            2,
+            "--labels none.txt: cannot be read as text",
+        ),
+        (["out/merged.onnx", "--input", "a.png", "--backend", "nothing"], 2, "backend='nothing' is not known"),
+        (
+            ["out/merged.onnx", "--input", "a.png", "--backend", "torch", "--device", "cuda"],
+            4,
+            "finds no device 'cuda'",
+        ),
+        (["junk.engine", "--input", "a.png"], 2, "junk.engine: the engine has 4 bytes, less than its header"),
+        (["built.engine", "--input", "a.png"], 4, "needs an NVIDIA GPU and its driver"),
+    ],
+    ids=lambda value: "-".join(value[:1]) if isinstance(value, list) else None,
+)
 def test_bad_input_is_one_line_with_its_exit_code(folder, capsys, monkeypatch, arguments, code, words) -> None:
     if code == 4 and torch.cuda.is_available():
         pytest.skip("here the GPU is there")
@@ -137,9 +177,30 @@ def test_bad_input_is_one_line_with_its_exit_code(folder, capsys, monkeypatch, a
 def test_export_builds_an_engine_with_log_cache_and_preparation(folder, capsys, tmp_path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra `tensorrt` is not installed")
     capsys.readouterr()
-    assert main(["export", str(folder / "merged.safetensors"), "-o", str(tmp_path), "--formats", "onnx,tensorrt",
-                 "--precision", "fp16", "--compute-capability", "8.6,8.9", "--compute-capability", "12.0",
-                 "--log", str(tmp_path / "build.log"), "--timing-cache", str(tmp_path / "timing"), "--json"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(folder / "merged.safetensors"),
+                "-o",
+                str(tmp_path),
+                "--formats",
+                "onnx,tensorrt",
+                "--precision",
+                "fp16",
+                "--compute-capability",
+                "8.6,8.9",
+                "--compute-capability",
+                "12.0",
+                "--log",
+                str(tmp_path / "build.log"),
+                "--timing-cache",
+                str(tmp_path / "timing"),
+                "--json",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)["engine"]
     facts = json.loads((tmp_path / "merged.engine.json").read_text())
     assert found == facts

@@ -88,8 +88,19 @@ def test_images_without_labels_are_searched_with_the_original_as_teacher(search:
     (folder / "pictures").mkdir()
     for index in range(40):
         Image.effect_noise((8, 8), 10 + index).convert("RGB").save(folder / "pictures" / f"{index}.png")
-    data = ["--data", f"images:{folder / 'pictures'}", "--batch-size", "16", "--steps", "4", "--quiet",
-            "--keep", "2", "-o", folder / "solution.json"]
+    data = [
+        "--data",
+        f"images:{folder / 'pictures'}",
+        "--batch-size",
+        "16",
+        "--steps",
+        "4",
+        "--quiet",
+        "--keep",
+        "2",
+        "-o",
+        folder / "solution.json",
+    ]
     code, _, said = search(*search.model, *data, "--no-teacher")
     assert code == 2
     assert "has no labels, and without a teacher there is nothing else to learn; leave out --no-teacher" in said
@@ -101,8 +112,9 @@ def test_images_without_labels_are_searched_with_the_original_as_teacher(search:
 
 def test_search_ends_in_a_solution_that_finetune_and_merge_take(search: Search) -> None:
     folder = search.folder
-    code, out, _ = search.short("--keep", 2, "--weights-out", folder / "searched.safetensors", "--json",
-                                "-o", folder / "solution.json")
+    code, out, _ = search.short(
+        "--keep", 2, "--weights-out", folder / "searched.safetensors", "--json", "-o", folder / "solution.json"
+    )
     found = json.loads(out)
     assert code == 0
     assert [sum(gate["is_on"] for gate in found["gates"]), len(found["gates"])] == [2, 4]
@@ -114,9 +126,27 @@ def test_search_ends_in_a_solution_that_finetune_and_merge_take(search: Search) 
     assert load_file(folder / "searched.safetensors").keys() == searched.keys()
     original = lf.load_model(search.model[0]).module.state_dict()
     torch.save(original, folder / "original.pth")
-    assert search(*search.model, *search.data, "--weights", folder / "searched.safetensors", "--teacher-weights",
-                  folder / "original.pth", "--solution", folder / "solution.json", "--steps", 2, "--quiet",
-                  "--fade", 0.5, "-o", folder / "finetuned.safetensors", command="finetune")[0] == 0
+    assert (
+        search(
+            *search.model,
+            *search.data,
+            "--weights",
+            folder / "searched.safetensors",
+            "--teacher-weights",
+            folder / "original.pth",
+            "--solution",
+            folder / "solution.json",
+            "--steps",
+            2,
+            "--quiet",
+            "--fade",
+            0.5,
+            "-o",
+            folder / "finetuned.safetensors",
+            command="finetune",
+        )[0]
+        == 0
+    )
     assert search(folder / "finetuned.safetensors", "-o", folder / "merged.safetensors", command="merge")[0] == 0
 
 
@@ -157,23 +187,27 @@ def test_interrupted_search_goes_on(search: Search, monkeypatch: pytest.MonkeyPa
     assert (folder / "stopped.json").read_text() == (folder / "whole.json").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ([], "--keep, --budget, --speedup, --pattern: give one of the four"),
-    (["--keep", "5"], "keep=5: must be a whole number from 0 to 4, the number of gates"),
-    (["--keep", "1.5"], "--keep 1.5: must be a whole number of gates, or a share of them below 1"),
-    (["--keep", "-1"], "--keep -1: a number from 0"),
-    (["--keep", "many"], "--keep many: a number from 0"),
-    (["--keep", "1", "--budget", "4ms"], "not allowed with argument"),
-    (["--speedup", "1.2"], "--latency: a budget needs the network's latency table"),
-    (["--budget", "4 apples", "--latency", "{latency}"], "--budget 4 apples: a latency in ms"),
-    (["--granularity", "layer", "--keep", "1"], "invalid choice: 'layer'"),
-    (["--pattern", "mobilenetv2_140-Z"], "nearest: mobilenetv2_140-"),
-    (["--pattern", "mobilenetv2_140-A"], "is for MobileNetV2, one chain of 52 layers"),
-    (["--pattern", "mobilenetv2_140-A", "--weights-out", "w.safetensors"], "trains nothing"),
-    (["--pattern", "efficientnet_lite0", "--granularity", "slot"], "searches blocks; leave --granularity out"),
-    (["--keep", "1", "--weights-out", "w.pth"], "expected a name that ends in .safetensors"),
-    (["--keep", "1", "--anneal", "2"], "at most 1"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--keep, --budget, --speedup, --pattern: give one of the four"),
+        (["--keep", "5"], "keep=5: must be a whole number from 0 to 4, the number of gates"),
+        (["--keep", "1.5"], "--keep 1.5: must be a whole number of gates, or a share of them below 1"),
+        (["--keep", "-1"], "--keep -1: a number from 0"),
+        (["--keep", "many"], "--keep many: a number from 0"),
+        (["--keep", "1", "--budget", "4ms"], "not allowed with argument"),
+        (["--speedup", "1.2"], "--latency: a budget needs the network's latency table"),
+        (["--budget", "4 apples", "--latency", "{latency}"], "--budget 4 apples: a latency in ms"),
+        (["--granularity", "layer", "--keep", "1"], "invalid choice: 'layer'"),
+        (["--pattern", "mobilenetv2_140-Z"], "nearest: mobilenetv2_140-"),
+        (["--pattern", "mobilenetv2_140-A"], "is for MobileNetV2, one chain of 52 layers"),
+        (["--pattern", "mobilenetv2_140-A", "--weights-out", "w.safetensors"], "trains nothing"),
+        (["--pattern", "efficientnet_lite0", "--granularity", "slot"], "searches blocks; leave --granularity out"),
+        (["--keep", "1", "--weights-out", "w.pth"], "expected a name that ends in .safetensors"),
+        (["--keep", "1", "--anneal", "2"], "at most 1"),
+    ],
+    ids=str,
+)
 def test_bad_input_is_exit_2_and_one_line(search: Search, arguments: list[str], words: str) -> None:
     given = [each.format(latency=search.folder / "latency.csv") for each in arguments]
     code, out, err = search.short(*given, "-o", search.folder / "solution.json")

@@ -12,7 +12,7 @@ from PIL import Image
 from layerfold.cli import main
 from layerfold.solver import Solution
 
-MODEL = '''
+MODEL = """
 from torch import nn
 
 def make():
@@ -26,7 +26,7 @@ def normed():
     net = make()
     net[0] = nn.Sequential(net[0], nn.BatchNorm2d(8))
     return net
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,17 @@ def test_verifying_says_where_the_statistics_come_from(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Solution(act_pos=(1, 2, 3), merge_pos=(1, 2, 3, 4)).write(tmp_path / "solution.json")
-    verify = ["verify", f"{folder / 'model.py'}:normed", "--input", "3x32x32", "--solution",
-              str(tmp_path / "solution.json"), "--cap-s", "0.02", "--quiet"]
+    verify = [
+        "verify",
+        f"{folder / 'model.py'}:normed",
+        "--input",
+        "3x32x32",
+        "--solution",
+        str(tmp_path / "solution.json"),
+        "--cap-s",
+        "0.02",
+        "--quiet",
+    ]
     assert main(verify) == 0
     assert re.search("BatchNorm +statistics are the original's", capsys.readouterr().out)
     assert main([*verify, "--json"]) == 0
@@ -81,16 +90,30 @@ def test_speedup_out_of_reach_ends_3_and_names_what_can_be_met(
 
 def test_solution_over_the_budget_ends_3_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "given.json").write_text('{"act_pos": [3, 4], "merge_pos": [3, 4]}')
-    assert main(["verify", f"{folder / 'model.py'}:make", "--input", "3x32x32", "--solution",
-                 str(folder / "given.json"), "--cap-s", "0.1", "--quiet", "--budget", "1us"]) == 3
+    assert (
+        main(
+            [
+                "verify",
+                f"{folder / 'model.py'}:make",
+                "--input",
+                "3x32x32",
+                "--solution",
+                str(folder / "given.json"),
+                "--cap-s",
+                "0.1",
+                "--quiet",
+                "--budget",
+                "1us",
+            ]
+        )
+        == 3
+    )
     captured = capsys.readouterr()
     assert "NOT met" in captured.out
     assert "layerfold: over budget: " in captured.err
 
 
-def test_plans_are_scored_as_wholes_on_images(
-    folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plans_are_scored_as_wholes_on_images(folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = ["--data", f"images:{pictures}"]
     assert solve(folder, "--budget", "1000ms", *images, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -116,12 +139,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("model", "more", "message"), [
-    ("timm:mobilenetv2_050", ["--speedup", "1.2"], "random weights have no score to lose; give --weights"),
-    (None, ["--speedup", "1.2"], "plans are scored with --verify MODEL"),
-    ("timm:mobilenetv2_050", ["--speedup", "1.2", "--whole-plans", "-1"], "--whole-plans -1: must be at least 0"),
-    ("timm:mobilenetv2_050", ["--speedup", "1.2", "--finalist-steps", "-1"], "--finalist-steps -1: must be at least 0"),
-])
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [
+        ("timm:mobilenetv2_050", ["--speedup", "1.2"], "random weights have no score to lose; give --weights"),
+        (None, ["--speedup", "1.2"], "plans are scored with --verify MODEL"),
+        ("timm:mobilenetv2_050", ["--speedup", "1.2", "--whole-plans", "-1"], "--whole-plans -1: must be at least 0"),
+        (
+            "timm:mobilenetv2_050",
+            ["--speedup", "1.2", "--finalist-steps", "-1"],
+            "--finalist-steps -1: must be at least 0",
+        ),
+    ],
+)
 def test_images_without_what_they_are_for_are_refused(
     folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str], model: str | None, more: list[str], message: str
 ) -> None:
@@ -131,13 +161,16 @@ def test_images_without_what_they_are_for_are_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--speedup", "1.2", "--importance-images", "9"], "--importance-images 9: are of --data"),
-    (["--knee"], "give one --time-path and one --budget or --speedup"),
-    (["--speedup", "1.2", "--risk", "0.05"], "--risk 0.05: speaks of predictions"),
-    (["--speedup", "1.2", "--budget-of", "segments"], "--budget-of segments: --verify measures end to end"),
-    (["--speedup", "1.2", "--margin", "90"], "--margin 90"),
-])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--speedup", "1.2", "--importance-images", "9"], "--importance-images 9: are of --data"),
+        (["--knee"], "give one --time-path and one --budget or --speedup"),
+        (["--speedup", "1.2", "--risk", "0.05"], "--risk 0.05: speaks of predictions"),
+        (["--speedup", "1.2", "--budget-of", "segments"], "--budget-of segments: --verify measures end to end"),
+        (["--speedup", "1.2", "--margin", "90"], "--margin 90"),
+    ],
+)
 def test_what_does_not_go_with_measuring_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:

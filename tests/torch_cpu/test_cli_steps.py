@@ -54,16 +54,62 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the files of all steps, each made by its command."""
     made = tmp_path_factory.mktemp("steps")
     steps: list[list[object]] = [
-        ["profile", *_TRACED, "--max-kernel", "5", "--method", "isolated", "--cap-s", "0.02",
-         "--cache", made / "cache.sqlite", "-o", made / "latency.csv"],
-        ["importance", *_TRACED, "--data", "mnist5k", "--latency", made / "latency.csv", "--calibration-images", "32",
-         "--holdout-images", "32", "-o", made / "importance.csv"],
-        ["solve", "--time-path", made / "latency.csv", "--imp-path", made / "importance.csv", "--speedup", "1.05",
-         "-o", made / "solution.json"],
-        ["finetune", *_TRACED, "--data", "mnist5k", "--steps", "2", "--batch-size", "32", "--no-test",
-         "--solution", made / "solution.json", "-o", made / "finetuned.safetensors"],
+        [
+            "profile",
+            *_TRACED,
+            "--max-kernel",
+            "5",
+            "--method",
+            "isolated",
+            "--cap-s",
+            "0.02",
+            "--cache",
+            made / "cache.sqlite",
+            "-o",
+            made / "latency.csv",
+        ],
+        [
+            "importance",
+            *_TRACED,
+            "--data",
+            "mnist5k",
+            "--latency",
+            made / "latency.csv",
+            "--calibration-images",
+            "32",
+            "--holdout-images",
+            "32",
+            "-o",
+            made / "importance.csv",
+        ],
+        [
+            "solve",
+            "--time-path",
+            made / "latency.csv",
+            "--imp-path",
+            made / "importance.csv",
+            "--speedup",
+            "1.05",
+            "-o",
+            made / "solution.json",
+        ],
+        [
+            "finetune",
+            *_TRACED,
+            "--data",
+            "mnist5k",
+            "--steps",
+            "2",
+            "--batch-size",
+            "32",
+            "--no-test",
+            "--solution",
+            made / "solution.json",
+            "-o",
+            made / "finetuned.safetensors",
+        ],
         ["merge", made / "finetuned.safetensors", "-o", made / "merged.safetensors", "--onnx", made / "merged.onnx"],
-    ]  # fmt: skip
+    ]
     for step in steps:
         assert main([*map(str, step), "--json"] + ([] if step[0] in ("solve", "merge") else ["--quiet"])) == 0, step[0]
     return made
@@ -87,17 +133,19 @@ def test_finished_steps_leave_no_state_behind(line: Line) -> None:
     assert not (line / "finetuned.safetensors.checkpoint").exists()
 
 
-@pytest.mark.parametrize("arguments", [
-    ["profile", *_TRACED, "-o", "latency.csv"],
-    ["importance", *_TRACED, "--data", "mnist5k", "-o", "importance.csv"],
-    ["finetune", *_TRACED, "--data", "mnist5k", "--solution", "solution.json", "-o", "finetuned.safetensors"],
-    ["merge", "finetuned.safetensors", "-o", "merged.safetensors"],
-    ["merge", "finetuned.safetensors", "-o", "new.safetensors", "--onnx", "merged.onnx"],
-    ["export", "merged.safetensors", "-o", "."],
-], ids=lambda arguments: f"{arguments[0]}-{arguments[-1]}")  # fmt: skip
-def test_existing_output_is_refused_and_kept(
-    line: Line, arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["profile", *_TRACED, "-o", "latency.csv"],
+        ["importance", *_TRACED, "--data", "mnist5k", "-o", "importance.csv"],
+        ["finetune", *_TRACED, "--data", "mnist5k", "--solution", "solution.json", "-o", "finetuned.safetensors"],
+        ["merge", "finetuned.safetensors", "-o", "merged.safetensors"],
+        ["merge", "finetuned.safetensors", "-o", "new.safetensors", "--onnx", "merged.onnx"],
+        ["export", "merged.safetensors", "-o", "."],
+    ],
+    ids=lambda arguments: f"{arguments[0]}-{arguments[-1]}",
+)
+def test_existing_output_is_refused_and_kept(line: Line, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(line.folder)
     before = {path.name: path.stat().st_mtime_ns for path in line.folder.iterdir()}
     result = line(*arguments)
@@ -122,8 +170,20 @@ def test_profile_without_output_says_so(line: Line) -> None:
 
 
 def test_verify_measures_against_prediction_and_speedup(line: Line) -> None:
-    result = line("verify", *_TRACED, "--solution", line / "solution.json", "--cap-s", "0.3", "--quiet",
-                  "--speedup", "0.1", "--latency", line / "latency.csv", "--json")
+    result = line(
+        "verify",
+        *_TRACED,
+        "--solution",
+        line / "solution.json",
+        "--cap-s",
+        "0.3",
+        "--quiet",
+        "--speedup",
+        "0.1",
+        "--latency",
+        line / "latency.csv",
+        "--json",
+    )
     found = result.json()
     assert result.code == 0
     assert found["is_within_budget"] is True
@@ -226,8 +286,11 @@ def test_bench_says_when_inputs_differ(line: Line) -> None:
 
 def test_bench_of_what_is_no_network_is_refused(line: Line, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_text("this is no model")
-    for network, said in (("nothing.onnx", "no such file"), ("resnet18", "give a .onnx file"),
-                          (tmp_path / "broken.onnx", "is no ONNX model")):
+    for network, said in (
+        ("nothing.onnx", "no such file"),
+        ("resnet18", "give a .onnx file"),
+        (tmp_path / "broken.onnx", "is no ONNX model"),
+    ):
         result = line("bench", network)
         assert result.code == 2
         assert said in result.err

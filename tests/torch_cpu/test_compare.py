@@ -41,9 +41,15 @@ def test_solutions_stand_beside_the_original(network: tuple[torch.nn.Module, lf.
     table, solutions = random_table(net, 0), solutions_of(net)
     finetuned = lf.merge_network(lf.build_train_form(model, net, solutions["random"]).eval())
     found = lf.compare_solutions(
-        model, net, solutions, latency=table, networks={"random": finetuned}, data=images(),
-        accuracies_pct={"as it is": 12.5, "random": 1.0}, **_QUICK,
-    )  # fmt: skip
+        model,
+        net,
+        solutions,
+        latency=table,
+        networks={"random": finetuned},
+        data=images(),
+        accuracies_pct={"as it is": 12.5, "random": 1.0},
+        **_QUICK,
+    )
     assert [each.name for each in found.networks] == ["original", "as it is", "random"]
     original, same, random = found.networks
     assert (original.ratio, original.importance) == (1.0, 0.0)
@@ -97,13 +103,17 @@ def test_what_a_table_cannot_say_is_noted(network: tuple[torch.nn.Module, lf.Net
     kept = [entry for entry in full.entries if (entry.start, entry.end) != (merged.start, merged.end)]
     table = lf.LatencyTable(kept, provenance=full.provenance)
     singles = [
-        lf.ImportanceEntry(start=p, end=p + 1, start_act=int(p == chain.start or net.has_activation(p)),
-                           end_act=int(net.has_activation(p + 1)), importance=0.0)
-        for chain in net.chains for p in range(chain.start, chain.end)
-    ]  # fmt: skip
-    found = lf.compare_solutions(
-        model, net, solutions, latency=table, importance=lf.ImportanceTable(singles), **_QUICK
-    )
+        lf.ImportanceEntry(
+            start=p,
+            end=p + 1,
+            start_act=int(p == chain.start or net.has_activation(p)),
+            end_act=int(net.has_activation(p + 1)),
+            importance=0.0,
+        )
+        for chain in net.chains
+        for p in range(chain.start, chain.end)
+    ]
+    found = lf.compare_solutions(model, net, solutions, latency=table, importance=lf.ImportanceTable(singles), **_QUICK)
     assert found["as it is"].note == ""
     assert found["as it is"].importance == 0.0
     assert (found["random"].predicted_ms, found["random"].importance) == (None, None)
@@ -111,13 +121,20 @@ def test_what_a_table_cannot_say_is_noted(network: tuple[torch.nn.Module, lf.Net
     assert "no importance: " in found["random"].note
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"solutions": {}}, "solutions is empty"),
-    ({"solutions": {"original": lf.Solution(act_pos=(), merge_pos=(1,))}}, "'original' is the name of the unmodified"),
-    ({"networks": {"other": torch.nn.Identity()}}, "networks: 'other' is none of the solutions as it is, random"),
-    ({"accuracies_pct": {"other": 5.0}}, "accuracies_pct: 'other' is none of"),
-    ({"solutions": {"far": lf.Solution(act_pos=(), merge_pos=(999,))}}, "far: merge_pos holds 999"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"solutions": {}}, "solutions is empty"),
+        (
+            {"solutions": {"original": lf.Solution(act_pos=(), merge_pos=(1,))}},
+            "'original' is the name of the unmodified",
+        ),
+        ({"networks": {"other": torch.nn.Identity()}}, "networks: 'other' is none of the solutions as it is, random"),
+        ({"accuracies_pct": {"other": 5.0}}, "accuracies_pct: 'other' is none of"),
+        ({"solutions": {"far": lf.Solution(act_pos=(), merge_pos=(999,))}}, "far: merge_pos holds 999"),
+    ],
+    ids=str,
+)
 def test_wrong_arguments_are_one_line(
     network: tuple[torch.nn.Module, lf.Network], change: dict[str, Any], words: str
 ) -> None:
@@ -160,10 +177,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("compare")
     steps: list[list[object]] = [
         ["search", *_MODEL, "--pattern", "mobilenetv2_140-E", "-o", made / "pattern.json"],
-        ["finetune", *_MODEL, *_DATA, "--steps", "2", "--solution", made / "pattern.json", "--quiet",
-         "-o", made / "finetuned.safetensors"],
+        [
+            "finetune",
+            *_MODEL,
+            *_DATA,
+            "--steps",
+            "2",
+            "--solution",
+            made / "pattern.json",
+            "--quiet",
+            "-o",
+            made / "finetuned.safetensors",
+        ],
         ["merge", made / "finetuned.safetensors", "-o", made / "merged.safetensors"],
-    ]  # fmt: skip
+    ]
     for step in steps:
         assert main([str(each) for each in step]) == 0
     return made
@@ -182,10 +209,20 @@ def test_command_takes_solutions_networks_and_patterns(folder: Path, capsys: pyt
     lf.Solution(act_pos=[52], merge_pos=range(1, 53)).write_checkpoint(folder / "published.pth")
     random_table(net, 0).write(folder / "latency.csv")
     code, out, err = _compare(
-        capsys, folder / "pattern.json", f"tuned={folder / 'finetuned.safetensors'}", folder / "merged.safetensors",
-        folder / "published.pth", "pattern:mobilenetv2_140-A", "--latency", folder / "latency.csv", "--csv",
-        folder / "compare.csv", "--plot", folder / "compare.png", "--json",
-    )  # fmt: skip
+        capsys,
+        folder / "pattern.json",
+        f"tuned={folder / 'finetuned.safetensors'}",
+        folder / "merged.safetensors",
+        folder / "published.pth",
+        "pattern:mobilenetv2_140-A",
+        "--latency",
+        folder / "latency.csv",
+        "--csv",
+        folder / "compare.csv",
+        "--plot",
+        folder / "compare.png",
+        "--json",
+    )
     assert code == 0, err
     found = {each["name"]: each for each in json.loads(out)["networks"]}
     assert list(found) == ["original", "pattern", "tuned", "merged", "published", "mobilenetv2_140-A"]
@@ -212,18 +249,22 @@ def test_table_for_people_has_a_row_a_network(folder: Path, capsys: pytest.Captu
     assert out.splitlines()[2].count("%") == 1
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["missing.json"], "missing.json: no such file"),
-    (["a=pattern:mobilenetv2_140-Q"], "nearest: mobilenetv2_140-"),
-    (["pattern:mobilenetv2_140-A", "pattern:mobilenetv2_140-A"], "the name 'mobilenetv2_140-A' is taken"),
-    (["original=pattern:mobilenetv2_140-A"], "the name 'original' is taken"),
-    (["=x.json"], "give FILE, or NAME=FILE"),
-    (["pattern:mobilenetv2_140-A", "--plot", "x.gif"], "expected a name that ends in .png"),
-    (["pattern:mobilenetv2_140-A", "--exclude", "conv_stem"], "is for MobileNetV2, one chain of 52 layers"),
-    (["{folder}/finetuned.safetensors", "--exclude", "blocks.6"], "is of a network of hash"),
-    (["pattern:mobilenetv2_140-A", "--device", "moon"], "moon"),
-    ([], "the following arguments are required"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.json"], "missing.json: no such file"),
+        (["a=pattern:mobilenetv2_140-Q"], "nearest: mobilenetv2_140-"),
+        (["pattern:mobilenetv2_140-A", "pattern:mobilenetv2_140-A"], "the name 'mobilenetv2_140-A' is taken"),
+        (["original=pattern:mobilenetv2_140-A"], "the name 'original' is taken"),
+        (["=x.json"], "give FILE, or NAME=FILE"),
+        (["pattern:mobilenetv2_140-A", "--plot", "x.gif"], "expected a name that ends in .png"),
+        (["pattern:mobilenetv2_140-A", "--exclude", "conv_stem"], "is for MobileNetV2, one chain of 52 layers"),
+        (["{folder}/finetuned.safetensors", "--exclude", "blocks.6"], "is of a network of hash"),
+        (["pattern:mobilenetv2_140-A", "--device", "moon"], "moon"),
+        ([], "the following arguments are required"),
+    ],
+    ids=str,
+)
 def test_bad_input_is_exit_2_and_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:

@@ -73,8 +73,14 @@ COMPUTE = {
 @pytest.mark.parametrize("name", COMPUTE)
 def test_a_class_that_computes_a_conv_merges_with_its_neighbours(name: str) -> None:
     kind, options = COMPUTE[name]
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), kind(4, 4, 3, **options), nn.BatchNorm2d(4), nn.ReLU(),
-                          nn.Conv2d(4, 5, 3, padding=1))  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.ReLU(),
+        kind(4, 4, 3, **options),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3, padding=1),
+    )
     # "Same" padding follows the size, so that a merged conv holds for the size it was traced at.
     net = check(model, (1, 3, 14, 15), larger=0 if name.startswith("same") else 3)
     assert chains(net) == [(0, 3)]
@@ -117,9 +123,14 @@ def halves_its_stride(self: Any, x: Tensor) -> Tensor:
 
 
 OTHERS = {
-    "gated": gated, "standardised": standardised, "masked": masked, "wraps around": wraps_around, "clamps": clamps,
-    "ignores its bias": ignores_its_bias, "halves its stride": halves_its_stride,
-}  # fmt: skip
+    "gated": gated,
+    "standardised": standardised,
+    "masked": masked,
+    "wraps around": wraps_around,
+    "clamps": clamps,
+    "ignores its bias": ignores_its_bias,
+    "halves its stride": halves_its_stride,
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -20,8 +20,18 @@ from layerfold.data._policies import Augmentation, apply_policy, erase_randomly,
 from layerfold.data._preprocessing import Preprocessing
 from layerfold.errors import UsageError
 
-_POLICIES = ("rand-m9-mstd0.5-inc1", "rand-m10-n14-tweights", "rand-m2", "augmix-m10-w2-d2-b1", "augmix", "original",
-             "originalr-mstd0.5", "v0", "v0r", "3a")
+_POLICIES = (
+    "rand-m9-mstd0.5-inc1",
+    "rand-m10-n14-tweights",
+    "rand-m2",
+    "augmix-m10-w2-d2-b1",
+    "augmix",
+    "original",
+    "originalr-mstd0.5",
+    "v0",
+    "v0r",
+    "3a",
+)
 
 
 @pytest.fixture(scope="module")

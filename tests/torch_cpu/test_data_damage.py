@@ -72,7 +72,7 @@ _TABLES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not a Parquet file"),
     "footer flipped": (flipped(_GOOD, -400, -200), "not a Parquet file"),
     "pages flipped": (flipped(_GOOD, 100, 400), "cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", _TABLES)
@@ -117,8 +117,11 @@ def shard(members: Sequence[tuple[str, bytes | str]]) -> bytes:
     return stream.getvalue()
 
 
-_SAMPLES = [(f"{index}.{kind}", content) for index in range(20)
-            for kind, content in (("png", picture(index)), ("cls", str(index % 2).encode()))]
+_SAMPLES = [
+    (f"{index}.{kind}", content)
+    for index in range(20)
+    for kind, content in (("png", picture(index)), ("cls", str(index % 2).encode()))
+]
 _TAR = shard(_SAMPLES)
 _TARS: dict[str, tuple[bytes, str]] = {
     "ends between files": (_TAR[: 1024 * 20], "neither a file nor the end"),
@@ -136,7 +139,7 @@ _TARS: dict[str, tuple[bytes, str]] = {
     "long label": (shard([*_SAMPLES, ("x.png", picture()), ("x.cls", b"9" * 9999)]), "x: its .cls file holds no whole"),
     "endless label": (shard([*_SAMPLES, ("x.png", picture()), ("x.cls", bytes(2**21))]), "which is no label"),
     "empty image": (shard([*_SAMPLES, ("x.png", b""), ("x.cls", b"1")]), "x: not a readable image (it is empty)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", _TARS)
@@ -148,21 +151,37 @@ def test_bad_shard_is_one_line(kind: str, tmp_path: Path) -> None:
 
 def test_names_that_lead_elsewhere_write_nothing(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    outside = [("../../x.png", picture()), ("../../x.cls", b"1"), (f"{tmp_path}/y.png", picture()),
-               (f"{tmp_path}/y.cls", b"0")]
+    outside = [
+        ("../../x.png", picture()),
+        ("../../x.cls", b"1"),
+        (f"{tmp_path}/y.png", picture()),
+        (f"{tmp_path}/y.cls", b"0"),
+    ]
     (tmp_path / "in" / "train.tar").write_bytes(shard([*outside, *_SAMPLES]))
     data = open_data(f"wds/{tmp_path / 'in'}", input_shape=_SHAPE, cache="off")
     assert sum(data.describe()["num_images"].values()) == 22
     assert [each.name for each in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize("text", [
-    "", "[" * 100_000, "{}", '{"splits": 3}', '{"splits": {"train": {}}}', '{"splits": {"train": {"filenames": "a"}}}',
-    '{"splits": {"train": {"filenames": [1]}}}', '{"splits": {"train": {"filenames": ["a\\u0000b"]}}}',
-    '{"splits": {"train": {"filenames": ["../a.tar"]}}}', '{"splits": {"train": {"filenames": ["loop/a.tar"]}}}',
-    '{"splits": {"train": {"filenames": ["none.tar"]}}}', '{"splits": {"train": {"filenames": []}}}',
-    '{"splits": {"train": {"filenames": ["train.tar"], "alt_label": 3}}}', "\x00\xff",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "{}",
+        '{"splits": 3}',
+        '{"splits": {"train": {}}}',
+        '{"splits": {"train": {"filenames": "a"}}}',
+        '{"splits": {"train": {"filenames": [1]}}}',
+        '{"splits": {"train": {"filenames": ["a\\u0000b"]}}}',
+        '{"splits": {"train": {"filenames": ["../a.tar"]}}}',
+        '{"splits": {"train": {"filenames": ["loop/a.tar"]}}}',
+        '{"splits": {"train": {"filenames": ["none.tar"]}}}',
+        '{"splits": {"train": {"filenames": []}}}',
+        '{"splits": {"train": {"filenames": ["train.tar"], "alt_label": 3}}}',
+        "\x00\xff",
+    ],
+)
 def test_bad_list_of_shards_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "train.tar").write_bytes(_TAR)
     (tmp_path / "loop").symlink_to("loop")
@@ -181,8 +200,10 @@ def test_shard_that_is_listed_often_is_refused_before_it_is_read(again: str, tmp
 
 @pytest.mark.parametrize("value", ["1.7", "true", "1e400", "null", "[1]", '"x"', "9" * 40, "NaN"])
 def test_field_that_is_no_whole_number_is_no_label(value: str, tmp_path: Path) -> None:
-    samples = [(name.replace("cls", "json"), f'{{"kind": {value}}}'.encode() if name.endswith("cls") else content)
-               for name, content in _SAMPLES]
+    samples = [
+        (name.replace("cls", "json"), f'{{"kind": {value}}}'.encode() if name.endswith("cls") else content)
+        for name, content in _SAMPLES
+    ]
     (tmp_path / "train.tar").write_bytes(shard(samples))
     info = {"splits": {"train": {"filenames": ["train.tar"], "alt_label": "kind"}}}
     (tmp_path / "_info.json").write_text(json.dumps(info))

@@ -107,14 +107,13 @@ def test_images_beside_the_class_folders_are_passed_over_with_a_word(
         (root / "train" / name).write_bytes(picture())
     assert count_of(opened(f"folder:{root}")) == 20
     assert "2 files passed over, which by name or place are no image of a class; the first: " in (
-        err := capsys.readouterr().err)
+        err := capsys.readouterr().err
+    )
     assert err.endswith("/train/a.jpg\n")
 
 
 @pytest.mark.parametrize("target", ["up", "root", "itself", "class"])
-def test_links_that_lead_back_end_and_are_said(
-    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_links_that_lead_back_end_and_are_said(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write(tmp_path, ["train"])
     cat = root / "train" / "cat"
     match target:
@@ -139,11 +138,14 @@ def test_folders_that_links_lead_to_are_read(tmp_path: Path) -> None:
     assert count_of(opened(f"folder:{root}")) == 30
 
 
-@pytest.mark.parametrize(("train", "val", "words"), [
-    ("abc", "ab", "val: holds no images of 1 of 3 classes, the first: c"),
-    ("abc", "ca", "val: holds no images of 1 of 3 classes, the first: b"),
-    ("abcd", "ad", "val: holds no images of 2 of 4 classes, the first: b"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("train", "val", "words"),
+    [
+        ("abc", "ab", "val: holds no images of 1 of 3 classes, the first: c"),
+        ("abc", "ca", "val: holds no images of 1 of 3 classes, the first: b"),
+        ("abcd", "ad", "val: holds no images of 2 of 4 classes, the first: b"),
+    ],
+)
 def test_classes_that_a_split_lacks_are_said_and_keep_their_numbers(
     train: str, val: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,11 +170,14 @@ def test_two_folders_for_one_split_are_refused_not_one_of_them_taken(splits: lis
     assert "only one of them can be read" in refusal(f"folder:{write(tmp_path, splits)}")
 
 
-@pytest.mark.parametrize(("splits", "count", "words"), [
-    (["train"], 1, "train: has 2 images; at least 3 are needed, to be divided into train, holdout and test"),
-    (["train", "val"], 0, "train: holds no images"),
-    (["val"], 0, "val: holds no images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("splits", "count", "words"),
+    [
+        (["train"], 1, "train: has 2 images; at least 3 are needed, to be divided into train, holdout and test"),
+        (["train", "val"], 0, "train: holds no images"),
+        (["val"], 0, "val: holds no images"),
+    ],
+)
 def test_too_few_images_are_said(splits: list[str], count: int, words: str, tmp_path: Path) -> None:
     assert words in refusal(f"folder:{write(tmp_path, splits, count=count)}")
 

@@ -32,8 +32,9 @@ class Items(Dataset[Any]):
 
 
 def data_of(item: Any, **options: Any) -> ImageData:
-    return ImageData(name="mine", num_classes=3, input_shape=_SHAPE, train=None, holdout=Items(item),
-                     test=Items(item), **options)
+    return ImageData(
+        name="mine", num_classes=3, input_shape=_SHAPE, train=None, holdout=Items(item), test=Items(item), **options
+    )
 
 
 def fails(index: int) -> Any:
@@ -70,7 +71,7 @@ _BAD: dict[str, tuple[Any, str]] = {
     "label too high": ((_IMAGE, np.int64(3)), "label 3 is outside 0..2"),
     "label below 0": ((_IMAGE, torch.tensor(-1)), "label -1 is outside 0..2"),
     "raises": (fails, "the Dataset raised RuntimeError: a b"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", _BAD)
@@ -110,8 +111,14 @@ def test_dataset_without_a_length_is_refused() -> None:
 @pytest.mark.parametrize("classes", ["3", 3.0, None, True, [3]])
 def test_number_of_classes_that_is_no_number_is_refused(classes: Any) -> None:
     with pytest.raises(UsageError, match=r"^num_classes=.*: must be a whole number"):
-        ImageData(name="mine", num_classes=classes, input_shape=_SHAPE, train=None, holdout=Items((_IMAGE, 0)),
-                  test=Items((_IMAGE, 0)))
+        ImageData(
+            name="mine",
+            num_classes=classes,
+            input_shape=_SHAPE,
+            train=None,
+            holdout=Items((_IMAGE, 0)),
+            test=Items((_IMAGE, 0)),
+        )
 
 
 FACTORY = """
@@ -149,18 +156,21 @@ def source(tmp_path: Path) -> Callable[[str], str]:
     return lambda name: f"{tmp_path / 'mine.py'}:{name}"
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("bytes_as_floats", "pixels lie in"),
-    ("sixteen_bits", "pixels lie in"),
-    ("targets_short", "`targets` of the train Dataset holds int64 [2]; expected a whole number for each of its 20"),
-    ("targets_texts", "`targets` of the train Dataset holds <U1 [20]"),
-    ("targets_floats", "`targets` of the train Dataset holds float64 [20]"),
-    ("targets_outside", "train, item 3: label 9 is outside 0..2"),
-    ("targets_below", "train, item 3: label -1 is outside 0..2"),
-    ("no_length", "the factory returned a tuple"),
-    ("one", "the train Dataset has 1 items"),
-    ("none", "the train Dataset has 0 items"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bytes_as_floats", "pixels lie in"),
+        ("sixteen_bits", "pixels lie in"),
+        ("targets_short", "`targets` of the train Dataset holds int64 [2]; expected a whole number for each of its 20"),
+        ("targets_texts", "`targets` of the train Dataset holds <U1 [20]"),
+        ("targets_floats", "`targets` of the train Dataset holds float64 [20]"),
+        ("targets_outside", "train, item 3: label 9 is outside 0..2"),
+        ("targets_below", "train, item 3: label -1 is outside 0..2"),
+        ("no_length", "the factory returned a tuple"),
+        ("one", "the train Dataset has 1 items"),
+        ("none", "the train Dataset has 0 items"),
+    ],
+)
 def test_factory_of_other_things_is_refused_at_once(source: Callable[[str], str], name: str, words: str) -> None:
     with pytest.raises(LayerfoldError) as caught:
         open_data(source(name), input_shape=_SHAPE, num_classes=3)
@@ -171,8 +181,9 @@ def test_factory_of_other_things_is_refused_at_once(source: Callable[[str], str]
 def test_remedy_for_a_model_that_takes_bytes_as_floats_works(source: Callable[[str], str]) -> None:
     with pytest.raises(DataError, match=r"give --mean 0,0,0 --std 0\.003921569,0\.003921569,0\.003921569"):
         open_data(source("bytes_as_floats"), input_shape=_SHAPE, num_classes=3)
-    data = open_data(source("bytes_as_floats"), input_shape=_SHAPE, num_classes=3, mean=(0, 0, 0),
-                     std=(0.003921569,) * 3)
+    data = open_data(
+        source("bytes_as_floats"), input_shape=_SHAPE, num_classes=3, mean=(0, 0, 0), std=(0.003921569,) * 3
+    )
     assert float(data.split("train")[0][0].max()) > 100
 
 
@@ -188,12 +199,27 @@ def test_pixels_that_look_as_if_never_normalised_are_said(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("options", [
-    {"source": None}, {"source": 3}, {"source": ["folder:x"]}, {"input_shape": (3, 4)}, {"input_shape": "3x4x5"},
-    {"input_shape": (3, 0, 5)}, {"input_shape": (3, 4.5, 5)}, {"input_shape": (3, True, 5)}, {"seed": -1},
-    {"seed": 0.5}, {"seed": "a"}, {"mean": (float("nan"), 0, 0)}, {"std": (1, float("inf"), 1)}, {"mean": ("a",) * 3},
-    {"crop_pct": float("nan")}, {"holdout": 2500},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"source": None},
+        {"source": 3},
+        {"source": ["folder:x"]},
+        {"input_shape": (3, 4)},
+        {"input_shape": "3x4x5"},
+        {"input_shape": (3, 0, 5)},
+        {"input_shape": (3, 4.5, 5)},
+        {"input_shape": (3, True, 5)},
+        {"seed": -1},
+        {"seed": 0.5},
+        {"seed": "a"},
+        {"mean": (float("nan"), 0, 0)},
+        {"std": (1, float("inf"), 1)},
+        {"mean": ("a",) * 3},
+        {"crop_pct": float("nan")},
+        {"holdout": 2500},
+    ],
+)
 def test_argument_of_another_type_or_range_is_named(options: dict[str, Any]) -> None:
     given = {"source": "mnist5k", "input_shape": _SHAPE, "cache": "off", **options}
     with pytest.raises(UsageError, match=rf"^{next(iter(options))}="):

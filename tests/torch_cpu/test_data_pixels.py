@@ -34,9 +34,18 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def tiff(values: np.ndarray, sample_format: int, photometric: int = 1) -> bytes:
     """Return an uncompressed TIFF file of one channel, written by hand: Pillow writes few of the kinds it reads."""
-    tags = [(256, 3, values.shape[1]), (257, 3, values.shape[0]), (258, 3, 8 * values.itemsize), (259, 3, 1),
-            (262, 3, photometric), (273, 4, 8), (277, 3, 1), (278, 3, values.shape[0]), (279, 4, values.nbytes),
-            (339, 3, sample_format)]
+    tags = [
+        (256, 3, values.shape[1]),
+        (257, 3, values.shape[0]),
+        (258, 3, 8 * values.itemsize),
+        (259, 3, 1),
+        (262, 3, photometric),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 3, values.shape[0]),
+        (279, 4, values.nbytes),
+        (339, 3, sample_format),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     head = struct.pack("<2sHI", b"II", 42, 8 + values.nbytes)
     return head + values.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -69,14 +78,17 @@ _SCALED = {
     "palette": encode(Image.fromarray(_GREY).convert("P"), "png"),
     "palette, transparent": encode(Image.fromarray(_GREY).convert("P"), "png", transparency=bytes(range(0, 128, 2))),
     "webp": encode(Image.fromarray(np.stack([_GREY] * 3, -1)), "webp", lossless=True),
-    "gif of two frames": encode(Image.fromarray(_GREY), "gif", save_all=True,
-                                append_images=[Image.new("L", (8, 8), 9)]),
-    "tiff of two pages": encode(Image.fromarray(_GREY), "tiff", save_all=True,
-                                append_images=[Image.new("L", (8, 8), 9)]),
+    "gif of two frames": encode(
+        Image.fromarray(_GREY), "gif", save_all=True, append_images=[Image.new("L", (8, 8), 9)]
+    ),
+    "tiff of two pages": encode(
+        Image.fromarray(_GREY), "tiff", save_all=True, append_images=[Image.new("L", (8, 8), 9)]
+    ),
     "animated png": encode(Image.fromarray(_GREY), "png", save_all=True, append_images=[Image.new("L", (8, 8), 9)]),
-    "turned by EXIF": encode(Image.fromarray(_GREY), "png", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0"
-                             b"\x01\0\0\0\x06\0\0\0\0\0\0\0"),
-}  # fmt: skip
+    "turned by EXIF": encode(
+        Image.fromarray(_GREY), "png", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    ),
+}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -115,7 +127,7 @@ _REFUSED: dict[str, tuple[bytes, str]] = {
     "text bomb": (png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26), 9))), "too large"),
     "profile bomb": (png(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26), 9))), "too large"),
     "no width": (png(0, 8), ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", _REFUSED)

@@ -101,8 +101,10 @@ def write_shard(path: Path, samples: Sequence[tuple[str, dict[str, bytes]]]) -> 
 def test_shards_of_real_images_read_as_the_table_they_came_from(shared_path: Path, tmp_path: Path) -> None:
     table = pq.read_table(shared_path / "data" / "imagenet_sample" / "val.parquet").slice(0, 60)
     images, labels = table["image"].to_pylist(), [label % 3 for label in table["label"].to_pylist()]
-    samples = [(f"n{index:05}", {"jpg": image, "cls": str(label).encode()})
-               for index, (image, label) in enumerate(zip(images, labels, strict=True))]
+    samples = [
+        (f"n{index:05}", {"jpg": image, "cls": str(label).encode()})
+        for index, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
     write_shard(tmp_path / "in-train-0.tar", samples[:25])
     write_shard(tmp_path / "in-train-1.tar", samples[25:40])
     write_shard(tmp_path / "in-validation-0.tar", samples[40:])
@@ -119,12 +121,16 @@ def test_shards_of_real_images_read_as_the_table_they_came_from(shared_path: Pat
 
 
 def test_shards_are_those_that_timm_lists(tmp_path: Path) -> None:
-    samples = [(f"sub/a{index}", {"png": picture(index), "json": json.dumps({"kind": index % 2}).encode()})
-               for index in range(20)]
+    samples = [
+        (f"sub/a{index}", {"png": picture(index), "json": json.dumps({"kind": index % 2}).encode()})
+        for index in range(20)
+    ]
     write_shard(tmp_path / "one.tar", samples)
     write_shard(tmp_path / "two.tar", samples)
-    splits = {name: {"name": name, "num_samples": 20, "filenames": [file], "shard_lengths": [20], "alt_label": "kind"}
-              for name, file in (("train", "one.tar"), ("test", "two.tar"))}
+    splits = {
+        name: {"name": name, "num_samples": 20, "filenames": [file], "shard_lengths": [20], "alt_label": "kind"}
+        for name, file in (("train", "one.tar"), ("test", "two.tar"))
+    }
     (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
     data = open_data(f"wds/{tmp_path}", input_shape=_SHAPE)
     assert data.describe()["num_images"] == {"train": 18, "holdout": 2, "test": 20}
@@ -173,14 +179,17 @@ def test_hub_reader_opens_local_parquet(tmp_path: Path, monkeypatch: pytest.Monk
     assert again.fingerprint == data.fingerprint
 
 
-@pytest.mark.parametrize(("image", "label", "words"), [
-    ({"bytes": None, "path": None}, 1, "row 3: not a readable image (no bytes in this row)"),
-    (None, 1, "row 3: not a readable image (no bytes in this row)"),
-    ({"bytes": b"text", "path": None}, 1, "row 3: not a readable image (is no image that Pillow can read)"),
-    ({"bytes": None, "path": "/dev/zero"}, 1, "row 3: not a readable image (it is a folder, a pipe or a device"),
-    ({"bytes": None, "path": "none.png"}, 1, "row 3: not a readable image (No such file"),
-    ({"bytes": picture(0), "path": None}, None, "row 3: has no label"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("image", "label", "words"),
+    [
+        ({"bytes": None, "path": None}, 1, "row 3: not a readable image (no bytes in this row)"),
+        (None, 1, "row 3: not a readable image (no bytes in this row)"),
+        ({"bytes": b"text", "path": None}, 1, "row 3: not a readable image (is no image that Pillow can read)"),
+        ({"bytes": None, "path": "/dev/zero"}, 1, "row 3: not a readable image (it is a folder, a pipe or a device"),
+        ({"bytes": None, "path": "none.png"}, 1, "row 3: not a readable image (No such file"),
+        ({"bytes": picture(0), "path": None}, None, "row 3: has no label"),
+    ],
+)
 def test_bad_row_of_the_hub_reader_is_named(
     image: object, label: int | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

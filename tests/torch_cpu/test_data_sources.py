@@ -111,10 +111,17 @@ def test_images_of_the_input_size_are_taken_as_they_are_others_as_timm_does(tmp_
     pq.write_table(pa.table({"image": pictures * 5, "label": [0, 1] * 10}), tmp_path / "train.parquet")
     same = open_data(f"parquet:{tmp_path}", input_shape=(3, 20, 24), mean=(0, 0, 0), std=(1, 1, 1))
     assert torch.equal((same.test[1][0] * 255).round().byte(), torch.from_numpy(rows[1]).permute(2, 0, 1))
-    transform = create_transform((3, 12, 12), interpolation="bilinear", crop_pct=0.8,
-                                 mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    resized = open_data(f"parquet:{tmp_path}", input_shape=(3, 12, 12), interpolation="bilinear", crop_pct=0.8,
-                        mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    transform = create_transform(
+        (3, 12, 12), interpolation="bilinear", crop_pct=0.8, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
+    )
+    resized = open_data(
+        f"parquet:{tmp_path}",
+        input_shape=(3, 12, 12),
+        interpolation="bilinear",
+        crop_pct=0.8,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+    )
     expected = transform(Image.fromarray(rows[1]))
     assert torch.allclose(resized.test[1][0], expected, atol=1e-5)
 
@@ -150,8 +157,10 @@ def test_mnist5k_is_4000_500_500_with_every_class_alike() -> None:
 
 
 def test_noisy_digits_are_those_of_mnist_made_hard_to_read_and_always_alike() -> None:
-    plain, noisy, again = (open_data(name, input_shape=(1, 28, 28), mean=(0.0,), std=(1.0,), cache="off")
-                           for name in ("mnist5k", "noisy20k", "noisy20k"))
+    plain, noisy, again = (
+        open_data(name, input_shape=(1, 28, 28), mean=(0.0,), std=(1.0,), cache="off")
+        for name in ("mnist5k", "noisy20k", "noisy20k")
+    )
     assert noisy.fingerprint == again.fingerprint != plain.fingerprint
     assert noisy.describe()["num_images"] == {"train": 16_000, "holdout": 2_000, "test": 2_000}
     # The same digits are held back: every image of a digit is in one split.

@@ -30,8 +30,9 @@ from layerfold.tables import LatencyEntry
 
 OLD = b"the old file"
 TABLE = lf.LatencyTable([LatencyEntry(start=m, end=m + 1, latency_ms=1.0, signature="x" * 300) for m in range(400)])
-ROW = EpochRow(epoch=1, steps=1, train_loss=0.5, holdout_accuracy_pct=None, holdout_loss=None, learning_rate=0.1,
-               seconds=1.0)
+ROW = EpochRow(
+    epoch=1, steps=1, train_loss=0.5, holdout_accuracy_pct=None, holdout_loss=None, learning_rate=0.1, seconds=1.0
+)
 SOLUTION = lf.Solution(act_pos=range(1, 400), merge_pos=range(1, 400))
 
 
@@ -66,10 +67,12 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "form": ("a.safetensors", save),
     "shared weights": ("a.bin", lambda path: WeightsFile(path).write({"w": torch.zeros(20_000)})),
     "log": ("a.csv", lambda path: EpochLog(path, None).write([ROW] * 900)),
-    "ONNX": ("a.onnx", lambda path: lf.export_network(model(), path.parent, name="a",
-                                                     example_input=torch.zeros(1, 3, 16, 16))),
+    "ONNX": (
+        "a.onnx",
+        lambda path: lf.export_network(model(), path.parent, name="a", example_input=torch.zeros(1, 3, 16, 16)),
+    ),
     "manifest": ("run.json", lambda path: RunFolder(path.parent, {"a": "x" * 50_000}, overwrite=True)),
-}  # fmt: skip
+}
 
 
 @contextlib.contextmanager

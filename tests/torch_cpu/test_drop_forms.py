@@ -67,10 +67,10 @@ def solution_without(net: lf.Network, *dropped: int, merge_pos: tuple[int, ...] 
     """Return the original's plan, or another S, without some layers."""
     stops = all_positions(net) if merge_pos is None else merge_pos
     return lf.Solution(
-        act_pos=tuple(p for p in net.original_act_pos if p in stops), merge_pos=stops,
+        act_pos=tuple(p for p in net.original_act_pos if p in stops),
+        merge_pos=stops,
         kept_layers=tuple(p for p in all_positions(net) if p not in dropped),
     )
-
 
 
 class Joined(nn.Module):
@@ -90,9 +90,12 @@ class Joined(nn.Module):
 
 @pytest.mark.parametrize(
     ("activation", "again"),
-    [(nn.ReLU(inplace=True), torch.relu), (nn.LeakyReLU(0.5, inplace=True), lambda x: torch.where(x > 0, x, 0.5 * x)),
-     (nn.Hardswish(inplace=True), nn.functional.hardswish)],
-)  # fmt: skip
+    [
+        (nn.ReLU(inplace=True), torch.relu),
+        (nn.LeakyReLU(0.5, inplace=True), lambda x: torch.where(x > 0, x, 0.5 * x)),
+        (nn.Hardswish(inplace=True), nn.functional.hardswish),
+    ],
+)
 def test_activation_behind_a_dropped_layer_does_not_change_what_others_read(activation, again) -> None:
     model = randomise(Joined(activation))
     x = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -157,7 +160,10 @@ def test_shortcuts_that_stay_keep_the_branch_around_them() -> None:
     x = torch.randn(2, 4, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     net = lf.trace_network(model, x)
     assert sorted((each.src, each.dst, bool(each.shortcut)) for each in net.residuals) == [
-        (0, 2, True), (0, 4, True), (2, 4, True)]  # fmt: skip
+        (0, 2, True),
+        (0, 4, True),
+        (2, 4, True),
+    ]
     solution = lf.Solution(act_pos=(2,), merge_pos=(2, 4), kept_layers=())
     assert [(each.start, each.end) for each in net.segments_of((2, 4), (1, 2, 3, 4))] == [(0, 2), (2, 4)]
     found = lf.build_train_form(model, net, solution)(x)
@@ -233,11 +239,17 @@ def test_network_assembled_for_timing_has_the_convs_of_the_deploy_form(
     assert session.run(None, {name: x[:1].float().numpy()})[0].shape == (1, 3)
 
 
-@pytest.mark.parametrize(("dropped", "what"), [
-    ((4,), r"kept_layers lacks layer 4 \(block2.conv1\), which changes 4x12x12 to 8x6x6; keep it, or drop its whole "
-           r"residual branch, layers 4..5"),
-    ((1,), r"kept_layers lacks layer 1 \(stem\), which changes 3x12x12 to 4x12x12; keep it$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dropped", "what"),
+    [
+        (
+            (4,),
+            r"kept_layers lacks layer 4 \(block2.conv1\), which changes 4x12x12 to 8x6x6; keep it, or drop its whole "
+            r"residual branch, layers 4..5",
+        ),
+        ((1,), r"kept_layers lacks layer 1 \(stem\), which changes 3x12x12 to 4x12x12; keep it$"),
+    ],
+)
 def test_layers_that_break_shapes_are_refused_in_one_line(traced: Traced, dropped: tuple[int, ...], what: str) -> None:
     model, net, _ = traced
     with pytest.raises(SolutionError, match=what):

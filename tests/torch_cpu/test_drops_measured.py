@@ -57,8 +57,9 @@ def prepared(source: str) -> Prepared:
     model = lf.load_model(source, num_classes=10).module.eval()
     net = lf.trace_network(model, torch.zeros(1, 1, 32, 32))
     options = net.candidates(max_kernel=5, layer_norms=lf.layer_norms(model, net))
-    table = lf.profile_network(model, net, get_backend("onnxruntime"), cache=False, candidates=options, num_plans=8,
-                               cap_s=0.02, progress=False)
+    table = lf.profile_network(
+        model, net, get_backend("onnxruntime"), cache=False, candidates=options, num_plans=8, cap_s=0.02, progress=False
+    )
     return model, net, table
 
 
@@ -101,13 +102,23 @@ def test_interval_of_a_plan_that_drops_layers(prepared: Prepared) -> None:
 def test_importance_of_the_options_is_estimated_once_and_kept(prepared: Prepared, data: ImageData, tmp_path) -> None:
     model, net, table = prepared
     some = [entry for entry in table.entries if entry.drops][:3]
-    few = lf.LatencyTable([*(e for e in table.entries if e.end - e.start == 1 and not e.drops), *some],
-                          provenance=table.provenance)  # fmt: skip
+    few = lf.LatencyTable(
+        [*(e for e in table.entries if e.end - e.start == 1 and not e.drops), *some], provenance=table.provenance
+    )
     journal = tmp_path / "imp.journal"
 
     def estimate() -> lf.ImportanceTable:
-        return lf.estimate_importance(model, net, data, latency=few, score="loss", holdout_images=32,
-                                      calibration_images=32, journal_path=journal, progress=False)
+        return lf.estimate_importance(
+            model,
+            net,
+            data,
+            latency=few,
+            score="loss",
+            holdout_images=32,
+            calibration_images=32,
+            journal_path=journal,
+            progress=False,
+        )
 
     first = estimate()
     useful = set(few.useful_drops())
@@ -156,8 +167,9 @@ def test_plans_that_drop_layers_are_climbed_from(prepared: Prepared) -> None:
         return float(len(solution.kept_layers or net.layers))
 
     meter = BackendMeter(model, net, table, get_backend("onnxruntime"))
-    found = meet_budget(net, table, _no_losses(table), Budget(speedup=1.15), meter, score_plan=score, progress=False,
-                        cap_s=1.0)
+    found = meet_budget(
+        net, table, _no_losses(table), Budget(speedup=1.15), meter, score_plan=score, progress=False, cap_s=1.0
+    )
     first = found.wholes[0].solution
     dropping = [each for each in first.segments if each.plan == "drop"]
     assert asked[0].plan == first.plan
@@ -177,18 +189,74 @@ def test_commands_one_after_the_other(source: str, tmp_path: Path, capsys: pytes
     common = ["--max-kernel", "3"]
     assert main(["inspect", *model, *common, "--drop-layers", "--brief"]) == 0
     assert "further options without some of" in capsys.readouterr().out
-    assert main(["profile", *model, *common, "--drop-layers", "--cap-s", "0.02", "--cache", str(tmp_path / "c"),
-                 "-o", latency, "--json", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "profile",
+                *model,
+                *common,
+                "--drop-layers",
+                "--cap-s",
+                "0.02",
+                "--cache",
+                str(tmp_path / "c"),
+                "-o",
+                latency,
+                "--json",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["segments_with_drops"] > 0
-    assert main(["importance", *model, "--data", "mnist5k", "--latency", latency, "--holdout-images", "16",
-                 "--calibration-images", "32", "--score", "loss", "-o", importance, "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "importance",
+                *model,
+                "--data",
+                "mnist5k",
+                "--latency",
+                latency,
+                "--holdout-images",
+                "16",
+                "--calibration-images",
+                "32",
+                "--score",
+                "loss",
+                "-o",
+                importance,
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     least_ms = lf.solve_frontier(lf.LatencyTable.read(latency), lf.ImportanceTable.read(importance))[0].predicted_ms
     budget = ["--budget", f"{1.02 * least_ms}ms"]  # beyond what merging alone reaches, whatever was measured
     assert main(["solve", "--time-path", latency, "--imp-path", importance, *budget, "-o", solution]) == 0
     assert lf.Solution.read(solution).kept_layers is not None
     capsys.readouterr()
-    assert main(["verify", *model, "--solution", solution, "--latency", latency, "--cap-s", "1", "--json", "--quiet",
-                 "--budget", "1000ms", "--plot", str(tmp_path / "time.png")]) == 0
+    assert (
+        main(
+            [
+                "verify",
+                *model,
+                "--solution",
+                solution,
+                "--latency",
+                latency,
+                "--cap-s",
+                "1",
+                "--json",
+                "--quiet",
+                "--budget",
+                "1000ms",
+                "--plot",
+                str(tmp_path / "time.png"),
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["predicted_low_ms"] < found["predicted_high_ms"]
     assert found["predicted_ms"] > 0
@@ -202,6 +270,14 @@ def _no_losses(table: lf.LatencyTable) -> lf.ImportanceTable:
         states = {"start_act": entry.start_act or 0, "end_act": entry.end_act or 0}
         dropped = len(entry.dropped or ())
         lost = 0.1 * dropped + max(entry.end - entry.start - dropped - 1, 0)
-        entries.append(lf.ImportanceEntry(start=entry.start, end=entry.end, **states, importance=-lost,
-                                          merged=entry.merged if entry.drops else "", kept=entry.kept))
+        entries.append(
+            lf.ImportanceEntry(
+                start=entry.start,
+                end=entry.end,
+                **states,
+                importance=-lost,
+                merged=entry.merged if entry.drops else "",
+                kept=entry.kept,
+            )
+        )
     return lf.ImportanceTable(entries)

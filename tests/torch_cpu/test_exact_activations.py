@@ -38,11 +38,36 @@ class LeakyReLU(nn.Module):
 
 
 _MODULES: dict[str, Callable[[], nn.Module]] = {
-    **{kind.__name__: kind for kind in (
-        nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Mish, nn.GELU, nn.PReLU,
-        nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.LogSigmoid, nn.Hardshrink,
-        nn.Softshrink, nn.Tanhshrink, nn.RReLU, Shifted, OwnReLU, LeakyReLU,
-    )},
+    **{
+        kind.__name__: kind
+        for kind in (
+            nn.ReLU,
+            nn.ReLU6,
+            nn.SiLU,
+            nn.Hardswish,
+            nn.Hardsigmoid,
+            nn.Sigmoid,
+            nn.Tanh,
+            nn.Mish,
+            nn.GELU,
+            nn.PReLU,
+            nn.LeakyReLU,
+            nn.ELU,
+            nn.CELU,
+            nn.SELU,
+            nn.Softplus,
+            nn.Softsign,
+            nn.Hardtanh,
+            nn.LogSigmoid,
+            nn.Hardshrink,
+            nn.Softshrink,
+            nn.Tanhshrink,
+            nn.RReLU,
+            Shifted,
+            OwnReLU,
+            LeakyReLU,
+        )
+    },
     "in-place": lambda: nn.ReLU(inplace=True),
     "tanh GELU": lambda: nn.GELU(approximate="tanh"),
     "PReLU per channel": lambda: nn.PReLU(4),
@@ -51,7 +76,7 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
     "timm HardSwish": lambda: timm.layers.activations.HardSwish(inplace=True),
     "timm HardMish": timm.layers.activations.HardMish,
     "timm GELUTanh": timm.layers.activations.GELUTanh,
-}  # fmt: skip
+}
 
 _CALLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "F.relu": F.relu,
@@ -167,8 +192,8 @@ def test_module_that_only_looks_elementwise_fills_no_slot(kind: Callable[[], nn.
 
 
 @pytest.mark.parametrize(
-    "act", [lambda x: x / x.sum(), lambda x: x.softmax(1), lambda x: x * x.mean((2, 3), keepdim=True),
-            lambda x: x.flip(3)]
+    "act",
+    [lambda x: x / x.sum(), lambda x: x.softmax(1), lambda x: x * x.mean((2, 3), keepdim=True), lambda x: x.flip(3)],
 )
 def test_call_that_only_looks_elementwise_is_a_barrier(act: Callable[[torch.Tensor], torch.Tensor]) -> None:
     net = check(_Net(act), (1, 3, 8, 8))
@@ -202,8 +227,16 @@ def test_module_named_sigmoid_is_what_it_is() -> None:
 
 
 def test_commonest_activation_of_the_chain_fills_an_empty_slot() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Tanh(),
-                          nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.Tanh(),
+        nn.Conv2d(4, 4, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 1),
+        nn.Tanh(),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 1),
+    )
     net = check(model, (1, 3, 6, 6))
     x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
     student = lf.build_train_form(model, net, lf.Solution(act_pos=(4,), merge_pos=(1, 2, 3, 4, 5)))

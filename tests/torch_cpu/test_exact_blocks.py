@@ -69,9 +69,14 @@ def test_pre_activation_block(has_conv_shortcut: bool) -> None:
         return m.last(torch.relu(m.norm3(y)))
 
     parts: dict[str, nn.Module] = {
-        "stem": conv(3, 4), "norm1": nn.BatchNorm2d(4), "a": conv(), "norm2": nn.BatchNorm2d(4), "b": conv(),
-        "norm3": nn.BatchNorm2d(4), "last": conv(),
-    }  # fmt: skip
+        "stem": conv(3, 4),
+        "norm1": nn.BatchNorm2d(4),
+        "a": conv(),
+        "norm2": nn.BatchNorm2d(4),
+        "b": conv(),
+        "norm3": nn.BatchNorm2d(4),
+        "last": conv(),
+    }
     if has_conv_shortcut:
         parts["side"] = conv(4, 4, 1)
     net = check(Written(forward, **parts), (1, 3, 9, 10))
@@ -90,11 +95,14 @@ def test_strided_block_with_conv_shortcut(size: int, larger: int, shortcut_size:
     net = check(
         Written(
             lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x))) + m.side(x))),
-            a=conv_norm(4, 6, 3, 2), b=conv_norm(6, 6), side=conv_norm(4, 6, shortcut_size, 2), c=conv(6, 4),
+            a=conv_norm(4, 6, 3, 2),
+            b=conv_norm(6, 6),
+            side=conv_norm(4, 6, shortcut_size, 2),
+            c=conv(6, 4),
         ),
         (1, 4, size, size + 1),
         larger=larger,
-    )  # fmt: skip
+    )
     assert residuals(net) == [(0, 2, ("conv",))]
 
 
@@ -102,7 +110,12 @@ def test_shortcut_of_two_convs_and_one_without_norm() -> None:
     net = check(
         Written(
             lambda m, x: m.d(m.side2(m.side1(x)) + m.c(torch.relu(m.b(torch.relu(m.a(x)))))),
-            a=conv(4, 5), b=conv(5, 5, 1), c=conv(5, 6), d=conv(6, 4), side1=conv(4, 3, 1), side2=conv_norm(3, 6, 3),
+            a=conv(4, 5),
+            b=conv(5, 5, 1),
+            c=conv(5, 6),
+            d=conv(6, 4),
+            side1=conv(4, 3, 1),
+            side2=conv_norm(3, 6, 3),
         ),
         (1, 4, 9, 10),
     )
@@ -117,12 +130,13 @@ def test_several_additions_into_one_as_in_repvgg() -> None:
 
     net = check(
         Written(
-            forward, big=nn.ModuleList(conv_norm() for _ in range(3)),
+            forward,
+            big=nn.ModuleList(conv_norm() for _ in range(3)),
             small=nn.ModuleList(conv_norm(4, 4, 1) for _ in range(3)),
             norm=nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3)),
         ),
         (1, 4, 9, 10),
-    )  # fmt: skip
+    )
     assert chains(net) == [(0, 3)]
     assert sorted(residuals(net)) == sorted((i, i + 1, (kind,)) for i in range(3) for kind in ("conv", "norm"))
 
@@ -197,10 +211,15 @@ def test_in_place_activation_whose_input_is_read_again(shortcut: nn.Module) -> N
 
 def test_shuffled_names_of_one_tensor() -> None:
     net = check(
-        Written(lambda m, x: m.b(m.a(x) + m.drop(m.a2(x))) + F.dropout(x, training=m.training),
-                a=conv(), a2=conv(4, 4, 1), b=conv(), drop=nn.Dropout2d(0.3)),
+        Written(
+            lambda m, x: m.b(m.a(x) + m.drop(m.a2(x))) + F.dropout(x, training=m.training),
+            a=conv(),
+            a2=conv(4, 4, 1),
+            b=conv(),
+            drop=nn.Dropout2d(0.3),
+        ),
         (1, 4, 9, 10),
-    )  # fmt: skip
+    )
     assert residuals(net) == [(0, 1, ("conv",)), (0, 2, ())]
 
 
@@ -238,11 +257,17 @@ def test_scaled_branch_is_linear(name: str) -> None:
     net = check(
         Written(
             lambda m, x: m.c(torch.relu(x + m.path(scale(m, m.b(torch.relu(m.a(x))))))),
-            a=conv(), b=conv(), c=conv(), path=DropPath(0.2), gamma=nn.Parameter(torch.ones(4, 1, 1)),
-            flat=nn.Parameter(torch.ones(4)), one=nn.Parameter(torch.ones(1)), scale=LayerScale2d(4),
+            a=conv(),
+            b=conv(),
+            c=conv(),
+            path=DropPath(0.2),
+            gamma=nn.Parameter(torch.ones(4, 1, 1)),
+            flat=nn.Parameter(torch.ones(4)),
+            one=nn.Parameter(torch.ones(1)),
+            scale=LayerScale2d(4),
         ),
         (1, 4, 9, 10),
-    )  # fmt: skip
+    )
     if name == "one of many":
         assert "mul" in barriers(net)
     else:
@@ -262,10 +287,15 @@ def test_scaled_shortcut_and_scaled_input() -> None:
 @pytest.mark.parametrize("drop", [nn.Dropout(0.1), nn.Dropout2d(0.2), DropPath(0.3), StochasticDepth(0.2, "row")])
 def test_dropout_and_stochastic_depth_change_nothing(drop: nn.Module) -> None:
     net = check(
-        Written(lambda m, x: m.c(torch.relu(x + m.drop(m.b(m.drop(torch.relu(m.a(x))))))), a=conv(), b=conv(), c=conv(),
-                drop=drop),
+        Written(
+            lambda m, x: m.c(torch.relu(x + m.drop(m.b(m.drop(torch.relu(m.a(x))))))),
+            a=conv(),
+            b=conv(),
+            c=conv(),
+            drop=drop,
+        ),
         (1, 4, 9, 10),
-    )  # fmt: skip
+    )
     assert chains(net) == [(0, 3)]
     assert residuals(net) == [(0, 2, ())]
     assert not net.barriers

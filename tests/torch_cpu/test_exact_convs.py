@@ -94,26 +94,38 @@ def test_conv_of_another_padding_mode_is_a_barrier_that_says_so(mode: str) -> No
 @pytest.mark.parametrize("stride", [1, 2])
 def test_dynamic_same_padding_merges_for_the_traced_size(size: int, stride: int) -> None:
     model = nn.Sequential(
-        Conv2dSame(3, 4, 3, stride=stride), nn.BatchNorm2d(4), nn.ReLU(), Conv2dSame(4, 5, 5, stride=2), nn.ReLU(),
+        Conv2dSame(3, 4, 3, stride=stride),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        Conv2dSame(4, 5, 5, stride=2),
+        nn.ReLU(),
         nn.Conv2d(5, 4, 3, padding=1),
-    )  # fmt: skip
+    )
     net = check(model, (1, 3, size, size), larger=4)
     assert chains(net) == [(0, 3)]
 
 
 @pytest.mark.parametrize("kind", [StdConv2d, ScaledStdConv2d, StdConv2dSame])
 def test_weight_standardised_conv_merges(kind: Any) -> None:
-    model = nn.Sequential(kind(3, 4, 3, stride=1, padding=1), nn.BatchNorm2d(4), nn.ReLU(), kind(4, 5, 3), nn.ReLU(),
-                          nn.Conv2d(5, 4, 3))
+    model = nn.Sequential(
+        kind(3, 4, 3, stride=1, padding=1), nn.BatchNorm2d(4), nn.ReLU(), kind(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3)
+    )
     net = check(model, (1, 3, 10, 10), larger=4)
     assert chains(net) == [(0, 3)]
 
 
-@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm, weight_norm,
-                                  spectral_norm])
+@pytest.mark.parametrize(
+    "wrap", [parametrizations.weight_norm, parametrizations.spectral_norm, weight_norm, spectral_norm]
+)
 def test_conv_of_a_derived_weight_merges(wrap: Any) -> None:
-    model = nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), wrap(nn.Conv2d(4, 5, 3, padding=1)),
-                          nn.ReLU(), nn.Conv2d(5, 4, 3))
+    model = nn.Sequential(
+        wrap(nn.Conv2d(3, 4, 3)),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        wrap(nn.Conv2d(4, 5, 3, padding=1)),
+        nn.ReLU(),
+        nn.Conv2d(5, 4, 3),
+    )
     net = check(model, (1, 3, 10, 10))
     assert chains(net) == [(0, 3)]
 

@@ -101,13 +101,19 @@ def test_average_pooling_is_a_layer_where_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     "pool",
     [
-        nn.AvgPool2d(2, ceil_mode=True), nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
-        nn.AvgPool2d(2, divisor_override=3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(3), nn.LPPool2d(2, 2),
-        lambda x: F.avg_pool2d(x, 2, ceil_mode=True), lambda x: F.avg_pool2d(x, x.size(2)),
-        lambda x: F.avg_pool2d(x, x.size()[2:]), lambda x: F.avg_pool2d(x, (x.shape[2], x.shape[3])),
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(3),
+        nn.LPPool2d(2, 2),
+        lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
+        lambda x: F.avg_pool2d(x, x.size(2)),
+        lambda x: F.avg_pool2d(x, x.size()[2:]),
+        lambda x: F.avg_pool2d(x, (x.shape[2], x.shape[3])),
         lambda x: F.max_pool2d(x, x.shape[2]),
     ],
-)  # fmt: skip
+)
 def test_pooling_that_is_no_average_of_whole_windows_stays_a_barrier(pool: Callable[[Maps], Maps]) -> None:
     net = check(Pooled(pool), (1, 3, 11, 11), larger=2, most=8, merge_pooling=True)
     assert kinds(net) == ["conv", "conv"]

@@ -34,8 +34,14 @@ _NORMS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", _NORMS)
 def test_norm_behind_a_conv_is_folded(name: str) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), _NORMS[name](), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False),
-                          _NORMS[name](), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        _NORMS[name](),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1, bias=False),
+        _NORMS[name](),
+        nn.Conv2d(4, 4, 3),
+    )
     net = check(model, (2, 3, 9, 8))
     assert chains(net) == [(0, 3)]
     assert [layer.norm for layer in net.layers] == ([None] * 3 if name == "none" else ["1", "4", None])
@@ -45,8 +51,15 @@ def test_norm_behind_a_conv_is_folded(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["affine", "not affine", "frozen", "synchronised"])
 def test_norm_in_front_of_a_conv_is_a_layer_of_its_own(name: str) -> None:
-    model = nn.Sequential(_NORMS[name](), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), _NORMS[name](), nn.ReLU(),
-                          _NORMS[name](), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(
+        _NORMS[name](),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        _NORMS[name](),
+        nn.ReLU(),
+        _NORMS[name](),
+        nn.Conv2d(4, 4, 3),
+    )
     net = check(model, (2, 4, 9, 8))
     assert kinds(net) == ["norm", "conv", "norm", "conv"]
     assert chains(net) == [(0, 4)]
@@ -56,8 +69,13 @@ def test_norm_in_front_of_a_conv_is_a_layer_of_its_own(name: str) -> None:
 @pytest.mark.parametrize("kind", [BatchNormAct2d, FrozenBatchNormAct2d])
 @pytest.mark.parametrize("apply_act", [True, False])
 def test_fused_norm_and_activation_are_two(kind: Callable[..., nn.Module], apply_act: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4, apply_act=apply_act, act_layer=nn.SiLU), nn.Conv2d(4, 4, 3),
-                          kind(4), nn.Conv2d(4, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        kind(4, apply_act=apply_act, act_layer=nn.SiLU),
+        nn.Conv2d(4, 4, 3),
+        kind(4),
+        nn.Conv2d(4, 4, 1),
+    )
     net = check(model, (1, 3, 9, 8))
     assert chains(net) == [(0, 3)]
     assert activations(net) == ["silu" if apply_act else None, "relu", None]

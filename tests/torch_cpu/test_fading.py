@@ -43,11 +43,15 @@ def test_form_begins_as_the_original_and_ends_as_the_train_form(name: str | int)
     net = lf.trace_network(model, x)
     rng = random.Random(str(name))
     # Without merging no padding moves, so that the original's function is there to be compared with.
-    every = lf.Solution(act_pos=[p for p in net.original_act_pos if rng.random() < 0.5],
-                        merge_pos=range(1, len(net.layers) + 1))
+    every = lf.Solution(
+        act_pos=[p for p in net.original_act_pos if rng.random() < 0.5], merge_pos=range(1, len(net.layers) + 1)
+    )
     # Larger ones show nothing new, and take seconds each in float64.
-    candidates = [each for each in net.candidates(max_kernel=7, max_growth=3)
-                  if not each.is_changed or each.conv.num_params <= 1_000_000]
+    candidates = [
+        each
+        for each in net.candidates(max_kernel=7, max_growth=3)
+        if not each.is_changed or each.conv.num_params <= 1_000_000
+    ]
     for solution in (every, random_solution(net, candidates, rng)):
         expected = lf.build_train_form(model, net, solution).eval()
         form = lf.build_train_form(model, net, solution).eval()

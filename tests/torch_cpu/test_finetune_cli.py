@@ -34,9 +34,22 @@ def test_what_is_given_counts_over_the_preset() -> None:
     plain = options_of("--preset", "mobilenetv2-1.4")
     assert (plain.epochs, plain.batch_size, plain.warmup) == (180, 256, 0.0)
     changed = options_of(
-        "--preset", "mobilenetv2-1.4", "--batch-size", "64", "--epochs", "3", "--no-augment", "--grad-clip", "0",
-        "--ema", "0.99", "--milestones", "0.2,0.4", "--keep", "best",
-    )  # fmt: skip
+        "--preset",
+        "mobilenetv2-1.4",
+        "--batch-size",
+        "64",
+        "--epochs",
+        "3",
+        "--no-augment",
+        "--grad-clip",
+        "0",
+        "--ema",
+        "0.99",
+        "--milestones",
+        "0.2,0.4",
+        "--keep",
+        "best",
+    )
     assert (changed.batch_size, changed.epochs, changed.augment, changed.grad_clip_norm) == (64, 3, False, None)
     assert (changed.ema_decay, changed.milestones, changed.keep) == (0.99, (0.2, 0.4), "best")
     assert changed.learning_rate == plain.learning_rate
@@ -66,8 +79,21 @@ def command(tmp_path: Path) -> list[str]:
     factory = tmp_path / "factory.py"
     factory.write_text(_FACTORY)
     lf.Solution(act_pos=(2,), merge_pos=(2,)).write(tmp_path / "solution.json")
-    return ["finetune", f"{factory}:network", "--input", "3x8x8", "--data", f"{factory}:data", "--solution",
-            str(tmp_path / "solution.json"), "--batch-size", "16", "--quiet", "-o", str(tmp_path / "out.safetensors")]
+    return [
+        "finetune",
+        f"{factory}:network",
+        "--input",
+        "3x8x8",
+        "--data",
+        f"{factory}:data",
+        "--solution",
+        str(tmp_path / "solution.json"),
+        "--batch-size",
+        "16",
+        "--quiet",
+        "-o",
+        str(tmp_path / "out.safetensors"),
+    ]
 
 
 @pytest.mark.parametrize("change", ["model", "input_shape"])

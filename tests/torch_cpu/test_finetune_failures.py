@@ -43,8 +43,10 @@ def test_loss_that_is_no_number_gives_the_step_before_back_and_says_which(tmp_pa
     model = network()
     with pytest.raises(FinetuneError) as caught:
         train(model, spoilt(100), checkpoint_path=path, checkpoint_every_s=0)
-    said = (r"the loss is nan at step (\d+) of 32; (\S+) holds the state of step (\d+); "
-            "lower learning_rate=0.05, which goes on from there")
+    said = (
+        r"the loss is nan at step (\d+) of 32; (\S+) holds the state of step (\d+); "
+        "lower learning_rate=0.05, which goes on from there"
+    )
     found = re.search(said, str(caught.value))
     assert found is not None, caught.value
     step = int(found[3])
@@ -72,14 +74,25 @@ def test_after_a_loss_that_is_no_number_another_learning_rate_goes_on(tmp_path: 
         train(network(), spoilt(100), **options, learning_rate=0.01)
 
 
-@pytest.mark.parametrize("options", [{"steps": 1}, {"batch_size": 64, "epochs": 3}, {"checkpoint_every_s": 0}],
-                         ids=["the last", "an epoch's last", "before a checkpoint"])
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 1}, {"batch_size": 64, "epochs": 3}, {"checkpoint_every_s": 0}],
+    ids=["the last", "an epoch's last", "before a checkpoint"],
+)
 def test_step_that_spoils_the_weights_is_never_kept(options: dict[str, Any], tmp_path: Path) -> None:
     model = network()
     before = network()
     with pytest.raises(FinetuneError, match=r"are not finite after step 1 of \d+; the model holds .* step 0 again"):
-        train(model, images(), learning_rate=1e30, grad_clip_norm=None, warmup=0.0,
-              checkpoint_path=tmp_path / "training.pt", log_path=tmp_path / "log.csv", **options)
+        train(
+            model,
+            images(),
+            learning_rate=1e30,
+            grad_clip_norm=None,
+            warmup=0.0,
+            checkpoint_path=tmp_path / "training.pt",
+            log_path=tmp_path / "log.csv",
+            **options,
+        )
     assert is_same(model, before)
     assert not list(tmp_path.iterdir())
 
@@ -97,8 +110,14 @@ def test_label_beyond_the_classes_is_named_whenever_it_comes() -> None:
     labels = torch.arange(256) % 3
     labels[250] = 5
     pictures = torch.randn(256, 3, 8, 8)
-    data = ImageData(name="own", num_classes=10, input_shape=(3, 8, 8), train=TensorDataset(pictures, labels),
-                     holdout=images().holdout, test=images().test)
+    data = ImageData(
+        name="own",
+        num_classes=10,
+        input_shape=(3, 8, 8),
+        train=TensorDataset(pictures, labels),
+        holdout=images().holdout,
+        test=images().test,
+    )
     with pytest.raises(DataError, match=r"^step (?!1,)\d+, image \d+: label 5 is outside 0\.\.2"):
         train(network(), data)
 

@@ -51,8 +51,18 @@ def test_feature_weight_brings_the_feature_maps_closer() -> None:
     def distance(weight: float) -> float:
         model, net, solution, student = _student()
         teacher, pairs = net.graph.on(model), segment_ends(student, net, solution)
-        lf.finetune_network(student, images(), teacher=teacher, features=pairs, feature_weight=weight, steps=20,
-                            batch_size=8, learning_rate=0.01, augment=False, progress=False)
+        lf.finetune_network(
+            student,
+            images(),
+            teacher=teacher,
+            features=pairs,
+            feature_weight=weight,
+            steps=20,
+            batch_size=8,
+            learning_rate=0.01,
+            augment=False,
+            progress=False,
+        )
         x = torch.stack([images().holdout[k][0] for k in range(16)])
         with torch.no_grad():
             _, mine = tapped(student.eval(), [pair[0] for pair in pairs], "model")(x)

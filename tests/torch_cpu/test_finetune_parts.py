@@ -24,16 +24,20 @@ from tests.torch_cpu.small_training import Interrupt, images, interrupted_after,
     ("options", "theirs"),
     [
         ({"schedule": "cosine"}, {"sched": "cosine"}),
-        ({"schedule": "step", "decay_rate": 0.3, "decay_every": 0.25}, {"sched": "step", "decay_rate": 0.3,
-                                                                       "decay_epochs": 25}),
-        ({"schedule": "multistep", "decay_rate": 0.2, "milestones": (0.3, 0.8)},
-         # timm goes down when the next step reaches a milestone.
-         {"sched": "multistep", "decay_rate": 0.2, "decay_milestones": [31, 81]}),
+        (
+            {"schedule": "step", "decay_rate": 0.3, "decay_every": 0.25},
+            {"sched": "step", "decay_rate": 0.3, "decay_epochs": 25},
+        ),
+        (
+            {"schedule": "multistep", "decay_rate": 0.2, "milestones": (0.3, 0.8)},
+            # timm goes down when the next step reaches a milestone.
+            {"sched": "multistep", "decay_rate": 0.2, "decay_milestones": [31, 81]},
+        ),
         ({"schedule": "poly", "decay_power": 1.5}, {"sched": "poly", "decay_rate": 1.5}),
         ({"schedule": "constant"}, {"sched": "constant"}),
     ],
     ids=lambda value: str(value.get("schedule", "")),
-)  # fmt: skip
+)
 def test_schedule_is_that_of_timm(options: dict[str, Any], theirs: dict[str, Any]) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
     scheduler, _ = create_scheduler_v2(optimizer, num_epochs=100, warmup_epochs=0, **theirs)
@@ -107,8 +111,16 @@ def test_average_of_the_weights_is_scored_and_kept() -> None:
 @pytest.mark.parametrize("steps", [3, 6])
 def test_resumed_run_with_everything_random_ends_bit_equal(tmp_path: Path, steps: int) -> None:
     data, path = images(), tmp_path / "training.pt"
-    options: dict[str, Any] = {"mixup": 0.4, "cutmix": 1.0, "ema_decay": 0.9, "label_smoothing": 0.1,
-                               "keep_other": True, "schedule": "poly", "optimizer": "nadamw", "learning_rate": 0.01}
+    options: dict[str, Any] = {
+        "mixup": 0.4,
+        "cutmix": 1.0,
+        "ema_decay": 0.9,
+        "label_smoothing": 0.1,
+        "keep_other": True,
+        "schedule": "poly",
+        "optimizer": "nadamw",
+        "learning_rate": 0.01,
+    }
     whole, resumed = network(), network()
     expected = train(whole, data, **options)
     with pytest.raises(Interrupt):
@@ -133,8 +145,7 @@ def test_mixed_precision_trains_float32_weights_nearly_alike_and_resumes(tmp_pat
     assert found != expected, "then nothing was computed in half precision"
     assert all(each.dtype == torch.float32 for each in mixed.parameters())
     with pytest.raises(Interrupt):
-        train(interrupted_after(network(), 5), data, mixed_precision="bf16", checkpoint_path=path,
-              checkpoint_every_s=0)  # fmt: skip
+        train(interrupted_after(network(), 5), data, mixed_precision="bf16", checkpoint_path=path, checkpoint_every_s=0)
     resumed = network()
     train(resumed, data, mixed_precision="bf16", checkpoint_path=path)
     assert is_same(resumed, mixed)
@@ -235,10 +246,19 @@ def test_presets_are_the_published_settings_and_the_command_line_knows_them() ->
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"schedule": "linear"}, {"decay_rate": 0.0}, {"milestones": (0.8, 0.2)}, {"mixup": -1.0}, {"ema_decay": 1.0},
-     {"random_erasing": 2.0}, {"feature_weight": float("nan")}, {"decay_power": 0.0}, {"batch_size": 5, "mixup": 0.2}],
+    [
+        {"schedule": "linear"},
+        {"decay_rate": 0.0},
+        {"milestones": (0.8, 0.2)},
+        {"mixup": -1.0},
+        {"ema_decay": 1.0},
+        {"random_erasing": 2.0},
+        {"feature_weight": float("nan")},
+        {"decay_power": 0.0},
+        {"batch_size": 5, "mixup": 0.2},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_option_outside_its_range_is_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"^{next(iter(wrong))}="):
         FinetuneOptions(**wrong)

@@ -27,8 +27,9 @@ def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[s
     """Run Python code or a module in several processes that torchrun starts."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=300,
-                          env=environment, check=False)
+    return subprocess.run(
+        [*command, *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
 
 
 def test_shares_of_a_batch_are_disjoint_pairs_from_both_ends() -> None:
@@ -68,13 +69,25 @@ def small_run(name: str) -> dict[str, list[float]]:
     data = lf.open_data(f"folder:{Path(name).parent / 'noise'}", input_shape=(3, 32, 32), num_classes=10, cache="off")
     model, teacher = lf.load_model(_RESNET).module, lf.load_model(_RESNET).module
     report = lf.finetune_network(
-        model, data, teacher=teacher, epochs=4, batch_size=16, learning_rate=0.0005, mixup=0.3, cutmix=1.0,
-        ema_decay=0.9, label_smoothing=0.1, checkpoint_path=f"{name}.checkpoint", log_path=f"{name}.csv",
+        model,
+        data,
+        teacher=teacher,
+        epochs=4,
+        batch_size=16,
+        learning_rate=0.0005,
+        mixup=0.3,
+        cutmix=1.0,
+        ema_decay=0.9,
+        label_smoothing=0.1,
+        checkpoint_path=f"{name}.checkpoint",
+        log_path=f"{name}.csv",
         progress=False,
-    )  # fmt: skip
-    return {"losses": [row.train_loss for row in report.history],
-            "holdout": [row.holdout_loss or 0.0 for row in report.history],
-            "mean": model.get_buffer("bn1.running_mean").tolist()}
+    )
+    return {
+        "losses": [row.train_loss for row in report.history],
+        "holdout": [row.holdout_loss or 0.0 for row in report.history],
+        "mean": model.get_buffer("bn1.running_mean").tolist(),
+    }
 
 
 def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
@@ -119,9 +132,25 @@ def test_error_that_one_process_meets_ends_both_with_one_line(tmp_path: Path) ->
     factory = tmp_path / "factory.py"
     factory.write_text(_FACTORY)
     lf.Solution(act_pos=(2,), merge_pos=(2,)).write(tmp_path / "solution.json")
-    done = launch("-m", "layerfold", "finetune", f"{factory}:network", "--input", "3x8x8", "--data", f"{factory}:data",
-                  "--solution", str(tmp_path / "solution.json"), "--batch-size", "32", "--epochs", "2", "-o",
-                  str(tmp_path / "out.safetensors"), "--no-test")
+    done = launch(
+        "-m",
+        "layerfold",
+        "finetune",
+        f"{factory}:network",
+        "--input",
+        "3x8x8",
+        "--data",
+        f"{factory}:data",
+        "--solution",
+        str(tmp_path / "solution.json"),
+        "--batch-size",
+        "32",
+        "--epochs",
+        "2",
+        "-o",
+        str(tmp_path / "out.safetensors"),
+        "--no-test",
+    )
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("layerfold: ")]
     assert len([line for line in lines if "error" in line]) == 1, done.stderr

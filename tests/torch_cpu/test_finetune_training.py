@@ -34,9 +34,17 @@ def digits() -> ImageData:
 def small_network(seed: int = 0, width: int = 8) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 16, 3, stride=2),
-        nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Dropout(0.1), nn.Linear(144, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, width, 3, stride=2),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, 16, 3, stride=2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Dropout(0.1),
+        nn.Linear(144, 10),
+    )
 
 
 def train(model: nn.Module, data: ImageData, **options: Any) -> Any:
@@ -96,9 +104,7 @@ class Interrupt:
 
 
 @pytest.mark.parametrize("after", [30, 70])
-def test_interrupted_run_ends_as_if_it_had_not_been_interrupted(
-    digits: ImageData, tmp_path: Path, after: int
-) -> None:
+def test_interrupted_run_ends_as_if_it_had_not_been_interrupted(digits: ImageData, tmp_path: Path, after: int) -> None:
     teacher = small_network(5).eval()
     options: dict[str, Any] = {"steps": 90, "teacher": teacher, "learning_rate": 0.05, "keep": "best"}
     whole = small_network()
@@ -212,11 +218,22 @@ def test_missing_device_is_named(digits: ImageData) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 0}, {"steps": 0}, {"batch_size": 1}, {"learning_rate": 0.0}, {"learning_rate": float("inf")},
-     {"optimizer": "lion"}, {"temperature": 0.0}, {"distillation_weight": 1.5}, {"warmup": -0.1}, {"keep": "first"},
-     {"weight_decay": -1.0}, {"mixed_precision": "fp8"}],
+    [
+        {"epochs": 0},
+        {"steps": 0},
+        {"batch_size": 1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
+        {"optimizer": "lion"},
+        {"temperature": 0.0},
+        {"distillation_weight": 1.5},
+        {"warmup": -0.1},
+        {"keep": "first"},
+        {"weight_decay": -1.0},
+        {"mixed_precision": "fp8"},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_option_outside_its_range_is_named(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(UsageError, match=f"^{name}="):

@@ -22,27 +22,43 @@ _SHAPE = (3, 8, 8)
 
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-                         nn.Linear(32, 4)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)
+    ).eval()
 
 
 def images(count: int = 128) -> ImageData:
     pictures = torch.randn(count, *_SHAPE, generator=torch.Generator().manual_seed(0))
     whole = TensorDataset(pictures)
-    return ImageData(name="mine", num_classes=4, input_shape=_SHAPE, train=whole, holdout=whole, test=whole,
-                     is_labelled=False)
+    return ImageData(
+        name="mine", num_classes=4, input_shape=_SHAPE, train=whole, holdout=whole, test=whole, is_labelled=False
+    )
 
 
 def train(student: nn.Module, **options: Any) -> Any:
-    defaults: dict[str, Any] = {"teacher": network(0), "epochs": 6, "batch_size": 32, "augment": False,
-                                "progress": False}
+    defaults: dict[str, Any] = {
+        "teacher": network(0),
+        "epochs": 6,
+        "batch_size": 32,
+        "augment": False,
+        "progress": False,
+    }
     return finetune_network(student, images(), **{**defaults, **options})
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"mixup": 0.2}, {"cutmix": 1.0}, {"label_smoothing": 0.1}, {"distillation_weight": 0.0}, {"keep": "best"},
-    {"ema_decay": 0.5},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mixup": 0.2},
+        {"cutmix": 1.0},
+        {"label_smoothing": 0.1},
+        {"distillation_weight": 0.0},
+        {"keep": "best"},
+        {"ema_decay": 0.5},
+    ],
+    ids=str,
+)
 def test_student_comes_to_agree_with_its_teacher(options: dict[str, Any]) -> None:
     student = network(1)
     before = evaluate_network(student, images().test, teacher=network(0))
@@ -87,7 +103,8 @@ def test_interrupted_training_ends_as_a_whole_one(tmp_path: Path) -> None:
     assert report.resumed_from_step > 0
     assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
     assert [row.holdout_agreement_pct for row in report.history] == [
-        row.holdout_agreement_pct for row in expected.history]
+        row.holdout_agreement_pct for row in expected.history
+    ]
     training_png(report.history, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert set(asdict(report.history[0])) > {"holdout_agreement_pct"}

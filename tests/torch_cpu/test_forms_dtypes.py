@@ -23,14 +23,21 @@ class Block(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "poolings": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.AvgPool2d(2),
-                                      nn.ReLU(), nn.Conv2d(4, 4, 1)),
+    "poolings": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.AvgPool2d(2), nn.ReLU(), nn.Conv2d(4, 4, 1)
+    ),
     "poolings in front": lambda: nn.Sequential(nn.AvgPool2d(2), nn.AvgPool2d(3, 1, 1), nn.Conv2d(3, 4, 1), nn.PReLU()),
     "residuals": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), Block(), Block(), nn.AvgPool2d(2), nn.AvgPool2d(2)),
     "slices": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(1, 2), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1)),
-    "numbers": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Hardswish(), nn.BatchNorm2d(4), nn.AvgPool2d(2),
-                                     nn.SiLU(), nn.Conv2d(4, 4, 1, groups=2)),
-}  # fmt: skip
+    "numbers": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Hardswish(),
+        nn.BatchNorm2d(4),
+        nn.AvgPool2d(2),
+        nn.SiLU(),
+        nn.Conv2d(4, 4, 1, groups=2),
+    ),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

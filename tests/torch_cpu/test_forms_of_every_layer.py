@@ -54,8 +54,12 @@ def test_zero_borders_are_cut_and_read_back(tmp_path: Path) -> None:
     assert found.conv.padding == ((2, 2), (0, 3))
     assert relative_error(merged(x), student(x)) <= 1e-9
     assert merged.get_submodule(next(iter(merged.meta["merged_convs"]))).kernel_size == (5, 4)
-    save_form(merged, tmp_path / "form.safetensors", kind="deploy", recipe=Recipe(
-        model="", input_shape=(3, 9, 10), solution=solution))  # fmt: skip
+    save_form(
+        merged,
+        tmp_path / "form.safetensors",
+        kind="deploy",
+        recipe=Recipe(model="", input_shape=(3, 9, 10), solution=solution),
+    )
     whole = randomise(nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)))
     loaded = load_form(tmp_path / "form.safetensors", model=whole.float())
     assert relative_error(loaded.module(x), merged(x)) == 0

@@ -84,9 +84,15 @@ def test_every_barrier_is_in_one_group() -> None:
 @pytest.mark.parametrize(
     ("kind", "plain"),
     [
-        ("AdaptiveAvgPool2d", "average pool"), ("max_pool2d", "max pool"), ("ReLU", "relu"), ("cat", "concatenation"),
-        ("LayerNorm", "layer norm"), ("LeakyReLU", "leaky relu"), ("BatchNorm2d", "batch norm"), ("Linear", "linear"),
+        ("AdaptiveAvgPool2d", "average pool"),
+        ("max_pool2d", "max pool"),
+        ("ReLU", "relu"),
+        ("cat", "concatenation"),
+        ("LayerNorm", "layer norm"),
+        ("LeakyReLU", "leaky relu"),
+        ("BatchNorm2d", "batch norm"),
+        ("Linear", "linear"),
     ],
-)  # fmt: skip
+)
 def test_kinds_are_plain_words(kind: str, plain: str) -> None:
     assert plain_kind(kind) == plain

@@ -127,7 +127,10 @@ def test_damaged_image_is_decoded_and_written_again(folder: Path, cached: Path, 
     ],
 )
 def test_file_that_cannot_be_used_is_made_anew(
-    folder: Path, cached: Path, expected: torch.Tensor, damage: Callable[[Path], None],
+    folder: Path,
+    cached: Path,
+    expected: torch.Tensor,
+    damage: Callable[[Path], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = cached.read_bytes()
@@ -249,8 +252,13 @@ def small_files_only() -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize("most", [2**30, 1])
 @pytest.mark.parametrize("is_begun", [False, True])
 def test_full_disk_gives_one_line_and_goes_on(
-    folder: Path, tmp_path: Path, expected: torch.Tensor, most: int, is_begun: bool,
-    small_files_only: Callable[[int], None], capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+    expected: torch.Tensor,
+    most: int,
+    is_begun: bool,
+    small_files_only: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = opened(folder, tmp_path, max_array_bytes=most)
     if is_begun:  # the file is there, and the first images fit
@@ -265,7 +273,10 @@ def test_full_disk_gives_one_line_and_goes_on(
 
 
 def test_file_that_would_take_most_of_the_disk_is_not_begun(
-    folder: Path, tmp_path: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    tmp_path: Path,
+    expected: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(stores, "MOST_OF_FREE_SPACE", 40_000 / shutil.disk_usage(tmp_path).free)

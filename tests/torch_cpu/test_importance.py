@@ -96,8 +96,9 @@ def test_kept_feature_maps_are_those_of_the_original_in_whatever_order_they_are_
         found = bank.values(asked)
         assert sum(map(bank._bytes, bank._kept)) <= max(most, bank._bytes(asked))
         for values, batch in zip(found, batches, strict=True):
-            assert all(torch.equal(value, expected) for value, expected in
-                       zip(values, _tap(form, asked)(batch), strict=True))
+            assert all(
+                torch.equal(value, expected) for value, expected in zip(values, _tap(form, asked)(batch), strict=True)
+            )
         assert bank.values(asked) is found
     for asked, found in bank._kept.items():
         assert torch.equal(found[0][0], _tap(form, asked)(batches[0])[0])  # what was computed from it left it alone
@@ -115,9 +116,16 @@ def test_interrupted_estimate_goes_on_and_gives_the_same_table(trained: Trained,
 
     def estimate(path: Path | None) -> lf.ImportanceTable:
         return lf.estimate_importance(
-            model, net, data, "recalibrate", candidates=candidates, holdout_images=128, calibration_images=128,
-            journal_path=path, progress=False,
-        )  # fmt: skip
+            model,
+            net,
+            data,
+            "recalibrate",
+            candidates=candidates,
+            holdout_images=128,
+            calibration_images=128,
+            journal_path=path,
+            progress=False,
+        )
 
     expected = estimate(None)
     estimate(journal)
@@ -157,8 +165,17 @@ def test_an_entry_is_its_network_finetuned_for_the_steps_asked_for(seed: int) ->
     how: dict[str, Any] = {"batch_size": 16, "learning_rate": 0.05, "progress": False}
     losses = []
     for steps in (2, 40):
-        table = lf.estimate_importance(model, net, data, "finetune", candidates=[net.segment(0, 2)], steps=steps,
-                                       score="loss", fill_slots=False, **how)
+        table = lf.estimate_importance(
+            model,
+            net,
+            data,
+            "finetune",
+            candidates=[net.segment(0, 2)],
+            steps=steps,
+            score="loss",
+            fill_slots=False,
+            **how,
+        )
         by_hand = lf.build_train_form(model, net, _solution(net, (2,), (2,)))
         finetune_network(by_hand, data, steps=steps, score_holdout=False, **how)
         change = table.entries[0].val_loss

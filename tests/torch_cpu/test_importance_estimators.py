@@ -46,8 +46,9 @@ def trained(shared_path: Path) -> Trained:
 
 def subject_of(trained: Trained, *, images: int = 96, is_recalibrated: bool = True) -> Subject:
     model, net, data = trained
-    return Subject(model, net, data, calibration_images=images, holdout_images=images, seed=0,
-                   is_recalibrated=is_recalibrated)
+    return Subject(
+        model, net, data, calibration_images=images, holdout_images=images, seed=0, is_recalibrated=is_recalibrated
+    )
 
 
 @pytest.mark.parametrize("method", ESTIMATORS)
@@ -57,9 +58,20 @@ def test_every_method_fills_the_table_by_every_score_it_knows(trained: Trained, 
     segments = [net.segment(0, 1), net.segment(13, 15), net.segment(15, 19)]
     known = [score for score in SCORES if column_of(score) in ESTIMATORS[method].known_scores]
     for score in known[:2]:
-        table = lf.estimate_importance(model, net, data, method, candidates=segments, score=score, steps=2,
-                                       batch_size=16, holdout_images=64, calibration_images=64, fill_slots=False,
-                                       progress=False)
+        table = lf.estimate_importance(
+            model,
+            net,
+            data,
+            method,
+            candidates=segments,
+            score=score,
+            steps=2,
+            batch_size=16,
+            holdout_images=64,
+            calibration_images=64,
+            fill_slots=False,
+            progress=False,
+        )
         assert [(entry.start, entry.end) for entry in table.entries] == [(0, 1), (13, 15), (15, 19)]
         assert table.entries[0].importance == 0.0
         assert all(entry.importance != 0.0 for entry in table.entries[1:]) or score not in ("loss", "kl")
@@ -74,8 +86,9 @@ def test_adaptive_refines_what_plans_stand_on(trained: Trained, tmp_path: Path) 
     journal = tmp_path / "journal"
     refinement = Refinement(start_with="taylor", refine_with="recalibrate", most=4)
     runs = [
-        lf.estimate_importance(model, net, data, "adaptive", latency=latency, refinement=refinement,
-                               journal_path=journal, **how)
+        lf.estimate_importance(
+            model, net, data, "adaptive", latency=latency, refinement=refinement, journal_path=journal, **how
+        )
         for _ in range(2)
     ]
     plain = lf.estimate_importance(model, net, data, "recalibrate", latency=latency, **how)
@@ -109,8 +122,15 @@ def made_up_latency(net: lf.Network, *, first: int) -> lf.LatencyTable:
 
 def test_finetuning_compares_with_the_original_trained_alike(trained: Trained) -> None:
     model, net, data = trained
-    how: dict[str, Any] = {"steps": 2, "batch_size": 16, "score": "loss", "holdout_images": 64,
-                           "calibration_images": 32, "fill_slots": False, "progress": False}
+    how: dict[str, Any] = {
+        "steps": 2,
+        "batch_size": 16,
+        "score": "loss",
+        "holdout_images": 64,
+        "calibration_images": 32,
+        "fill_slots": False,
+        "progress": False,
+    }
     table = lf.estimate_importance(model, net, data, "finetune", candidates=[net.segment(15, 17)], **how)
     original = lf.build_train_form(model, net, lf.Solution(act_pos=net.original_act_pos, merge_pos=range(1, 20)))
     lf.finetune_network(original, data, steps=2, batch_size=16, score_holdout=False, progress=False)
@@ -159,15 +179,21 @@ def test_distilled_segment_comes_nearer_to_the_original(trained: Trained) -> Non
     untrained, little, much = (
         ESTIMATORS[method](subject, Training(steps=steps)).scores_of(request)["kl"]
         for method, steps in (("recalibrate", 1), ("distill", 3), ("distill", 20))
-    )  # fmt: skip
+    )
     assert much < little < untrained
 
 
 def test_segment_of_which_nothing_is_left_is_not_trained(trained: Trained) -> None:
     model, net, _ = trained
     segment = next(s for s in net.candidates(layer_norms=lf.layer_norms(model, net)) if s.is_identity)
-    request = Request(start=segment.start, end=segment.end, start_act=1, end_act=int(net.has_activation(segment.end)),
-                      dropped=segment.dropped, merged=segment.merged)
+    request = Request(
+        start=segment.start,
+        end=segment.end,
+        start_act=1,
+        end_act=int(net.has_activation(segment.end)),
+        dropped=segment.dropped,
+        merged=segment.merged,
+    )
     subject = subject_of(trained)
     found = [ESTIMATORS[method](subject, Training(steps=3)).scores_of(request) for method in ("recalibrate", "distill")]
     assert found[0] == found[1]
@@ -219,10 +245,13 @@ def test_taylor_knows_branches_that_go_as_a_whole(trained: Trained) -> None:
     assert taylor.scores_of(request)["val_loss"] == pytest.approx(expected)
     norms = lf.layer_norms(model, net)
     for each in net.candidates(max_kernel=7, layer_norms=norms):
-        states = {"start_act": int(each.start == 0 or net.has_activation(each.start)),
-                  "end_act": int(net.has_activation(each.end))}
-        request = Request(start=each.start, end=each.end, **states, dropped=each.dropped,
-                          merged=each.merged if each.dropped else "")
+        states = {
+            "start_act": int(each.start == 0 or net.has_activation(each.start)),
+            "end_act": int(net.has_activation(each.end)),
+        }
+        request = Request(
+            start=each.start, end=each.end, **states, dropped=each.dropped, merged=each.merged if each.dropped else ""
+        )
         loss = taylor.scores_of(request)["val_loss"]
         assert math.isfinite(loss)
         assert request.changes_nothing(net) == (loss == subject.original["val_loss"]), each

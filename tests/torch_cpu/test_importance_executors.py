@@ -58,9 +58,28 @@ def arguments(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """Return a command on a user's own file, without output."""
     own = tmp_path_factory.mktemp("user") / "own.py"
     own.write_text(_FILE)
-    return ["importance", f"{own}:net", "--input", "3x8x8", "--data", f"{own}:images", "--batch-size", "16",
-            "--method", str(request.param), "--steps", "4", "--score", "loss", "--max-kernel", "7", "--threads", "1",
-            "--max-growth", "20"]  # fmt: skip
+    return [
+        "importance",
+        f"{own}:net",
+        "--input",
+        "3x8x8",
+        "--data",
+        f"{own}:images",
+        "--batch-size",
+        "16",
+        "--method",
+        str(request.param),
+        "--steps",
+        "4",
+        "--score",
+        "loss",
+        "--max-kernel",
+        "7",
+        "--threads",
+        "1",
+        "--max-growth",
+        "20",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +114,24 @@ def test_a_ray_cluster_of_two_workers_gives_the_table_of_one_process(
     pytest.importorskip("ray")
     out = tmp_path / "importance.csv"
     # A process of its own, as a user's: what Ray sets up in one stays with it.
-    done = subprocess.run([sys.executable, "-m", "layerfold", *arguments, "--executor", "ray", "--workers", "2",
-                           "--json", "-o", str(out)], capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "layerfold",
+            *arguments,
+            "--executor",
+            "ray",
+            "--workers",
+            "2",
+            "--json",
+            "-o",
+            str(out),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["entries"] == len(expected.entries)
     _assert_equal(out, expected)

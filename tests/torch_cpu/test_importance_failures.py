@@ -30,17 +30,20 @@ ENTRIES = [Request(start=i, end=i + 2, start_act=1, end_act=1) for i in range(30
 def estimate(method: str, data: ImageData | None = None, **options: Any) -> lf.ImportanceTable:
     model = network().eval()
     net = lf.trace_network(model, torch.zeros(1, 3, 8, 8))
-    return lf.estimate_importance(model, net, data or images(), method, **{"batch_size": 16, "score": "loss",
-                                                                          "progress": False, **options})
+    return lf.estimate_importance(
+        model, net, data or images(), method, **{"batch_size": 16, "score": "loss", "progress": False, **options}
+    )
 
 
 @pytest.mark.parametrize("method", ["finetune", "shared", "distill"])
 def test_training_that_diverges_names_what_was_trained_and_is_not_kept(method: str, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     # Adam, which distills, takes a step of the rate itself: its weights overflow in their square.
-    said = {"finetune": r"the original network, trained alike: finetuning: .*lower learning_rate=1e\+30",
-            "shared": r"the weights shared by 2 entries: finetuning: .*lower learning_rate=1e\+30",
-            "distill": r"entry \(0, 2\), method distill: val_loss is (nan|inf); lower learning_rate"}
+    said = {
+        "finetune": r"the original network, trained alike: finetuning: .*lower learning_rate=1e\+30",
+        "shared": r"the weights shared by 2 entries: finetuning: .*lower learning_rate=1e\+30",
+        "distill": r"entry \(0, 2\), method distill: val_loss is (nan|inf); lower learning_rate",
+    }
     with pytest.raises(FinetuneError, match=f"^{said[method]}"):
         estimate(method, learning_rate=1e30, steps=4, journal_path=journal)
     assert len(journal.read_text().splitlines()) == 1
@@ -59,8 +62,9 @@ def test_calibration_label_beyond_the_classes_is_named() -> None:
     labels[40] = 7
     train = TensorDataset(torch.randn(64, 3, 8, 8), labels)
     fine = images()
-    data = ImageData(name="own", num_classes=10, input_shape=(3, 8, 8), train=train, holdout=fine.holdout,
-                     test=fine.test)
+    data = ImageData(
+        name="own", num_classes=10, input_shape=(3, 8, 8), train=train, holdout=fine.holdout, test=fine.test
+    )
     with pytest.raises(DataError, match=r"^calibration image \d+: label 7 is outside 0\.\.2"):
         estimate("taylor", data)
 
@@ -106,16 +110,19 @@ class Many(torch.utils.data.Dataset[Any]):
 
 def many_images() -> ImageData:
     fine = images()
-    return ImageData(name="many", num_classes=3, input_shape=(3, 8, 8), train=Many(), holdout=fine.holdout,
-                     test=fine.test)
+    return ImageData(
+        name="many", num_classes=3, input_shape=(3, 8, 8), train=Many(), holdout=fine.holdout, test=fine.test
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of a process is read from /proc")
 def test_too_little_memory_names_what_to_take_less_of() -> None:
     done = subprocess.run([sys.executable, "-c", _LITTLE_MEMORY], capture_output=True, text=True, timeout=300)
     assert done.stderr == ""
-    assert done.stdout.startswith("entry (0, 2), method recalibrate: out of memory with calibration_images=None, "
-                                  "holdout_images=all, batch_size=16; take fewer")
+    assert done.stdout.startswith(
+        "entry (0, 2), method recalibrate: out of memory with calibration_images=None, "
+        "holdout_images=all, batch_size=16; take fewer"
+    )
 
 
 @pytest.fixture

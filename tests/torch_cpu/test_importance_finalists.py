@@ -22,8 +22,11 @@ from layerfold.pipeline.plan_scores import finalist_scores
 from tests.torch_cpu.small_training import images, is_same, network, train
 
 IMAGES = 64
-PLANS = [lf.Solution(act_pos=(1, 2), merge_pos=(1, 2)), lf.Solution(act_pos=(2,), merge_pos=(1, 2)),
-         lf.Solution(act_pos=(2,), merge_pos=(2,))]
+PLANS = [
+    lf.Solution(act_pos=(1, 2), merge_pos=(1, 2)),
+    lf.Solution(act_pos=(2,), merge_pos=(1, 2)),
+    lf.Solution(act_pos=(2,), merge_pos=(2,)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,9 @@ def trained() -> tuple[nn.Module, lf.Network, ImageData]:
 
 def by_hand(model: nn.Module, net: lf.Network, data: ImageData, solution: lf.Solution, steps: int) -> float:
     form = lf.build_train_form(model, net, solution)
-    lf.finetune_network(form, data, teacher=model, steps=steps, batch_size=16, learning_rate=0.02, seed=5,
-                        progress=False)
+    lf.finetune_network(
+        form, data, teacher=model, steps=steps, batch_size=16, learning_rate=0.02, seed=5, progress=False
+    )
     return lf.evaluate_network(form, data.loader("holdout", IMAGES)).loss
 
 
@@ -85,13 +89,16 @@ def test_what_cannot_be_trained_or_scored_is_refused(trained) -> None:
         FinalistScores(model, net, data)(lf.Solution(act_pos=(9,), merge_pos=(3, 9)))
 
 
-@pytest.mark.parametrize(("asked", "steps"), [
-    ({"finetune_epochs": 60}, 60),  # of 4 steps each
-    ({"finetune_epochs": 59}, None),
-    ({"finetune_epochs": 1, "finalist_steps": 3}, 3),
-    ({"finetune_epochs": 100, "finalist_steps": 0}, None),
-    ({"finetune_epochs": 0}, None),
-])
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        ({"finetune_epochs": 60}, 60),  # of 4 steps each
+        ({"finetune_epochs": 59}, None),
+        ({"finetune_epochs": 1, "finalist_steps": 3}, 3),
+        ({"finetune_epochs": 100, "finalist_steps": 0}, None),
+        ({"finetune_epochs": 0}, None),
+    ],
+)
 def test_finalists_are_for_a_finetuning_four_times_as_long(trained, asked: dict[str, int], steps: int | None) -> None:
     model, net, data = trained
     options = CompressOptions(speedup=1.1, batch_size=16, learning_rate=0.02, seed=5, **asked)

@@ -28,8 +28,19 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a command whose table is there, and its journal still beside it."""
     monkeypatch.chdir(tmp_path)
     Path("factory.py").write_text(_FACTORY)
-    given = ["importance", "factory.py:model", "--input", "3x8x8", "--data", "factory.py:data", "--method",
-             "recalibrate", "-o", "imp.csv", "--quiet"]
+    given = [
+        "importance",
+        "factory.py:model",
+        "--input",
+        "3x8x8",
+        "--data",
+        "factory.py:data",
+        "--method",
+        "recalibrate",
+        "-o",
+        "imp.csv",
+        "--quiet",
+    ]
     monkeypatch.setattr("layerfold.importance.remove_journal", lambda _: None)
     assert main(given) == 0
     monkeypatch.undo()

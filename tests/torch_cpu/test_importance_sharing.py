@@ -28,8 +28,13 @@ from layerfold.importance.subject import Subject
 
 Case = tuple[nn.Module, lf.Network, ImageData]
 _ARGUMENTS: dict[str, Any] = {
-    "method": "shared", "steps": 3, "batch_size": 8, "score": "loss", "calibration_images": 16, "progress": False
-}  # fmt: skip
+    "method": "shared",
+    "steps": 3,
+    "batch_size": 8,
+    "score": "loss",
+    "calibration_images": 16,
+    "progress": False,
+}
 
 
 class _Net(nn.Module):
@@ -60,8 +65,9 @@ def case() -> Case:
     labels = torch.arange(48) % 4
     images = torch.randn(48, 3, 8, 8) + labels.view(-1, 1, 1, 1)
     splits = [TensorDataset(images[first::2], labels[first::2]) for first in (0, 1)]
-    data = ImageData(name="noise", num_classes=4, input_shape=(3, 8, 8), train=splits[0], holdout=splits[1],
-                     test=splits[1])
+    data = ImageData(
+        name="noise", num_classes=4, input_shape=(3, 8, 8), train=splits[0], holdout=splits[1], test=splits[1]
+    )
     return model, lf.trace_network(model, torch.zeros(1, 3, 8, 8)), data
 
 
@@ -102,11 +108,17 @@ def test_networks_hold_the_owners_parameters_and_statistics_of_their_own(case: C
 
 def test_one_network_that_has_every_turn_is_trained_as_if_alone(case: Case) -> None:
     model, _, data = case
-    found = train_together(_subject(case), Training(steps=4, batch_size=8, learning_rate=0.01, seed=3), [NOTHING],
-                           checkpoint_path=None, progress=False)
+    found = train_together(
+        _subject(case),
+        Training(steps=4, batch_size=8, learning_rate=0.01, seed=3),
+        [NOTHING],
+        checkpoint_path=None,
+        progress=False,
+    )
     alone = copy.deepcopy(model)
-    lf.finetune_network(alone, data, steps=4, batch_size=8, learning_rate=0.01, seed=3, score_holdout=False,
-                        progress=False)
+    lf.finetune_network(
+        alone, data, steps=4, batch_size=8, learning_rate=0.01, seed=3, score_holdout=False, progress=False
+    )
     assert found.keys() == dict(alone.named_parameters()).keys()
     for name, value in alone.named_parameters():
         assert torch.equal(found[name], value.detach()), name
@@ -125,8 +137,9 @@ def test_each_network_has_its_turn_in_every_round(case: Case, monkeypatch: pytes
 def test_entries_are_distilled_from_the_shared_weights_on(case: Case) -> None:
     model, net, data = case
     table = lf.estimate_importance(model, net, data, **_ARGUMENTS)
-    weights = train_together(_subject(case), Training(steps=3, batch_size=8), [NOTHING, *_entries(net)],
-                             checkpoint_path=None, progress=False)
+    weights = train_together(
+        _subject(case), Training(steps=3, batch_size=8), [NOTHING, *_entries(net)], checkpoint_path=None, progress=False
+    )
     trained = copy.deepcopy(model)
     trained.load_state_dict(weights, strict=False)
     plain = lf.estimate_importance(trained, net, data, **{**_ARGUMENTS, "method": "distill", "steps": 20})
@@ -146,8 +159,9 @@ def test_importance_is_what_outlasts_finetuning(case: Case) -> None:
     held = dict(zip(convs, weights, strict=True))
     lone = min(weights)
     total = sum(held.get(layer.index, lone) for layer in net.layers)
-    changed = [each for each in lf.estimate_importance(model, net, data, **_ARGUMENTS).entries
-               if each.end - each.start > 1]  # fmt: skip
+    changed = [
+        each for each in lf.estimate_importance(model, net, data, **_ARGUMENTS).entries if each.end - each.start > 1
+    ]
     assert len(changed) > 4
     for entry in changed:
         inside = sum(held.get(index, lone) for index in range(entry.start + 1, entry.end + 1))

@@ -24,8 +24,11 @@ IMAGES = 64
 def deep(seed: int = 0) -> nn.Sequential:
     """Return a network of six convs, so that plans have something to choose."""
     torch.manual_seed(seed)
-    blocks = [part for width in (3, 8, 8, 8, 8, 8) for part in (
-        nn.Conv2d(width, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())]
+    blocks = [
+        part
+        for width in (3, 8, 8, 8, 8, 8)
+        for part in (nn.Conv2d(width, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    ]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
 

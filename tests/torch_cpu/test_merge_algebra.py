@@ -37,11 +37,14 @@ def check(specs: list[ConvSpec], residuals: list[tuple[int, int, list[ConvSpec]]
         prints.append(value)
     merged = prints[-1].conv(specs[0].in_channels)
     segment = TrainSegment(
-        start=0, end=len(specs), merged=merged, input_shape=(specs[0].in_channels, size, size),
+        start=0,
+        end=len(specs),
+        merged=merged,
+        input_shape=(specs[0].in_channels, size, size),
         layers=[make_layer(spec) for spec in specs],
         residuals=[InnerResidual(src=src, dst=dst, index=i) for i, (src, dst, _) in enumerate(residuals)],
         shortcuts=[[make_layer(spec) for spec in shortcut] for _, _, shortcut in residuals],
-    ).double()  # fmt: skip
+    ).double()
     x = torch.randn(2, specs[0].in_channels, size, size, dtype=torch.float64)
     with torch.no_grad():
         expected = segment(x)
@@ -68,11 +71,15 @@ def test_two_convs_equal_one(
     channels = (3, 4, 5)
     specs = [
         ConvSpec(
-            in_channels=channels[i], out_channels=channels[i + 1], kernel_size=(kernels[i], kernels[i]),
-            stride=(strides[i], strides[i]), dilation=(dilations[i], dilations[i]), padding=((pad, pad), (pad, pad)),
+            in_channels=channels[i],
+            out_channels=channels[i + 1],
+            kernel_size=(kernels[i], kernels[i]),
+            stride=(strides[i], strides[i]),
+            dilation=(dilations[i], dilations[i]),
+            padding=((pad, pad), (pad, pad)),
         )
         for i in (0, 1)
-    ]  # fmt: skip
+    ]
     check(specs, [], 19)
     single = Footprint.identity(3).then(specs[0]).then(specs[1]).conv(3)
     expected = (kernels[0] - 1) * dilations[0] + (kernels[1] - 1) * dilations[1] * strides[0] + 1
@@ -94,8 +101,13 @@ def test_random_runs_with_groups_asymmetry_and_residuals(seed: int) -> None:
         padding = tuple((rng.randint(0, 2), rng.randint(0, 2)) for _ in range(2))
         specs.append(
             ConvSpec(
-                in_channels=before, out_channels=after, kernel_size=kernel, padding=padding, groups=groups,
-                stride=(rng.choice([1, 1, 2]), rng.choice([1, 1, 2])), dilation=(rng.choice([1, 2]), 1),
+                in_channels=before,
+                out_channels=after,
+                kernel_size=kernel,
+                padding=padding,
+                groups=groups,
+                stride=(rng.choice([1, 1, 2]), rng.choice([1, 1, 2])),
+                dilation=(rng.choice([1, 2]), 1),
             )
         )
     check(specs, [], 17)
@@ -109,9 +121,13 @@ def test_residuals_merge_with_their_segment(kind: str, stride: int) -> None:
     def conv(kernel: int, stride: int = 1, pad: int | None = None, groups: int = 1) -> ConvSpec:
         side = kernel // 2 if pad is None else pad
         return ConvSpec(
-            in_channels=4, out_channels=4, kernel_size=(kernel, kernel), stride=(stride, stride),
-            padding=((side, side), (side, side)), groups=groups,
-        )  # fmt: skip
+            in_channels=4,
+            out_channels=4,
+            kernel_size=(kernel, kernel),
+            stride=(stride, stride),
+            padding=((side, side), (side, side)),
+            groups=groups,
+        )
 
     if kind in ("conv", "wide conv"):
         shortcut = conv(1 if kind == "conv" else 5, stride)
@@ -125,9 +141,7 @@ def test_residuals_merge_with_their_segment(kind: str, stride: int) -> None:
 
 
 def test_depthwise_after_depthwise_stays_depthwise() -> None:
-    depthwise = ConvSpec(
-        in_channels=6, out_channels=6, kernel_size=(3, 3), padding=((1, 1), (1, 1)), groups=6
-    )
+    depthwise = ConvSpec(in_channels=6, out_channels=6, kernel_size=(3, 3), padding=((1, 1), (1, 1)), groups=6)
     assert Footprint.identity(6).then(depthwise).then(depthwise).conv(6).is_depthwise
     check([depthwise, depthwise], [(0, 2, [])], 9)
 

@@ -20,9 +20,10 @@ def test_train_form_equals_deploy_form_for_random_solutions(name: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     # Larger ones show nothing new, and take seconds each in float64.
     candidates = [
-        each for each in net.candidates(max_growth=3, max_kernel=7)
+        each
+        for each in net.candidates(max_growth=3, max_kernel=7)
         if not each.is_changed or each.conv.num_params <= 3_000_000
-    ]  # fmt: skip
+    ]
     precise = copy.deepcopy(model).double()
     expected = precise(images.double())
     rng = random.Random(1)

@@ -39,8 +39,13 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, nn
     recipe = Recipe(model=_MODEL, num_classes=10, in_channels=1, input_shape=_SHAPE, solution=_solution_of(net, (3, 6)))
     train = build_train_form(model, net, recipe.solution).eval()
     deploy = merge_network(train)
-    save_form(train, folder / "train.safetensors", kind="train", recipe=recipe,
-              facts={"accuracy_pct": 91.5, "place": Path("here")})
+    save_form(
+        train,
+        folder / "train.safetensors",
+        kind="train",
+        recipe=recipe,
+        facts={"accuracy_pct": 91.5, "place": Path("here")},
+    )
     save_form(deploy, folder / "deploy.safetensors", kind="deploy", recipe=recipe)
     return folder, train, deploy, recipe
 

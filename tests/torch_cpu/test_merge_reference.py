@@ -18,8 +18,6 @@ _LENGTH = 6
 _FILLED = (1, 2, 4, 6)
 
 
-
-
 class Reference(nn.Module):
     """Six layers, two nested residuals, activations at some positions only."""
 

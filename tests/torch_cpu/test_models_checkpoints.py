@@ -145,25 +145,35 @@ def _rewritten(tmp_path: Path, content: bytes, pickled: bytes) -> Path:
         pytest.param(under("_orig_mod.module.", TRAINED), "", id="compiled in parallel"),
         pytest.param(under("module._orig_mod.", TRAINED), "", id="parallel in compiled"),
         pytest.param({"state_dict": under("model._orig_mod.module.", TRAINED)}, "state_dict.model", id="all three"),
-        pytest.param({"state_dict": {key.replace("0.", "0._orig_mod."): value for key, value in TRAINED.items()}},
-                     "state_dict", id="a part compiled"),
-        pytest.param({"state_dict": {**under("net.", TRAINED), "loss.weight": torch.ones(3)}}, "state_dict.net",
-                     id="lightning"),
+        pytest.param(
+            {"state_dict": {key.replace("0.", "0._orig_mod."): value for key, value in TRAINED.items()}},
+            "state_dict",
+            id="a part compiled",
+        ),
+        pytest.param(
+            {"state_dict": {**under("net.", TRAINED), "loss.weight": torch.ones(3)}}, "state_dict.net", id="lightning"
+        ),
         pytest.param({"n_averaged": torch.tensor(3), **under("module.", TRAINED)}, "", id="AveragedModel"),
         pytest.param({"model": RAW, "ema": TRAINED}, "ema", id="ema"),
         pytest.param({"model": RAW, "model_ema": under("module.", TRAINED)}, "model_ema", id="model_ema"),
         pytest.param({"state_dict": RAW, "state_dict_ema": TRAINED}, "state_dict_ema", id="state_dict_ema"),
         pytest.param({"params_ema": TRAINED, "params": RAW}, "params_ema", id="params_ema"),
-        pytest.param({"state_dict": {**under("model.", RAW), **under("ema_model.module.", TRAINED)}},
-                     "state_dict.ema_model", id="ema among lightning's"),
+        pytest.param(
+            {"state_dict": {**under("model.", RAW), **under("ema_model.module.", TRAINED)}},
+            "state_dict.ema_model",
+            id="ema among lightning's",
+        ),
         pytest.param({"model": TRAINED, "ema": {"0.weight": RAW["0.weight"]}}, "model", id="ema of parameters only"),
         pytest.param({**TRAINED, "epoch": 3, "0.total_ops": torch.zeros(1)}, "", id="numbers among the weights"),
         pytest.param({"state_dict": {key: value.numpy() for key, value in TRAINED.items()}}, "state_dict", id="numpy"),
-        pytest.param({"last": TRAINED, "best": {key: value.clone() for key, value in TRAINED.items()}}, "last",
-                     id="twice the same"),
+        pytest.param(
+            {"last": TRAINED, "best": {key: value.clone() for key, value in TRAINED.items()}},
+            "last",
+            id="twice the same",
+        ),
         pytest.param({"schema": RAW, "model_swa": TRAINED}, "model_swa", id="swa, and a name that holds ema"),
     ],
-)  # fmt: skip
+)
 def test_the_right_weights_are_taken_and_named(tmp_path: Path, content: Any, key: str) -> None:
     model = small_model()
     taken = take_weights(model, saved(tmp_path, content))
@@ -238,12 +248,17 @@ def test_tensors_that_are_no_plain_weights_are_refused_by_name(
     assert all(torch.equal(value, RAW[name]) for name, value in model.state_dict().items()), "nothing was loaded"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn,
-                                   torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_other_floating_point_types_convert(tmp_path: Path, dtype: torch.dtype) -> None:
     model = small_model()
-    take_weights(model, saved(tmp_path, {
-        key: value.to(dtype) if value.is_floating_point() else value for key, value in TRAINED.items()}))
+    take_weights(
+        model,
+        saved(
+            tmp_path, {key: value.to(dtype) if value.is_floating_point() else value for key, value in TRAINED.items()}
+        ),
+    )
     assert all(value.dtype == torch.float32 for value in model.parameters())
     assert torch.allclose(model.state_dict()["0.weight"], TRAINED["0.weight"], rtol=0.2)
 
@@ -362,11 +377,28 @@ def gzipped(path: Path) -> None:
     path.write_bytes(b"\x1f\x8b\x08" + b"\0" * 40)
 
 
-@pytest.mark.parametrize("make", [
-    a_folder, a_pipe, a_device, a_loop, cut_in_half, without_its_pickle, a_zip_bomb, a_damaged_zip, a_pickle_bomb,
-    a_plain_pickle, deep_nesting, onnx_bytes, huge_header, header_longer_than_the_file, tensor_longer_than_the_file,
-    unknown_dtype, gzipped,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        a_folder,
+        a_pipe,
+        a_device,
+        a_loop,
+        cut_in_half,
+        without_its_pickle,
+        a_zip_bomb,
+        a_damaged_zip,
+        a_pickle_bomb,
+        a_plain_pickle,
+        deep_nesting,
+        onnx_bytes,
+        huge_header,
+        header_longer_than_the_file,
+        tensor_longer_than_the_file,
+        unknown_dtype,
+        gzipped,
+    ],
+)
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.onnx"])
 def test_files_that_are_no_weights_are_one_bounded_line(tmp_path: Path, make: Any, name: str) -> None:
     make(tmp_path / name)
@@ -430,8 +462,10 @@ def test_loaded_model_says_which_weights_it_has(tmp_path: Path, capsys: pytest.C
     from layerfold.cli import main
 
     nets = tmp_path / "nets.py"
-    nets.write_text("from torch import nn\ndef make():\n    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
-                    "    net.pretrained_cfg = {'input_size': (3, 8, 8)}\n    return net\n")
+    nets.write_text(
+        "from torch import nn\ndef make():\n    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+        "    net.pretrained_cfg = {'input_size': (3, 8, 8)}\n    return net\n"
+    )
     state = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).state_dict()
     path = saved(tmp_path, {"model": state, "ema": {key: value + 1 for key, value in state.items()}})
     loaded = load_model(f"{nets}:make", weights=path, weights_key="model")

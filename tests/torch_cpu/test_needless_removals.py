@@ -17,7 +17,11 @@ from layerfold.solver import Limits, solve_alternatives
 from tests.torch_cpu.networks import make_network
 
 NETWORKS = [
-    "timm:mobilenetv2_050", "timm:efficientnet_lite0", "cifar:resnet20", "timm:repvgg_a0", "timm:mobilenetv1_100",
+    "timm:mobilenetv2_050",
+    "timm:efficientnet_lite0",
+    "cifar:resnet20",
+    "timm:repvgg_a0",
+    "timm:mobilenetv1_100",
 ]
 
 
@@ -26,21 +30,33 @@ def tables(net: lf.Network, seed: int) -> tuple[lf.LatencyTable, lf.ImportanceTa
     rng = random.Random(seed)
     candidates = net.candidates(max_kernel=9)
     chains = tuple((chain.start, chain.end) for chain in net.chains)
-    latency = lf.LatencyTable([
-        lf.LatencyEntry(
-            start=each.start, end=each.end,
-            latency_ms=rng.uniform(0.08, 0.12) * each.num_layers ** rng.choice([0.4, 0.8, 1.2]),
-            spread_ms=0.002, params=each.num_layers, signature=each.signature,
-        )
-        for each in candidates
-    ], provenance=lf.Provenance(kind="latency", chains=chains))  # fmt: skip
-    importance = lf.ImportanceTable([
-        lf.ImportanceEntry(
-            start=each.start, end=each.end, start_act=each.start_act, end_act=each.end_act,
-            importance=rng.gauss(-0.05 * (each.end - each.start - 1), 0.3),
-        )
-        for each in list_requests(net, candidates, fill_slots=seed % 2 == 0)
-    ], provenance=lf.Provenance(kind="importance", chains=chains))  # fmt: skip
+    latency = lf.LatencyTable(
+        [
+            lf.LatencyEntry(
+                start=each.start,
+                end=each.end,
+                latency_ms=rng.uniform(0.08, 0.12) * each.num_layers ** rng.choice([0.4, 0.8, 1.2]),
+                spread_ms=0.002,
+                params=each.num_layers,
+                signature=each.signature,
+            )
+            for each in candidates
+        ],
+        provenance=lf.Provenance(kind="latency", chains=chains),
+    )
+    importance = lf.ImportanceTable(
+        [
+            lf.ImportanceEntry(
+                start=each.start,
+                end=each.end,
+                start_act=each.start_act,
+                end_act=each.end_act,
+                importance=rng.gauss(-0.05 * (each.end - each.start - 1), 0.3),
+            )
+            for each in list_requests(net, candidates, fill_slots=seed % 2 == 0)
+        ],
+        provenance=lf.Provenance(kind="importance", chains=chains),
+    )
     return latency, importance
 
 
@@ -74,9 +90,15 @@ def test_no_way_of_solving_removes_needlessly(net: lf.Network, ways: dict[str, o
     assert [needless(net, each) for each in frontier] == [set()] * len(frontier)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
-                                  lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3)),
-                                  lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU())], ids="123")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3)),
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU()),
+    ],
+    ids="123",
+)
 def test_the_smallest_networks_keep_their_activations(make: Callable[[], nn.Module]) -> None:
     net = lf.trace_network(make().eval(), torch.zeros(1, 3, 9, 9))
     for seed in range(8):
@@ -93,17 +115,38 @@ def model():
 """
 
 
-@pytest.mark.parametrize(("acts", "stops", "named"), [
-    ([3, 4], [1, 2, 3, 4], "1,2"), ([], [2, 4], "2"), ([1], [1, 3], "3"), ([1, 2, 3], [1, 2, 3, 4], ""),
-    ([2], [2, 4], ""), ([], [4], ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("acts", "stops", "named"),
+    [
+        ([3, 4], [1, 2, 3, 4], "1,2"),
+        ([], [2, 4], "2"),
+        ([1], [1, 3], "3"),
+        ([1, 2, 3], [1, 2, 3, 4], ""),
+        ([2], [2, 4], ""),
+        ([], [4], ""),
+    ],
+)
 def test_solutions_by_hand_may_remove_but_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], acts: list[int], stops: list[int], named: str
 ) -> None:
     (tmp_path / "toy.py").write_text(_MODEL)
     lf.Solution(act_pos=acts, merge_pos=stops).write(tmp_path / "hand.json")
-    assert main(["merge", "--model", f"{tmp_path / 'toy.py'}:model", "--input", "3x8x8", "-o",
-                 str(tmp_path / "merged.safetensors"), "--solution", str(tmp_path / "hand.json")]) == 0
+    assert (
+        main(
+            [
+                "merge",
+                "--model",
+                f"{tmp_path / 'toy.py'}:model",
+                "--input",
+                "3x8x8",
+                "-o",
+                str(tmp_path / "merged.safetensors"),
+                "--solution",
+                str(tmp_path / "hand.json"),
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr().err
     assert ("where merging stops all the same" in told) == bool(named)
     assert not named or f"removes the activations at {named}, where" in told

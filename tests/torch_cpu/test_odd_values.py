@@ -17,7 +17,8 @@ from layerfold.models import load_model
 
 _NEVER_READ = ["--weights", "missing.pth", "--data", "folder:missing"]
 _OUTPUTS = {
-    "compress": ["compress", "timm:resnet18", *_NEVER_READ, "--speedup", "1.5"], "demo": ["demo"],
+    "compress": ["compress", "timm:resnet18", *_NEVER_READ, "--speedup", "1.5"],
+    "demo": ["demo"],
     "export": ["export", "missing.safetensors"],
     "importance": ["importance", "timm:resnet18", *_NEVER_READ],
     "finetune": ["finetune", "timm:resnet18", *_NEVER_READ, "--solution", "missing.json"],
@@ -25,7 +26,7 @@ _OUTPUTS = {
     "merge": ["merge", "missing.safetensors"],
     "profile": ["profile", "timm:resnet18"],
     "solve": ["solve", "--time-path", "missing.csv", "--imp-path", "missing.csv", "--speedup", "1.5"],
-}  # fmt: skip
+}
 _FOLDERS = ("compress", "demo", "export")
 
 
@@ -65,10 +66,16 @@ def test_an_image_cache_that_can_be_no_folder_is_refused(
         ImageCache(fine, 1)
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("onnx,,onnx", "has a comma with no format"), ("onnx,", "has a comma"), ("onnx,onnx", "names onnx twice"),
-    (",", "names no format"), ("", "names no format"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("onnx,,onnx", "has a comma with no format"),
+        ("onnx,", "has a comma"),
+        ("onnx,onnx", "names onnx twice"),
+        (",", "names no format"),
+        ("", "names no format"),
+    ],
+)
 def test_formats_are_named_once_each(text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "missing.safetensors", "-o", "out", "--formats", text]) == 2
     shown = capsys.readouterr().err

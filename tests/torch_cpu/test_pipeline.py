@@ -21,11 +21,27 @@ from layerfold.pipeline import CompressOptions, CompressResult, budget_loop, pla
 from layerfold.pipeline.run_folder import RunFolder
 
 FILES = (
-    "network.json", "latency.csv", "latency.csv.json", "importance.csv", "importance.csv.json", "solution.json",
-    "frontier.csv", "verification.json", "finetuned.safetensors", "finetuned.safetensors.json", "merged.safetensors",
-    "merged.safetensors.json", "original.onnx", "model.onnx", "scores.json", "bench.json", "frontier.png",
-    "network.svg", "report.html", "run.json",
-)  # fmt: skip
+    "network.json",
+    "latency.csv",
+    "latency.csv.json",
+    "importance.csv",
+    "importance.csv.json",
+    "solution.json",
+    "frontier.csv",
+    "verification.json",
+    "finetuned.safetensors",
+    "finetuned.safetensors.json",
+    "merged.safetensors",
+    "merged.safetensors.json",
+    "original.onnx",
+    "model.onnx",
+    "scores.json",
+    "bench.json",
+    "frontier.png",
+    "network.svg",
+    "report.html",
+    "run.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +61,7 @@ def options(speedup: float) -> CompressOptions:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    loaded: LoadedModel, data: ImageData, tmp_path_factory: pytest.TempPathFactory
-) -> CompressResult:
+def finished(loaded: LoadedModel, data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> CompressResult:
     out = tmp_path_factory.mktemp("run") / "out"
     return lf.compress_network(loaded, data, out=out, options=options(1.1), progress=False)
 
@@ -130,10 +144,12 @@ def test_report_shows_every_latency_in_the_unit_of_the_last_measurement(finished
     predicted_beside_ms = [table.original_ms, *(each["original_ms"] for each in found[:-1])]
     for row, each, beside_ms in zip(report.rounds, found, predicted_beside_ms, strict=True):
         shares = [value / original.latency_ms for value in (row.predicted_ms, row.measured_ms, row.low_ms, row.high_ms)]
-        assert shares == pytest.approx([
-            each["predicted_ms"] / beside_ms,
-            *(each[name] / each["original_ms"] for name in ("measured_ms", "low_ms", "high_ms")),
-        ])
+        assert shares == pytest.approx(
+            [
+                each["predicted_ms"] / beside_ms,
+                *(each[name] / each["original_ms"] for name in ("measured_ms", "low_ms", "high_ms")),
+            ]
+        )
     assert compressed.predicted_ms in [row.predicted_ms for row in report.rounds]
     merged_ms = sum(each.before_ms or 0.0 for each in report.segments)
     layers_ms = sum(table.at((i, i + 1)).latency_ms for each in report.segments for i in range(each.start, each.end))
@@ -194,9 +210,12 @@ def test_unreachable_budget_names_the_least_before_anything_is_trained(
 
 def test_without_finetuning_importances_expect_none(loaded: LoadedModel, data: ImageData, tmp_path: Path) -> None:
     chosen = CompressOptions(
-        fastest=True, finetune_epochs=0, importance_images=64, formats=("onnx",),
+        fastest=True,
+        finetune_epochs=0,
+        importance_images=64,
+        formats=("onnx",),
         exclude=tuple(f"blocks.{number}" for number in range(2, 7)),
-    )  # fmt: skip
+    )
     lf.compress_network(loaded, data, out=tmp_path / "out", options=chosen, progress=False)
     sidecar = json.loads((tmp_path / "out/importance.csv.json").read_text())
     assert sidecar["options"]["method"] == "recalibrate"

@@ -51,13 +51,16 @@ class Machine:
             if layers > 1:
                 true = believed * self.rng.uniform(1 - error, 1 + error)
                 self.change[segment.start, segment.end] = (true - 0.55 * layers) / ORIGINAL_MS
-        self.table = lf.LatencyTable(entries, provenance=lf.Provenance(
-            kind="latency", chains=((0, DEPTH),), fixed_ms=ORIGINAL_MS - 0.55 * DEPTH))  # fmt: skip
+        self.table = lf.LatencyTable(
+            entries, provenance=lf.Provenance(kind="latency", chains=((0, DEPTH),), fixed_ms=ORIGINAL_MS - 0.55 * DEPTH)
+        )
         worth = [self.rng.uniform(0.2, 1.8) for _ in range(DEPTH + 1)]
-        self.importance = lf.ImportanceTable([
-            lf.ImportanceEntry(start=s, end=e, start_act=1, end_act=1, importance=-sum(worth[s + 1 : e]))
-            for s, e in sorted(self.table.segments)
-        ])  # fmt: skip
+        self.importance = lf.ImportanceTable(
+            [
+                lf.ImportanceEntry(start=s, end=e, start_act=1, end_act=1, importance=-sum(worth[s + 1 : e]))
+                for s, e in sorted(self.table.segments)
+            ]
+        )
 
     def ratio(self, merge_pos: Sequence[int]) -> float:
         stops = sorted({0, DEPTH, *merge_pos})
@@ -74,10 +77,14 @@ class Machine:
     def has_plan_between(self, low: float, high: float) -> bool:
         """Say whether the frontier of the true latencies has a plan there."""
         entries = [
-            replace(each, latency_ms=each.latency_ms if each.end == each.start + 1 else
-                    0.55 * (each.end - each.start) + ORIGINAL_MS * self.change[each.start, each.end])
+            replace(
+                each,
+                latency_ms=each.latency_ms
+                if each.end == each.start + 1
+                else 0.55 * (each.end - each.start) + ORIGINAL_MS * self.change[each.start, each.end],
+            )
             for each in self.table.entries
-        ]  # fmt: skip
+        ]
         true = lf.LatencyTable(entries, provenance=self.table.provenance)
         ratios = lf.solve_frontier(true, self.importance).latencies_ms[:, 0] / ORIGINAL_MS
         return bool(((ratios >= low) & (ratios <= high)).any())
@@ -93,11 +100,22 @@ class Machine:
     def verify(self, solution: lf.Solution, budget: Budget, *, predicted_ms: float, cap_s: float) -> Verification:
         ratio, low, high = self.measure(solution.merge_pos)
         return Verification(
-            measured_ms=ORIGINAL_MS * ratio, low_ms=ORIGINAL_MS * low, high_ms=ORIGINAL_MS * high,
-            original_ms=ORIGINAL_MS, original_low_ms=ORIGINAL_MS, original_high_ms=ORIGINAL_MS, ratio=ratio,
-            ratio_low=low, ratio_high=high, predicted_ms=predicted_ms, budget_ms=budget.in_ms(ORIGINAL_MS),
-            speedup=budget.speedup, is_within_budget=None, is_settled=True, provenance={},
-        )  # fmt: skip
+            measured_ms=ORIGINAL_MS * ratio,
+            low_ms=ORIGINAL_MS * low,
+            high_ms=ORIGINAL_MS * high,
+            original_ms=ORIGINAL_MS,
+            original_low_ms=ORIGINAL_MS,
+            original_high_ms=ORIGINAL_MS,
+            ratio=ratio,
+            ratio_low=low,
+            ratio_high=high,
+            predicted_ms=predicted_ms,
+            budget_ms=budget.in_ms(ORIGINAL_MS),
+            speedup=budget.speedup,
+            is_within_budget=None,
+            is_settled=True,
+            provenance={},
+        )
 
     def meet(self, budget: Budget, **how: Any) -> LoopResult:
         return meet_budget(self.net, self.table, self.importance, budget, self, progress=False, **how)
@@ -186,9 +204,10 @@ def test_second_score_decides_between_plans_that_were_taken(net: Network) -> Non
         assert found.chosen_whole == (0 if best == 0 else len(every) - len(second) + best)
         assert found.solution.merge_pos == found.finalists[best].solution.merge_pos
         assert found.verification.ratio_high <= 1 / speedup
-        assert found.verification == next(
-            each for each in found.rounds if each.solution.merge_pos == found.solution.merge_pos
-        ).verification
+        assert (
+            found.verification
+            == next(each for each in found.rounds if each.solution.merge_pos == found.solution.merge_pos).verification
+        )
         chosen.add("first" if best == 0 else "last" if best == len(second) - 1 else "between")
     assert {"first", "last"} <= chosen
 
@@ -222,12 +241,15 @@ class Scripted(Machine):
 
 
 @pytest.mark.parametrize("asked", [Budget(speedup=1.15), Budget(budget_ms=8.7)], ids=str)
-@pytest.mark.parametrize(("first", "caps_s", "is_within", "is_safe"), [
-    ((0.90, 0.97), [6.0], True, True),
-    ((0.90, 0.99), [6.0], True, False),  # kept, without the margin
-    ((0.99, 1.01), [6.0, 18.0], True, False),  # open: measured again, for longer
-    ((1.01, 1.02), [6.0], False, False),
-])
+@pytest.mark.parametrize(
+    ("first", "caps_s", "is_within", "is_safe"),
+    [
+        ((0.90, 0.97), [6.0], True, True),
+        ((0.90, 0.99), [6.0], True, False),  # kept, without the margin
+        ((0.99, 1.01), [6.0, 18.0], True, False),  # open: measured again, for longer
+        ((1.01, 1.02), [6.0], False, False),
+    ],
+)
 def test_measurement_that_leaves_the_budget_open_is_repeated_once(
     net: Network, asked: Budget, first: tuple[float, float], caps_s: list[float], is_within: bool, is_safe: bool
 ) -> None:
@@ -291,10 +313,20 @@ def test_solution_that_options_were_left_out_for_claims_no_proof(net: Network) -
 
 def test_scores_that_are_no_number_are_none() -> None:
     plans = [lf.Solution(act_pos=(1,), merge_pos=(1,)), lf.Solution(act_pos=(1, 2), merge_pos=(1, 2))]
-    wholes = tuple(ScoredPlan(solution=plan, score=score, left_out=frozenset())
-                   for plan, score in zip(plans, (float("-inf"), -1.0), strict=True))
-    found = LoopResult(solution=plans[1], verification=_unlimited, frontier=None, latency=None, rounds=(), trials=(),
-                       wholes=wholes, finalists=wholes)  # type: ignore[arg-type]
+    wholes = tuple(
+        ScoredPlan(solution=plan, score=score, left_out=frozenset())
+        for plan, score in zip(plans, (float("-inf"), -1.0), strict=True)
+    )
+    found = LoopResult(
+        solution=plans[1],
+        verification=_unlimited,
+        frontier=None,
+        latency=None,
+        rounds=(),
+        trials=(),
+        wholes=wholes,
+        finalists=wholes,
+    )  # type: ignore[arg-type]
     assert found.whole_scores == found.finalist_scores == [None, -1.0]
     assert "-1 nats before any training; the plan of highest importance lost all" in (_wholes_text(found) or "")
     assert "no finite loss, 1: number 2 was taken" in (_finalists_text(found) or "")
@@ -311,10 +343,22 @@ def test_fastest_plan_is_not_scored(net: Network) -> None:
 
 
 _unlimited = Verification(
-    measured_ms=6.0, low_ms=6.0, high_ms=6.0, original_ms=ORIGINAL_MS, original_low_ms=ORIGINAL_MS,
-    original_high_ms=ORIGINAL_MS, ratio=0.6, ratio_low=0.6, ratio_high=0.6, predicted_ms=None, budget_ms=None,
-    speedup=None, is_within_budget=None, is_settled=True, provenance={},
-)  # fmt: skip
+    measured_ms=6.0,
+    low_ms=6.0,
+    high_ms=6.0,
+    original_ms=ORIGINAL_MS,
+    original_low_ms=ORIGINAL_MS,
+    original_high_ms=ORIGINAL_MS,
+    ratio=0.6,
+    ratio_low=0.6,
+    ratio_high=0.6,
+    predicted_ms=None,
+    budget_ms=None,
+    speedup=None,
+    is_within_budget=None,
+    is_settled=True,
+    provenance={},
+)
 
 
 def test_unreachable_budget_names_what_can_be_met(net: Network) -> None:
@@ -425,9 +469,7 @@ def test_overwrite_removes_scratch_and_keeps_other_files(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("asked", [Budget(speedup=3.0), Budget(budget_ms=2.0)], ids=str)
-def test_what_an_unreachable_budget_is_told_to_ask_for_is_met(
-    net: Network, seed: int, asked: Budget
-) -> None:
+def test_what_an_unreachable_budget_is_told_to_ask_for_is_met(net: Network, seed: int, asked: Budget) -> None:
     # Noise of 2 %: two measurements of one plan differ as much as the intervals say.
     machine = Machine(net, seed, noise=0.004 if seed % 2 else 0.02)
     with pytest.raises(InfeasibleBudgetError) as caught:

@@ -54,8 +54,9 @@ def test_plans_are_timed_once_and_kept(traced, tmp_path) -> None:
 
 def test_original_against_itself_takes_as_long(traced) -> None:
     model, net = traced
-    timer = PlanTimer(net, outside_graph(model, net), get_backend("onnxruntime"), None,
-                      MeasurePolicy(target=0.02, cap_s=1.0))
+    timer = PlanTimer(
+        net, outside_graph(model, net), get_backend("onnxruntime"), None, MeasurePolicy(target=0.02, cap_s=1.0)
+    )
     assert timer.measure([timer.original])[0].ratio == pytest.approx(1.0, abs=0.2)
 
 
@@ -80,8 +81,9 @@ def test_repeated_weight_is_what_its_rule_says() -> None:
     from onnx.reference import ReferenceEvaluator
 
     node, initializers = repeated_weight("w", (3, 4, 5, 5), np.dtype(np.float32), [1.0, -2.0])
-    graph = helper.make_graph([node], "g", [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 4, 5, 5])],
-                              initializers)
+    graph = helper.make_graph(
+        [node], "g", [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 4, 5, 5])], initializers
+    )
     (weight,) = ReferenceEvaluator(helper.make_model(graph)).run(None, {})
     rows = numpy_helper.to_array(initializers[0])
     assert weight.shape == (3, 4, 5, 5)
@@ -98,9 +100,7 @@ def test_covering_plans_hold_every_promising_segment_and_no_other(traced) -> Non
     assert growth[1, 3] == pytest.approx(1.1)
     assert promising_segments(growth) == [(0, 2), (0, 3), (1, 3)]
     plans = covering_solutions(net, growth, 20, seed=1)
-    merged = [
-        (s.start, s.end) for plan in plans for s in net.segments_of(plan.merge_pos) if s.num_layers > 1
-    ]
+    merged = [(s.start, s.end) for plan in plans for s in net.segments_of(plan.merge_pos) if s.num_layers > 1]
     assert set(merged) == {(0, 2), (0, 3), (1, 3)}
     assert len({plan.merge_pos for plan in plans}) == len(plans)
     assert all(set(plan.act_pos) <= set(plan.merge_pos) for plan in plans)

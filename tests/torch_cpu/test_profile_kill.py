@@ -38,8 +38,13 @@ print(json.dumps(found))
 def test_profiling_killed_up_to_three_times_keeps_every_measurement_and_repeats_none(tmp_path, method, seed):
     (tmp_path / "own.py").write_text(_FILE)
     command = [sys.executable, "-c", _RUN, f"{tmp_path / 'own.py'}:net", method, str(seed)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["kept_measurements_lost_or_changed"] == 0

@@ -105,8 +105,9 @@ def test_a_chain_alone_is_the_context_where_the_rest_is_huge(monkeypatch, tmp_pa
     model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.MaxPool2d(2), convs[2], nn.ReLU(), convs[3]).eval()
     net = trace_network(model, torch.randn(1, 8, 32, 32))
     backend = CountingBackend()
-    table = profile_network(model, net, backend, cache=tmp_path / "c.sqlite", progress=False, cap_s=0.02,
-                            method="in_network")
+    table = profile_network(
+        model, net, backend, cache=tmp_path / "c.sqlite", progress=False, cap_s=0.02, method="in_network"
+    )
     assert len(net.chains) == 2
     assert {(entry.start, entry.end) for entry in table.entries} >= {(0, 2), (2, 4)}
     with sqlite3.connect(tmp_path / "c.sqlite") as rows:
@@ -154,8 +155,9 @@ def test_a_hopeless_candidate_is_bounded_and_not_measured():
     layers = [nn.Conv2d(64, 64, 1), *depthwise, nn.Conv2d(64, 64, 1)]
     model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU()))).eval()
     net = trace_network(model, torch.randn(1, 64, 16, 16))
-    table = profile_network(model, net, cache=False, progress=False, cap_s=0.02, method="isolated",
-                            candidates=net.candidates(max_kernel=99))
+    table = profile_network(
+        model, net, cache=False, progress=False, cap_s=0.02, method="isolated", candidates=net.candidates(max_kernel=99)
+    )
     worst = table.entry(0, 5)
     assert worst.runs <= 3
     assert worst.latency_ms > 1.5 * sum(table.entry(m, m + 1).latency_ms for m in range(5))
@@ -181,13 +183,28 @@ def test_original_and_merged_are_compared_and_judged(model, net):
 
 
 def latency(name: str, median_ms: float, high_ms: float, ratio: float, ratio_high: float) -> NetworkLatency:
-    return NetworkLatency(name=name, median_ms=median_ms, low_ms=median_ms, high_ms=high_ms, spread_ms=0.0,
-                          ratio=ratio, ratio_low=ratio, ratio_high=ratio_high, runs=1, is_settled=True)
+    return NetworkLatency(
+        name=name,
+        median_ms=median_ms,
+        low_ms=median_ms,
+        high_ms=high_ms,
+        spread_ms=0.0,
+        ratio=ratio,
+        ratio_low=ratio,
+        ratio_high=ratio_high,
+        runs=1,
+        is_settled=True,
+    )
 
 
-@pytest.mark.parametrize(("high_ms", "ratio_high", "is_within"), [
-    (0.49, 0.49, True), (0.51, 0.49, False), (0.49, 0.51, False),
-])
+@pytest.mark.parametrize(
+    ("high_ms", "ratio_high", "is_within"),
+    [
+        (0.49, 0.49, True),
+        (0.51, 0.49, False),
+        (0.49, 0.51, False),
+    ],
+)
 def test_a_speedup_needs_both_the_ratio_and_the_latency_below(high_ms, ratio_high, is_within):
     networks = (latency("original", 1.0, 1.1, 1.0, 1.0), latency("merged", 0.48, high_ms, 0.48, ratio_high))
     report = BenchmarkReport(networks=networks, provenance={})

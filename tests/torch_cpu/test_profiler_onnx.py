@@ -29,9 +29,12 @@ from layerfold.profiler.segment_onnx import overhead_onnx, segment_onnx
 from layerfold.solver import Solution
 
 PARAMS = {
-    "leaky_relu": (("negative_slope", 0.2),), "elu": (("alpha", 0.7),), "celu": (("alpha", 0.7),),
-    "softplus": (("beta", 2.0), ("threshold", 20.0)), "hardtanh": (("max_val", 2.0), ("min_val", -1.5)),
-}  # fmt: skip
+    "leaky_relu": (("negative_slope", 0.2),),
+    "elu": (("alpha", 0.7),),
+    "celu": (("alpha", 0.7),),
+    "softplus": (("beta", 2.0), ("threshold", 20.0)),
+    "hardtanh": (("max_val", 2.0), ("min_val", -1.5)),
+}
 
 
 def infer(onnx_bytes: bytes, **inputs: torch.Tensor) -> list[np.ndarray]:
@@ -56,28 +59,48 @@ def test_activation_nodes_compute_what_torch_computes(kind):
 
 def test_unknown_activation_is_named_with_its_segment():
     conv = ConvSpec(in_channels=2, out_channels=2, kernel_size=(1, 1))
-    segment = Segment(start=3, end=4, conv=conv, input_shape=(2, 4, 4), output_shape=(2, 4, 4),
-                      activation=ActivationSpec(kind="snake"))
+    segment = Segment(
+        start=3,
+        end=4,
+        conv=conv,
+        input_shape=(2, 4, 4),
+        output_shape=(2, 4, 4),
+        activation=ActivationSpec(kind="snake"),
+    )
     with pytest.raises(ExportError, match=r"'snake' of segment \(3, 4\)"):
         segment_onnx(segment)
 
 
 def test_segment_graph_computes_its_conv_residual_shortcut_and_activation():
-    conv = ConvSpec(in_channels=4, out_channels=6, kernel_size=(3, 5), stride=(2, 1), dilation=(1, 2),
-                    padding=((0, 1), (3, 2)), groups=2)
+    conv = ConvSpec(
+        in_channels=4,
+        out_channels=6,
+        kernel_size=(3, 5),
+        stride=(2, 1),
+        dilation=(1, 2),
+        padding=((0, 1), (3, 2)),
+        groups=2,
+    )
     shortcut = ConvSpec(in_channels=3, out_channels=6, kernel_size=(1, 1), stride=(2, 1))
     shape = (4, 8, 9)
     output = conv.output_shape(shape)
     segment = Segment(
-        start=2, end=4, conv=conv, input_shape=shape, output_shape=output, activation=ActivationSpec(kind="relu"),
+        start=2,
+        end=4,
+        conv=conv,
+        input_shape=shape,
+        output_shape=output,
+        activation=ActivationSpec(kind="relu"),
         open_residuals=(
             Residual(src=0, dst=4, source_shape=output),
             Residual(src=1, dst=4, shortcut=(shortcut,), source_shape=(3, 2 * output[1], output[2])),
         ),
     )
     onnx_bytes = segment_onnx(segment, batch=2)
-    weights = [torch.from_numpy(numpy_helper.to_array(each).copy())
-               for each in onnx.load_from_string(onnx_bytes).graph.initializer]
+    weights = [
+        torch.from_numpy(numpy_helper.to_array(each).copy())
+        for each in onnx.load_from_string(onnx_bytes).graph.initializer
+    ]
     x, identity = torch.randn(2, *shape), torch.randn(2, *output)
     source = torch.randn(2, 3, 2 * output[1], output[2])
     (found,) = infer(onnx_bytes, x=x, source_0=identity, source_1=source)
@@ -148,15 +171,24 @@ def conv_multiset(onnx_bytes: bytes) -> Counter:
     for node in graph.node:
         if node.op_type == "Conv":
             facts = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-            convs[shapes[node.input[1]], tuple(facts["strides"]), tuple(facts["pads"]), tuple(facts["dilations"]),
-                  facts["group"]] += 1
+            convs[
+                shapes[node.input[1]],
+                tuple(facts["strides"]),
+                tuple(facts["pads"]),
+                tuple(facts["dilations"]),
+                facts["group"],
+            ] += 1
     return convs
 
 
-@pytest.mark.parametrize("build", [
-    lambda: timm.create_model("mobilenetv2_050", num_classes=10),
-    lambda: torchvision.models.resnet18(num_classes=10),
-], ids=["mobilenetv2_050", "resnet18"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: timm.create_model("mobilenetv2_050", num_classes=10),
+        lambda: torchvision.models.resnet18(num_classes=10),
+    ],
+    ids=["mobilenetv2_050", "resnet18"],
+)
 def test_assembled_plan_has_the_convs_of_the_merged_and_exported_network(build):
     model = build().eval()
     x = torch.randn(1, 3, 32, 32)
@@ -165,8 +197,9 @@ def test_assembled_plan_has_the_convs_of_the_merged_and_exported_network(build):
     plans = random_solutions(net, net.candidates(max_kernel=7), 2, seed=2)
     for act_pos, merge_pos in plans:
         assembled = assemble_network(net, outside, act_pos, merge_pos)
-        merged = merge_network(build_train_form(model, net, Solution(act_pos=act_pos, merge_pos=merge_pos)),
-                               tolerance=None)
+        merged = merge_network(
+            build_train_form(model, net, Solution(act_pos=act_pos, merge_pos=merge_pos)), tolerance=None
+        )
         exported = export_onnx(merged, x, fast=True)
         assert conv_multiset(assembled) == conv_multiset(exported)
         kinds = Counter(node.op_type for node in onnx.load_from_string(assembled).graph.node)

@@ -51,11 +51,20 @@ def random_importance(net: lf.Network, latency: lf.LatencyTable, rng: random.Ran
             return (int(net.has_activation(position)),)
         return (1,) if net.has_activation(position) else (0, 1)
 
-    return ImportanceTable([
-        ImportanceEntry(start=each.start, end=each.end, start_act=before, end_act=behind,
-                        importance=-rng.random() * (each.end - each.start - 0.9))
-        for each in latency.entries for before in states(each.start) for behind in states(each.end)
-    ])  # fmt: skip
+    return ImportanceTable(
+        [
+            ImportanceEntry(
+                start=each.start,
+                end=each.end,
+                start_act=before,
+                end_act=behind,
+                importance=-rng.random() * (each.end - each.start - 0.9),
+            )
+            for each in latency.entries
+            for before in states(each.start)
+            for behind in states(each.end)
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", MOBILENETS)

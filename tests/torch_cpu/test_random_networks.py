@@ -65,9 +65,10 @@ class Network(nn.Module):
         self.convs, self.norms, self.act = nn.ModuleList(convs), nn.ModuleList(norms), program.act()
         self.sides = nn.ModuleList(
             nn.Conv2d(program.channels[src], program.channels[dst], 1, program.strides[dst] // program.strides[src])
-            if has_conv else nn.Identity()
+            if has_conv
+            else nn.Identity()
             for src, dst, has_conv in program.residuals
-        )  # fmt: skip
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.by_hand(x, frozenset(self.program.filled))

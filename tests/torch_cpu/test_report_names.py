@@ -19,9 +19,21 @@ from layerfold.pipeline.comparison import ComparedNetwork, SolutionComparison
 from layerfold.report import ReportData, ResultRow, network_svg, write_report
 from layerfold.report.comparison import ComparedPoint, comparison_plot
 
-NAMES = ["<script>alert(1)</script>", "a\"b'c&d", "$x^{$ and $\\frac$", "own\x1b[31m.py:net", "\u202egnp.py",
-         "\udcff.py:net", "=cmd()", "@SUM(A1)", "100% \\n", "a\nb", "\x00", "$$"]
-FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "=HYPERLINK(\"http://x\")"]
+NAMES = [
+    "<script>alert(1)</script>",
+    "a\"b'c&d",
+    "$x^{$ and $\\frac$",
+    "own\x1b[31m.py:net",
+    "\u202egnp.py",
+    "\udcff.py:net",
+    "=cmd()",
+    "@SUM(A1)",
+    "100% \\n",
+    "a\nb",
+    "\x00",
+    "$$",
+]
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x")']
 
 
 class _Tags(HTMLParser):
@@ -40,11 +52,31 @@ def _tags(page: str) -> list[str]:
 
 
 def _page(folder: Path, name: str) -> str:
-    row = ResultRow(name=name, accuracy_pct=1.0, latency_ms=1.0, low_ms=1.0, high_ms=1.0, predicted_ms=1.0,
-                    num_layers=1, num_params=1, macs=1)  # fmt: skip
-    data = ReportData(title=name, model=name, data=name, device=name, budget_ms=1.0, is_budget_met=True, verdict=name,
-                      rows=(row, row), files=((name, name),), provenance=((name, name),), notes=(name,),
-                      command=f"layerfold {name}")  # fmt: skip
+    row = ResultRow(
+        name=name,
+        accuracy_pct=1.0,
+        latency_ms=1.0,
+        low_ms=1.0,
+        high_ms=1.0,
+        predicted_ms=1.0,
+        num_layers=1,
+        num_params=1,
+        macs=1,
+    )
+    data = ReportData(
+        title=name,
+        model=name,
+        data=name,
+        device=name,
+        budget_ms=1.0,
+        is_budget_met=True,
+        verdict=name,
+        rows=(row, row),
+        files=((name, name),),
+        provenance=((name, name),),
+        notes=(name,),
+        command=f"layerfold {name}",
+    )
     return write_report(data, folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -67,8 +99,10 @@ def test_a_drawing_with_any_name_is_xml(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_picture_with_any_name_is_drawn(name: str, tmp_path: Path) -> None:
-    points = [ComparedPoint(name=name + str(index), measured_ms=1.0 + index, low_ms=1.0, high_ms=2.0,
-                            accuracy_pct=value) for index, value in enumerate((90.0, None))]  # fmt: skip
+    points = [
+        ComparedPoint(name=name + str(index), measured_ms=1.0 + index, low_ms=1.0, high_ms=2.0, accuracy_pct=value)
+        for index, value in enumerate((90.0, None))
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # no font has every sign
         for few, file in ((points, "values.png"), ([replace(points[0], accuracy_pct=None)], "rows.svg")):
@@ -78,10 +112,23 @@ def test_a_picture_with_any_name_is_drawn(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMULAS, ids=ascii)
 def test_no_cell_of_a_comparison_is_a_formula(name: str, tmp_path: Path) -> None:
     network = ComparedNetwork(
-        name=name, predicted_ms=None, measured_ms=1.5, low_ms=1.0, high_ms=2.0, ratio=1.0, ratio_low=1.0,
-        ratio_high=1.0, is_settled=True, importance=-0.5, accuracy_pct=None, num_activations=1, num_convs=1,
-        num_params=1, macs=1, note=name,
-    )  # fmt: skip
+        name=name,
+        predicted_ms=None,
+        measured_ms=1.5,
+        low_ms=1.0,
+        high_ms=2.0,
+        ratio=1.0,
+        ratio_low=1.0,
+        ratio_high=1.0,
+        is_settled=True,
+        importance=-0.5,
+        accuracy_pct=None,
+        num_activations=1,
+        num_convs=1,
+        num_params=1,
+        macs=1,
+        note=name,
+    )
     SolutionComparison(networks=(network,)).write_csv(tmp_path / "compare.csv")
     (row,) = csv.DictReader(io.StringIO((tmp_path / "compare.csv").read_bytes().decode()))
     shown = f"'{name}" if name[0] != "\r" else r"\r=1"
@@ -91,11 +138,15 @@ def test_no_cell_of_a_comparison_is_a_formula(name: str, tmp_path: Path) -> None
 
 def test_a_frontier_as_csv_holds_numbers_and_positions_only(tmp_path: Path) -> None:
     (tmp_path / "time.csv").write_text("id,st,end,time,stdev\n0,0,1,1.0,0\n1,1,2,1.0,0\n2,0,2,1.5,0\n")
-    (tmp_path / "imp.csv").write_text("id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc\n"
-                                      "0,0,1,1,1,,,,0\n1,1,2,1,1,,,,0\n2,0,2,1,1,,,,-2\n")
+    (tmp_path / "imp.csv").write_text(
+        "id,st,end,st_act,end_act,train_loss,train_acc,val_loss,val_acc\n"
+        "0,0,1,1,1,,,,0\n1,1,2,1,1,,,,0\n2,0,2,1,1,,,,-2\n"
+    )
     latency, importance = lf.LatencyTable.read(tmp_path / "time.csv"), lf.ImportanceTable.read(tmp_path / "imp.csv")
     frontier = lf.solve_frontier(latency, importance)
     frontier.write_csv(tmp_path / "frontier.csv")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "frontier.csv").read_text())))
     assert [(float(row["latency_ms"]), float(row["importance"]), row["merge_pos"]) for row in rows] == [
-        (1.5, -2.0, "2"), (2.0, 0.0, "1,2")]  # fmt: skip
+        (1.5, -2.0, "2"),
+        (2.0, 0.0, "1,2"),
+    ]

@@ -92,10 +92,17 @@ def test_nothing_overlaps_and_all_stays_on_the_page(name: str, is_merged: bool) 
 def test_branches_of_an_inception_block_stand_side_by_side() -> None:
     net = _trace("torchvision:googlenet")
     placed = place(net)
-    heads = [layer.index for layer in net.layers if layer.name in {
-        "inception3a.branch1.conv", "inception3a.branch2.0.conv", "inception3a.branch3.0.conv",
-        "inception3a.branch4.1.conv",
-    }]  # fmt: skip
+    heads = [
+        layer.index
+        for layer in net.layers
+        if layer.name
+        in {
+            "inception3a.branch1.conv",
+            "inception3a.branch2.0.conv",
+            "inception3a.branch3.0.conv",
+            "inception3a.branch4.1.conv",
+        }
+    ]
     assert len({placed.boxes[index].track for index in heads}) == 4
     (pool,) = [mark for mark in placed.marks if mark.items[0].name == "inception3a.branch4.0"]
     assert pool.tracks == (placed.boxes[heads[3]].track,) * 2  # in its own branch

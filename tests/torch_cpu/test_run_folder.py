@@ -42,17 +42,25 @@ def run(path: Path, *, overwrite: bool = False, config: dict[str, Any] | None = 
                 folder.file("model.engine").write_text("only on some machines")
             return {"name": name, "value": 0.1}
 
-        folder.step(name, outputs, work, reads=reads, perhaps=["model.engine"] if name == "bench" else (),
-                    is_repeatable=name == "trace")
+        folder.step(
+            name,
+            outputs,
+            work,
+            reads=reads,
+            perhaps=["model.engine"] if name == "bench" else (),
+            is_repeatable=name == "trace",
+        )
     folder.check_whole()
     return done
 
 
 def damaged(text: bytes) -> dict[str, bytes]:
     return {
-        "cut": text[: len(text) // 2], "empty": b"", "one bit": bytes([text[0] ^ 1]) + text[1:],
+        "cut": text[: len(text) // 2],
+        "empty": b"",
+        "one bit": bytes([text[0] ^ 1]) + text[1:],
         "longer": text + b"\n",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "one bit", "longer"])
@@ -66,9 +74,14 @@ def test_damaged_output_is_made_again_with_all_that_depends_on_it(
     (tmp_path / output).write_bytes(damaged(good)[kind])
     first = next(name for name, (outputs, _) in STEPS.items() if output in outputs)
     # Tracing gives the same again, so that nothing else need be done.
-    depends = {"trace": ["trace"], "profile": ["profile", "solve", "merge", "score", "bench"],
-               "solve": ["solve", "merge", "score", "bench"], "merge": ["merge", "score", "bench"],
-               "score": ["score"], "bench": ["bench"]}[first]  # fmt: skip
+    depends = {
+        "trace": ["trace"],
+        "profile": ["profile", "solve", "merge", "score", "bench"],
+        "solve": ["solve", "merge", "score", "bench"],
+        "merge": ["merge", "score", "bench"],
+        "score": ["score"],
+        "bench": ["bench"],
+    }[first]
     assert run(tmp_path) == depends
     assert (tmp_path / output).read_bytes() == good
     said = capsys.readouterr().err
@@ -192,8 +205,10 @@ def test_folder_removed_in_mid_run_is_not_called_done(what: str, tmp_path: Path)
 def test_two_runs_in_one_folder_are_refused_while_the_first_lives(tmp_path: Path) -> None:
     with RunFolder.only_one(tmp_path / "out"):
         run(tmp_path / "out")
-        with pytest.raises(UsageError, match=rf"process {os.getpid()} on .* is writing it now; wait for it"), \
-                RunFolder.only_one(tmp_path / "out"):
+        with (
+            pytest.raises(UsageError, match=rf"process {os.getpid()} on .* is writing it now; wait for it"),
+            RunFolder.only_one(tmp_path / "out"),
+        ):
             pass
     with RunFolder.only_one(tmp_path / "out"):
         assert run(tmp_path / "out") == []
@@ -201,8 +216,10 @@ def test_two_runs_in_one_folder_are_refused_while_the_first_lives(tmp_path: Path
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
-    code = ("import sys, time\nfrom layerfold.files import held\n"
-            "with held(sys.argv[1], subject='-o x', remedy='wait'):\n    print(flush=True)\n    time.sleep(60)\n")
+    code = (
+        "import sys, time\nfrom layerfold.files import held\n"
+        "with held(sys.argv[1], subject='-o x', remedy='wait'):\n    print(flush=True)\n    time.sleep(60)\n"
+    )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run.lock")], stdout=subprocess.PIPE)
     try:
         assert child.stdout is not None
@@ -231,8 +248,10 @@ def test_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"--output .*cannot be written \(Not a directory\); name another folder"), \
-            RunFolder.only_one(tmp_path / "file" / "out"):
+    with (
+        pytest.raises(UsageError, match=r"--output .*cannot be written \(Not a directory\); name another folder"),
+        RunFolder.only_one(tmp_path / "file" / "out"),
+    ):
         pass
 
 
@@ -241,14 +260,17 @@ FIRST_USES = {"data": "importance", "speedup": "solve", "rate": "solve", "format
 SETTLED_BY = ("trace", "profile", "importance", "solve", "export")
 
 
-@pytest.mark.parametrize(("done", "may_change"), [
-    (0, {"model", "data", "speedup", "rate", "formats"}),
-    (1, {"data", "speedup", "rate", "formats"}),
-    (2, {"data", "speedup", "rate", "formats"}),
-    (3, {"speedup", "rate", "formats"}),
-    (4, {"formats"}),
-    (5, set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("done", "may_change"),
+    [
+        (0, {"model", "data", "speedup", "rate", "formats"}),
+        (1, {"data", "speedup", "rate", "formats"}),
+        (2, {"data", "speedup", "rate", "formats"}),
+        (3, {"speedup", "rate", "formats"}),
+        (4, {"formats"}),
+        (5, set()),
+    ],
+)
 def test_setting_may_change_until_something_that_depends_on_it_is_done(
     done: int, may_change: set[str], tmp_path: Path
 ) -> None:

@@ -51,9 +51,16 @@ def weighs_by_logits(self: Any, x: Tensor) -> Tensor:
     return self.body(x * torch.softmax(torch.log(x.abs().mean((2, 3), keepdim=True)), 1))
 
 
-@pytest.mark.parametrize("forward", [
-    divides_by_its_sum, normalises_vectors, takes_roots, whitens, weighs_by_logits,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "forward",
+    [
+        divides_by_its_sum,
+        normalises_vectors,
+        takes_roots,
+        whitens,
+        weighs_by_logits,
+    ],
+)
 def test_a_network_that_answers_nothing_to_zeros_is_traced(forward: Callable[..., Any]) -> None:
     model = network(forward)
     for example in (torch.zeros(1, 3, 8, 8), torch.full((2, 3, 8, 8), 7.0), torch.full((1, 3, 8, 8), torch.nan)):
@@ -87,9 +94,16 @@ def through_a_view(self: Any, x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("forward", [
-    kind_by_identity, kind_by_class_name, dtype_by_identity, through_numbers, through_a_view,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "forward",
+    [
+        kind_by_identity,
+        kind_by_class_name,
+        dtype_by_identity,
+        through_numbers,
+        through_a_view,
+    ],
+)
 def test_what_tracing_does_not_see_is_refused(forward: Callable[..., Any]) -> None:
     with pytest.raises(lf.UnsupportedGraphError, match="computes something else on random images"):
         lf.trace_network(network(forward), torch.zeros(1, 3, 8, 8))
@@ -190,14 +204,17 @@ def test_forms_are_compared_on_a_users_own_images() -> None:
         check_same_function(model, student, images)
 
 
-@pytest.mark.parametrize(("spoil", "name"), [
-    (lambda model: model.body[0].weight.data[0, 0].fill_(torch.nan), "body.0.weight"),
-    (lambda model: model.body[2].bias.data[3:].fill_(torch.nan), "body.2.bias"),
-    (lambda model: model.body.append(nn.BatchNorm2d(8))[-1].running_var.fill_(torch.nan), "body.4.running_var"),
-    (lambda model: model.half().body[0].weight.data.fill_(torch.nan), "body.0.weight"),
-    (lambda model: model.double().body[2].weight.data.fill_(torch.nan), "body.2.weight"),
-    (lambda model: model.body.insert(0, nn.Conv2d(3, 3, 1, device="meta")), "body.0.weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "name"),
+    [
+        (lambda model: model.body[0].weight.data[0, 0].fill_(torch.nan), "body.0.weight"),
+        (lambda model: model.body[2].bias.data[3:].fill_(torch.nan), "body.2.bias"),
+        (lambda model: model.body.append(nn.BatchNorm2d(8))[-1].running_var.fill_(torch.nan), "body.4.running_var"),
+        (lambda model: model.half().body[0].weight.data.fill_(torch.nan), "body.0.weight"),
+        (lambda model: model.double().body[2].weight.data.fill_(torch.nan), "body.2.weight"),
+        (lambda model: model.body.insert(0, nn.Conv2d(3, 3, 1, device="meta")), "body.0.weight"),
+    ],
+)
 def test_weights_that_are_no_numbers_are_named(spoil: Callable[[Any], Any], name: str) -> None:
     model = Net()
     spoil(model)
@@ -216,21 +233,25 @@ def test_a_part_that_stays_whole_keeps_the_activations_in_its_fused_norms() -> N
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) if x.sum() != 0 else x
 
-    net = check(nn.Sequential(layers.ConvNormAct(3, 4, 3), nn.Conv2d(4, 4, 1), Chooses(), nn.Conv2d(4, 4, 1)),
-                (1, 3, 9, 9))  # fmt: skip
+    net = check(
+        nn.Sequential(layers.ConvNormAct(3, 4, 3), nn.Conv2d(4, 4, 1), Chooses(), nn.Conv2d(4, 4, 1)), (1, 3, 9, 9)
+    )
     assert net.layer(1).activation is not None
 
 
-@pytest.mark.parametrize(("forward", "cause"), [
-    (lambda self, x: self.body(x[:, :2]), "channels.*give the input size and channels"),
-    (lambda self, x: self.body(x.view(1, 5, -1)), "shape.*give the input size and channels"),
-    (lambda self, x: self.body(self.missing), "missing.*own forward fails"),
-    (lambda self, x: self.body({}["key"]), "key.*own forward fails"),
-    (lambda self, x: self.body(), "positional argument.*own forward fails"),
-    (lambda self, x: self.body(x.double()), "let the forward keep their dtype"),
-    (lambda self, x: self.body(x.half()), "let the forward keep their dtype"),
-    (lambda self, x: self.body(x.to(torch.uint8)), "let the forward keep their dtype"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("forward", "cause"),
+    [
+        (lambda self, x: self.body(x[:, :2]), "channels.*give the input size and channels"),
+        (lambda self, x: self.body(x.view(1, 5, -1)), "shape.*give the input size and channels"),
+        (lambda self, x: self.body(self.missing), "missing.*own forward fails"),
+        (lambda self, x: self.body({}["key"]), "key.*own forward fails"),
+        (lambda self, x: self.body(), "positional argument.*own forward fails"),
+        (lambda self, x: self.body(x.double()), "let the forward keep their dtype"),
+        (lambda self, x: self.body(x.half()), "let the forward keep their dtype"),
+        (lambda self, x: self.body(x.to(torch.uint8)), "let the forward keep their dtype"),
+    ],
+)
 def test_a_model_that_does_not_run_is_refused_with_its_line_and_true_advice(
     forward: Callable[..., Any], cause: str
 ) -> None:
@@ -251,27 +272,33 @@ def test_a_hook_that_changes_something_is_not_lost(place: str, kind: str) -> Non
     check(model, (1, 3, 12, 12), merge_pooling=True, larger=4)
 
 
-@pytest.mark.parametrize("forward", [
-    lambda self, x: self.body(x * 4 if x.shape[0] == 1 else x),
-    lambda self, x: self.body(x if x.size(0) != 1 else x.flip(-1)),
-    lambda self, x: self.body(x * {1: 3.0}.get(x.shape[0], 1.0)),
-    lambda self, x: self.body(x + 1 if x.shape == (1, 3, 8, 8) else x),
-    lambda self, x: self.body(x) * (2 if tuple(x.shape[:2]) == (1, 3) else 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.body(x * 4 if x.shape[0] == 1 else x),
+        lambda self, x: self.body(x if x.size(0) != 1 else x.flip(-1)),
+        lambda self, x: self.body(x * {1: 3.0}.get(x.shape[0], 1.0)),
+        lambda self, x: self.body(x + 1 if x.shape == (1, 3, 8, 8) else x),
+        lambda self, x: self.body(x) * (2 if tuple(x.shape[:2]) == (1, 3) else 1),
+    ],
+)
 @pytest.mark.parametrize("images", [1, 2, 4])
 def test_another_function_of_a_single_image_is_refused(forward: Callable[..., Any], images: int) -> None:
     with pytest.raises(lf.UnsupportedGraphError, match="number of images"):
         lf.trace_network(network(forward), torch.zeros(images, 3, 8, 8))
 
 
-@pytest.mark.parametrize("forward", [
-    lambda self, x: self.body(x.half().float()),
-    lambda self, x: self.body((x * 255).to(torch.uint8).float() / 255),
-    lambda self, x: self.body(x.to(torch.bfloat16).to(torch.float32)),
-    lambda self, x: self.body((x > 0).to(x.dtype)),
-    lambda self, x: self.body(x.double().float()),
-    lambda self, x: self.body(x.int().to(x.dtype)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.body(x.half().float()),
+        lambda self, x: self.body((x * 255).to(torch.uint8).float() / 255),
+        lambda self, x: self.body(x.to(torch.bfloat16).to(torch.float32)),
+        lambda self, x: self.body((x > 0).to(x.dtype)),
+        lambda self, x: self.body(x.double().float()),
+        lambda self, x: self.body(x.int().to(x.dtype)),
+    ],
+)
 def test_casts_in_a_forward_are_traced(forward: Callable[..., Any]) -> None:
     assert lf.trace_network(network(forward), torch.zeros(1, 3, 8, 8)).layers
 

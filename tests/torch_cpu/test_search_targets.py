@@ -94,8 +94,6 @@ def test_without_a_table_as_few_convs_as_candidates_allow_are_left() -> None:
 
 
 def test_table_of_another_network_is_refused() -> None:
-    one, other = (
-        lf.trace_network(random_network(seed).eval(), torch.zeros(1, 3, 12, 12)) for seed in (0, 1)
-    )
+    one, other = (lf.trace_network(random_network(seed).eval(), torch.zeros(1, 3, 12, 12)) for seed in (0, 1))
     with pytest.raises(lf.ProvenanceMismatchError, match=f"{one.hash}.*{other.hash}"):
         BestMerging(other, random_table(one, 0))

@@ -75,16 +75,20 @@ def test_search_ends_within_the_budget(seed: int, granularity: Any) -> None:
     assert by_speedup.solution.budget_ms == table.original_ms
 
 
-@pytest.mark.parametrize(("wrong", "words"), [
-    ({}, "give one of the three"),
-    ({"keep": 1, "speedup": 2.0}, "give one of the three"),
-    ({"keep": 99}, r"keep=99: must be a whole number from 0 to \d+, the number of gates"),
-    ({"speedup": 1.5}, "needs latency"),
-    ({"budget_ms": 1.0}, "needs latency"),
-    ({"keep": 1, "anneal": 2.0}, "anneal=2.0"),
-    ({"keep": 1, "training": lf.FinetuneOptions(keep="best")}, "training.keep='best'"),
-    ({"keep": 1, "granularity": "layer"}, "granularity='layer'"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({}, "give one of the three"),
+        ({"keep": 1, "speedup": 2.0}, "give one of the three"),
+        ({"keep": 99}, r"keep=99: must be a whole number from 0 to \d+, the number of gates"),
+        ({"speedup": 1.5}, "needs latency"),
+        ({"budget_ms": 1.0}, "needs latency"),
+        ({"keep": 1, "anneal": 2.0}, "anneal=2.0"),
+        ({"keep": 1, "training": lf.FinetuneOptions(keep="best")}, "training.keep='best'"),
+        ({"keep": 1, "granularity": "layer"}, "granularity='layer'"),
+    ],
+    ids=str,
+)
 def test_wrong_arguments_are_one_line(wrong: dict[str, Any], words: str) -> None:
     model = random_network(0).eval()
     with pytest.raises(lf.UsageError, match=words) as caught:
@@ -119,8 +123,9 @@ def test_activation_that_does_nothing_goes_first() -> None:
     x = (signs * (0.2 + 0.8 * size))[:, None, None, None].expand(-1, 3, 4, 4).contiguous()
     split = TensorDataset(x, size)
     data = lf.ImageData(name="squares", num_classes=2, input_shape=(3, 4, 4), train=split, holdout=split, test=split)
-    lf.finetune_network(model, data, steps=200, batch_size=32, optimizer="adamw", learning_rate=0.02, augment=False,
-                        progress=False)
+    lf.finetune_network(
+        model, data, steps=200, batch_size=32, optimizer="adamw", learning_rate=0.02, augment=False, progress=False
+    )
     assert lf.evaluate_network(model, data.split("test")).accuracy_pct > 95
     net = lf.trace_network(model, torch.zeros(1, 3, 4, 4))
     options = lf.FinetuneOptions(steps=40, batch_size=32, learning_rate=0.01, augment=False)
@@ -164,8 +169,15 @@ print(found.training.resumed_from_step, [gate.score for gate in found.gates],
 def _run(out: Path, stop_at: int, target: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run([sys.executable, "-c", _KILLED, str(out), str(stop_at), target], cwd=root, text=True,
-                          capture_output=True, timeout=300, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", _KILLED, str(out), str(stop_at), target],
+        cwd=root,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("target", ["keep", "1.2"])

@@ -110,8 +110,13 @@ def _frozen(names: tuple[str, ...]) -> nn.Module:
     return model
 
 
-PARTLY = {"the first conv": ("0.",), "all but the head": ("0.", "1.", "3.", "4."), "the head": ("9.",),
-          "norms": ("1.", "4."), "one bias": ("9.bias",)}  # fmt: skip
+PARTLY = {
+    "the first conv": ("0.",),
+    "all but the head": ("0.", "1.", "3.", "4."),
+    "the head": ("9.",),
+    "norms": ("1.", "4."),
+    "one bias": ("9.bias",),
+}
 
 
 @pytest.mark.parametrize("name", PARTLY)
@@ -154,8 +159,10 @@ def test_frozen_layers_of_a_merged_segment_stay_and_the_others_train() -> None:
     frozen = [value.clone() for value in student.parameters() if not value.requires_grad]
     assert sorted(value.numel() for value in frozen) == [8, 216], "weight and bias of the first conv"
     train(student, images(), epochs=1)
-    assert all(torch.equal(one, other) for one, other in zip(
-        frozen, (value for value in student.parameters() if not value.requires_grad), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(frozen, (value for value in student.parameters() if not value.requires_grad), strict=True)
+    )
     lf.merge_network(student)
 
 
@@ -204,25 +211,35 @@ def _unlabelled() -> ImageData:
 REFUSED: dict[str, tuple[dict[str, Any], Callable[[], ImageData], str]] = {
     "labels for the score": ({"importance_score": "accuracy"}, _unlabelled, "has no labels; use score='kl'"),
     "labels for the method": ({"importance_method": "shared"}, _unlabelled, "has no labels; use score='kl'"),
-    "a score that the method cannot tell": ({"importance_method": "taylor", "importance_score": "kl"}, images,
-                                            "cannot tell it"),
+    "a score that the method cannot tell": (
+        {"importance_method": "taylor", "importance_score": "kl"},
+        images,
+        "cannot tell it",
+    ),
     "images to train on": ({}, lambda: replace(images(), train=None), "has no images for training"),
-    "one image to train on": ({}, lambda: replace(images(), train=torch.utils.data.Subset(images().train, [0])),
-                              "has 1 image for training"),
-    "one class": ({}, lambda: replace(images(), holdout=torch.utils.data.Subset(images().holdout, [0, 3, 6])),
-                  "have one label"),
+    "one image to train on": (
+        {},
+        lambda: replace(images(), train=torch.utils.data.Subset(images().train, [0])),
+        "has 1 image for training",
+    ),
+    "one class": (
+        {},
+        lambda: replace(images(), holdout=torch.utils.data.Subset(images().holdout, [0, 3, 6])),
+        "have one label",
+    ),
     "classes": ({}, lambda: images(classes=5), "gives 3 classes, and the data has 5"),
     "a device": ({"train_device": "gpu"}, images, "must be cpu, cuda"),
     "a rate": ({"learning_rate": 1e309}, images, "must be above 0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_compress_says_at_once_what_is_missing(name: str, tmp_path: Path) -> None:
     settings, data, said = REFUSED[name]
     with pytest.raises((UsageError, DataError), match=said) as caught:
-        lf.compress_network(network(), data(), out=tmp_path / "out",
-                            options=CompressOptions(speedup=1.5, **settings), progress=False)
+        lf.compress_network(
+            network(), data(), out=tmp_path / "out", options=CompressOptions(speedup=1.5, **settings), progress=False
+        )
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -293,12 +310,17 @@ def test_describing_such_a_model_stays(factory: Path) -> None:
 
 def _write_tables() -> None:
     spans = [(0, 1), (1, 2), (0, 2)]
-    provenance = Provenance(kind="latency", input_shape=(1, 3, 8, 8), chains=((0, 2),), batch=1, fixed_ms=0.1,
-                            backend="onnxruntime")
+    provenance = Provenance(
+        kind="latency", input_shape=(1, 3, 8, 8), chains=((0, 2),), batch=1, fixed_ms=0.1, backend="onnxruntime"
+    )
     entries = [LatencyEntry(start=start, end=end, latency_ms=1.0) for start, end in spans]
     LatencyTable(entries, provenance=provenance).write("latency.csv")
-    ImportanceTable([ImportanceEntry(start=start, end=end, start_act=1, end_act=1, importance=start - end + 1.0)
-                     for start, end in spans]).write("importance.csv")
+    ImportanceTable(
+        [
+            ImportanceEntry(start=start, end=end, start_act=1, end_act=1, importance=start - end + 1.0)
+            for start, end in spans
+        ]
+    ).write("importance.csv")
 
 
 def test_an_answer_with_a_table_beside_its_rows_passes() -> None:
@@ -329,23 +351,55 @@ def test_answers_of_each_image_by_itself_pass(change: Callable[[Tensor], Tensor]
     check_inputs(Answers(change).eval(), images(), CompressOptions(speedup=1.5).settled(images()))
 
 
-@pytest.mark.parametrize("settings", [
-    {"speedup": True}, {"speedup": "1.5"}, {"speedup": 10**400}, {"margin": float("nan")}, {"margin": 1.0},
-    {"seed": -1}, {"seed": 2**64}, {"batch_size": 0}, {"batch_size": 2.5}, {"whole_plans": 10**12},
-    {"alpha": float("inf")}, {"unfreeze": "yes"}, {"learning_rate": -0.1}, {"learning_rate": float("nan")},
-    {"finetune_epochs": -1}, {"max_growth": 0.0}, {"threads": True}, {"importance_images": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"speedup": True},
+        {"speedup": "1.5"},
+        {"speedup": 10**400},
+        {"margin": float("nan")},
+        {"margin": 1.0},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+        {"whole_plans": 10**12},
+        {"alpha": float("inf")},
+        {"unfreeze": "yes"},
+        {"learning_rate": -0.1},
+        {"learning_rate": float("nan")},
+        {"finetune_epochs": -1},
+        {"max_growth": 0.0},
+        {"threads": True},
+        {"importance_images": 0},
+    ],
+)
 def test_settings_of_a_compression_are_numbers_within_their_bounds(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=rf"^{next(iter(settings))}=.{{1,80}}: must be") as caught:
         CompressOptions(**{"speedup": 1.5, **settings})
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("settings", [
-    {"epochs": 0}, {"epochs": True}, {"epochs": 1.5}, {"epochs": 10**30}, {"steps": 0}, {"steps": "3"}, {"seed": -1},
-    {"batch_size": None}, {"learning_rate": float("inf")}, {"learning_rate": 10**400}, {"temperature": float("nan")},
-    {"weight_decay": -1}, {"mixup": "much"}, {"ema_decay": 1.0}, {"milestones": (0.5, float("nan"))},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 0},
+        {"epochs": True},
+        {"epochs": 1.5},
+        {"epochs": 10**30},
+        {"steps": 0},
+        {"steps": "3"},
+        {"seed": -1},
+        {"batch_size": None},
+        {"learning_rate": float("inf")},
+        {"learning_rate": 10**400},
+        {"temperature": float("nan")},
+        {"weight_decay": -1},
+        {"mixup": "much"},
+        {"ema_decay": 1.0},
+        {"milestones": (0.5, float("nan"))},
+    ],
+)
 def test_settings_of_a_training_are_numbers_within_their_bounds(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=rf"^{next(iter(settings))}=.{{1,80}}: must be"):
         FinetuneOptions(**settings)
@@ -398,14 +452,18 @@ def factory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["compress", "importance", "finetune", "search"])
-@pytest.mark.parametrize(("model", "said"), [("both", "with a dict (z: [2, 3], again: tuple)"),
-                                             ("frozen", "10 of 10 parameters are frozen")])
+@pytest.mark.parametrize(
+    ("model", "said"), [("both", "with a dict (z: [2, 3], again: tuple)"), ("frozen", "10 of 10 parameters are frozen")]
+)
 def test_commands_say_it_in_one_line(
     command: str, model: str, said: str, factory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = {"compress": ["--speedup", "1.5", "-o", "out"], "importance": ["-o", "i.csv", "--method", "distill"],
-            "finetune": ["--solution", "solution.json", "-o", "f.safetensors"],
-            "search": ["--keep", "1", "-o", "s.json"]}[command]
+    more = {
+        "compress": ["--speedup", "1.5", "-o", "out"],
+        "importance": ["-o", "i.csv", "--method", "distill"],
+        "finetune": ["--solution", "solution.json", "-o", "f.safetensors"],
+        "search": ["--keep", "1", "-o", "s.json"],
+    }[command]
     folder = factory.parent
     more = [str(folder / each) if each == "out" or each.endswith(_SUFFIXES) else each for each in more]
     code = main([command, f"{factory}:{model}", "--input", "3x8x8", "--data", f"{factory}:data", "--quiet", *more])

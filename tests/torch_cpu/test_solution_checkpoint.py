@@ -94,7 +94,10 @@ def test_bad_checkpoint_is_refused_in_one_line(name: str, tmp_path: Path) -> Non
     ids=["holds code", "another network"],
 )
 def test_command_refuses_a_bad_checkpoint_and_writes_nothing(
-    make: Callable[[Path], None], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], None],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -168,9 +171,16 @@ def test_checkpoint_of_the_published_solver_with_numbers_of_todays_numpy_loads(s
 
 @pytest.mark.parametrize(
     "positions",
-    [[np.int64(2), np.int32(1)], np.array([1, 2]), np.array([2, 1], dtype=">u2"), frozenset({1, 2}), (1, 2),
-     [torch.tensor(1), torch.tensor(2)], {np.int8(1), 2}],
-)  # fmt: skip
+    [
+        [np.int64(2), np.int32(1)],
+        np.array([1, 2]),
+        np.array([2, 1], dtype=">u2"),
+        frozenset({1, 2}),
+        (1, 2),
+        [torch.tensor(1), torch.tensor(2)],
+        {np.int8(1), 2},
+    ],
+)
 def test_positions_may_be_numbers_and_arrays_of_numpy(tmp_path: Path, positions: object) -> None:
     torch.save({"act_pos": [], "merge_pos": positions, "sum": np.float64(1)}, tmp_path / "checkpoint.pth")
     assert Solution.read(tmp_path / "checkpoint.pth").merge_pos == (1, 2)
@@ -178,10 +188,26 @@ def test_positions_may_be_numbers_and_arrays_of_numpy(tmp_path: Path, positions:
 
 @pytest.mark.parametrize(
     "positions",
-    [[10**600], [-(10**200)], [[1]], np.array([[1]]), np.array([1.5]), np.array([None]), [np.bool_(True)], [None],
-     torch.zeros(1, dtype=torch.int64).expand(10**12), torch.tensor([1]).to_sparse(), torch.zeros(2, device="meta"),
-     5, {"a": 1}, b"12", [torch.tensor([1, 2])], ["1"], 1j],
-)  # fmt: skip
+    [
+        [10**600],
+        [-(10**200)],
+        [[1]],
+        np.array([[1]]),
+        np.array([1.5]),
+        np.array([None]),
+        [np.bool_(True)],
+        [None],
+        torch.zeros(1, dtype=torch.int64).expand(10**12),
+        torch.tensor([1]).to_sparse(),
+        torch.zeros(2, device="meta"),
+        5,
+        {"a": 1},
+        b"12",
+        [torch.tensor([1, 2])],
+        ["1"],
+        1j,
+    ],
+)
 def test_positions_that_are_none_are_one_bounded_line(tmp_path: Path, positions: object) -> None:
     torch.save({"act_pos": [], "merge_pos": positions}, tmp_path / "checkpoint.pth")
     with pytest.raises(SolutionError, match=r"^[^\n]*merge_pos[^\n]*$") as caught:

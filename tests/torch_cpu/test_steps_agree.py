@@ -67,8 +67,25 @@ def test_steps_one_by_one_give_the_network_of_compress(factory: Path, capsys: py
     model = [f"{factory}:plain", "--input", "3x8x8"]
     data = ["--data", f"{factory}:data", "--batch-size", "16"]
     out = folder / "out"
-    assert main(["compress", *model, *data, "--fastest", "--no-finetune", "--importance-images", "16", "--quiet",
-                 "--formats", "onnx", "-o", str(out)]) == 0
+    assert (
+        main(
+            [
+                "compress",
+                *model,
+                *data,
+                "--fastest",
+                "--no-finetune",
+                "--importance-images",
+                "16",
+                "--quiet",
+                "--formats",
+                "onnx",
+                "-o",
+                str(out),
+            ]
+        )
+        == 0
+    )
     solution = ["--solution", str(out / "solution.json")]
     merge = ["merge", "--model", *model, *solution, "--json"]
     capsys.readouterr()
@@ -94,8 +111,9 @@ def test_steps_one_by_one_give_the_network_of_compress(factory: Path, capsys: py
     assert "BatchNorm statistics are the original's" in shown.err
 
     loaded = lf.load_model(f"{factory}:plain").module.eval()
-    form = lf.build_train_form(loaded, lf.trace_network(loaded, torch.randn(1, 3, 8, 8)),
-                               lf.Solution.read(out / "solution.json"))
+    form = lf.build_train_form(
+        loaded, lf.trace_network(loaded, torch.randn(1, 3, 8, 8)), lf.Solution.read(out / "solution.json")
+    )
     assert lf.recalibrate_batch_norm(form, images(), batch_size=16) > 0
     library = lf.merge_network(form.eval()).state_dict()
     assert all(torch.allclose(whole[name], library[name], rtol=1e-5, atol=1e-6) for name in whole)
@@ -116,12 +134,25 @@ def test_steps_without_scores_work_for_any_answer(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_budget_that_nothing_meets_may_be_changed_as_advised(
-    factory: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_budget_that_nothing_meets_may_be_changed_as_advised(factory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = factory.parent / "out"
-    command = ["compress", f"{factory}:plain", "--input", "3x8x8", "--data", f"{factory}:data", "--batch-size", "16",
-               "--no-finetune", "--importance-images", "16", "--formats", "onnx", "-o", str(out)]
+    command = [
+        "compress",
+        f"{factory}:plain",
+        "--input",
+        "3x8x8",
+        "--data",
+        f"{factory}:data",
+        "--batch-size",
+        "16",
+        "--no-finetune",
+        "--importance-images",
+        "16",
+        "--formats",
+        "onnx",
+        "-o",
+        str(out),
+    ]
     assert main([*command, "--speedup", "50"]) == 3
     said = capsys.readouterr().err
     advised = re.search(r"--speedup (\S+) or less", said)
@@ -150,11 +181,20 @@ def _scaled(change: Callable[[Tensor], Tensor], after: Callable[[Any], Any] = la
     return Changed().eval()
 
 
-@pytest.mark.parametrize("other", [
-    _scaled(lambda x: x / 255), _scaled(lambda x: x.clamp(max=1.0)), _scaled(lambda x: x.flip(-1)),
-    _scaled(lambda x: x.relu()), _scaled(lambda x: x, lambda z: z * 1.01), _scaled(lambda x: x, lambda z: z[:, :2]),
-    _scaled(lambda x: x, lambda z: z / 0), _scaled(lambda x: x, lambda z: (z, z)),
-], ids=["scaled", "clamped", "mirrored", "one sign", "a hundredth", "fewer", "infinite", "twice"])  # fmt: skip
+@pytest.mark.parametrize(
+    "other",
+    [
+        _scaled(lambda x: x / 255),
+        _scaled(lambda x: x.clamp(max=1.0)),
+        _scaled(lambda x: x.flip(-1)),
+        _scaled(lambda x: x.relu()),
+        _scaled(lambda x: x, lambda z: z * 1.01),
+        _scaled(lambda x: x, lambda z: z[:, :2]),
+        _scaled(lambda x: x, lambda z: z / 0),
+        _scaled(lambda x: x, lambda z: (z, z)),
+    ],
+    ids=["scaled", "clamped", "mirrored", "one sign", "a hundredth", "fewer", "infinite", "twice"],
+)
 def test_another_function_is_refused_with_the_numbers(other: nn.Module) -> None:
     with pytest.raises(EquivalenceError, match=r"^it and its model: .* differ by \S+ of the largest \(at most 0.001"):
         check_same(other, network(dropout=0.0), probe_images(images()), "it and its model")

@@ -137,10 +137,21 @@ def counts_down(self: Any, x: Tensor, steps: int = 2, names: tuple[str, ...] = (
     return {"maps": [x], "size": tuple(x.shape[1:])} if not unused else x
 
 
-@pytest.mark.parametrize("forward", [
-    scales_what_is_a_tensor, gain_of_a_default, only_in_training, by_rank_and_dtype, loops_over_channels,
-    shuffles_channels, resizes_back, flattens, writes_into, changes_its_input,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "forward",
+    [
+        scales_what_is_a_tensor,
+        gain_of_a_default,
+        only_in_training,
+        by_rank_and_dtype,
+        loops_over_channels,
+        shuffles_channels,
+        resizes_back,
+        flattens,
+        writes_into,
+        changes_its_input,
+    ],
+)
 def test_what_the_input_decides_is_traced_and_merges_at_every_size(forward: Callable[..., Any]) -> None:
     net = check(network(forward), (1, 3, 10, 12), larger=2)
     assert max(chain.end - chain.start for chain in net.chains) >= 2
@@ -214,11 +225,19 @@ def by_count_of_pixels(self: Any, x: Tensor) -> Tensor:
     return self.body(x) if int(x.numel()) > 100000 else self.body(x + 1)
 
 
-@pytest.mark.parametrize(("forward", "cause"), [
-    (by_largest_value, "values of a tensor"), (by_one_pixel, "values of a tensor"), (by_batch, "number of images"),
-    (by_one_image, "number of images"), (by_several_images, "number of images"),
-    (image_by_image, "number of images"), (over_images, "number of images"), (by_count_of_pixels, "number of images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("forward", "cause"),
+    [
+        (by_largest_value, "values of a tensor"),
+        (by_one_pixel, "values of a tensor"),
+        (by_batch, "number of images"),
+        (by_one_image, "number of images"),
+        (by_several_images, "number of images"),
+        (image_by_image, "number of images"),
+        (over_images, "number of images"),
+        (by_count_of_pixels, "number of images"),
+    ],
+)
 def test_what_the_input_does_not_decide_is_refused_or_stays_whole(forward: Callable[..., Any], cause: str) -> None:
     with pytest.raises(lf.UnsupportedGraphError, match=cause) as caught:
         lf.trace_network(network(forward), torch.zeros(1, 3, 9, 9))

@@ -180,8 +180,17 @@ def test_a_network_of_another_class_is_refused_where_its_modules_have_the_same_n
 class _Flagged(nn.Module):
     """One class whose flags decide what it computes, under the same names of modules."""
 
-    def __init__(self, *, stride: int = 1, padding: str = "zeros", channels: int = 3, relu: bool = False,
-                 scale: float = 1.0, eps: float = 1e-5, slope: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        stride: int = 1,
+        padding: str = "zeros",
+        channels: int = 3,
+        relu: bool = False,
+        scale: float = 1.0,
+        eps: float = 1e-5,
+        slope: float = 0.0,
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first = nn.Conv2d(channels, 4, 3, stride=stride, padding=1, padding_mode=padding)
@@ -205,14 +214,18 @@ _CALLS = {
 
 
 @pytest.mark.parametrize("call", _CALLS)
-@pytest.mark.parametrize(("flags", "cause"), [
-    ({"stride": 2}, "has another layer 'first'"), ({"padding": "circular"}, ""), ({"slope": 0.1}, "has another layer"),
-    ({"relu": True}, "computes something else"), ({"scale": 2.0}, "computes something else"),
-    ({"channels": 1}, "does not run on that one's input"),
-])  # fmt: skip
-def test_a_network_of_the_same_class_with_other_flags_is_refused(
-    call: str, flags: dict[str, Any], cause: str
-) -> None:
+@pytest.mark.parametrize(
+    ("flags", "cause"),
+    [
+        ({"stride": 2}, "has another layer 'first'"),
+        ({"padding": "circular"}, ""),
+        ({"slope": 0.1}, "has another layer"),
+        ({"relu": True}, "computes something else"),
+        ({"scale": 2.0}, "computes something else"),
+        ({"channels": 1}, "does not run on that one's input"),
+    ],
+)
+def test_a_network_of_the_same_class_with_other_flags_is_refused(call: str, flags: dict[str, Any], cause: str) -> None:
     net = lf.trace_network(_Flagged(), torch.randn(1, 3, 9, 9))
     with pytest.raises(lf.UsageError, match=f"net was traced from another _Flagged than this one, which {cause}"):
         _CALLS[call](_Flagged(**flags), net)

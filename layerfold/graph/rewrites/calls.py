@@ -87,9 +87,14 @@ def _as_parameter(value: torch.Tensor) -> nn.Parameter:
 
 def _make_conv(weight: torch.Tensor, bias: torch.Tensor | None = None, groups: int = 1, **options: Any) -> nn.Module:
     conv = nn.Conv2d(
-        weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]), groups=groups,
-        bias=bias is not None, device="meta", **options,
-    )  # fmt: skip
+        weight.shape[1] * groups,
+        weight.shape[0],
+        (weight.shape[2], weight.shape[3]),
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+        **options,
+    )
     conv.weight = _as_parameter(weight)
     if bias is not None:
         conv.bias = _as_parameter(bias)

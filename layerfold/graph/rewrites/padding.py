@@ -72,9 +72,15 @@ def _install(root: nn.Module, *, name: str, sides: Sides) -> None:
     height, width = conv.padding
     left, right, top, bottom = sides
     padded = PaddedConv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, dilation=conv.dilation,
-        groups=conv.groups, bias=conv.bias is not None, device="meta",
-    )  # fmt: skip
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device="meta",
+    )
     padded.sides = (left + width, right + width, top + height, bottom + height)
     padded.weight, padded.bias = conv.weight, conv.bias
     add_module(root, name, padded)

@@ -10,8 +10,12 @@ from layerfold.importance.estimators.shared import Shared
 from layerfold.importance.estimators.taylor import Taylor
 
 ESTIMATORS: dict[str, type[Estimator]] = {
-    "shared": Shared, "recalibrate": Recalibrate, "distill": Distill, "finetune": Finetune, "taylor": Taylor
-}  # fmt: skip
+    "shared": Shared,
+    "recalibrate": Recalibrate,
+    "distill": Distill,
+    "finetune": Finetune,
+    "taylor": Taylor,
+}
 """By the name that ``method`` and ``--method`` know them by."""
 
 __all__ = ["ESTIMATORS", "Distill", "Estimator", "Finetune", "Recalibrate", "Shared", "Taylor", "Training"]

@@ -52,8 +52,11 @@ class Distill:
         subject = self._subject
         suffix = subject.behind_the_change(subject.changed_form(request))
         end = subject.net.graph.layers[request.end - 1].feature
-        name = end if any(node.name == end for node in suffix.network.graph.nodes) \
+        name = (
+            end
+            if any(node.name == end for node in suffix.network.graph.nodes)
             else f"segment_{request.start}_{request.end}"
+        )
         if any(node.name == name for node in suffix.network.graph.nodes) and self._targets.is_affordable((end,)):
             segment = cut_behind(suffix.network, name)
             targets = [values[0] for values in self._targets.values((end,))]

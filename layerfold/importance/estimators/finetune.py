@@ -33,6 +33,13 @@ class Finetune:
 
     def scores_of(self, request: Request) -> Scores:
         changed = self._subject.changed_form(request)
-        finetune_network(changed, self._subject.data, **self.options(self._training), seed=self._training.seed,
-                         device=self._subject.device, score_holdout=False, progress=False)
+        finetune_network(
+            changed,
+            self._subject.data,
+            **self.options(self._training),
+            seed=self._training.seed,
+            device=self._subject.device,
+            score_holdout=False,
+            progress=False,
+        )
         return self._subject.score(changed)

@@ -28,8 +28,11 @@ class Training:
 
     def options(self, *, steps: int, learning_rate: float | None) -> dict[str, Any]:
         """Return what training an entry depends on besides the seed, with these where nothing was said."""
-        return {"steps": self.steps or steps, "batch_size": self.batch_size,
-                "learning_rate": self.learning_rate or learning_rate}
+        return {
+            "steps": self.steps or steps,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate or learning_rate,
+        }
 
 
 class Estimator(Protocol):

@@ -75,8 +75,15 @@ def train_together(
     how = _together(training)
     options = FinetuneOptions(**{**how, "steps": how["steps"] * len(networks)}, seed=training.seed)
     train_network(
-        model, subject.data, options, before_step=before_step, settings={"entries": entries_hash(requests)},
-        score_holdout=False, checkpoint_path=checkpoint_path, device=subject.device, progress=progress,
+        model,
+        subject.data,
+        options,
+        before_step=before_step,
+        settings={"entries": entries_hash(requests)},
+        score_holdout=False,
+        checkpoint_path=checkpoint_path,
+        device=subject.device,
+        progress=progress,
         description="importance: training shared weights",
-    )  # fmt: skip
+    )
     return {name: value.detach().to("cpu", copy=True) for name, value in owner.named_parameters()}

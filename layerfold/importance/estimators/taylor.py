@@ -52,8 +52,9 @@ class Taylor:
         inside = {layer for src, dst in branches for layer in range(src + 1, dst + 1)}
         ends = {dst for _, dst in branches}
         lost = [("activation", position) for position in sorted(before - after) if position not in inside - ends]
-        lost += [("layer", index) for index in request.dropped
-                 if index not in inside and net.layer(index).kind != "add"]
+        lost += [
+            ("layer", index) for index in request.dropped if index not in inside and net.layer(index).kind != "add"
+        ]
         lost += [("branch", dst) for dst in sorted(ends)]
         gone = [self._terms[each] for each in lost]
         change = torch.stack(gone).sum(0) if gone else torch.zeros(1)

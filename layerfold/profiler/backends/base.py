@@ -40,8 +40,9 @@ class BackendBase:
     ) -> None:
         self.device = self.devices[0] if device is None else device
         if self.device not in self.devices:
-            raise UsageError(f"device={device!r} is not one of backend {self.name!r}; "
-                             f"choose from {', '.join(self.devices)}")
+            raise UsageError(
+                f"device={device!r} is not one of backend {self.name!r}; choose from {', '.join(self.devices)}"
+            )
         self.threads = self._checked_threads(threads)
         self.precision = canonical_precision(precision)
         self.layout = self._one_of("layout", layout, self.layouts(self.device), LAYOUTS)
@@ -87,8 +88,7 @@ class BackendBase:
         """Return backend, versions, device, driver, options."""
         device, driver = self.device_facts()
         versions = {module: module_version(module) for module in (*self.requires, "onnx")}
-        return {"backend": self.name, "versions": versions, "device": device, "driver": driver,
-                "options": self.options}
+        return {"backend": self.name, "versions": versions, "device": device, "driver": driver, "options": self.options}
 
     def device_facts(self) -> tuple[str, str]:
         """Return the device's name and its driver's version, empty where there is none."""
@@ -106,8 +106,10 @@ class BackendBase:
         if self.precision == "float16" and not is_half(onnx_bytes):
             return to_half(onnx_bytes)
         if self.precision == "int8" and not has_quantised_nodes(onnx_bytes):
-            raise UsageError("precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this "
-                             "one has none; quantise it first, for example with onnxruntime.quantization")
+            raise UsageError(
+                "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this "
+                "one has none; quantise it first, for example with onnxruntime.quantization"
+            )
         return onnx_bytes
 
     def _checked_threads(self, threads: int) -> int:
@@ -115,17 +117,21 @@ class BackendBase:
         if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= most:
             raise UsageError(f"threads={threads} must be a whole number from 1 to {most}, the processors here")
         if self.is_gpu and threads > 1:
-            raise UsageError(f"threads={threads}: device {self.device!r} does not compute on the processors; "
-                             "leave threads out")
+            raise UsageError(
+                f"threads={threads}: device {self.device!r} does not compute on the processors; leave threads out"
+            )
         return threads
 
     def _one_of(self, option: str, value: str, has: Sequence[str], known: Sequence[str]) -> str:
         if value not in known:
-            raise UsageError(f"{option}={value!r} is not known; choose from {', '.join(known)}"
-                             f"{nearest_names(value, known)}")
+            raise UsageError(
+                f"{option}={value!r} is not known; choose from {', '.join(known)}{nearest_names(value, known)}"
+            )
         if value not in has:
-            raise UsageError(f"{option}={value!r}: device {self.device!r} of backend {self.name!r} lacks it; "
-                             f"choose from {', '.join(has)}")
+            raise UsageError(
+                f"{option}={value!r}: device {self.device!r} of backend {self.name!r} lacks it; "
+                f"choose from {', '.join(has)}"
+            )
         return value
 
 

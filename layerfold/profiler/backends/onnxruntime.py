@@ -42,8 +42,9 @@ class OnnxRuntimeBackend(BackendBase):
         import onnxruntime
 
         here = onnxruntime.get_available_providers()
-        return tuple(device for device, provider in _PROVIDERS.items()
-                     if provider in here and (device == "cpu" or has_gpu()))
+        return tuple(
+            device for device, provider in _PROVIDERS.items() if provider in here and (device == "cpu" or has_gpu())
+        )
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
@@ -77,16 +78,20 @@ class OnnxRuntimeBackend(BackendBase):
         except Exception as error:  # its exception classes share no base but Exception
             raise ProfilerError(f"onnxruntime refused the graph: {one_line(error)}") from error
         if session.get_providers()[0] != provider:  # it falls back to the CPU with no more than a line of log
-            raise DeviceUnavailableError(f"onnxruntime could not start {provider} and would run on the CPU instead; "
-                                         "check that its CUDA, cuDNN and TensorRT libraries are those it was built for")
+            raise DeviceUnavailableError(
+                f"onnxruntime could not start {provider} and would run on the CPU instead; "
+                "check that its CUDA, cuDNN and TensorRT libraries are those it was built for"
+            )
         return OnnxRuntimeRunner(session, is_on_gpu=self.is_gpu)
 
     def _provider_options(self) -> dict[str, str]:
         if self.device == "cuda":
             return {"use_tf32": "0", "prefer_nhwc": str(int(self.layout == "channels_last"))}
         if self.device == "tensorrt":
-            return {"trt_fp16_enable": str(int(self.precision == "float16")),
-                    "trt_int8_enable": str(int(self.precision == "int8"))}
+            return {
+                "trt_fp16_enable": str(int(self.precision == "float16")),
+                "trt_int8_enable": str(int(self.precision == "int8")),
+            }
         return {}
 
 

@@ -56,11 +56,13 @@ class OpenVinoBackend(BackendBase):
         core = _core()
         specs = input_specs(onnx_bytes)
         settings = {
-            "INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": "1",
+            "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # it would pin every runner of this process to the same processor
             # Unasked, it would compute float32 graphs in bfloat16 on processors that can.
             "INFERENCE_PRECISION_HINT": "f16" if self.precision == "float16" else "f32",
-        }  # fmt: skip
+        }
         try:
             model = core.read_model(onnx_bytes)
             if self.layout == "channels_last":
@@ -74,8 +76,9 @@ class OpenVinoBackend(BackendBase):
 class OpenVinoRunner:
     """An infer request whose inputs are set once."""
 
-    def __init__(self, compiled: Any, specs: dict[str, tuple[tuple[int, ...], Any]], *, is_channels_last: bool,
-                 seed: int = 0) -> None:
+    def __init__(
+        self, compiled: Any, specs: dict[str, tuple[tuple[int, ...], Any]], *, is_channels_last: bool, seed: int = 0
+    ) -> None:
         import openvino
 
         self._compiled, self._request = compiled, compiled.create_infer_request()
@@ -84,8 +87,9 @@ class OpenVinoRunner:
         # An input that nothing reads is left out of the compiled model.
         self._read = [name for put in compiled.inputs for name in put.names if name in specs]
         rng = np.random.default_rng(seed)
-        self._kept = {name: self._arranged(random_input(list(specs[name][0]), specs[name][1], rng))
-                      for name in self._read}
+        self._kept = {
+            name: self._arranged(random_input(list(specs[name][0]), specs[name][1], rng)) for name in self._read
+        }
         for name, value in self._kept.items():
             self._request.set_tensor(name, openvino.Tensor(value, shared_memory=True))
 
@@ -95,8 +99,9 @@ class OpenVinoRunner:
     def infer(self, inputs: dict[str, Array]) -> list[Array]:
         check_names(inputs, self.inputs)
         request = self._compiled.create_infer_request()
-        found = request.infer({name: self._arranged(inputs[name].astype(self.inputs[name], copy=False))
-                               for name in self._read})
+        found = request.infer(
+            {name: self._arranged(inputs[name].astype(self.inputs[name], copy=False)) for name in self._read}
+        )
         return [np.array(found[output]) for output in self._compiled.outputs]
 
     def close(self) -> None:

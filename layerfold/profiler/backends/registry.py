@@ -44,15 +44,20 @@ def load_backend(name: str) -> type[Backend]:
     try:
         found = entry.load()
     except ImportError as error:
-        raise OptionalDependencyError(f"backend={name!r} ({entry.value}) cannot be imported: {one_line(error)}; "
-                                      f"install {_dist(entry)} again, with what it needs") from error
+        raise OptionalDependencyError(
+            f"backend={name!r} ({entry.value}) cannot be imported: {one_line(error)}; "
+            f"install {_dist(entry)} again, with what it needs"
+        ) from error
     except Exception as error:  # code of others: whatever it raises at import
-        raise ProfilerError(f"backend={name!r} ({entry.value}) fails at import: {type(error).__name__}: "
-                            f"{one_line(error)}; tell the makers of {_dist(entry)}") from error
+        raise ProfilerError(
+            f"backend={name!r} ({entry.value}) fails at import: {type(error).__name__}: "
+            f"{one_line(error)}; tell the makers of {_dist(entry)}"
+        ) from error
     lacking = [member for member in _MEMBERS if not hasattr(found, member)]
     if lacking:
-        raise ProfilerError(f"backend={name!r} ({entry.value}) is no backend: it lacks {', '.join(lacking)}; "
-                            "see docs/backends.md")
+        raise ProfilerError(
+            f"backend={name!r} ({entry.value}) is no backend: it lacks {', '.join(lacking)}; see docs/backends.md"
+        )
     return cast(type[Backend], found)
 
 
@@ -134,12 +139,16 @@ def _entries() -> dict[str, EntryPoint]:
 def _entry(name: str) -> EntryPoint:
     entries = _entries()
     if not any(entry.value.startswith("layerfold.") for entry in entries.values()):
-        raise ProfilerError("layerfold's own backends are not registered, so its installation is older than its "
-                            "files; install it again, for example with: pip install -e .")
+        raise ProfilerError(
+            "layerfold's own backends are not registered, so its installation is older than its "
+            "files; install it again, for example with: pip install -e ."
+        )
     if name not in entries:
         known = ", ".join(sorted(entries))
-        raise UsageError(f"backend={name!r} is not known; choose from {known}{nearest_names(name, entries)}, or "
-                         "install a package that registers it")
+        raise UsageError(
+            f"backend={name!r} is not known; choose from {known}{nearest_names(name, entries)}, or "
+            "install a package that registers it"
+        )
     return entries[name]
 
 

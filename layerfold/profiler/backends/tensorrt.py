@@ -69,8 +69,7 @@ class TensorRtBackend(BackendBase):
         name = "".join(each if each.isalnum() else "-" for each in self.device_facts()[0].lower())
         timing_cache = self._timing_cache or default_cache_path().with_name(f"tensorrt-{name}.timing")
         try:
-            plan = compile_engine(onnx_bytes, precision=self.precision, library=self.library,
-                                  timing_cache=timing_cache)
+            plan = compile_engine(onnx_bytes, precision=self.precision, library=self.library, timing_cache=timing_cache)
             return TensorRtRunner(LoadedEngine(plan.content, plan.library))
         except ExportError as error:
             raise ProfilerError(f"tensorrt refused the graph: {error}") from error

@@ -38,8 +38,10 @@ class TorchBackend(BackendBase):
     def __init__(self, *, compile_mode: str = "none", **options: Any) -> None:
         super().__init__(**options)
         if compile_mode not in COMPILE_MODES:
-            raise UsageError(f"compile_mode={compile_mode!r} is not known; choose from {', '.join(COMPILE_MODES)}"
-                             f"{nearest_names(str(compile_mode), COMPILE_MODES)}")
+            raise UsageError(
+                f"compile_mode={compile_mode!r} is not known; choose from {', '.join(COMPILE_MODES)}"
+                f"{nearest_names(str(compile_mode), COMPILE_MODES)}"
+            )
         self.compile_mode = compile_mode
 
     @classmethod
@@ -78,15 +80,23 @@ class TorchBackend(BackendBase):
         try:
             return kind(module, specs, self.device, memory_format, self.threads)
         except Exception as error:  # whatever a kernel or the compiler raises
-            raise ProfilerError(f"torch ({self.device}, {self.precision}) refused the graph: {one_line(error)}"
-                                ) from error
+            raise ProfilerError(
+                f"torch ({self.device}, {self.precision}) refused the graph: {one_line(error)}"
+            ) from error
 
 
 class TorchRunner:
     """A module on the CPU with fixed inputs; the process's number of threads is that of the runner only meanwhile."""
 
-    def __init__(self, module: Any, specs: dict[str, tuple[tuple[int, ...], Any]], device: str,
-                 memory_format: torch.memory_format, threads: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        module: Any,
+        specs: dict[str, tuple[tuple[int, ...], Any]],
+        device: str,
+        memory_format: torch.memory_format,
+        threads: int,
+        seed: int = 0,
+    ) -> None:
         self._module, self._device, self._format, self._threads = module, device, memory_format, threads
         self.inputs = {name: dtype for name, (_, dtype) in specs.items()}
         rng = np.random.default_rng(seed)

@@ -52,8 +52,9 @@ def torch_module(onnx_bytes: bytes) -> fx.GraphModule:
         try:
             found = emit(build, args, attributes)
         except _UnsupportedError as error:
-            raise ProfilerError(f"{where}: {error} has no form in the torch backend; measure this network with "
-                                "another backend") from None
+            raise ProfilerError(
+                f"{where}: {error} has no form in the torch backend; measure this network with another backend"
+            ) from None
         results = found if isinstance(found, list) else [found]
         build.values.update(zip(node.output, results, strict=False))
     build.graph.output(tuple(build.node_of(build.values[put.name]) for put in graph.output))
@@ -88,8 +89,9 @@ class _Build:
         """Append a call, or compute it now where every tensor in it is known."""
         if args and not any(isinstance(part, fx.Node) for each in args for part in _parts(each)):
             return function(*args, **kwargs)
-        nodes = [[self.node_of(part) for part in each] if isinstance(each, list) else self.node_of(each)
-                 for each in args]
+        nodes = [
+            [self.node_of(part) for part in each] if isinstance(each, list) else self.node_of(each) for each in args
+        ]
         return self.graph.call_function(function, tuple(nodes), kwargs)
 
 
@@ -142,8 +144,16 @@ def _conv(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
     padding, around = _padding(attributes)
     if around is not None:
         x = build.call(F.pad, x, around)
-    return build.call(F.conv2d, x, weight, bias[0] if bias else None, attributes.get("strides", [1, 1]),
-                      list(padding), attributes.get("dilations", [1, 1]), attributes.get("group", 1))
+    return build.call(
+        F.conv2d,
+        x,
+        weight,
+        bias[0] if bias else None,
+        attributes.get("strides", [1, 1]),
+        list(padding),
+        attributes.get("dilations", [1, 1]),
+        attributes.get("group", 1),
+    )
 
 
 def _pool(kind: str) -> _Emit:
@@ -291,16 +301,19 @@ def _layer_norm(build: _Build, args: list[Value], attributes: _Attributes) -> An
     x, weight, *bias = args
     if attributes.get("axis", -1) != -1 and attributes["axis"] < 0:
         raise _UnsupportedError(f"axis={attributes['axis']}")
-    return build.call(F.layer_norm, x, list(weight.shape), weight, bias[0] if bias else None,
-                      attributes.get("epsilon", 1e-5))
+    return build.call(
+        F.layer_norm, x, list(weight.shape), weight, bias[0] if bias else None, attributes.get("epsilon", 1e-5)
+    )
 
 
 def _resize(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
     mode = {"nearest": "nearest", "linear": "bilinear"}.get(attributes.get("mode", "nearest"))
     how = attributes.get("coordinate_transformation_mode", "half_pixel")
     is_aligned = how == "align_corners"
-    if mode is None or (mode == "nearest" and how != "asymmetric") or (
-        mode == "bilinear" and how not in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    if (
+        mode is None
+        or (mode == "nearest" and how != "asymmetric")
+        or (mode == "bilinear" and how not in ("half_pixel", "pytorch_half_pixel", "align_corners"))
     ):
         raise _UnsupportedError(f"resizing by {attributes.get('mode')}, {how}")
     kwargs: dict[str, Any] = {"mode": mode} | ({"align_corners": is_aligned} if mode == "bilinear" else {})
@@ -314,8 +327,14 @@ def _resize(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
 def _cast(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
     from onnx import TensorProto
 
-    known = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.DOUBLE: torch.float64,
-             TensorProto.INT64: torch.int64, TensorProto.INT32: torch.int32, TensorProto.BOOL: torch.bool}
+    known = {
+        TensorProto.FLOAT: torch.float32,
+        TensorProto.FLOAT16: torch.float16,
+        TensorProto.DOUBLE: torch.float64,
+        TensorProto.INT64: torch.int64,
+        TensorProto.INT32: torch.int32,
+        TensorProto.BOOL: torch.bool,
+    }
     kind = known.get(attributes["to"])
     return build.call(torch.Tensor.to, args[0], dtype=kind) if kind else _raise(f"the type {attributes['to']}")
 
@@ -342,14 +361,14 @@ _OPERATORS: dict[str, _Emit] = {
     "Celu": _function(F.celu, alpha=("alpha", 1.0)),
     "Clip": _clip,
     "Concat": _concat,
-    "Constant": lambda build, args, attributes: attributes["value"] if "value" in attributes else torch.tensor(
-        next(iter(attributes.values()))),
+    "Constant": lambda build, args, attributes: (
+        attributes["value"] if "value" in attributes else torch.tensor(next(iter(attributes.values())))
+    ),
     "Conv": _conv,
     "Div": _function(operator.truediv),
     "Elu": _function(F.elu, alpha=("alpha", 1.0)),
     "Erf": _function(torch.erf),
-    "Expand": lambda build, args, attributes: build.call(
-        torch.broadcast_to, args[0], _ints(args[1], "a shape")),
+    "Expand": lambda build, args, attributes: build.call(torch.broadcast_to, args[0], _ints(args[1], "a shape")),
     "Flatten": _flatten,
     "Gather": _gather,
     "Gelu": _function(F.gelu, approximate=("approximate", "none")),
@@ -388,8 +407,7 @@ _OPERATORS: dict[str, _Emit] = {
     "Sub": _function(operator.sub),
     "Tanh": _function(torch.tanh),
     "Transpose": lambda build, args, attributes: build.call(torch.permute, args[0], attributes["perm"]),
-    "Unsqueeze": lambda build, args, attributes: build.call(
-        torch.unsqueeze, args[0], _ints(args[1], "axes")[0]),
+    "Unsqueeze": lambda build, args, attributes: build.call(torch.unsqueeze, args[0], _ints(args[1], "axes")[0]),
 }
 """ONNX operator -> what appends it to the torch graph."""
 

@@ -45,9 +45,14 @@ class TorchTensorRtBackend(BackendBase):
         examples = [torch.from_numpy(random_input(list(shape), dtype, rng)).cuda() for shape, dtype in specs.values()]
         try:
             module = torch_tensorrt.compile(
-                torch_module(onnx_bytes).cuda(), ir="dynamo", inputs=examples, min_block_size=1, disable_tf32=True,
-                use_explicit_typing=True, require_full_compilation=False,
-            )  # fmt: skip
+                torch_module(onnx_bytes).cuda(),
+                ir="dynamo",
+                inputs=examples,
+                min_block_size=1,
+                disable_tf32=True,
+                use_explicit_typing=True,
+                require_full_compilation=False,
+            )
             return GpuTorchRunner(module, specs, self.device, torch.contiguous_format, self.threads)
         except Exception as error:  # whatever its passes or TensorRT raise
             raise ProfilerError(f"torch_tensorrt refused the graph: {one_line(error)}") from error
