@@ -155,8 +155,13 @@ def inputs_like(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
 
 def tensor_bytes(value: torch.Tensor) -> bytes:
     """Return what a tensor holds, for a hash: of every dtype, also of those that NumPy lacks (bfloat16, float8)."""
-    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    found: bytes = plain.view(torch.uint8).numpy().tobytes()
+    plain = value.detach().cpu().contiguous()
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    try:
+        found: bytes = plain.numpy().tobytes()
+    except TypeError:  # a dtype that NumPy lacks
+        found = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
     return found
 
 

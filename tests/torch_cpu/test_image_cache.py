@@ -315,7 +315,7 @@ def test_command_line_names_the_folder(folder: Path, tmp_path: Path, is_off: boo
 def test_cache_must_be_a_folder_or_off(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for cache in (tmp_path / "file", ""):
-        with pytest.raises(UsageError, match=r"^cache='.*': give a folder"):
+        with pytest.raises(UsageError, match=r"^cache='.*': is no folder; give a folder"):
             opened(folder, cache)
 
 
