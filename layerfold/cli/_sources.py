@@ -95,7 +95,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         "--data",
         required=required,
         metavar="DATA",
-        help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, noisy20k, torch/NAME:FOLDER, hfds/NAME, "
+        help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, noisy15k, torch/NAME:FOLDER, hfds/NAME, "
         "wds/FOLDER or path/to/file.py:factory",
     )
     group.add_argument(

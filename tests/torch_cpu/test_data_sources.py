@@ -159,13 +159,13 @@ def test_mnist5k_is_4000_500_500_with_every_class_alike() -> None:
 def test_noisy_digits_are_those_of_mnist_made_hard_to_read_and_always_alike() -> None:
     plain, noisy, again = (
         open_data(name, input_shape=(1, 28, 28), mean=(0.0,), std=(1.0,), cache="off")
-        for name in ("mnist5k", "noisy20k", "noisy20k")
+        for name in ("mnist5k", "noisy15k", "noisy15k")
     )
     assert noisy.fingerprint == again.fingerprint != plain.fingerprint
-    assert noisy.describe()["num_images"] == {"train": 16_000, "holdout": 2_000, "test": 2_000}
+    assert noisy.describe()["num_images"] == {"train": 12_000, "holdout": 1_500, "test": 1_500}
     # The same digits are held back: every image of a digit is in one split.
-    assert labels_of(noisy.test) == 4 * labels_of(plain.test)
-    assert labels_of(noisy.holdout) == 4 * labels_of(plain.holdout)
+    assert labels_of(noisy.test) == 3 * labels_of(plain.test)
+    assert labels_of(noisy.holdout) == 3 * labels_of(plain.holdout)
     (clear, _), (hard, _) = (next(iter(each.loader("test", 500))) for each in (plain, noisy))
     # Their ink is where it was, roughly, and weaker; the ground is noise of the same strength everywhere.
     ink, ground = clear > 0.9, torch.nn.functional.max_pool2d(clear, 9, 1, 4) == 0
