@@ -9,7 +9,7 @@ has seen are timed twice, at two moments, in turns with the original; the mean o
 is compared with, and their difference is the machine's own repeat error (where they differ by more than 4 %, two more
 are taken and the median counts). Beside the fitted table stand the segments
 alone, as they are and with a constant and a scale fitted to the same plans. Resumable: measurements are kept in
-``build/latency``; ``--fresh`` measures anew.
+``build/latency``; ``--fresh`` measures again.
 """
 
 from __future__ import annotations

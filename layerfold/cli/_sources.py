@@ -88,16 +88,8 @@ def add_weights_arguments(group: argparse._ArgumentGroup, weights_help: str) -> 
     )
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True, trains: bool = True) -> None:
-    """Add ``--data`` and how its images are prepared; read them with ``open_data_of``."""
-    group = parser.add_argument_group("data", "how images are prepared is the model's own unless given")
-    group.add_argument(
-        "--data",
-        required=required,
-        metavar="DATA",
-        help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, noisy15k, torch/NAME:FOLDER, hfds/NAME, "
-        "wds/FOLDER or path/to/file.py:factory",
-    )
+def add_preparation_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add what decides how an image is prepared for a network."""
     group.add_argument(
         "--mean",
         type=partial(parse_channel_values, argument="--mean"),
@@ -116,6 +108,19 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     group.add_argument(
         "--crop-pct", type=above(0, 1), metavar="P", help="share of the resized side that the centre crop keeps, 0..1"
     )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True, trains: bool = True) -> None:
+    """Add ``--data`` and how its images are prepared; read them with ``open_data_of``."""
+    group = parser.add_argument_group("data", "how images are prepared is the model's own unless given")
+    group.add_argument(
+        "--data",
+        required=required,
+        metavar="DATA",
+        help="folder:PATH, images:PATH (no labels), parquet:PATH, mnist5k, noisy15k, torch/NAME:FOLDER, hfds/NAME, "
+        "wds/FOLDER or path/to/file.py:factory",
+    )
+    add_preparation_arguments(group)
     group.add_argument(
         "--holdout",
         type=at_least(0, 1e9),

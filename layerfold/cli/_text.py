@@ -10,7 +10,7 @@ from layerfold.terminal import printable
 
 BATCH_NORM_TEXTS = {
     "original": "statistics are the original's",
-    "recalibrated": "statistics are measured anew on --data",
+    "recalibrated": "statistics are measured again on --data",
     "finetuned": "statistics are finetuned",
 }
 """Where a network's BatchNorm statistics come from, for people; nothing for one that has none."""

@@ -158,7 +158,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="LIST",
         help="onnx,tensorrt (default: onnx, and tensorrt where installed)",
     )
-    out.add_argument("--overwrite", action="store_true", help="start anew where the folder holds another run")
+    out.add_argument("--overwrite", action="store_true", help="start over where the folder holds another run")
     out.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N", help="of everything random (default: 0)")
     add_result_arguments(parser)
     parser.set_defaults(run=run)

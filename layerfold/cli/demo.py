@@ -14,12 +14,12 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "demo",
         help="train a small network on real images and compress it for this CPU",
-        description="Train MobileNetV2-0.5 on digits in noise (data noisy15k, 40x40), then compress it "
-        "to 2 times its speed in ONNX Runtime on this CPU. Run again, it goes on where it stopped.",
+        description="Train a small MobileNetV3 on digits in noise (data noisy15k, 40x40), then compress it "
+        "to 1.4 times its speed in ONNX Runtime on this CPU. Run again, it goes on where it stopped.",
     )
     parser.add_argument("-o", "--output", default="demo-out", metavar="FOLDER", help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="less training; for trying it out and for CI")
-    parser.add_argument("--overwrite", action="store_true", help="start anew where the folder holds another run")
+    parser.add_argument("--overwrite", action="store_true", help="start over where the folder holds another run")
     parser.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N", help="of everything random (default: 0)")
     add_result_arguments(parser)
     parser.set_defaults(run=run)

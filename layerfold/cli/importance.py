@@ -68,7 +68,7 @@ def add_parser(subparsers: Any) -> None:
         help="shared (one set of weights is trained in the networks of all entries in turn), "
         "recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
         "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
-        "or adaptive (each entry cheaply, then those that plans stand on dearly; needs --latency) "
+        "or adaptive (each entry cheaply, then those of the best plans expensively; needs --latency) "
         "(default: shared, without labels recalibrate)",
     )
     group.add_argument(
@@ -123,13 +123,13 @@ def add_parser(subparsers: Any) -> None:
         choices=ESTIMATORS,
         metavar="NAME",
         default="finetune",
-        help="the dear method (default: %(default)s)",
+        help="the expensive method (default: %(default)s)",
     )
     adaptive.add_argument(
         "--refine-most",
         type=whole(1),
         metavar="N",
-        help="most entries to estimate dearly (default: one in five, at least 16)",
+        help="most entries to estimate by the expensive method (default: one in five, at least 16)",
     )
     adaptive.add_argument(
         "--around",

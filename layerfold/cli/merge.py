@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         "merge a finetuned network into plain convs",
         "Merge each segment of a finetuned network into one conv, in float64, each checked against its segment. Or "
         "merge a model by a solution as it is, without finetuning: with --data its BatchNorm statistics are measured "
-        "anew first, as `layerfold compress --no-finetune` does.",
+        "again first, as `layerfold compress --no-finetune` does.",
         "  layerfold merge finetuned.safetensors -o merged.safetensors --onnx merged.onnx\n"
         "  layerfold merge --model timm:mobilenetv2_100 --weights weights.safetensors --solution solution.json \\\n"
         "      --data folder:images -o merged.safetensors",
@@ -193,7 +193,7 @@ def _train_form(args: argparse.Namespace) -> _Made:
     elif _changes(net, solution):
         print(
             "layerfold: note: BatchNorm statistics are the original's, and do not fit a network without its "
-            "activations; give --data to measure them anew, or finetune first (`layerfold finetune`)",
+            "activations; give --data to measure them again, or finetune first (`layerfold finetune`)",
             file=sys.stderr,
         )
     return _Made(

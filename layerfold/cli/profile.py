@@ -73,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
     cache.add_argument(
         "--cache", metavar="FILE", help="file of finished measurements (default: in the user's cache folder)"
     )
-    cache.add_argument("--no-cache", action="store_true", help="measure everything anew and keep nothing")
+    cache.add_argument("--no-cache", action="store_true", help="measure everything again and keep nothing")
     measuring.add_argument(
         "--retry-failed", action="store_true", help="try again what the backend refused to build before"
     )

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._choices import INTERPOLATIONS
 from layerfold.cli._inputs import check_readable
-from layerfold.cli._options import above, add_backend_arguments, add_command, add_result_arguments, open_backend, whole
+from layerfold.cli._options import add_backend_arguments, add_command, add_result_arguments, open_backend, whole
 from layerfold.cli._output import show, show_json
-from layerfold.cli._sources import parse_channel_values
+from layerfold.cli._sources import add_preparation_arguments
 from layerfold.cli._text import columns
 from layerfold.errors import UsageError
 from layerfold.files import read_bytes, read_text
@@ -42,24 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--labels", metavar="FILE", help="text file with the name of a class a line, in order")
     preparing = parser.add_argument_group("preparing images", "in place of what the JSON beside FILE says")
-    preparing.add_argument(
-        "--mean",
-        type=partial(parse_channel_values, argument="--mean"),
-        metavar="M,M,M",
-        help="mean of each channel, images in 0..1",
-    )
-    preparing.add_argument(
-        "--std",
-        type=partial(parse_channel_values, argument="--std"),
-        metavar="S,S,S",
-        help="standard deviation of each channel, images in 0..1",
-    )
-    preparing.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, metavar="NAME", help="how images are resized: bilinear, bicubic, ..."
-    )
-    preparing.add_argument(
-        "--crop-pct", type=above(0, 1), metavar="P", help="share of the resized side that the centre crop keeps, 0..1"
-    )
+    add_preparation_arguments(preparing)
     add_backend_arguments(parser, batch=False)
     add_result_arguments(parser, has_progress=False)
     parser.set_defaults(run=run)

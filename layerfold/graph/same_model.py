@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import types
+import weakref
+from typing import Any
+
 from torch import nn
 
 from layerfold.errors import UnsupportedGraphError, UsageError
@@ -14,12 +18,17 @@ from layerfold.graph.trace import record_shapes
 from layerfold.graph.traced import TracedGraph
 from layerfold.modules import inputs_like
 
+_PLAIN = (bool, int, float, str, type(None), type, types.FunctionType, types.BuiltinFunctionType)
+_CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[Network], list[Any]]] = weakref.WeakKeyDictionary()
+"""The network that a model was last found to be the one of, and what its modules said then."""
+
 
 def check_is_of(model: nn.Module, net: Network) -> None:
     """Refuse a model that a network was not traced from.
 
     The graph is put on a copy of the model and run on two images, as the copy is: what its modules say must be what
-    the network describes, and the outputs must agree. Weights may be others.
+    the network describes, and the outputs must agree. Weights may be others. A pair that was found to belong
+    together is not run again as long as the modules say the same: public functions that are called in a loop each ask.
 
     Args:
         model: left untouched.
@@ -31,9 +40,34 @@ def check_is_of(model: nn.Module, net: Network) -> None:
     own = type(model).__name__
     if own != net.name:
         raise UsageError(f"net was traced from a {net.name}, not from this {own}; trace this one")
+    said = _said_by(model)
+    known, said_then = _CHECKED.get(model, (None, None))
+    if known is not None and known() is net and said == said_then:
+        return
     difference = _difference(shake(eval_copy(model)), net, net.graph)
     if difference:
         raise UsageError(f"net was traced from another {own} than this one, which {difference}; trace this one")
+    _CHECKED[model] = weakref.ref(net), said
+
+
+def _said_by(model: nn.Module) -> list[Any]:
+    """Return what decides what a model computes, but for the values of its weights: to compare two moments."""
+    return [
+        (
+            name,
+            type(part),
+            [(key, value) for key, value in vars(part).items() if _is_plain(value) and key != "training"],
+            [(key, None if each is None else each.shape) for key, each in part._parameters.items()],
+            [(key, None if each is None else each.shape) for key, each in part._buffers.items()],
+            [*part._forward_pre_hooks.values(), *part._forward_hooks.values()],
+        )
+        for name, part in model.named_modules()
+    ]
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a value compares with another one by what it is."""
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)
 
 
 def _difference(model: nn.Module, net: Network, traced: TracedGraph) -> str:

@@ -72,8 +72,9 @@ class FeatureBank:
         return 4 * images * sum(math.prod(self._shapes[name][1:]) for name in names)
 
     def is_affordable(self, names: tuple[str, ...]) -> bool:
-        """Say whether keeping these values takes at most a gigabyte."""
-        if not all(self._shapes.get(name) for name in names):
+        """Say whether these values can be kept: they have one row per image, and take at most a gigabyte."""
+        images = next(self._shapes[node.name] for node in self._original.graph.nodes if node.op == "placeholder")[0]
+        if not all(self._shapes.get(name) and self._shapes[name][0] == images for name in names):
             return False
         return self._bytes(names) <= _MOST_BYTES
 
@@ -100,12 +101,25 @@ def shared_names(changed: fx.GraphModule, original: fx.GraphModule) -> set[str]:
 
 
 def crossing_names(changed: fx.GraphModule, shared: set[str]) -> tuple[str, ...]:
-    """Return the shared nodes whose values the rest of the network reads, in graph order."""
+    """Return the shared nodes whose values the rest of the network reads, in graph order.
+
+    What depends on no image, such as the weight of a functional linear layer, the rest computes itself.
+    """
+    varying = shared - _constants(changed.graph)
     return tuple(
         node.name
         for node in changed.graph.nodes
-        if node.name in shared and any(user.name not in shared for user in node.users)
+        if node.name in varying and any(user.name not in shared for user in node.users)
     )
+
+
+def _constants(graph: fx.Graph) -> set[str]:
+    """Return the nodes whose values depend on no input."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "output") and all(each.name in found for each in node.all_input_nodes):
+            found.add(node.name)
+    return found
 
 
 def split_suffix(changed: fx.GraphModule, shared: set[str]) -> fx.GraphModule:

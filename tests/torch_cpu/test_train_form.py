@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -235,3 +236,24 @@ def test_the_same_network_with_other_weights_passes_in_every_state() -> None:
     net = lf.trace_network(_Flagged(), torch.randn(1, 3, 9, 9))
     for model in (randomise(_Flagged()), _Flagged().double().train(), nn.DataParallel(_Flagged())):
         assert lf.build_train_form(model, net, original_plan(net)) is not None
+
+
+_CHANGES: dict[str, Callable[[_Flagged], object]] = {
+    "a flag": lambda model: setattr(model, "scale", 2.0),
+    "an argument of a layer": lambda model: setattr(model.first, "dilation", (2, 2)),
+    "another activation": lambda model: setattr(model, "act", nn.LeakyReLU(0.1)),
+    "another forward": lambda model: setattr(model, "forward", lambda x: _Flagged.forward(model, x) * 2),
+    "a hook": lambda model: model.last.register_forward_hook(lambda module, inputs, output: output * 2),
+    "other shapes": lambda model: setattr(model.last, "weight", nn.Parameter(torch.randn(4, 4, 1, 1))),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+def test_a_model_that_was_changed_since_it_was_checked_is_checked_again(change: str) -> None:
+    model = randomise(_Flagged())
+    net = lf.trace_network(model, torch.randn(1, 3, 9, 9))
+    lf.build_train_form(model, net, original_plan(net))
+    lf.build_train_form(model, net, original_plan(net))
+    _CHANGES[change](model)
+    with pytest.raises(lf.UsageError, match="trace this one"):
+        lf.build_train_form(model, net, original_plan(net))
