@@ -73,8 +73,10 @@ class FeatureBank:
 
     def is_affordable(self, names: tuple[str, ...]) -> bool:
         """Say whether these values can be kept: they have one row per image, and take at most a gigabyte."""
-        images = next(self._shapes[node.name] for node in self._original.graph.nodes if node.op == "placeholder")[0]
-        if not all(self._shapes.get(name) and self._shapes[name][0] == images for name in names):
+        answers = self._original.graph.output_node().all_input_nodes[0]
+        rows = self._shapes[answers.name][:1]
+        images = {node.name for node in self._original.graph.nodes if node.op == "placeholder"}
+        if not all(self._shapes.get(name) and self._shapes[name][:1] == rows for name in set(names) - images):
             return False
         return self._bytes(names) <= _MOST_BYTES
 

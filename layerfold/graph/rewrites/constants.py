@@ -83,9 +83,13 @@ def take_tensor(root: nn.Module, name: str | None, *, moved: bool) -> torch.Tens
 
 
 def is_read_once(graph: fx.Graph, name: str) -> bool:
-    """Say whether a single node of the graph reads this parameter or buffer, and a single one that node."""
+    """Say whether a single node of the graph reads this parameter or buffer, and a single one that node.
+
+    A module that holds it and is called reads it too.
+    """
     readers = [node for node in graph.nodes if node.op == "get_attr" and str(node.target) == name]
-    return len(readers) == 1 and len(readers[0].users) == 1
+    is_held = any(node.op == "call_module" and name.startswith(f"{node.target}.") for node in graph.nodes)
+    return len(readers) == 1 and len(readers[0].users) == 1 and not is_held
 
 
 def add_module(root: nn.Module, name: str, module: nn.Module) -> None:
