@@ -41,7 +41,7 @@ from layerfold.importance import FinalistScores, WholeScores, remove_journal
 from layerfold.importance.requests import NOTHING
 from layerfold.pipeline.budget_loop import MOST_WHOLES
 from layerfold.solver import climb_plans
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 STEPS = ("reference", "cheap", "cost", "plans")
 PLANNED = "shared"

@@ -103,20 +103,17 @@ def run_case(name: str, *, with_ways: bool, num_plans: int | None) -> dict[str, 
         count = each.get("plans", 0)
         each["seconds"] = alone_s + plans_s * count / max(len(trained), 1)
     if with_ways:
-        result["ways"] |= further_ways(name, model, net, candidates, backend, table, truth)
+        result["ways"] |= further_ways(net, backend, table, truth)
     return result
 
 
 def further_ways(
-    name: str,
-    model: Any,
     net: Any,
-    candidates: Sequence[Any],
     backend: Any,
     table: lf.LatencyTable,
     truth: Sequence[MeasuredPlan],
 ) -> dict[str, Any]:
-    """Return the errors, and the cost, of entries timed between neighbours and in whole networks of their own."""
+    """Return the errors, and the cost, of entries timed between neighbours."""
     measured = [each.ratio for each in truth]
     promising = promising_segments(growth_of(isolated_table(table).entries))
     used = {pair for plan in truth for pair in table.segments_of(plan.merge_pos) if pair[1] - pair[0] > 1}
@@ -125,14 +122,6 @@ def further_ways(
     changes = NeighbourTimer(net, backend).changes_ms(segments)
     seconds = time.perf_counter() - began
     found = {"between its neighbours": {**errors(ratios_of(changes, table, truth), measured), "seconds": seconds}}
-    began = time.perf_counter()
-    inside = lf.profile_network(
-        model, net, backend, candidates=candidates, method="in_network", cache=WORK / f"{name}-in_network.sqlite"
-    )
-    predicted = [
-        inside.end_to_end_ms(inside.sum_ms(inside.segments_of(each.merge_pos))) / inside.original_ms for each in truth
-    ]
-    found["each segment in a whole network"] = {**errors(predicted, measured), "seconds": time.perf_counter() - began}
     return found
 
 

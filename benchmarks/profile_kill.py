@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--model", default="timm:mobilenetv2_050")
     parser.add_argument("--input", default="3x64x64")
-    parser.add_argument("--method", default="in_network")
+    parser.add_argument("--method", default="plans")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     results = kill_and_restart(args.model, args.input, method=args.method, kills=args.kills, seed=args.seed)

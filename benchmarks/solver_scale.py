@@ -70,7 +70,7 @@ def random_options(layers: int, candidates: int, options: int, seed: int = 0) ->
     """Return a chain's options: merging saves latency and costs importance, the more the longer; pruning likewise."""
     import numpy as np
 
-    from layerfold.solver._options import Plan, chain_options
+    from layerfold.solver.options import Plan, chain_options
 
     rng = np.random.default_rng(seed)
     start = np.repeat(np.arange(layers), candidates)
@@ -96,9 +96,9 @@ def measure(layers: int, candidates: int, options: int, epsilon: float, repeats:
     """Solve one size; exact where the frontier stays small enough, else by epsilon-dominance."""
     import numpy as np
 
-    from layerfold.solver._labels import least_to_go
     from layerfold.solver._refine import refine_budget
-    from layerfold.solver._search import solve_options
+    from layerfold.solver.labels import least_to_go
+    from layerfold.solver.search import solve_options
 
     problem = random_options(layers, candidates, options)
     idle_mib = peak_memory_mib()

@@ -71,7 +71,7 @@ def private_imports(graph: nx.DiGraph[str]) -> list[str]:
         f"{one} imports {other}"
         for one, other in graph.edges
         if any(part.startswith("_") and not part.startswith("__") for part in other.split("."))
-        and not package_of(one).startswith(_owner(other))
+        and not f"{package_of(one)}.".startswith(f"{_owner(other)}.")
     )
 
 

@@ -44,15 +44,23 @@ _MADE_BY = {name: "what build_train_form returned, finetuned or not" for name in
 _DEPTH = threading.local()
 
 
-def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def public_call(
+    function: Callable[_P, _R], *, check: Callable[[Mapping[str, Any]], object] | None = None
+) -> Callable[_P, _R]:
     """Make a public function check its arguments by their annotations, unwrap modules, and run in its own torch state.
 
+    Args:
+        function: to be called with what was checked and unwrapped.
+        check: of the arguments together, by their names; where ``model`` and ``net`` are among them, the decorator is
+            :func:`layerfold.graph.same_model.network_call`, which has one.
+
     Raises:
-        UsageError: from the function: a module that cannot be worked on, an argument of a wrong type, or a ``net`` that
-            was not traced from the ``model`` beside it.
+        UsageError: from the function: a module that cannot be worked on, or an argument of a wrong type.
     """
     signature = inspect.signature(function)
     kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    if {"model", "net"} <= kinds.keys() and check is None:
+        raise TypeError(f"{function.__name__} takes a model and its net: mark it with network_call")
     originals = {"example_input", "options"}  # beside one of these stands the caller's own network, as it was trained
 
     @functools.wraps(function)
@@ -68,8 +76,8 @@ def public_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
             for name in (name for name, kind in kinds.items() if str(kind).split(" | ")[0] == "nn.Module"):
                 _check_float32(name, bound.arguments.get(name), str(kinds[name]))
         with own_state():
-            if {"model", "net"} <= bound.arguments.keys():
-                bound.arguments["net"].check_is_of(bound.arguments["model"])
+            if check is not None:
+                check(bound.arguments)
             return function(*bound.args, **bound.kwargs)
 
     return call

@@ -21,7 +21,7 @@ from layerfold.report.words import count_text, large_text, positions_text, share
 
 if TYPE_CHECKING:
     from layerfold.graph import Network, Segment
-    from layerfold.graph.network import Barrier, Layer, Residual
+    from layerfold.graph.description import Barrier, Layer, Residual
     from layerfold.solver import Solution
 
 _Thing = TypeVar("_Thing")

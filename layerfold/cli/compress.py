@@ -11,12 +11,12 @@ from layerfold.budget import check_one_given
 from layerfold.cli._choices import METHODS, OPTIMIZERS, SCORES, parse_formats
 from layerfold.cli._networks import add_drop_argument
 from layerfold.cli._options import (
-    BATCH,
     SEED,
-    THREADS,
     above,
+    add_backend_arguments,
     add_budget_arguments,
     add_result_arguments,
+    backend_options,
     check_output_folder,
     whole,
 )
@@ -54,18 +54,7 @@ def add_parser(subparsers: Any) -> None:
         budget, "end-to-end latency, for example 4.5ms or 800us", "original latency / budget, for example 1.5"
     )
     budget.add_argument("--fastest", action="store_true", help="the least latency, whatever it does to the accuracy")
-    device = parser.add_argument_group("what is measured")
-    device.add_argument("--backend", default="onnxruntime", metavar="NAME", help="(default: %(default)s, on this CPU)")
-    device.add_argument(
-        "--threads",
-        type=whole(1, THREADS),
-        default=1,
-        metavar="N",
-        help="worker threads (default: 1, which a shared machine repeats best)",
-    )
-    device.add_argument(
-        "--batch", type=whole(1, BATCH), default=1, metavar="N", help="images a forward pass (default: 1)"
-    )
+    add_backend_arguments(parser)
     search = parser.add_argument_group("what may be merged, and what counts")
     search.add_argument(
         "--exclude",
@@ -173,12 +162,16 @@ def run(arguments: argparse.Namespace) -> int:
     check_output_folder(arguments.output)
     from layerfold.pipeline import CompressOptions, compress_network
 
+    own = backend_options(arguments)
+    named = {name: own.pop(name) for name in ("threads", "precision", "layout") if name in own}
     options = CompressOptions(
         budget_ms=arguments.budget,
         speedup=arguments.speedup,
         fastest=arguments.fastest,
         backend=arguments.backend,
-        threads=arguments.threads,
+        device=arguments.device,
+        **named,
+        backend_options=own,
         batch=arguments.batch,
         exclude=tuple(arguments.exclude),
         merge_pooling=arguments.merge_pooling,

@@ -181,7 +181,7 @@ def _engine_of_onnx(
 
 def _preprocessing_of(form: LoadedForm) -> dict[str, Any] | None:
     """Return how images become the network's input, as the original model's source says; None for no images."""
-    from layerfold.data._preprocessing import Preprocessing
+    from layerfold.data.preprocessing import Preprocessing
     from layerfold.export.classify import preprocessing_facts
     from layerfold.models import load_model
 

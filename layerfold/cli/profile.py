@@ -51,10 +51,9 @@ def add_parser(subparsers: Any) -> None:
     measuring = parser.add_argument_group("how it is measured")
     measuring.add_argument(
         "--method",
-        choices=("plans", "in_network", "isolated"),
+        choices=("plans", "isolated"),
         default="plans",
-        help="fitted to whole networks under random plans, each segment in a whole network, or "
-        "segments alone: faster, less true (default: %(default)s)",
+        help="fitted to whole networks under random plans, or segments alone: faster, less true (default: %(default)s)",
     )
     measuring.add_argument(
         "--target",
@@ -127,6 +126,7 @@ def _run(args: argparse.Namespace) -> int:
         backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import profile_network
     from layerfold.profiler.open_cache import open_cache
+    from layerfold.profiler.table import TableSettings
     from layerfold.profiler.together import BackendChoice, MakeFiller, filled_together
 
     loaded = load_model_of(args)
@@ -153,12 +153,12 @@ def _run(args: argparse.Namespace) -> int:
             how |= {"backend": backend, "dtype": backend.precision}
         else:
             choice = BackendChoice(name=args.backend, device=args.device, options=backend_options(args))
-            make_filler = MakeFiller.of(loaded.module, net, choice, executor, log=args.log, **how)
-            filling = stack.enter_context(
+            make_filler = MakeFiller.of(loaded.module, net, choice, executor, TableSettings(**how), log=args.log)
+            shared = stack.enter_context(
                 filled_together(executor, make_filler, args.cache, retry_failed=args.retry_failed)
             )
-            store = filling.store
-            how |= {"backend": filling.backend, "dtype": filling.dtype, "workers": filling.workers}
+            store = shared.store
+            how |= {"backend": shared.backend, "dtype": shared.dtype, "workers": shared.workers}
         table = profile_network(
             loaded.module, net, cache=store, model_name=loaded.source, progress=not args.quiet, **how
         )
@@ -234,7 +234,7 @@ def _duration(seconds: float) -> str:
 
 
 def _summary(table: LatencyTable) -> dict[str, Any]:
-    from layerfold.tables._kernel import IDENTITY
+    from layerfold.tables.kernel import IDENTITY
 
     provenance = table.provenance
     merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]

@@ -157,7 +157,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Solve, then write files, then print; nothing is written unless all budgets have an answer."""
     from layerfold.solver import explain_point, solve_alternatives, solve_frontier
-    from layerfold.solver._budgets import end_to_end_budgets
+    from layerfold.solver.budgets import end_to_end_budgets
     from layerfold.tables import ImportanceTable, LatencyTable
 
     asked = _asked(args)
@@ -336,7 +336,7 @@ def _price_of_risk(
 
 
 def _table(frontier: Frontier, solutions: list[Solution]) -> str:
-    from layerfold.tables._kernel import IDENTITY
+    from layerfold.tables.kernel import IDENTITY
 
     lines = [
         f"original {frontier.original_ms:.6g} ms; {len(frontier)} Pareto-optimal points from {frontier.least_ms:.6g} ms"

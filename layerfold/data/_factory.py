@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.data._image_data import ImageData
-from layerfold.data._preprocessing import Preprocessing
 from layerfold.data._splits import ImageSplit
 from layerfold.data._splitting import holdout_size, stratified_parts
+from layerfold.data.preprocessing import Preprocessing
 from layerfold.errors import DataError, UsageError
 from layerfold.factories import call_factory
 

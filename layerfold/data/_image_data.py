@@ -11,8 +11,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from layerfold.data._loader import BatchLoader
-from layerfold.data._preprocessing import is_whole
 from layerfold.data._splits import DatasetSplit, Split
+from layerfold.data.preprocessing import is_whole
 from layerfold.errors import DataError, UsageError, nearest_names
 
 _SPLIT_NAMES = ("train", "holdout", "test")

@@ -20,12 +20,12 @@ from layerfold.data._headers import MANY, check_headers
 from layerfold.data._image_cache import ImageCache
 from layerfold.data._image_data import ImageData
 from layerfold.data._parquet import read_parquet
-from layerfold.data._preprocessing import Preprocessing, default_normalisation
 from layerfold.data._readers import read_hub, read_torchvision
 from layerfold.data._shards import read_shards
 from layerfold.data._splits import ImageSplit, Split
 from layerfold.data._splitting import Rows, holdout_size, stratified_parts
 from layerfold.data._stored import StoredData, counted
+from layerfold.data.preprocessing import Preprocessing, default_normalisation
 from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.factories import is_factory_source
 

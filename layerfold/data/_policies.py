@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layerfold.data._preprocessing import Preprocessing
+from layerfold.data.preprocessing import Preprocessing
 from layerfold.errors import UsageError, nearest_names
 
 _FAMILIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")

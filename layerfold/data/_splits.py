@@ -16,10 +16,10 @@ from layerfold.data._augmentation import crop_and_flip, resized_crops
 from layerfold.data._decoded import DecodedImages
 from layerfold.data._items import class_of, image_of
 from layerfold.data._policies import Augmentation, apply_policy, erase_randomly
-from layerfold.data._preprocessing import Preprocessing
 from layerfold.data._stored import UNLABELLED
 from layerfold.data._threads import prepared_ahead
 from layerfold.data._workers import Batch, worker_batches
+from layerfold.data.preprocessing import Preprocessing
 from layerfold.errors import DataError, LayerfoldError, UsageError
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from layerfold.errors import ClusterUnavailableError, OptionalDependencyError, UsageError
 from layerfold.executor.places import processors
 from layerfold.executor.protocol import MakeWorker, Report
-from layerfold.executor.shipping import Clerk, Parcel, pack, unpacked
+from layerfold.executor.shipping import Payload, TaskRunner, pack, unpacked
 
 _ANSWERS_WITHIN_S = 5.0
 _HEALTHY_WITHIN_S = 30.0
@@ -27,10 +27,10 @@ _SKIPPED = "RAY_DEDUP_LOGS_SKIP_REGEX"
 
 
 @contextmanager
-def cluster_crew(
+def cluster_group(
     make_worker: MakeWorker[Any, Any], address: str | None, resources: Mapping[str, float], workers: int | None
-) -> Iterator[ClusterCrew]:
-    """Connect to a cluster, or start one here, and have a crew there until the block ends.
+) -> Iterator[ClusterGroup]:
+    """Connect to a cluster, or start one here, and have workers there until the block ends.
 
     Raises:
         OptionalDependencyError: Ray is not installed.
@@ -44,24 +44,24 @@ def cluster_crew(
                 f"ray_resources={_text(resources)}: no node of the cluster has as much; the cluster has "
                 f"{_text(ray.cluster_resources())}; ask for less, or start a node with it"
             )
-        parcel = pack(make_worker, ray.cloudpickle.dumps)
-        with closing(ClusterCrew(ray, parcel, min(workers or room, room), resources)) as crew:
-            yield crew
+        payload = pack(make_worker, ray.cloudpickle.dumps)
+        with closing(ClusterGroup(ray, payload, min(workers or room, room), resources)) as group:
+            yield group
 
 
-class ClusterCrew:
-    """See :class:`Crew`. Ray places the workers and finds out when one dies; which task it had is known here.
+class ClusterGroup:
+    """See :class:`WorkerGroup`. Ray places the workers and finds out when one dies; which task it had is known here.
 
     Args:
         ray: the library.
-        parcel: makes a worker; sent to each node once.
+        payload: makes a worker; sent to each node once.
         size: workers.
         resources: of each.
     """
 
-    def __init__(self, ray: Any, parcel: Parcel, size: int, resources: Mapping[str, float]) -> None:
+    def __init__(self, ray: Any, payload: Payload, size: int, resources: Mapping[str, float]) -> None:
         self.size = size
-        self._ray, self._parcel = ray, ray.put(parcel)
+        self._ray, self._payload = ray, ray.put(payload)
         self._device = "cuda:0" if resources.get("GPU") else "cpu"  # Ray shows a worker no other GPU
         others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
         self._actor = ray.remote(
@@ -70,22 +70,22 @@ class ClusterCrew:
             resources=others,
             max_restarts=0,
             max_task_retries=0,
-        )(Clerk)
-        self._hired: dict[Hashable, Any] = {}
+        )(TaskRunner)
+        self._started: dict[Hashable, Any] = {}
         self._pending: dict[Any, Hashable] = {}
 
-    def hire(self) -> Hashable:
-        actor = self._actor.remote(self._parcel, self._device)
+    def start(self) -> Hashable:
+        actor = self._actor.remote(self._payload, self._device)
         worker: str = actor._actor_id.hex()
-        self._hired[worker] = actor
+        self._started[worker] = actor
         self._pending[actor.start.remote()] = worker
         return worker
 
-    def dismiss(self, worker: Hashable) -> None:
-        self._ray.kill(self._hired.pop(worker))
+    def end(self, worker: Hashable) -> None:
+        self._ray.kill(self._started.pop(worker))
 
     def ask(self, worker: Hashable, task: Any) -> None:
-        self._pending[self._hired[worker].answer.remote(task)] = worker
+        self._pending[self._started[worker].answer.remote(task)] = worker
 
     def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
         ray = self._ray
@@ -93,7 +93,7 @@ class ClusterCrew:
             node_id=ray.get_runtime_context().get_node_id(), soft=False
         )
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(make, os.path.abspath(path))
-        self._hired[actor] = actor  # ends with the others
+        self._started[actor] = actor  # ends with the others
         return partial(_Afar, actor, ray.get(actor.ask.remote("path")))
 
     def wait(self) -> Sequence[Report]:
@@ -102,16 +102,16 @@ class ClusterCrew:
         return [self._report(reference) for reference in done]
 
     def close(self) -> None:
-        for actor in self._hired.values():
+        for actor in self._started.values():
             self._ray.kill(actor)
-        self._hired.clear()
+        self._started.clear()
 
     def _report(self, reference: Any) -> Report:
         worker = self._pending.pop(reference)
         try:
             kind, value = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            self._ray.kill(self._hired.pop(worker))
+            self._ray.kill(self._started.pop(worker))
             return Report(worker, "dead", f"its worker is gone ({_reason(error)})")
         return Report(worker, kind, unpacked(kind, value))
 

@@ -1,4 +1,4 @@
-"""Hand tasks to a crew, try those again whose worker died, and give up where that does not help."""
+"""Hand tasks to workers, try those again whose worker died, and give up where that does not help."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from layerfold.errors import ExecutorError
 from layerfold.executor.agenda import Agenda
-from layerfold.executor.protocol import Crew, Report
+from layerfold.executor.protocol import Report, WorkerGroup
 
 
-class CrewPool:
+class WorkerPool:
     """A pool of workers that may die; see :class:`Pool`.
 
     A worker has one task at a time, and an answer is handed on the moment it comes: a worker that is killed costs what
     it had done of that task.
 
     Args:
-        crew: the workers.
+        group: the workers.
         retries: how often a task that failed, and a start that failed, is tried again.
     """
 
-    def __init__(self, crew: Crew, retries: int) -> None:
-        self._crew, self._retries = crew, retries
+    def __init__(self, group: WorkerGroup, retries: int) -> None:
+        self._group, self._retries = group, retries
         self._staff: set[Hashable] = set()
         self._starting: set[Hashable] = set()
         self._idle: list[Hashable] = []
@@ -35,15 +35,15 @@ class CrewPool:
         doing: dict[Hashable, Any] = {}
         failures: Counter[Any] = Counter()
         while (len(agenda) or doing) and not self._is_stopped:
-            while len(self._staff) < min(self._crew.size, len(agenda) + len(doing)):
-                worker = self._crew.hire()
+            while len(self._staff) < min(self._group.size, len(agenda) + len(doing)):
+                worker = self._group.start()
                 self._staff.add(worker)
                 self._starting.add(worker)
             while self._idle and len(agenda):
                 worker = self._idle.pop()
                 doing[worker] = agenda.next_for(worker)
-                self._crew.ask(worker, doing[worker])
-            for report in self._crew.wait():
+                self._group.ask(worker, doing[worker])
+            for report in self._group.wait():
                 self._take_note(report)
                 if report.worker not in doing:
                     self._check_start(report)
@@ -61,14 +61,14 @@ class CrewPool:
                 agenda.give_back(report.worker, task)
 
     def share(self, make: Callable[[str], Any], path: str) -> Callable[[], Any]:
-        return self._crew.share(make, path)
+        return self._group.share(make, path)
 
     def stop(self) -> None:
         self._is_stopped = True
 
     @property
     def size(self) -> int:
-        return self._crew.size
+        return self._group.size
 
     def _take_note(self, report: Report) -> None:
         if report.kind == "refused":
@@ -80,7 +80,7 @@ class CrewPool:
             if report.worker in self._idle:
                 self._idle.remove(report.worker)
             if report.kind == "failed":
-                self._crew.dismiss(report.worker)
+                self._group.end(report.worker)
         else:
             self._idle.append(report.worker)
 

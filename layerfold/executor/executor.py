@@ -9,10 +9,10 @@ from typing import Any
 
 from layerfold.arguments import check_fields
 from layerfold.errors import UsageError, nearest_names
-from layerfold.executor.dispatch import CrewPool
+from layerfold.executor.dispatch import WorkerPool
 from layerfold.executor.here import Here
 from layerfold.executor.places import places_of, processors
-from layerfold.executor.processes import ProcessCrew
+from layerfold.executor.processes import ProcessGroup
 from layerfold.executor.protocol import MakeWorker, Pool
 from layerfold.executor.shipping import pack
 
@@ -99,17 +99,17 @@ class Executor:
             ClusterUnavailableError: no cluster answers, or none of its nodes has the resources.
         """
         if self.kind == "ray":
-            from layerfold.executor.cluster import cluster_crew
+            from layerfold.executor.cluster import cluster_group
 
-            with cluster_crew(make_worker, self.address, self.resources, self.workers) as crew:
-                yield CrewPool(crew, self.retries)
+            with cluster_group(make_worker, self.address, self.resources, self.workers) as group:
+                yield WorkerPool(group, self.retries)
             return
         places = places_of(self.devices, self.workers or 1, self.threads or 1)
         if len(places) == 1:
             yield Here(make_worker, places[0].device or "cpu")
             return
-        with closing(ProcessCrew(pack(make_worker), places)) as crew:
-            yield CrewPool(crew, self.retries)
+        with closing(ProcessGroup(pack(make_worker), places)) as group:
+            yield WorkerPool(group, self.retries)
 
 
 def parse_resources(text: str) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from layerfold.executor.places import Place, move_to
 from layerfold.executor.protocol import Report
-from layerfold.executor.shipping import Clerk, Parcel, line_of, unpacked
+from layerfold.executor.shipping import Payload, TaskRunner, line_of, unpacked
 
 _ORPHANED = 1
 _GRACE_S = 3.0
@@ -25,43 +25,43 @@ _POLL_S = 1.0
 
 
 @dataclass(eq=False)
-class _Hired:
+class _Running:
     place: Place
     process: SpawnProcess
     pipe: Connection
 
 
-class ProcessCrew:
-    """See :class:`Crew`. Each worker is a fresh process: neither threads nor a CUDA context would survive a fork.
+class ProcessGroup:
+    """See :class:`WorkerGroup`. Each worker is a fresh process: threads and CUDA contexts do not survive a fork.
 
     Args:
-        parcel: makes a worker.
+        payload: makes a worker.
         places: one a process.
     """
 
-    def __init__(self, parcel: Parcel, places: Sequence[Place]) -> None:
+    def __init__(self, payload: Payload, places: Sequence[Place]) -> None:
         self.size = len(places)
-        self._parcel, self._free = parcel, list(reversed(places))
-        self._hired: list[_Hired] = []
+        self._payload, self._free = payload, list(reversed(places))
+        self._started: list[_Running] = []
         self._spawn = multiprocessing.get_context("spawn")
 
-    def hire(self) -> Hashable:
+    def start(self) -> Hashable:
         place = self._free.pop()
         ours, theirs = self._spawn.Pipe()
         # No daemon: such a process may have no children, and a DataLoader's workers are children.
-        process = self._spawn.Process(target=_work, args=(theirs, self._parcel, place), daemon=False)
+        process = self._spawn.Process(target=_work, args=(theirs, self._payload, place), daemon=False)
         with _interrupts_blocked():
             process.start()
         theirs.close()
-        self._hired.append(_Hired(place, process, ours))
-        return self._hired[-1]
+        self._started.append(_Running(place, process, ours))
+        return self._started[-1]
 
-    def dismiss(self, worker: Hashable) -> None:
-        assert isinstance(worker, _Hired)
+    def end(self, worker: Hashable) -> None:
+        assert isinstance(worker, _Running)
         self._bury(worker)
 
     def ask(self, worker: Hashable, task: Any) -> None:
-        assert isinstance(worker, _Hired)
+        assert isinstance(worker, _Running)
         try:
             worker.pipe.send(task)
         except OSError:
@@ -71,16 +71,16 @@ class ProcessCrew:
         return partial(make, os.path.abspath(path))
 
     def wait(self) -> Sequence[Report]:
-        ready = set(wait([end for each in self._hired for end in (each.pipe, each.process.sentinel)], _POLL_S))
-        return [self._report(each) for each in list(self._hired) if ready & {each.pipe, each.process.sentinel}]
+        ready = set(wait([end for each in self._started for end in (each.pipe, each.process.sentinel)], _POLL_S))
+        return [self._report(each) for each in list(self._started) if ready & {each.pipe, each.process.sentinel}]
 
     def close(self) -> None:
-        for each in self._hired:
+        for each in self._started:
             each.process.terminate()
-        for each in list(self._hired):
+        for each in list(self._started):
             self._bury(each)
 
-    def _report(self, each: _Hired) -> Report:
+    def _report(self, each: _Running) -> Report:
         try:
             kind, value = each.pipe.recv()  # an answer may lie there though its sender is gone
         except (EOFError, OSError):
@@ -90,17 +90,17 @@ class ProcessCrew:
             return Report(each, "failed", f"its answer cannot be read here ({line_of(error)})")
         return Report(each, kind, unpacked(kind, value))
 
-    def _bury(self, each: _Hired) -> None:
+    def _bury(self, each: _Running) -> None:
         each.process.terminate()
         each.process.join(_GRACE_S)
         each.process.kill()
         each.process.join()
         each.pipe.close()
-        self._hired.remove(each)
+        self._started.remove(each)
         self._free.append(each.place)
 
 
-def _work(pipe: Connection, parcel: Parcel, place: Place) -> None:
+def _work(pipe: Connection, payload: Payload, place: Place) -> None:
     """Be a worker until there is nobody to work for."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -108,10 +108,10 @@ def _work(pipe: Connection, parcel: Parcel, place: Place) -> None:
     os.dup2(2, 1)  # stdout is for results, and those are printed by the process that all began with
     try:
         move_to(place)
-        clerk = Clerk(parcel, place.torch_device)
-        _send(pipe, clerk.start())
+        runner = TaskRunner(payload, place.torch_device)
+        _send(pipe, runner.start())
         while True:
-            _send(pipe, clerk.answer(pipe.recv()))
+            _send(pipe, runner.answer(pipe.recv()))
     except (EOFError, OSError):
         return
     except Exception as error:  # a task that cannot be read: as a traceback it would only be noise on stderr

@@ -65,7 +65,7 @@ class Report:
     value: Any = None
 
 
-class Crew(Protocol):
+class WorkerGroup(Protocol):
     """Workers of one kind, each asked one task at a time.
 
     Attributes:
@@ -74,10 +74,10 @@ class Crew(Protocol):
 
     size: int
 
-    def hire(self) -> Hashable:
+    def start(self) -> Hashable:
         """Begin to start a worker; a report says when it is ready."""
 
-    def dismiss(self, worker: Hashable) -> None:
+    def end(self, worker: Hashable) -> None:
         """End a worker that could not be started, and has nothing to do."""
 
     def ask(self, worker: Hashable, task: Any) -> None:

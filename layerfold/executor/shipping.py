@@ -14,7 +14,7 @@ from layerfold.factories import loaded_files, run_file
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Payload:
     """A ``make_worker`` on its way.
 
     Attributes:
@@ -29,7 +29,7 @@ class Parcel:
     version: str = __version__
 
 
-def pack(make_worker: MakeWorker[Any, Any], dumps: Callable[[Any], bytes] = pickle.dumps) -> Parcel:
+def pack(make_worker: MakeWorker[Any, Any], dumps: Callable[[Any], bytes] = pickle.dumps) -> Payload:
     """Pack what makes a worker.
 
     Raises:
@@ -43,14 +43,14 @@ def pack(make_worker: MakeWorker[Any, Any], dumps: Callable[[Any], bytes] = pick
             "they hold to weights, arrays and classes of an importable file, or use one worker"
         ) from error
     files = ((name, str(path)) for name, path in loaded_files().items() if name.encode() in content)
-    return Parcel(tuple(files), content)
+    return Payload(tuple(files), content)
 
 
-class Clerk:
-    """In a worker: makes the real worker of a parcel, and turns whatever it does into something to send back."""
+class TaskRunner:
+    """In a worker: makes the real worker of a payload, and turns whatever it does into something to send back."""
 
-    def __init__(self, parcel: Parcel, device: str) -> None:
-        self._parcel, self._device = parcel, device
+    def __init__(self, payload: Payload, device: str) -> None:
+        self._payload, self._device = payload, device
         self._worker: Callable[[Any], Any] | None = None
 
     def start(self) -> tuple[str, Any]:
@@ -64,15 +64,15 @@ class Clerk:
         return self._guarded(lambda: worker(task), "answer")
 
     def _make(self) -> None:
-        parcel = self._parcel
-        if parcel.version != __version__:
+        payload = self._payload
+        if payload.version != __version__:
             raise ExecutorError(
-                f"a worker has layerfold {__version__}, this process {parcel.version}: install the "
+                f"a worker has layerfold {__version__}, this process {payload.version}: install the "
                 "same version everywhere"
             )
-        for name, file in parcel.files:
+        for name, file in payload.files:
             run_file(file, name)
-        self._worker = pickle.loads(parcel.content)(self._device)
+        self._worker = pickle.loads(payload.content)(self._device)
 
     def _guarded(self, work: Callable[[], Any], name: str) -> tuple[str, Any]:
         try:
@@ -86,7 +86,7 @@ class Clerk:
 
 
 def unpacked(kind: str, value: Any) -> Any:
-    """Return what a clerk sent as what it was: a refusal is an error again, without its constructor's arguments."""
+    """Return what a runner sent as what it was: a refusal is an error again, without its constructor's arguments."""
     if kind != "refused":
         return value
     cls, text = value

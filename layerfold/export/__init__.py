@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerfold.export.classify import Classifier, InputSpec, read_preprocessing
     from layerfold.export.engine import EngineReport, build_engine
-    from layerfold.export.engine_run import LoadedEngine, load_engine
+    from layerfold.export.engine_run import load_engine
+    from layerfold.export.loaded_engine import LoadedEngine
     from layerfold.export.network import ExportReport, export_network
     from layerfold.export.onnx import OnnxCheck, check_onnx, export_onnx
     from layerfold.export.precision import to_half
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "classify": ("Classifier", "InputSpec", "read_preprocessing"),
     "engine": ("EngineReport", "build_engine"),
-    "engine_run": ("LoadedEngine", "load_engine"),
+    "engine_run": ("load_engine",),
+    "loaded_engine": ("LoadedEngine",),
     "network": ("ExportReport", "export_network"),
     "onnx": ("OnnxCheck", "check_onnx", "export_onnx"),
     "precision": ("to_half",),

@@ -14,7 +14,7 @@ from layerfold.export.engine_run import read_facts
 from layerfold.terminal import name_text
 
 if TYPE_CHECKING:
-    from layerfold.data._preprocessing import Preprocessing
+    from layerfold.data.preprocessing import Preprocessing
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -146,7 +146,7 @@ def read_preprocessing(path: str | Path, spec: InputSpec, **given: Any) -> Prepr
     Raises:
         UsageError: neither the JSON nor ``given`` names mean and std, or a field breaks its rule.
     """
-    from layerfold.data._preprocessing import Preprocessing
+    from layerfold.data.preprocessing import Preprocessing
 
     stored = read_facts(Path(path)).get("preprocessing") or {}
     fields: dict[str, Any] = {**stored, **{name: value for name, value in given.items() if value is not None}}

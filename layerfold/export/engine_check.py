@@ -127,7 +127,7 @@ def _why_not_run(compute_capabilities: Sequence[str]) -> str:
 
 def _difference(content: bytes, trt: Any, onnx_bytes: bytes, precision: str) -> float:
     """Run an engine and its ONNX graph on the same random inputs; return the largest relative difference."""
-    from layerfold.export.engine_run import LoadedEngine
+    from layerfold.export.loaded_engine import LoadedEngine
     from layerfold.export.onnx import _run_onnx
 
     engine = LoadedEngine(content, trt)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from layerfold.graph.network import Barrier, Chain, Layer, Network, Residual, Segment
+from layerfold.graph.description import Barrier, Chain, Layer, Residual, Segment
+from layerfold.graph.network import Network
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 
 if TYPE_CHECKING:

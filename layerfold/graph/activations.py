@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from layerfold.graph.network import Chain, Network, Segment
+from layerfold.graph.description import Chain, Segment
+from layerfold.graph.network import Network
 from layerfold.graph.specs import ActivationSpec
 
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from layerfold.graph.description import Barrier, Chain
 from layerfold.graph.gates import Gate, find_gates, gated_blocks
-from layerfold.graph.network import Barrier, Chain, Network
+from layerfold.graph.network import Network
 
 GATE = "squeeze-and-excitation"
 GATE_REASON = "multiplies a feature map by what it computes from all of it, which is not linear"

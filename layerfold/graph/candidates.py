@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from layerfold.errors import SolutionError
+from layerfold.graph.description import Chain, Description, Residual, Segment
 from layerfold.graph.dropping import SegmentSteps, segment_steps
 from layerfold.graph.footprint import Footprint
-from layerfold.graph.network import Chain, Network, Residual, Segment
 from layerfold.graph.specs import ConvSpec
 
 
@@ -16,12 +16,12 @@ def crosses(start: int, end: int, residual: Residual) -> bool:
     return start < residual.src < end < residual.dst or residual.src < start < residual.dst < end
 
 
-def inner_residuals(net: Network, start: int, end: int) -> list[Residual]:
+def inner_residuals(net: Description, start: int, end: int) -> list[Residual]:
     """Return the residuals that a segment takes in whole, in order of dst and then of the traced additions."""
     return [residual for residual in net.residuals if start <= residual.src and residual.dst <= end]
 
 
-def merged_segment(net: Network, start: int, end: int, dropped: Collection[int] = ()) -> Segment:
+def merged_segment(net: Description, start: int, end: int, dropped: Collection[int] = ()) -> Segment:
     """Return layers start+1..end, less those in ``dropped``, as one merged segment.
 
     Raises:
@@ -52,7 +52,7 @@ def merged_segment(net: Network, start: int, end: int, dropped: Collection[int] 
     )
 
 
-def _merged_conv(net: Network, parts: SegmentSteps, channels: int) -> ConvSpec:
+def _merged_conv(net: Description, parts: SegmentSteps, channels: int) -> ConvSpec:
     if not parts.steps:
         return ConvSpec.channelwise(channels, "identity")
     if parts.lone is not None:
@@ -70,7 +70,9 @@ def _merged_conv(net: Network, parts: SegmentSteps, channels: int) -> ConvSpec:
     return prints[-1].conv(channels)
 
 
-def list_candidates(net: Network, *, stop_at_strides: bool, max_kernel: int, max_growth: float | None) -> list[Segment]:
+def list_candidates(
+    net: Description, *, stop_at_strides: bool, max_kernel: int, max_growth: float | None
+) -> list[Segment]:
     """See :meth:`Network.candidates`."""
     found = []
     for chain in net.chains:
@@ -84,7 +86,7 @@ def list_candidates(net: Network, *, stop_at_strides: bool, max_kernel: int, max
     return found
 
 
-def furthest_end(net: Network, chain: Chain, start: int, stop_at_strides: bool) -> int:
+def furthest_end(net: Description, chain: Chain, start: int, stop_at_strides: bool) -> int:
     """Return the last end allowed from ``start``.
 
     The published restriction, read off the published MobileNetV2 table: a segment that starts at or before the
@@ -97,10 +99,10 @@ def furthest_end(net: Network, chain: Chain, start: int, stop_at_strides: bool) 
     return chain.end
 
 
-def _is_small_enough(net: Network, segment: Segment, max_kernel: int, max_growth: float | None) -> bool:
+def _is_small_enough(net: Description, segment: Segment, max_kernel: int, max_growth: float | None) -> bool:
     if max(segment.conv.kernel_size) > max_kernel:
         return False
     if max_growth is None:
         return True
-    replaced = sum(net.segment(m - 1, m).macs for m in range(segment.start + 1, segment.end + 1))
+    replaced = sum(merged_segment(net, m - 1, m).macs for m in range(segment.start + 1, segment.end + 1))
     return segment.macs <= max_growth * replaced

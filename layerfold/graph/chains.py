@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from layerfold.graph.network import Barrier, Chain, Layer, Network, Residual
+from layerfold.graph.description import Barrier, Chain, Layer, Residual
+from layerfold.graph.network import Network
 from layerfold.graph.reader import Reader, ReadLayer, Residuals
 from layerfold.graph.rewrites import Install
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Shape

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from layerfold.graph.network import Network, Segment, shortcut_macs
+from layerfold.graph.description import Segment, shortcut_macs
+from layerfold.graph.network import Network
 
 
 def count_merge_sets(net: Network, candidates: Iterable[Segment]) -> int:

@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from layerfold.graph.candidates import crosses, furthest_end, merged_segment
+from layerfold.graph.description import Chain, Description, Segment
 from layerfold.graph.dropping import gone_branches, keeps_shape
 from layerfold.graph.footprint import Footprint
-from layerfold.graph.network import Chain, Network, Segment
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Pair
 
 _WORKING = ("conv", "pool", "slice")
@@ -47,7 +47,7 @@ _Way = tuple[float, tuple[int, ...]]
 
 
 def list_drop_options(
-    net: Network,
+    net: Description,
     layer_norms: Mapping[int, float],
     *,
     stop_at_strides: bool,
@@ -74,7 +74,7 @@ def list_drop_options(
 
 
 def best_ways(
-    net: Network, start: int, end: int, layer_norms: Mapping[int, float], max_kernel: int = 1_000_000
+    net: Description, start: int, end: int, layer_norms: Mapping[int, float], max_kernel: int = 1_000_000
 ) -> dict[str, tuple[float, Segment]]:
     """Return, by merged kernel, the greatest summed norm of one segment and the segment that has it.
 
@@ -86,7 +86,7 @@ def best_ways(
 
 
 def _best_of_each_kernel(
-    net: Network, start: int, end: int, norms: Mapping[int, float], ways: list[_Way]
+    net: Description, start: int, end: int, norms: Mapping[int, float], ways: list[_Way]
 ) -> dict[str, tuple[float, Segment]]:
     everything = sum(norms.get(index, 0.0) for index in range(start + 1, end + 1))
     best: dict[str, tuple[float, Segment]] = {}
@@ -97,16 +97,16 @@ def _best_of_each_kernel(
     return best
 
 
-def _is_worthwhile(net: Network, segment: Segment, max_kernel: int, max_growth: float | None) -> bool:
+def _is_worthwhile(net: Description, segment: Segment, max_kernel: int, max_growth: float | None) -> bool:
     if max(segment.conv.kernel_size) > max_kernel or _has_free_edge(net, segment):
         return False
     if max_growth is None or segment.is_identity:
         return True
-    stays = sum(net.segment(index - 1, index).macs for index in segment.kept)
+    stays = sum(merged_segment(net, index - 1, index).macs for index in segment.kept)
     return segment.macs <= max_growth * stays or len(segment.kept) <= 1
 
 
-def _has_free_edge(net: Network, segment: Segment) -> bool:
+def _has_free_edge(net: Description, segment: Segment) -> bool:
     """Say whether an option is an identity, which is an option by itself, and a shorter option, in whichever order."""
     parts = {(src, dst) for src, dst in gone_branches(net, segment.dropped) if _leaves_nothing(net, src, dst)}
     parts |= {(index - 1, index) for index in segment.dropped}
@@ -138,13 +138,13 @@ def _is_nothing_new(activation: ActivationSpec | None, other: ActivationSpec | N
     return activation is None or (activation.is_idempotent and activation == other)
 
 
-def _leaves_nothing(net: Network, src: int, dst: int) -> bool:
+def _leaves_nothing(net: Description, src: int, dst: int) -> bool:
     """Say whether a branch that is gone leaves its input as it is."""
     ways = [residual for residual in net.residuals if (residual.src, residual.dst) == (src, dst)]
     return len(ways) == 1 and ways[0].is_identity
 
 
-def _is_inside_branch(net: Network, start: int, end: int) -> bool:
+def _is_inside_branch(net: Description, start: int, end: int) -> bool:
     """Say whether a segment is a part, not the whole, of a residual's branch: its identity alone is then no option."""
     return any(
         residual.src <= start and end <= residual.dst and (residual.src, residual.dst) != (start, end)
@@ -153,7 +153,7 @@ def _is_inside_branch(net: Network, start: int, end: int) -> bool:
 
 
 def _ways_from(
-    net: Network, chain: Chain, start: int, last: int, norms: Mapping[int, float], max_kernel: int
+    net: Description, chain: Chain, start: int, last: int, norms: Mapping[int, float], max_kernel: int
 ) -> Iterator[tuple[int, list[_Way]]]:
     """Yield (end, ways) for every segment from ``start``: for each state the best choice of layers."""
     branches = defaultdict(list)
@@ -199,7 +199,7 @@ def _offer(states: dict[_State, _Way], state: _State | None, way: _Way, max_kern
         states[state] = way
 
 
-def _opened(net: Network, position: int, last: int, state: _State) -> _State:
+def _opened(net: Description, position: int, last: int, state: _State) -> _State:
     """Return a state with the residuals that begin at ``position``."""
     fresh = tuple(
         (position, dst, state.reads, False)
@@ -215,7 +215,7 @@ def _with_step(state: _State, conv: ConvSpec, works: bool) -> _State:
     return _State(state.reads.then(conv), opened, dilation, min(state.num_steps + 1, 2))
 
 
-def _gone(net: Network, src: int, dst: int, state: _State) -> _State:
+def _gone(net: Description, src: int, dst: int, state: _State) -> _State:
     """Return the state behind a branch that is gone: the sum of the shortcuts from its start to its end."""
     sums: Footprint | None = None
     steps, lone = state.num_steps, state.lone
@@ -239,7 +239,7 @@ def _gone(net: Network, src: int, dst: int, state: _State) -> _State:
     return _State(sums, still_open, lone, steps)
 
 
-def _after(net: Network, position: int, state: _State) -> _State | None:
+def _after(net: Description, position: int, state: _State) -> _State | None:
     """Return a state once the residuals that end at ``position`` are added; None where a branch would be left empty."""
     reads, steps, lone = state.reads, state.num_steps, state.lone
     for src, dst, source, has_kept in state.open:

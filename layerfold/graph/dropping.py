@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from layerfold.errors import SolutionError
-from layerfold.graph.network import Layer, Network, Residual
+from layerfold.graph.description import Description, Layer, Residual
 from layerfold.graph.specs import ConvSpec
 
 
@@ -55,7 +55,7 @@ def keeps_shape(layer: Layer) -> bool:
     return layer.input_shape == layer.output_shape and layer.conv.stride == (1, 1)
 
 
-def segment_steps(net: Network, start: int, end: int, dropped: Collection[int] = ()) -> SegmentSteps:
+def segment_steps(net: Description, start: int, end: int, dropped: Collection[int] = ()) -> SegmentSteps:
     """Return what layers start+1..end come down to without ``dropped``.
 
     Raises:
@@ -99,7 +99,7 @@ def segment_steps(net: Network, start: int, end: int, dropped: Collection[int] =
     return SegmentSteps(steps=tuple(steps), residuals=tuple(residuals))
 
 
-def gone_branches(net: Network, dropped: Collection[int]) -> list[tuple[int, int]]:
+def gone_branches(net: Description, dropped: Collection[int]) -> list[tuple[int, int]]:
     """Return (src, dst) of the residuals of whose branch nothing stays; of nested ones the outermost."""
     empty = _empty_branches(net, dropped)
     whole = {
@@ -114,7 +114,7 @@ def gone_branches(net: Network, dropped: Collection[int]) -> list[tuple[int, int
     )
 
 
-def _empty_branches(net: Network, dropped: Collection[int]) -> set[tuple[int, int]]:
+def _empty_branches(net: Description, dropped: Collection[int]) -> set[tuple[int, int]]:
     """Return (src, dst) of the residuals whose branch is dropped; a lone addition in it is nothing to keep.
 
     Convs in the shortcut of a residual inside it stay, so that such a branch is not empty.
@@ -142,7 +142,7 @@ def _cross(one: Residual, other: Residual) -> bool:
     return other.src < one.src < other.dst < one.dst or one.src < other.src < one.dst < other.dst
 
 
-def dropped_layers(net: Network, kept_layers: Iterable[int] | None) -> tuple[int, ...]:
+def dropped_layers(net: Description, kept_layers: Iterable[int] | None) -> tuple[int, ...]:
     """Return the layers that are not among ``kept_layers``; none of None.
 
     Raises:
@@ -157,13 +157,13 @@ def dropped_layers(net: Network, kept_layers: Iterable[int] | None) -> tuple[int
     return tuple(layer.index for layer in net.layers if layer.index not in kept)
 
 
-def effective_stops(net: Network, merge_pos: Iterable[int], dropped: Collection[int]) -> set[int]:
+def effective_stops(net: Description, merge_pos: Iterable[int], dropped: Collection[int]) -> set[int]:
     """Return where merging stops once branches are gone: inside one there is nothing left to stop at."""
     gone = gone_branches(net, dropped)
     return {stop for stop in merge_pos if not any(src < stop < dst for src, dst in gone)}
 
 
-def _check_branch(net: Network, residual: Residual, dropped: Collection[int]) -> None:
+def _check_branch(net: Description, residual: Residual, dropped: Collection[int]) -> None:
     """Refuse an empty branch that cannot go as a whole: its source would be added to itself."""
     branch = range(residual.src + 1, residual.dst + 1)
     if (residual.src, residual.dst) not in _empty_branches(net, dropped):
@@ -176,7 +176,7 @@ def _check_branch(net: Network, residual: Residual, dropped: Collection[int]) ->
         )
 
 
-def _breaks_shapes(net: Network, layer: Layer) -> SolutionError:
+def _breaks_shapes(net: Description, layer: Layer) -> SolutionError:
     branches = [
         (residual.src, residual.dst) for residual in net.residuals if residual.src < layer.index <= residual.dst
     ]

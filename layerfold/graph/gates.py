@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from layerfold.graph.network import Barrier, Chain, Layer, Network
+from layerfold.graph.description import Barrier, Chain, Layer
+from layerfold.graph.network import Network
 
 _POOLS = ("mean", "avgpool", "avg_pool")
 _SIGMOIDS = ("sigmoid", "hardsigmoid", "hard_sigmoid")

@@ -1,260 +1,20 @@
-"""What a traced network looks like: layers, positions, chains, residuals, barriers, candidates.
-
-Words as in docs/design.md. A description only: no weights, no torch.
-"""
+"""A traced network, as the solver and its callers ask it: a description, and the segments that may be merged."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
 
 from layerfold.arguments import checked
-from layerfold.errors import SolutionError
-from layerfold.graph.specs import ActivationSpec, ConvSpec, Kind, Shape
-from layerfold.tables._kernel import IDENTITY, SegmentKey, kernel_text
+from layerfold.graph.candidates import list_candidates, merged_segment
+from layerfold.graph.description import Description, Segment
+from layerfold.graph.drop_options import list_drop_options
+from layerfold.graph.dropping import effective_stops
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A conv with the BatchNorm after it, if any; layer m ends at position m.
-
-    Other linear operations on a chain are layers as well, written as convs: a BatchNorm that follows no conv (networks
-    that normalise and activate before each conv), a multiplication by constants (layer scale), average pooling where
-    asked for, and an addition that follows an activation.
-
-    Attributes:
-        index: 1..N in topological order over all chains.
-        name: qualified name of the module, or of the node for an addition.
-        conv: the conv, or the operation written as one; ``conv.kind`` says which.
-        norm: qualified name of the norm module folded into it, or None.
-        activation: what stands in the slot at position ``index``, or None for an empty slot.
-        input_shape, output_shape: (channels, height, width) at the traced input.
-    """
-
-    index: int
-    name: str
-    conv: ConvSpec
-    norm: str | None
-    activation: ActivationSpec | None
-    input_shape: Shape
-    output_shape: Shape
-
-    @property
-    def kind(self) -> Kind:
-        """How the layer is computed where it stands alone; ``conv`` for nearly all."""
-        return self.conv.kind
-
-
-@dataclass(frozen=True, kw_only=True)
-class Residual:
-    """The feature map at ``src`` is added at ``dst``, before dst's activation.
-
-    Attributes:
-        src, dst: positions, src < dst.
-        shortcut: the convs on the way, each with its norm folded; empty for an identity.
-        shortcut_names: qualified names of those convs.
-        source_shape: (channels, height, width) of the feature map at ``src``.
-    """
-
-    src: int
-    dst: int
-    shortcut: tuple[ConvSpec, ...] = ()
-    shortcut_names: tuple[str, ...] = ()
-    source_shape: Shape = (0, 0, 0)
-
-    @property
-    def is_identity(self) -> bool:
-        return not self.shortcut
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chain:
-    """Layers start+1..end, each feeding only the next.
-
-    Attributes:
-        start, end: positions; ``start`` is the chain's input.
-        activation: the chain's commonest activation, which fills an empty slot; None if the chain has none.
-    """
-
-    start: int
-    end: int
-    activation: ActivationSpec | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Barrier:
-    """Something that chains do not cross.
-
-    Attributes:
-        name: the node's name in the traced graph, or the module's qualified name.
-        kind: what it is, for example ``max_pool2d``.
-        reason: one clause that says why nothing merges across it.
-        after: index of the last layer before it, 0 before the first.
-    """
-
-    name: str
-    kind: str
-    reason: str
-    after: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Layers start+1..end, to be merged into ``conv``.
-
-    Attributes:
-        start, end: positions.
-        conv: the merged conv.
-        input_shape, output_shape: (channels, height, width).
-        activation: the original activation at ``end``, or None.
-        open_residuals: residuals that end at ``end`` and begin before ``start``: they stay as an addition
-            behind the merged conv, with their shortcut convs.
-        dropped: layers of it that are left out; where that is every one, ``conv`` is of kind ``identity``, unless a
-            shortcut conv is left of a residual.
-    """
-
-    start: int
-    end: int
-    conv: ConvSpec
-    input_shape: Shape
-    output_shape: Shape
-    activation: ActivationSpec | None = None
-    open_residuals: tuple[Residual, ...] = ()
-    dropped: tuple[int, ...] = ()
-
-    @property
-    def num_layers(self) -> int:
-        return self.end - self.start
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The layers that stay, rising."""
-        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.dropped)
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether it is anything else than one layer as it stands."""
-        return self.num_layers > 1 or bool(self.dropped)
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether nothing is computed but additions and the activation at its end."""
-        return self.conv.kind == "identity"
-
-    @property
-    def is_free(self) -> bool:
-        """Whether it takes no time: an identity without additions.
-
-        An activation of a kind that changes nothing when it is applied again is left out behind an identity.
-        """
-        return (
-            self.is_identity and not self.open_residuals and (self.activation is None or self.activation.is_idempotent)
-        )
-
-    @property
-    def merged(self) -> str:
-        """The merged kernel as tables write it (``layerfold.tables._kernel``), for example ``3x3 dw``."""
-        if self.is_identity:
-            return IDENTITY
-        conv = self.conv
-        return kernel_text(
-            conv.kernel_size,
-            stride=conv.stride,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            is_depthwise=conv.is_depthwise,
-        )
-
-    @property
-    def key(self) -> SegmentKey:
-        """What tables know it by: (start, end), and its merged kernel where layers are dropped."""
-        return (self.start, self.end, self.merged) if self.dropped else (self.start, self.end)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of the merged conv and of the shortcut convs that stay, for one image."""
-        total = self.conv.macs(self.input_shape)
-        for residual in self.open_residuals:
-            total += shortcut_macs(residual)
-        return total
-
-    @property
-    def signature(self) -> str:
-        """What decides the segment's latency; equal signatures are measured once (docs/design.md)."""
-        parts = [_shape_text(self.input_shape), _conv_text(self.conv), f"act:{self.activation or 'none'}"]
-        for residual in self.open_residuals:
-            convs = "+".join(_conv_text(conv) for conv in residual.shortcut) or "identity"
-            parts.append(f"add:{_shape_text(residual.source_shape)}:{convs}")
-        return " ".join(parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A traced network: a description only.
-
-    Attributes:
-        name: the model's class name.
-        layers: layers 1..N.
-        chains: in topological order; together they hold every layer once.
-        residuals: those that lie inside a chain.
-        barriers: what stands between and beside the chains, with reasons.
-        notes: what a user should know of how it was read, for example parts that could not be traced.
-        input_shapes: shape of each input, batch included.
-        macs: multiply-adds of the whole network for one image (convs and linear layers).
-        num_params: parameters of the whole network.
-        graph: the torch.fx graph it was read from; private to ``graph`` and ``merge``.
-    """
-
-    name: str
-    layers: tuple[Layer, ...]
-    chains: tuple[Chain, ...]
-    residuals: tuple[Residual, ...]
-    barriers: tuple[Barrier, ...]
-    input_shapes: tuple[tuple[int, ...], ...]
-    macs: int
-    num_params: int
-    notes: tuple[str, ...] = ()
-    graph: Any = field(default=None, compare=False, repr=False)
-
-    def layer(self, index: int) -> Layer:
-        """Return layer ``index`` (1..N)."""
-        return self.layers[index - 1]
-
-    def chain_of(self, position: int) -> Chain:
-        """Return the chain that holds layer ``position`` (1..N)."""
-        for chain in self.chains:
-            if chain.start < position <= chain.end:
-                return chain
-        raise SolutionError(f"position {position} lies in no chain; the network has positions 1..{len(self.layers)}")
-
-    def has_activation(self, position: int) -> bool:
-        """Say whether the slot at ``position`` is filled in the original."""
-        return self.layer(position).activation is not None
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 over the description (no weights): what a solution or latency table was made for."""
-        plain = asdict(replace(self, graph=None))
-        for name in ("name", "notes"):
-            plain.pop(name)
-        plain["input_shapes"] = [shape[1:] for shape in self.input_shapes]  # any batch size will do
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-    def check_is_of(self, model: Any) -> None:
-        """Raise UsageError for a model that this was not traced from; a network without a graph cannot tell."""
-        if self.graph is not None and self.graph.graph is not None:
-            from layerfold.graph.same_model import check_is_of
-
-            check_is_of(model, self)
-
-    @property
-    def original_act_pos(self) -> tuple[int, ...]:
-        """Positions with an activation in the original network."""
-        return tuple(layer.index for layer in self.layers if layer.activation is not None)
+class Network(Description):
+    """A traced network: a description only; fields as of :class:`Description`."""
 
     def segment(self, start: int, end: int, dropped: Collection[int] = ()) -> Segment:
         """Return layers start+1..end, less those in ``dropped``, as one merged segment.
@@ -262,8 +22,6 @@ class Network:
         Raises:
             SolutionError: no such segment, or a dropped layer that changes the shape.
         """
-        from layerfold.graph.candidates import merged_segment
-
         return merged_segment(self, start, end, dropped)
 
     @checked
@@ -285,9 +43,6 @@ class Network:
                 layers are dropped follow behind the others: for each merged kernel that a segment can come down to,
                 the one that keeps the layers of greatest norm (Kim et al., *LayerMerge*, ICML 2024, section 3).
         """
-        from layerfold.graph.candidates import list_candidates
-        from layerfold.graph.drop_options import list_drop_options
-
         found = list_candidates(self, stop_at_strides=stop_at_strides, max_kernel=max_kernel, max_growth=max_growth)
         if layer_norms is None:
             return found
@@ -301,8 +56,6 @@ class Network:
         Where all of a residual's branch is dropped, what lies between its ends is one segment, whatever
         ``merge_pos`` says.
         """
-        from layerfold.graph.dropping import effective_stops
-
         stops = effective_stops(self, merge_pos, dropped)
         found = []
         for chain in self.chains:
@@ -312,25 +65,3 @@ class Network:
                     found.append(self.segment(start, position, dropped))
                     start = position
         return found
-
-
-def shortcut_macs(residual: Residual) -> int:
-    """Return the multiply-adds of a residual's shortcut convs for one image."""
-    total, shape = 0, residual.source_shape
-    for conv in residual.shortcut:
-        total += conv.macs(shape)
-        shape = conv.output_shape(shape)
-    return total
-
-
-def _shape_text(shape: Shape) -> str:
-    return "x".join(map(str, shape))
-
-
-def _conv_text(conv: ConvSpec) -> str:
-    (top, bottom), (left, right) = conv.padding
-    return (
-        f"{conv.kind}:o{conv.out_channels},k{conv.kernel_size[0]}x{conv.kernel_size[1]},"
-        f"s{conv.stride[0]}x{conv.stride[1]},p{top}.{bottom}.{left}.{right},"
-        f"d{conv.dilation[0]}x{conv.dilation[1]},g{conv.groups}"
-    )

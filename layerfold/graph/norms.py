@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from layerfold.graph.network import Network
+from layerfold.graph.same_model import network_call
 from layerfold.graph.weights import weights_of
-from layerfold.modules import public_call
 
 
-@public_call
+@network_call
 def layer_norms(model: nn.Module, net: Network) -> dict[int, float]:
     """Return, by layer, the L1 norm of its conv's weight, the sum of absolute values; other layers are left out.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types
 import weakref
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -16,11 +17,28 @@ from layerfold.graph.network import Network
 from layerfold.graph.same_function import OTHER, Agreement, eval_copy, run
 from layerfold.graph.trace import record_shapes
 from layerfold.graph.traced import TracedGraph
-from layerfold.modules import inputs_like
+from layerfold.modules import inputs_like, public_call
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _PLAIN = (bool, int, float, str, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[Network], list[Any]]] = weakref.WeakKeyDictionary()
 """The network that a model was last found to be the one of, and what its modules said then."""
+
+
+def network_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make a public function of a ``model`` and its ``net`` a :func:`public_call` that refuses another model's ``net``.
+
+    Raises:
+        UsageError: from the function, also where ``net`` was not traced from the ``model`` beside it.
+    """
+    return public_call(function, check=_check_pair)
+
+
+def _check_pair(given: Mapping[str, Any]) -> None:
+    net: Network = given["net"]
+    if net.graph is not None and net.graph.graph is not None:  # a description alone cannot tell
+        check_is_of(given["model"], net)
 
 
 def check_is_of(model: nn.Module, net: Network) -> None:

@@ -20,6 +20,7 @@ from layerfold.executor import Executor
 from layerfold.finetune import check_answers, check_trainable, first_images, unfreeze_parameters
 from layerfold.graph import Network, Segment
 from layerfold.graph.copying import copy_module
+from layerfold.graph.same_model import network_call
 from layerfold.importance.adaptive import Refinement, estimate_adaptively
 from layerfold.importance.asking import MakeWitness
 from layerfold.importance.estimators import ESTIMATORS, Training
@@ -27,16 +28,16 @@ from layerfold.importance.filling import Filling
 from layerfold.importance.journal import cheap_journal
 from layerfold.importance.requests import list_requests
 from layerfold.importance.scores import NEED_LABELS, SCORES, column_of
-from layerfold.modules import public_call, tensor_bytes
+from layerfold.modules import tensor_bytes
 from layerfold.progress import progress_bar
 from layerfold.tables import ImportanceTable, LatencyTable, Provenance
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 AUTO, ADAPTIVE = "auto", "adaptive"
 METHODS = (AUTO, *ESTIMATORS, ADAPTIVE)
 
 
-@public_call
+@network_call
 def estimate_importance(
     model: nn.Module,
     net: Network,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from layerfold.graph import Network, Segment
-from layerfold.tables._importance import Key
+from layerfold.tables.importance import Key
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

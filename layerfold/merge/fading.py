@@ -9,16 +9,16 @@ from torch import fx, nn
 from layerfold.graph.dropping import dropped_layers
 from layerfold.graph.fading import FadingActivation, make_fading
 from layerfold.graph.network import Network
+from layerfold.graph.same_model import network_call
 from layerfold.graph.traced import TracedGraph
 from layerfold.merge.segment import LinearLayer, TrainSegment
 from layerfold.merge.segment_ends import last_node
-from layerfold.modules import public_call
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
 
 
-@public_call
+@network_call
 def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: Solution) -> int:
     """Put the activations that a solution removes back into its train form, in place, to fade while it is finetuned.
 

@@ -10,20 +10,21 @@ from torch import fx, nn
 from layerfold.errors import SolutionError
 from layerfold.graph.activations import activation_at, is_repeated
 from layerfold.graph.copying import copy_module
+from layerfold.graph.description import Chain, Segment
 from layerfold.graph.dropping import SegmentSteps, Step, dropped_layers, segment_steps
 from layerfold.graph.functional import make_out_of_place
-from layerfold.graph.network import Chain, Network, Segment
+from layerfold.graph.network import Network
+from layerfold.graph.same_model import network_call
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.traced import TracedGraph
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge.segment import InnerResidual, LinearLayer, TrainSegment
-from layerfold.modules import public_call
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
 
 
-@public_call
+@network_call
 def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.GraphModule:
     """Return a copy of ``model`` with the solution's activations and its segments in train form.
 

@@ -17,10 +17,10 @@ from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.profiler.random_plans import Plan
 from layerfold.progress import Progress, progress_bar, waiting
 from layerfold.solver import Frontier, Limits, ScoredPlan, Solution, climb_plans
-from layerfold.solver._extension import Normalise
-from layerfold.solver._rounding import round_to
+from layerfold.solver.extension import Normalise
+from layerfold.solver.rounding import round_to
 from layerfold.tables import ImportanceTable, LatencyTable
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 _MOST_TRIALS = 24
 _FASTEST_TRIALS = 5

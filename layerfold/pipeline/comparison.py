@@ -17,8 +17,8 @@ from layerfold.export import export_onnx
 from layerfold.files import csv_text, write_text
 from layerfold.finetune import check_answers, evaluate_network, first_images
 from layerfold.graph import Network
+from layerfold.graph.same_model import network_call
 from layerfold.merge import build_train_form, merge_network
-from layerfold.modules import public_call
 from layerfold.profiler import benchmark_networks
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.verify import example_input_of
@@ -133,7 +133,7 @@ class SolutionComparison:
         return comparison_plot(points, path, title=title)
 
 
-@public_call
+@network_call
 def compare_solutions(
     model: nn.Module,
     net: Network,

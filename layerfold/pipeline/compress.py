@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
+from layerfold.errors import UsageError
 from layerfold.executor import Executor
 from layerfold.export import check_onnx, export_network, export_onnx
 from layerfold.export.network import FORMATS
@@ -28,7 +29,7 @@ from layerfold.finetune import (
     recalibrate_batch_norm,
     unfreeze_parameters,
 )
-from layerfold.graph import Network, check_same_function, example_images, layer_norms, trace_network
+from layerfold.graph import Network, Segment, check_same_function, example_images, layer_norms, trace_network
 from layerfold.graph.copying import copy_module
 from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
 from layerfold.merge import build_train_form, merge_network
@@ -44,7 +45,7 @@ from layerfold.pipeline.plan_scores import finalist_scores, whole_scores
 from layerfold.pipeline.preflight import check_inputs, importance_method
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
 from layerfold.pipeline.summary import FILES, write_summary
-from layerfold.profiler import benchmark_networks, get_backend, profile_network
+from layerfold.profiler import benchmark_networks, profile_network
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.fitted import plans_of
 from layerfold.profiler.verify import judge
@@ -148,7 +149,7 @@ class _Run:
         options = options.settled(data)
         self.name = loaded.source if loaded is not None else type(model).__name__
         check_inputs(model, data, options)
-        self.backend: Backend = get_backend(options.backend, threads=options.threads)
+        self.backend: Backend = options.open_backend()
         if options.unfreeze:
             model = copy_module(model)
             unfreeze_parameters(model)
@@ -158,6 +159,7 @@ class _Run:
         self.net: Network = trace_network(
             model, self.images[:1], exclude=options.exclude, merge_pooling=options.merge_pooling
         )
+        self.candidates = self._candidates()
         config = {
             "model": self.name,
             "network": self.net.hash,
@@ -170,6 +172,20 @@ class _Run:
         self.folder = RunFolder(
             out, config, overwrite=overwrite, known_files=[*known_files, "report.html"], first_uses=options.first_uses()
         )
+
+    def _candidates(self) -> list[Segment]:
+        options = self.options
+        found = self.net.candidates(
+            max_kernel=options.max_kernel,
+            max_growth=options.max_growth,
+            layer_norms=layer_norms(self.model, self.net) if options.drop_layers else None,
+        )
+        if not any(segment.is_changed for segment in found):
+            raise UsageError(
+                f"max_kernel={options.max_kernel}, max_growth={options.max_growth:g}: no two layers of this network "
+                "may be merged within these limits; raise them, or exclude fewer modules"
+            )
+        return found
 
     def all_steps(self) -> CompressResult:
         """Do every step that is not done yet."""
@@ -291,22 +307,18 @@ class _Run:
             check_onnx(onnx_bytes, module, images, MOST_DIFFERENCE)
 
     def _profile(self) -> dict[str, Any]:
-        candidates = self.net.candidates(
-            max_kernel=self.options.max_kernel,
-            max_growth=self.options.max_growth,
-            layer_norms=layer_norms(self.model, self.net) if self.options.drop_layers else None,
-        )
         table = profile_network(
             self.model,
             self.net,
             self.backend,
             batch=self.options.batch,
-            candidates=candidates,
+            dtype=self.backend.precision,
+            candidates=self.candidates,
             progress=self.progress,
             model_name=self.name,
         )
         table.write(self.folder.file("latency.csv"))
-        return {"candidates": len(candidates), "plans": len(plans_of(table))}
+        return {"candidates": len(self.candidates), "plans": len(plans_of(table))}
 
     def _importance(self) -> dict[str, Any]:
         # Here, not with the profile, so that another budget finds the profile done.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from layerfold.arguments import MOST_COUNTED, check_bounds, check_fields, whole
@@ -12,10 +13,26 @@ from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
 from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES
 from layerfold.pipeline.budget_loop import MOST_WHOLES
+from layerfold.profiler import get_backend
+from layerfold.profiler.backends import Backend
 
 _EPOCHS = 3
 _FIRST_USES = {
-    **dict.fromkeys(("device", "backend", "threads", "max_kernel", "max_growth", "drop_layers"), "profile"),
+    **dict.fromkeys(
+        (
+            "device",
+            "backend",
+            "backend_device",
+            "precision",
+            "layout",
+            "backend_options",
+            "threads",
+            "max_kernel",
+            "max_growth",
+            "drop_layers",
+        ),
+        "profile",
+    ),
     **dict.fromkeys(
         (
             "data",
@@ -67,7 +84,10 @@ class CompressOptions:
 
     Attributes:
         budget_ms, speedup, fastest: the end-to-end budget, or the fastest plan whatever it costs; one of the three.
-        backend, threads, batch: what is measured, and how.
+        backend, device, threads, batch: what is measured, and how; ``device`` None for the backend's first.
+        precision, layout: ``float32`` or ``float16``, and ``nchw`` or ``channels_last`` where the device has it; None
+            for the backend's default.
+        backend_options: options of that backend alone, by name.
         exclude: modules left out of every chain.
         merge_pooling: whether average pooling over fixed windows is a layer.
         max_kernel, max_growth: limits on candidates: the merged kernel's side, and merged multiply-adds to replaced.
@@ -98,6 +118,10 @@ class CompressOptions:
     speedup: float | None = None
     fastest: bool = False
     backend: str = "onnxruntime"
+    device: str | None = None
+    precision: str | None = None
+    layout: str | None = None
+    backend_options: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
     batch: int = 1
     exclude: tuple[str, ...] = ()
@@ -147,6 +171,11 @@ class CompressOptions:
                 f"finalist_steps={self.finalist_steps}: choose among plans that wholes led to, before a "
                 "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0"
             )
+        if self.precision == "int8":
+            raise UsageError(
+                "precision='int8': compress makes networks in float32, which a backend may run in float16; choose one "
+                "of these, and quantise its model.onnx afterwards"
+            )
         check_bounds("margin", self.margin, least=0)
         if not self.margin < 1:
             raise UsageError(f"margin={self.margin}: must be at least 0 and below 1")
@@ -158,6 +187,17 @@ class CompressOptions:
     def budget(self) -> Budget:
         """The budget as one object."""
         return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
+
+    def open_backend(self) -> Backend:
+        """Return what latency is measured with.
+
+        Raises:
+            UsageError: the backend, or its device, lacks what was chosen; and the other errors of ``get_backend``.
+        """
+        chosen = {name: getattr(self, name) for name in ("precision", "layout") if getattr(self, name) is not None}
+        return get_backend(
+            self.backend, device=self.device, **{"threads": self.threads, **chosen, **self.backend_options}
+        )
 
     def settled(self, data: ImageData) -> CompressOptions:
         """Return these settings with what was left to the data said: epochs and the score, by whether it has labels."""
@@ -178,7 +218,12 @@ class CompressOptions:
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
+        found["backend_device"] = found.pop("device")  # `device` is what the machine calls the one that was measured
         for name, default in (
+            ("backend_device", None),
+            ("precision", None),
+            ("layout", None),
+            ("backend_options", {}),
             ("drop_layers", False),
             ("whole_plans", MOST_WHOLES),
             ("finalist_steps", None),

@@ -13,9 +13,9 @@ from layerfold.profiler.fitted import beliefs_of, fitted_table
 from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.profiler.random_plans import Plan
 from layerfold.solver import Frontier, Limits, Solution, solve_frontier
-from layerfold.solver._extension import Normalise
+from layerfold.solver.extension import Normalise
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 _CAUTION = 0.5
 """Deviations that a plan's prediction must lie below the limit, until something that fits is known."""

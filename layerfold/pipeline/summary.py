@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from layerfold import __version__
 from layerfold.files import write_text
 from layerfold.graph import Network, Segment
+from layerfold.graph.description import shortcut_macs
 from layerfold.graph.dropping import dropped_layers
-from layerfold.graph.network import shortcut_macs
 from layerfold.pipeline.results import check_results
 from layerfold.profiler.fitted import beliefs_of
 from layerfold.report import (

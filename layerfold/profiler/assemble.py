@@ -11,7 +11,8 @@ from typing import Any
 
 from layerfold.errors import ProfilerError
 from layerfold.graph.activations import activation_at, is_repeated
-from layerfold.graph.network import Chain, Network, Segment
+from layerfold.graph.description import Chain, Segment
+from layerfold.graph.network import Network
 from layerfold.graph.specs import ActivationSpec
 from layerfold.profiler.light_weights import lightened
 from layerfold.profiler.onnx_writer import IR_VERSION, OPSET, OnnxWriter

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from layerfold.errors import MissingEntryError
 from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.profiler.random_plans import Plan
-from layerfold.tables._kernel import IDENTITY, SegmentKey
+from layerfold.tables.kernel import IDENTITY, SegmentKey
 
 Floats = NDArray[np.float64]
 
@@ -123,7 +123,7 @@ class Beliefs:
         self._terms = _prior_terms(self.segments)
         self._mean = np.array([segment.merged - segment.replaced for segment in self.segments])
         rows = [self._row(plan.merge_pos, plan.dropped) for plan in self.measured]
-        self._rows = np.array(rows).reshape(-1, len(self.segments))
+        self._rows = np.array(rows).reshape(len(rows), len(self.segments))
         self._seen = np.array([plan.ratio - 1 for plan in self.measured])
         self._errors = np.array([plan.deviation for plan in self.measured])
         self._grams = {name: self._rows @ term @ self._rows.T for name, term in self._terms.items()}

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from layerfold.graph.network import Network, Segment
+from layerfold.graph.description import Segment
+from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.cache import CacheHistory
 from layerfold.profiler.fit_plans import usual_num_plans
 from layerfold.profiler.neighbours import RATIO, neighbours_signature
 from layerfold.profiler.open_cache import PURPOSES, purpose_of
 from layerfold.profiler.plan_timing import PLAN_POLICY
-from layerfold.profiler.profile import Method, segment_profiler
 from layerfold.profiler.segments import distinct
+from layerfold.profiler.table import Method, TableSettings, segment_profiler
 
 _LEAST_HISTORY = 8
 _PROBES = 6
@@ -33,7 +34,7 @@ class ProfileEstimate:
         distinct_shapes: signatures to measure alone, single layers included.
         cached: of these, known already (measured, or known to fail).
         in_context: distinct merged segments to measure in their surroundings at most: between their neighbours
-            (``method="plans"``) or inside the whole network (``"in_network"``); 0 with ``"isolated"``.
+            (``method="plans"``); 0 with ``"isolated"``.
         in_context_cached: of these, known already.
         whole_networks: networks merged by a plan to measure at most (``"plans"``).
         whole_networks_cached: of these, known already.
@@ -134,9 +135,6 @@ def _later_stages(
         each_s = statistics.fmean(past_s) if len(past_s) >= _LEAST_HISTORY else assumed_s
         return _Stage(at_most=at_most, cached=min(len(past_s), at_most), each_s=each_s)
 
-    if method == "in_network":
-        changes = len({_change(net, segment) for segment in merged})
-        return stage(changes, f"%network:{net.hash}%", 2 * cap_s), _Stage()
     if method == "plans":
         keys = {neighbours_signature(net, segment) + RATIO for segment in merged}
         known = sum(history.holds(key) for key in keys)
@@ -161,10 +159,6 @@ def _probe_s(
     # `left` is sorted by multiply-adds; the largest tenth is mostly skipped when it is for earnest
     some = [left[int(0.9 * place)] for place in sorted(places)]
     began = time.perf_counter()
-    segment_profiler(method, backend, None, target=target, cap_s=cap_s, batch=batch, dtype=dtype).measure(some)
+    settings = TableSettings(batch=batch, dtype=dtype, method=method, target=target, cap_s=cap_s)
+    segment_profiler(backend, None, settings).measure(some)
     return (time.perf_counter() - began) / len(some)
-
-
-def _change(net: Network, segment: Segment) -> tuple[str, ...]:
-    replaced = (net.segment(m, m + 1).signature for m in range(segment.start, segment.end))
-    return (*replaced, segment.signature)

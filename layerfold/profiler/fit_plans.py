@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from layerfold.graph.network import Network, Segment
+from layerfold.graph.description import Segment
+from layerfold.graph.network import Network
 from layerfold.profiler.fitted import ALONE, ISOLATED, PLANS, SCALES, beliefs_of, fitted_table, growth_of
 from layerfold.profiler.neighbours import NeighbourTimer
 from layerfold.profiler.plan_timing import PlanTimer
 from layerfold.profiler.random_plans import covering_solutions, promising_segments
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
-from layerfold.tables._kernel import IDENTITY, SegmentKey
+from layerfold.tables.kernel import IDENTITY, SegmentKey
 
 _LEAST_PLANS, _MOST_PLANS = 16, 40
 _FLOOR = 0.05
@@ -66,7 +67,9 @@ def fit_to_plans(
     entries = _with_changes(isolated, changes_ms, singles_ms / max(original_ms - fixed_ms, _FLOOR * original_ms))
     alone = LatencyTable(entries, provenance=provenance)
     growth = growth_of(entries)
-    if num_plans is None:
+    if not any(segment.is_changed for segment in segments):
+        num_plans = 0  # every plan would be the original
+    elif num_plans is None:
         num_plans = usual_num_plans(promising)
     table = fitted_table(alone, beliefs_of(alone), original_ms=original_ms)
     if num_plans > 0:

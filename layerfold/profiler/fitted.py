@@ -20,7 +20,7 @@ from layerfold.files import Count, Finite, parse_json
 from layerfold.profiler.beliefs import Beliefs, SegmentFacts, pooled_plans
 from layerfold.profiler.plan_timing import MeasuredPlan
 from layerfold.tables import LatencyEntry, LatencyTable
-from layerfold.tables._kernel import IDENTITY, SegmentKey
+from layerfold.tables.kernel import IDENTITY, SegmentKey
 
 T = TypeVar("T")
 _FLOOR = 0.05

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from layerfold.graph.activations import activation_at
-from layerfold.graph.network import Network, Segment
+from layerfold.graph.description import Segment
+from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.claims import fill
@@ -18,7 +19,7 @@ from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blo
 from layerfold.profiler.onnx_writer import OnnxWriter
 from layerfold.profiler.segment_onnx import write_segment
 from layerfold.profiler.turns import time_in_turns
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 RATIO = " ratio"
 """What stands behind the signature of a segment's surroundings where merged / not merged is stored."""

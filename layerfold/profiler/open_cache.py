@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TextIO
 
-from layerfold.graph.network import Segment
+from layerfold.graph.description import Segment
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.cache import CacheHistory, MeasurementCache
 
-PURPOSES = {"plans": " (screening)", "in_network": " (screening)", "isolated": ""}
+PURPOSES = {"plans": " (screening)", "isolated": ""}
 """Method of profiling -> what stands behind the signature of a segment measured alone."""
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from layerfold.errors import UsageError
-from layerfold.graph.network import Network, Segment
+from layerfold.graph.description import Segment
+from layerfold.graph.network import Network
 from layerfold.tables import LatencyTable
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 _KEEP_ACTIVATION = 1.0
 """No plan that is chosen removes an activation where merging stops all the same, so none that is fitted to does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layerfold.graph.network import Residual, Segment
+from layerfold.graph.description import Residual, Segment
 from layerfold.graph.specs import ActivationSpec, Shape
 from layerfold.profiler.onnx_writer import OnnxWriter
 

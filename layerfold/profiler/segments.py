@@ -3,8 +3,8 @@
 Two artefacts of measuring a segment alone are known. Calling a session costs some microseconds, however little it
 does: a graph with the same inputs that does nothing is measured and taken off. And ONNX Runtime's
 convs work in blocked memory layouts: alone, each segment pays for reordering its input and output, which inside the
-network happens only now and then. The second is left to the calibration (:mod:`layerfold.profiler.calibrate`), and
-``method="in_network"`` avoids both.
+network happens only now and then. The second is left to the fit to whole networks
+(:mod:`layerfold.profiler.fit_plans`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from layerfold.errors import DeviceUnavailableError, ProfilerError
-from layerfold.graph.network import Network, Segment
+from layerfold.graph.description import Segment
+from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.claims import fill

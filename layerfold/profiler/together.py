@@ -1,8 +1,8 @@
 """Several processes fill one cache, of this machine or of a cluster; the table is read off it where it was asked for.
 
-Every worker goes the same way through the measurements (:func:`profile_network`), claims what it measures next
-(:mod:`layerfold.profiler.claims`) and stores each result at once. The process that asked goes it too, and measures
-nothing: it may well run where there is no such device.
+Every worker goes the same way through the measurements (:func:`layerfold.profiler.table.measured_table`), claims what
+it measures next (:mod:`layerfold.profiler.claims`) and stores each result at once. The process that asked goes it too,
+and measures nothing: it may well run where there is no such device.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from layerfold.profiler.cache_file import MEMORY
 from layerfold.profiler.measure import Measurement
 from layerfold.profiler.open_cache import environment_of, is_gpu
 from layerfold.profiler.rows import RowFile
+from layerfold.profiler.table import TableSettings, measured_table
 
 _LOOK_EVERY_S = 0.25
 _ENDS_WITHIN_S = 60.0
@@ -53,11 +54,11 @@ class BackendChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Errand:
+class Task:
     """What a worker is asked: to fill the cache, or, without ``rows``, for the facts of its device.
 
     Attributes:
-        number: tells one errand from another.
+        number: tells one task from another.
         rows: opens the cache's rows.
         environment: that the worker's device must have.
         workers: processes that fill the cache together.
@@ -80,19 +81,19 @@ class MakeFiller:
     """Makes, in a process of its own, what fills a cache.
 
     Attributes:
-        model, net, batch, dtype: as of ``profile_network``.
+        model, net: as of ``profile_network``.
         backend: to be opened.
+        settings: what is measured.
+        dtype: None for the precision of the backend as it is opened.
         log: path of a file that gets a line a measurement, or None.
-        profile: the rest of the arguments.
     """
 
     model: nn.Module
     net: Network
     backend: BackendChoice
-    batch: int
+    settings: TableSettings
     dtype: str | None
     log: str | None
-    profile: Mapping[str, Any]
 
     @classmethod
     def of(
@@ -101,11 +102,10 @@ class MakeFiller:
         net: Network,
         backend: Backend | BackendChoice,
         executor: Executor,
+        settings: TableSettings,
         *,
-        batch: int,
         dtype: str | None = None,
         log: str | None = None,
-        **profile: Any,
     ) -> MakeFiller:
         """Return it for an executor, whose devices are the backend's.
 
@@ -128,21 +128,19 @@ class MakeFiller:
                 )
             # A worker sees its own GPU only, and a backend knows it as the first.
             backend = replace(backend, device=executor.devices[0].partition(":")[0])
-        return cls(model=model, net=net, backend=backend, batch=batch, dtype=dtype, log=log, profile=profile)
+        return cls(model=model, net=net, backend=backend, settings=settings, dtype=dtype, log=log)
 
-    def __call__(self, device: str) -> Callable[[Errand], Any]:
+    def __call__(self, device: str) -> Callable[[Task], Any]:
         backend = self.backend.open()
         net = trace_again(self.model, self.net)
-        return lambda errand: self._run(errand, backend, net)
+        return lambda task: self._run(task, backend, net)
 
-    def _run(self, errand: Errand, backend: Backend, net: Network) -> dict[str, Any]:
-        from layerfold.profiler.profile import profile_network
-
-        dtype = self.dtype or backend.precision
-        here = environment_of(backend, batch=self.batch, dtype=dtype)
-        if errand.rows is None:
-            return {"environment": here, "dtype": dtype}
-        first = errand.environment or {}
+    def _run(self, task: Task, backend: Backend, net: Network) -> dict[str, Any]:
+        settings = replace(self.settings, dtype=self.dtype or backend.precision)
+        here = environment_of(backend, batch=settings.batch, dtype=settings.dtype)
+        if task.rows is None:
+            return {"environment": here, "dtype": settings.dtype}
+        first = task.environment or {}
         if here != first:
             raise ProvenanceMismatchError(
                 f"a worker's device is {here['device']}, driver {here['driver']}, the first "
@@ -151,41 +149,31 @@ class MakeFiller:
             )
         with ExitStack() as stack:
             log = stack.enter_context(open(self.log, "a", encoding="utf-8")) if self.log else None
-            store = stack.enter_context(MeasurementCache(None, here, log=log, has_gpu=is_gpu(here), rows=errand.rows()))
-            profile_network(
-                self.model,
-                net,
-                backend,
-                batch=self.batch,
-                dtype=dtype,
-                cache=store,
-                progress=False,
-                workers=errand.workers,
-                **self.profile,
-            )
+            store = stack.enter_context(MeasurementCache(None, here, log=log, has_gpu=is_gpu(here), rows=task.rows()))
+            measured_table(self.model, net, backend, store, settings, workers=task.workers)
             return store.conditions()
 
 
-class Onlooker(MeasurementCache):
-    """A cache that others fill: nothing is claimed here, and what turns up counts as measured in this run.
+class WatchedCache(MeasurementCache):
+    """A cache that workers fill: nothing is claimed here, and what turns up counts as measured in this run.
 
     Args:
         path, environment: as of :class:`MeasurementCache`.
-        others: who fills it.
+        workers: who fill it.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any], others: _Others) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any], workers: _Workers) -> None:
         super().__init__(path, environment)
         self.poll_s = _LOOK_EVERY_S
-        self._others = others
+        self._workers = workers
         self._known_before = set(self.measured())
 
     def claim(self, signatures: Sequence[str], most: int) -> list[str]:
-        self._others.check()
+        self._workers.check()
         return []
 
     def conditions(self) -> dict[str, Any]:
-        return self._others.conditions()
+        return self._workers.conditions()
 
     def get(self, signature: str) -> Measurement | None:
         found = super().get(signature)
@@ -194,14 +182,14 @@ class Onlooker(MeasurementCache):
         return found
 
 
-class Distant(BackendBase):
+class RemoteBackend(BackendBase):
     """Stands for the workers' backend where it cannot be opened: it knows the facts, and compiles nothing.
 
     Args:
         environment: of the workers.
     """
 
-    name = "distant"
+    name = "remote"
     requires: ClassVar[dict[str, str]] = {}
 
     def __init__(self, environment: Mapping[str, Any]) -> None:
@@ -216,7 +204,7 @@ class Distant(BackendBase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filling:
+class SharedCache:
     """A cache while it is filled.
 
     Attributes:
@@ -226,8 +214,8 @@ class Filling:
         workers: how many fill it.
     """
 
-    store: Onlooker
-    backend: Distant
+    store: WatchedCache
+    backend: RemoteBackend
     dtype: str
     workers: int
 
@@ -235,7 +223,7 @@ class Filling:
 @contextmanager
 def filled_together(
     executor: Executor, make_filler: MakeFiller, path: str | os.PathLike[str] | None, *, retry_failed: bool = False
-) -> Iterator[Filling]:
+) -> Iterator[SharedCache]:
     """Have a cache filled by an executor's workers until the block ends.
 
     Args:
@@ -248,17 +236,19 @@ def filled_together(
         LayerfoldError: of the workers or of the executor; within the block as soon as it is known.
     """
     with executor.open(make_filler) as pool:
-        ((_, facts),) = pool.map_unordered([[Errand()]])
+        ((_, facts),) = pool.map_unordered([[Task()]])
         environment = facts["environment"]
-        others = _Others(pool, environment)
-        with closing(Onlooker(path, environment, others)) as store:
+        workers = _Workers(pool, environment)
+        with closing(WatchedCache(path, environment, workers)) as store:
             if retry_failed:
                 store.forget_failures()
-            others.start(pool.share(RowFile, str(store.path)))
+            workers.start(pool.share(RowFile, str(store.path)))
             try:
-                yield Filling(store=store, backend=Distant(environment), dtype=facts["dtype"], workers=pool.size)
+                yield SharedCache(
+                    store=store, backend=RemoteBackend(environment), dtype=facts["dtype"], workers=pool.size
+                )
             finally:
-                others.stop()
+                workers.stop()
 
 
 def shared_path(
@@ -276,8 +266,8 @@ def shared_path(
     return cache.path if isinstance(cache, MeasurementCache) else cache
 
 
-class _Others:
-    """The workers at their errands, watched from a thread."""
+class _Workers:
+    """The workers at their tasks, watched from a thread."""
 
     def __init__(self, pool: Pool, environment: Mapping[str, Any]) -> None:
         self._pool, self._environment = pool, environment
@@ -287,16 +277,16 @@ class _Others:
 
     def start(self, rows: Callable[[], Any]) -> None:
         size = self._pool.size
-        errands = [
-            [Errand(number=number, rows=rows, environment=self._environment, workers=size)]
+        tasks = [
+            [Task(number=number, rows=rows, environment=self._environment, workers=size)]
             for number in range(1, size + 1)
         ]
-        self._thread = threading.Thread(daemon=True, target=self._watch, args=(errands,))
+        self._thread = threading.Thread(daemon=True, target=self._watch, args=(tasks,))
         self._thread.start()
 
-    def _watch(self, errands: Sequence[Sequence[Errand]]) -> None:
+    def _watch(self, tasks: Sequence[Sequence[Task]]) -> None:
         try:
-            for _, conditions in self._pool.map_unordered(errands):
+            for _, conditions in self._pool.map_unordered(tasks):
                 self._conditions.append(conditions)
         except Exception as error:  # handed over to the thread that waits
             self._error = error

@@ -13,7 +13,7 @@ from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
 from layerfold.finetune import NO_BATCH_NORM, ORIGINAL, has_batch_norm
 from layerfold.graph.network import Network
-from layerfold.modules import public_call
+from layerfold.graph.same_model import network_call
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.whole import BenchmarkReport, benchmark_networks
 
@@ -72,7 +72,7 @@ class Verification:
         return {**asdict(self), "prediction_error": self.prediction_error}
 
 
-@public_call
+@network_call
 def verify_solution(
     model: nn.Module,
     net: Network,

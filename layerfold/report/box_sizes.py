@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from layerfold.graph.network import Layer, Network
+    from layerfold.graph.description import Layer
+    from layerfold.graph.network import Network
 
 MAX_BOX_HEIGHT = 58.0
 MIN_BOX_HEIGHT = 17.0

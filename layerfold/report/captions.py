@@ -11,7 +11,8 @@ from layerfold.report.box_sizes import kernel_text
 from layerfold.report.words import positions_text
 
 if TYPE_CHECKING:
-    from layerfold.graph.network import Barrier, Layer, Network, Residual, Segment
+    from layerfold.graph.description import Barrier, Layer, Residual, Segment
+    from layerfold.graph.network import Network
 
 KIND_NAMES = {
     "norm": "batch norm",

@@ -15,7 +15,8 @@ from layerfold.graph.gates import Gate, chains_outside, find_gates
 from layerfold.graph.wiring import barriers_on_the_way, chain_levels
 
 if TYPE_CHECKING:
-    from layerfold.graph.network import Barrier, Chain, Network
+    from layerfold.graph.description import Barrier, Chain
+    from layerfold.graph.network import Network
 
 Items = tuple["Barrier | Gate", ...]
 

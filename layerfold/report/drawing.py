@@ -23,7 +23,8 @@ from layerfold.report.placing import place
 from layerfold.report.words import markup_text, share_text
 
 if TYPE_CHECKING:
-    from layerfold.graph.network import Layer, Network, Residual, Segment
+    from layerfold.graph.description import Layer, Residual, Segment
+    from layerfold.graph.network import Network
 
 _TOP = 76.0
 _LINE = 19.0

@@ -18,8 +18,8 @@ from layerfold.errors import TableError, UsageError
 from layerfold.files import replacing
 from layerfold.report.words import ms_text, picture_text
 from layerfold.tables import LatencyTable
-from layerfold.tables._kernel import SegmentKey
-from layerfold.tables._latency import HasMergePositions
+from layerfold.tables.kernel import SegmentKey
+from layerfold.tables.latency import HasMergePositions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from layerfold.graph.gates import Gate
 from layerfold.report.columns import Items
 
 if TYPE_CHECKING:
-    from layerfold.graph.network import Layer, Residual
+    from layerfold.graph.description import Layer, Residual
 
 MARGIN = 24.0
 ROW_WIDTH = 1112.0

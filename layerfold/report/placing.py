@@ -15,7 +15,8 @@ from layerfold.report.box_sizes import BoxSizes
 from layerfold.report.columns import Column, Items, columns_of, mark_label
 
 if TYPE_CHECKING:
-    from layerfold.graph.network import Chain, Network
+    from layerfold.graph.description import Chain
+    from layerfold.graph.network import Network
 
 
 def place(

@@ -9,7 +9,7 @@ from layerfold.graph.counts import replaced_macs
 from layerfold.report.captions import conv_text
 from layerfold.report.data import MergedSegment
 from layerfold.report.drawing import is_merged, segments_of_solution
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 if TYPE_CHECKING:
     from layerfold.graph.network import Network

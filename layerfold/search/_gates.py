@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from layerfold.errors import UsageError
+from layerfold.graph.description import Chain
 from layerfold.graph.gates import chains_outside
-from layerfold.graph.network import Chain, Network
+from layerfold.graph.network import Network
 
 Granularity = Literal["slot", "block"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)

@@ -10,7 +10,7 @@ from layerfold.errors import MissingEntryError, ProvenanceMismatchError
 from layerfold.graph.network import Network
 from layerfold.search._gates import Gate, activations_left
 from layerfold.solver import Solution, SolutionSegment
-from layerfold.solver._stage1 import OptimalSums, optimal_sums
+from layerfold.solver.stage1 import OptimalSums, optimal_sums
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
 

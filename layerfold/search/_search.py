@@ -13,7 +13,7 @@ from layerfold.data import ImageData
 from layerfold.errors import UsageError
 from layerfold.finetune import FinetuneOptions, FinetuneReport, train_network
 from layerfold.graph.network import Network
-from layerfold.modules import public_call
+from layerfold.graph.same_model import network_call
 from layerfold.search._gated import GatedNetwork
 from layerfold.search._gates import Gate, Granularity, list_gates
 from layerfold.search._merging import BestMerging
@@ -66,7 +66,7 @@ class SearchResult:
         }
 
 
-@public_call
+@network_call
 def search_activations(
     model: nn.Module,
     net: Network,

@@ -14,9 +14,9 @@ from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.graph.network import Network
 from layerfold.search._gates import Gate
 from layerfold.search._merging import BestMerging, predict_gates_ms
-from layerfold.solver._labels import least_to_go
-from layerfold.solver._options import ChainOptions, Plan, chain_options
-from layerfold.solver._search import solve_options
+from layerfold.solver.labels import least_to_go
+from layerfold.solver.options import ChainOptions, Plan, chain_options
+from layerfold.solver.search import solve_options
 
 _ROUNDING = 1e-12
 _WORTHLESS = 1e-6

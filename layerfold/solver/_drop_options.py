@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerfold.solver._limits import Limits
-from layerfold.solver._options import Plan
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver._vector_costs import CostColumns
+from layerfold.solver.options import Plan
 from layerfold.tables import ImportanceEntry, LatencyEntry
-from layerfold.tables._importance import Key
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.importance import Key
+from layerfold.tables.kernel import SegmentKey
 
 Layers = tuple[int, ...]
 
@@ -28,7 +28,7 @@ class DropOption:
     """One way to realise a stretch without some of its layers.
 
     Attributes:
-        from_state, to_state: numbers as of :class:`layerfold.solver._options.ChainOptions`.
+        from_state, to_state: numbers as of :class:`layerfold.solver.options.ChainOptions`.
         costs: one a column.
         importance: in points.
         plan: its breaks, the layers dropped, and what each part merges into.
@@ -48,7 +48,7 @@ class DropSums:
         entries: what may be used, of every chain.
         importances: rows with drops: they say which layers a merged kernel stands for.
         columns: the costs.
-        stops: as in :func:`layerfold.solver._stage1.optimal_sums`.
+        stops: as in :func:`layerfold.solver.stage1.optimal_sums`.
     """
 
     def __init__(

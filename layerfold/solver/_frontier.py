@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.files import csv_text, write_json, write_text
-from layerfold.solver._budgets import BudgetOf, end_to_end_budgets
-from layerfold.solver._labels import ChainFrontier
-from layerfold.solver._options import Option
 from layerfold.solver._refine import refine_budget
-from layerfold.solver._rounding import round_to
-from layerfold.solver._search import Found
 from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
 from layerfold.solver._vector_costs import CostColumns
+from layerfold.solver.budgets import BudgetOf, end_to_end_budgets
+from layerfold.solver.labels import ChainFrontier
+from layerfold.solver.options import Option
+from layerfold.solver.rounding import round_to
+from layerfold.solver.search import Found
 from layerfold.tables import ImportanceTable, LatencyTable
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.solver._options import ChainOptions
+from layerfold.solver.options import ChainOptions
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-13

@@ -9,10 +9,10 @@ from itertools import pairwise
 
 from layerfold.errors import MissingEntryError
 from layerfold.solver._drop_options import split_importances
-from layerfold.solver._extension import ExtendedImportance, extended_importance, normalised_importances
 from layerfold.solver._solution import Solution
+from layerfold.solver.extension import ExtendedImportance, extended_importance, normalised_importances
 from layerfold.tables import ImportanceEntry, ImportanceTable
-from layerfold.tables._importance import Key
+from layerfold.tables.importance import Key
 
 
 def importance_of(

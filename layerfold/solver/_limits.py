@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from layerfold.arguments import flag, number, shown
 from layerfold.errors import TableError, UsageError
 from layerfold.tables import LatencyEntry
-from layerfold.tables._fields import positions
-from layerfold.tables._kernel import kernel_sides
-from layerfold.tables._signature import conv_sizes
+from layerfold.tables.fields import positions
+from layerfold.tables.kernel import kernel_sides
+from layerfold.tables.signature import conv_sizes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.solver._hull import Hull, make_hull, values_so_far
-from layerfold.solver._labels import ChainFrontier, LabelPool, ended, options_by_end
-from layerfold.solver._options import ChainOptions
 from layerfold.solver._pareto import pareto_indices
+from layerfold.solver.labels import ChainFrontier, LabelPool, ended, options_by_end
+from layerfold.solver.options import ChainOptions
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]

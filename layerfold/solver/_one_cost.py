@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.solver._options import ChainOptions
 from layerfold.solver._pareto import TIE, TooManyLabels
+from layerfold.solver.options import ChainOptions
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]

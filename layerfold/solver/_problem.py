@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.solver._drop_options import DropOption, DropSums, drop_options
-from layerfold.solver._extension import ExtendedImportance, extended_importance
 from layerfold.solver._limits import Limits
-from layerfold.solver._options import ChainOptions, Plan, chain_options
-from layerfold.solver._stage1 import OptimalSums, optimal_sums
 from layerfold.solver._vector_costs import CostColumns, VectorSums, vector_sums
+from layerfold.solver.extension import ExtendedImportance, extended_importance
+from layerfold.solver.options import ChainOptions, Plan, chain_options
+from layerfold.solver.stage1 import OptimalSums, optimal_sums
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, check_coverage
-from layerfold.tables._latency import check_entries
-from layerfold.tables._provenance import check_same_source
+from layerfold.tables.latency import check_entries
+from layerfold.tables.provenance import check_same_source
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

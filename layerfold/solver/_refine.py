@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.solver._hull import Hull, values_so_far
-from layerfold.solver._labels import ChainFrontier, LabelPool, ended, least_to_go, options_by_end
 from layerfold.solver._near import subset
-from layerfold.solver._options import ChainOptions
 from layerfold.solver._pareto import TooManyLabels, pareto_indices
+from layerfold.solver.labels import ChainFrontier, LabelPool, ended, least_to_go, options_by_end
+from layerfold.solver.options import ChainOptions
 
 Floats = NDArray[np.float64]
 _PRICES = 12

@@ -11,8 +11,8 @@ from typing import Any
 from layerfold.arguments import shown, whole
 from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
 from layerfold.files import parse_json, read_bytes, replacing, write_json
-from layerfold.tables._fields import LARGEST_POSITION, as_tuple
-from layerfold.tables._kernel import SegmentKey, is_kernel_text
+from layerfold.tables.fields import LARGEST_POSITION, as_tuple
+from layerfold.tables.kernel import SegmentKey, is_kernel_text
 from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
 SCHEMA = 1

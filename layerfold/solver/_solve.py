@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from layerfold.arguments import checked
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
-from layerfold.solver._budgets import checked_budgets
 from layerfold.solver._drop_options import split_importances
-from layerfold.solver._extension import Normalise, normalised_importances
 from layerfold.solver._frontier import Frontier
-from layerfold.solver._labels import least_to_go
 from layerfold.solver._limits import Limits
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver._problem import build_options, check_tables
 from layerfold.solver._risk import quantile
-from layerfold.solver._rounding import round_to
-from layerfold.solver._search import Found, check_epsilon, solve_options
 from layerfold.solver._vector_costs import CostColumns, cost_columns
+from layerfold.solver.budgets import checked_budgets
+from layerfold.solver.extension import Normalise, normalised_importances
+from layerfold.solver.labels import least_to_go
+from layerfold.solver.rounding import round_to
+from layerfold.solver.search import Found, check_epsilon, solve_options
 from layerfold.tables import ImportanceTable, LatencyTable
-from layerfold.tables._fields import entries_of
+from layerfold.tables.fields import entries_of
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12

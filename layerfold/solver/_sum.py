@@ -8,8 +8,8 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.solver._labels import ChainFrontier
 from layerfold.solver._pareto import TooManyLabels, pareto_indices
+from layerfold.solver.labels import ChainFrontier
 
 Floats = NDArray[np.float64]
 _BLOCK = 2_000_000

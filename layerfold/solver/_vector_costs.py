@@ -12,8 +12,8 @@ from layerfold.errors import TableError
 from layerfold.solver._limits import Limits
 from layerfold.solver._pareto import pareto_indices
 from layerfold.tables import LatencyEntry, LatencyTable
-from layerfold.tables._kernel import IDENTITY
-from layerfold.tables._signature import conv_sizes
+from layerfold.tables.kernel import IDENTITY
+from layerfold.tables.signature import conv_sizes
 
 Floats = NDArray[np.float64]
 
@@ -115,7 +115,7 @@ def vector_sums(
     """Compute stage 1 for several costs: every non-dominated sum over break points, for all i < j of a chain.
 
     Args:
-        stops: as in :func:`layerfold.solver._stage1.optimal_sums`.
+        stops: as in :func:`layerfold.solver.stage1.optimal_sums`.
     """
     inside = sorted(
         (each for each in entries if chain[0] <= each.start and each.end <= chain[1]),

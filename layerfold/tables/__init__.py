@@ -1,9 +1,9 @@
 """Latency and importance tables: types, files, checks (docs/design.md). No torch."""
 
 from layerfold.tables._compare import TableDifference, check_coverage, diff_tables, merge_tables, read_table
-from layerfold.tables._importance import ImportanceEntry, ImportanceTable
-from layerfold.tables._latency import LatencyEntry, LatencyTable
-from layerfold.tables._provenance import Provenance
+from layerfold.tables.importance import ImportanceEntry, ImportanceTable
+from layerfold.tables.latency import LatencyEntry, LatencyTable
+from layerfold.tables.provenance import Provenance
 
 __all__ = [
     "ImportanceEntry",

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from layerfold.errors import MissingEntryError, ProvenanceMismatchError, TableError, UsageError
 from layerfold.tables._csv import read_rows
-from layerfold.tables._importance import ImportanceEntry, ImportanceTable
-from layerfold.tables._latency import LatencyEntry, LatencyTable
-from layerfold.tables._provenance import Provenance, check_same_source
+from layerfold.tables.importance import ImportanceEntry, ImportanceTable
+from layerfold.tables.latency import LatencyEntry, LatencyTable
+from layerfold.tables.provenance import Provenance, check_same_source
 
 Table = LatencyTable | ImportanceTable
 _AnyTable = TypeVar("_AnyTable", LatencyTable, ImportanceTable)

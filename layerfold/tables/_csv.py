@@ -12,8 +12,8 @@ from pathlib import Path
 
 from layerfold.errors import TableError
 from layerfold.files import FORMULA_SIGNS, csv_text, json_text, read_text, replacing_all, sidecar_path
-from layerfold.tables._fields import LARGEST_POSITION
-from layerfold.tables._provenance import Provenance, read_sidecar
+from layerfold.tables.fields import LARGEST_POSITION
+from layerfold.tables.provenance import Provenance, read_sidecar
 from layerfold.terminal import one_line
 
 LARGEST = 1e9

@@ -2,7 +2,7 @@
 
 ``ker,str,is_dw``: the merged conv's kernel, stride, and whether it is depthwise. ``conv_comb``: the layers that stay,
 as a Python tuple, ``(1, 3)``; it is parsed, never evaluated. ``merged`` is ours: the same as ``ker,str,is_dw`` and
-whatever else tells merged convs apart (:mod:`layerfold.tables._kernel`); where it is there, it counts.
+whatever else tells merged convs apart (:mod:`layerfold.tables.kernel`); where it is there, it counts.
 
 Source: Kim et al., *LayerMerge* (ICML 2024, arXiv 2406.12837), and its program's tables.
 """
@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from layerfold.tables._csv import Row
-from layerfold.tables._kernel import is_kernel_text, kernel_columns, kernel_of_columns, kernel_sides
+from layerfold.tables.kernel import is_kernel_text, kernel_columns, kernel_of_columns, kernel_sides
 
 DROP_COLUMNS = ("ker", "str", "is_dw", "conv_comb", "merged")
 _LAYERS = r"\s*(?:\d{1,7}\s*(?:,\s*\d{1,7}\s*)*,?\s*)?"

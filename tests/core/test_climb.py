@@ -11,7 +11,7 @@ import pytest
 
 import layerfold as lf
 from layerfold.solver import Solution, climb_plans
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 BUDGET_MS = 0.75
 """A layer takes 1 ms, so most budgets ask for merges: per layer."""

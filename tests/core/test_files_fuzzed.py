@@ -72,7 +72,7 @@ def changed(draw: st.DrawFn, good: dict[str, Any]) -> str:
             break
         holder, key = draw(st.sampled_from(found))
         if draw(st.booleans()):
-            holder[key] = draw(anything)
+            holder[key] = copy.deepcopy(draw(anything))  # it may be changed in turn
         else:
             del holder[key]
     return json.dumps(data)

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from layerfold.errors import UsageError
-from layerfold.graph.network import Chain, Layer, Network, Residual
+from layerfold.graph.description import Chain, Layer, Residual
+from layerfold.graph.network import Network
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.profiler.calibrate import calibrate_latency
 from layerfold.profiler.random_plans import random_solutions

@@ -12,7 +12,7 @@ import pytest
 
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.solver import Frontier, Limits, solve_alternatives, solve_frontier
-from layerfold.solver._rounding import round_to
+from layerfold.solver.rounding import round_to
 from tests.oracles.instances import Problem, random_problem
 
 NUMBER = r"([0-9.e+-]+)"

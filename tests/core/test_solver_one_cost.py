@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from layerfold.solver._labels import least_to_go, solve_chain
-from layerfold.solver._options import ChainOptions, Plan, chain_options
+from layerfold.solver.labels import least_to_go, solve_chain
+from layerfold.solver.options import ChainOptions, Plan, chain_options
 
 
 def _options(seed: int, columns: int, *, whole: bool) -> ChainOptions:

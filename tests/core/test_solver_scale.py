@@ -10,10 +10,10 @@ import pytest
 from layerfold.errors import UsageError
 from layerfold.solver import Limits, Option, Plan, solve_frontier
 from layerfold.solver._hull import make_hull
-from layerfold.solver._labels import least_to_go
-from layerfold.solver._options import ChainOptions, chain_options, gather_options
 from layerfold.solver._pareto import pareto_indices
-from layerfold.solver._search import Found, solve_options
+from layerfold.solver.labels import least_to_go
+from layerfold.solver.options import ChainOptions, chain_options, gather_options
+from layerfold.solver.search import Found, solve_options
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
 
 

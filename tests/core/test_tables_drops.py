@@ -19,7 +19,7 @@ from layerfold.tables import (
     merge_tables,
     read_table,
 )
-from layerfold.tables._kernel import kernel_columns, kernel_of_columns, kernel_text
+from layerfold.tables.kernel import kernel_columns, kernel_of_columns, kernel_text
 
 # As LayerMerge's generate_tables.py and importance.py write them: two 3x3 convs that keep the shape, and a depthwise
 # one before a 1x1 conv. The index in front is that of its aggregate_imp.py.

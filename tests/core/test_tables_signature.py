@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from layerfold.graph.network import Residual, Segment
+from layerfold.graph.description import Residual, Segment
 from layerfold.graph.specs import ActivationSpec, ConvSpec
-from layerfold.tables._signature import conv_sizes
+from layerfold.tables.signature import conv_sizes
 
 CONV = ConvSpec(
     in_channels=8,

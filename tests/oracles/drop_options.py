@@ -6,7 +6,8 @@ import random
 from itertools import combinations
 
 from layerfold.errors import SolutionError
-from layerfold.graph.network import Chain, Layer, Network, Residual
+from layerfold.graph.description import Chain, Layer, Residual
+from layerfold.graph.network import Network
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Shape
 
 RELU = ActivationSpec(kind="relu")

@@ -19,7 +19,7 @@ from layerfold.graph import trace_network
 from layerfold.profiler import get_backend, profile_network, verify_solution
 from layerfold.profiler.backends.torch_graph import OPERATORS, torch_module
 from layerfold.solver import Solution
-from layerfold.tables._provenance import check_same_source
+from layerfold.tables.provenance import check_same_source
 
 INPUT = torch.randn(2, 3, 20, 24, generator=torch.Generator().manual_seed(0))
 CPU = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from layerfold.cli import _choices
-from layerfold.data._preprocessing import INTERPOLATIONS
+from layerfold.data.preprocessing import INTERPOLATIONS
 from layerfold.export.network import FORMATS
 from layerfold.export.precision import _SHORT, PRECISIONS
 from layerfold.finetune._optimizers import LEARNING_RATES

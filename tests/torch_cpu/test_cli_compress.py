@@ -127,7 +127,6 @@ def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
         "finalist_steps",
         "max_kernel",
         "max_growth",
-        "threads",
         "batch",
         "alpha",
         "batch_size",
@@ -243,3 +242,81 @@ def test_device_that_is_missing_shows_before_anything_is_measured(
     assert "device='cuda': torch finds no CUDA device" in said
     assert code == 4
     assert not (tmp_path / "out").exists()
+
+
+def _compress(folder: Path, *arguments: str) -> int:
+    (folder / "model.py").write_text(MODEL)
+    images = ("--input", "1x28x28", "--mean", "0.5", "--std", "0.5", "--data", "mnist5k")
+    short = ("--importance", "taylor", "--importance-images", "32", "--max-kernel", "5", "--no-finetune", "--quiet")
+    given = (*images, *short, "--fastest", "--formats", "onnx", *arguments)
+    return main(["compress", f"{folder / 'model.py'}:make", *given, "-o", str(folder / "out")])
+
+
+def test_a_backend_is_opened_as_it_was_asked_for_and_a_run_stays_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = ("--backend", "torch", "--backend-option", "compile_mode=none")
+    chosen = (*backend, "--device", "cpu", "--layout", "channels_last", "--precision", "float32")
+    assert _compress(tmp_path, *chosen) in (0, 3)
+    config = json.loads((tmp_path / "out/run.json").read_text())["config"]
+    assert (config["backend_device"], config["layout"], config["precision"]) == ("cpu", "channels_last", "float32")
+    assert config["backend_options"] == {"compile_mode": "none"}
+    measured = json.loads((tmp_path / "out/latency.csv.json").read_text())
+    assert measured["backend_options"]["layout"] == "channels_last"
+    assert measured["dtype"] == "float32"
+    capsys.readouterr()
+    assert _compress(tmp_path, *backend, "--device", "cpu", "--precision", "float32") == 2
+    assert "layout was 'channels_last'" in capsys.readouterr().err
+
+
+def test_halves_are_measured_as_halves(tmp_path: Path) -> None:
+    assert _compress(tmp_path, "--precision", "float16") in (0, 3)
+    assert json.loads((tmp_path / "out/latency.csv.json").read_text())["dtype"] == "float16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--precision", "int8"], 2, "precision='int8': compress makes networks in float32"),
+        (["--precision", "flaot16"], 2, "nearest: float16"),
+        (["--device", "tpu"], 2, "device='tpu' is not one of backend 'onnxruntime'"),
+        (["--layout", "channels_last"], 2, "lacks it; choose from nchw"),
+        (["--backend-option", "compile_mode"], 2, "--backend-option compile_mode: give NAME=VALUE"),
+        (["--backend-option", "speed=9"], 2, "speed"),
+        (["--threads", "4000"], 2, "threads"),
+    ],
+)
+def test_what_a_backend_lacks_shows_before_any_work(
+    arguments: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _compress(tmp_path, *arguments) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("limits", [["--max-kernel", "3"], ["--max-growth", "0.01"], ["--max-kernel", "1"]])
+def test_limits_that_leave_nothing_to_merge_are_named_before_any_work(
+    limits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _compress(tmp_path, *limits) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{limits[0][2:].replace('-', '_')}={limits[1]}" in said
+    assert "no two layers of this network may be merged within these limits; raise them" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_a_network_with_nothing_to_merge_holds_its_layers(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    table = tmp_path / "latency.csv"
+    source = f"{tmp_path / 'model.py'}:make"
+    assert main(["profile", source, "--input", "1x28x28", "--max-kernel", "3", "-o", str(table), "--quiet"]) == 0
+    found = lf.LatencyTable.read(table)
+    assert [(entry.start, entry.end) for entry in found.entries] == [(m, m + 1) for m in range(5)]
+    assert found.original_ms == pytest.approx(
+        found.provenance.fixed_ms + sum(entry.latency_ms for entry in found.entries)
+    )
+
+
+def test_runs_that_knew_no_devices_go_on() -> None:
+    known = CompressOptions(speedup=1.5).as_config()
+    assert not {"backend_device", "device", "precision", "layout", "backend_options"} & known.keys()

@@ -17,7 +17,7 @@ from torchvision.transforms import RandomResizedCrop
 from layerfold.data import ImageData, open_data
 from layerfold.data._augmentation import random_windows, resized_crops
 from layerfold.data._policies import Augmentation, apply_policy, erase_randomly, parse_augmentation
-from layerfold.data._preprocessing import Preprocessing
+from layerfold.data.preprocessing import Preprocessing
 from layerfold.errors import UsageError
 
 _POLICIES = (

@@ -34,7 +34,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each life is forked from one process")
-@pytest.mark.parametrize(("method", "seed"), [("isolated", 0), ("in_network", 1)])
+@pytest.mark.parametrize(("method", "seed"), [("isolated", 0), ("plans", 1)])
 def test_profiling_killed_up_to_three_times_keeps_every_measurement_and_repeats_none(tmp_path, method, seed):
     (tmp_path / "own.py").write_text(_FILE)
     command = [sys.executable, "-c", _RUN, f"{tmp_path / 'own.py'}:net", method, str(seed)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 import pytest
 import torch
 from torch import nn
@@ -11,7 +9,7 @@ from torch import nn
 from layerfold.budget import Budget
 from layerfold.errors import UsageError
 from layerfold.graph import layer_norms, trace_network
-from layerfold.profiler import benchmark_networks, in_network, profile_network, verify_solution
+from layerfold.profiler import benchmark_networks, profile_network, verify_solution
 from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.backends.onnxruntime import OnnxRuntimeBackend
 from layerfold.profiler.cache import MeasurementCache
@@ -63,7 +61,7 @@ def net(model):
     return trace_network(model, torch.randn(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("method", ["isolated", "in_network", "plans"])
+@pytest.mark.parametrize("method", ["isolated", "plans"])
 def test_table_holds_every_candidate_once_with_its_provenance(model, net, method):
     table = profile_network(model, net, cache=False, progress=False, method=method, cap_s=0.02, model_name="small")
     candidates = net.candidates()
@@ -96,25 +94,6 @@ def test_graph_that_is_timed_takes_as_long_as_the_network(model, net):
     timed = assemble_network(net, outside_graph(model, net), net.original_act_pos, range(1, len(net.layers) + 1))
     report = benchmark_networks({"original": model, "timed": timed}, torch.randn(1, 3, 32, 32), cap_s=0.5)
     assert report["timed"].ratio == pytest.approx(1.0, rel=0.5)
-
-
-def test_a_chain_alone_is_the_context_where_the_rest_is_huge(monkeypatch, tmp_path):
-    monkeypatch.setattr(in_network, "_LARGE_OUTSIDE_BYTES", 0)
-    # Of two such convs the merged one does half the work: it is promising, whatever else the machine does meanwhile.
-    convs = [nn.Conv2d(8, 8, 1) for _ in range(4)]
-    model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.MaxPool2d(2), convs[2], nn.ReLU(), convs[3]).eval()
-    net = trace_network(model, torch.randn(1, 8, 32, 32))
-    backend = CountingBackend()
-    table = profile_network(
-        model, net, backend, cache=tmp_path / "c.sqlite", progress=False, cap_s=0.02, method="in_network"
-    )
-    assert len(net.chains) == 2
-    assert {(entry.start, entry.end) for entry in table.entries} >= {(0, 2), (2, 4)}
-    with sqlite3.connect(tmp_path / "c.sqlite") as rows:
-        signatures = [row[0] for row in rows.execute("SELECT signature FROM measurement")]
-    rows.close()
-    assert any(each.startswith("change in chain 0..2 of") for each in signatures)
-    assert any(each.startswith("change in chain 2..4 of") for each in signatures)
 
 
 def test_finished_measurements_are_not_repeated(model, net, tmp_path):

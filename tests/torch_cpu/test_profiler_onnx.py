@@ -17,7 +17,7 @@ from torch import nn
 from layerfold.errors import ExportError, UsageError
 from layerfold.export import export_onnx
 from layerfold.graph import trace_network
-from layerfold.graph.network import Residual, Segment
+from layerfold.graph.description import Residual, Segment
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge import build_train_form, merge_network

@@ -13,6 +13,7 @@ from timm.layers import StdConv2d
 from torch import nn
 
 import layerfold as lf
+from layerfold.modules import public_call
 from tests.torch_cpu.exactness import all_positions, original_plan, randomise, relative_error
 
 
@@ -257,3 +258,10 @@ def test_a_model_that_was_changed_since_it_was_checked_is_checked_again(change: 
     _CHANGES[change](model)
     with pytest.raises(lf.UsageError, match="trace this one"):
         lf.build_train_form(model, net, original_plan(net))
+
+
+def test_a_public_function_of_a_model_and_its_net_cannot_be_left_unchecked() -> None:
+    def measure(model: nn.Module, net: lf.Network) -> None: ...
+
+    with pytest.raises(TypeError, match="measure takes a model and its net: mark it with network_call"):
+        public_call(measure)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from layerfold.errors import ExportError, ProfilerError
-from layerfold.export.engine_run import LoadedEngine
+from layerfold.export.loaded_engine import LoadedEngine
 from layerfold.export.trt_library import import_tensorrt
 from layerfold.profiler.backends.base import BackendBase, module_version
 from layerfold.profiler.backends.cuda import GraphedPasses, gpu_facts, has_gpu, input_copies

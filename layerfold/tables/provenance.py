@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from layerfold.arguments import shown
 from layerfold.errors import ProvenanceMismatchError, TableError
 from layerfold.files import read_json, sidecar_path
-from layerfold.tables._fields import LARGEST_POSITION, as_tuple
+from layerfold.tables.fields import LARGEST_POSITION, as_tuple
 
 SCHEMA = 1
 _TEXT = ("kind", "model", "model_hash", "network_hash", "dtype", "device", "driver", "backend", "date", "notes")

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.solver._one_cost import OneCostLabels, join_labels, undominated_labels
-from layerfold.solver._options import ChainOptions
 from layerfold.solver._pareto import TooManyLabels, pareto_indices
+from layerfold.solver.options import ChainOptions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

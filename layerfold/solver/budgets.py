@@ -10,7 +10,7 @@ from layerfold.arguments import number, shown
 from layerfold.budget import Budget, check_one_given
 from layerfold.errors import UsageError
 from layerfold.tables import LatencyTable
-from layerfold.tables._fields import as_tuple
+from layerfold.tables.fields import as_tuple
 
 BudgetOf = Literal["end-to-end", "segments"]
 

@@ -12,9 +12,9 @@ from layerfold.arguments import shown
 from layerfold.errors import MissingEntryError, TableError, UsageError
 from layerfold.tables._csv import LARGEST, Row, read_rows, write_rows
 from layerfold.tables._drop_columns import DROP_COLUMNS, drop_cells, with_drops
-from layerfold.tables._fields import LARGEST_POSITION, entries_of, make_plain
-from layerfold.tables._kernel import is_kernel_text
-from layerfold.tables._provenance import Provenance
+from layerfold.tables.fields import LARGEST_POSITION, entries_of, make_plain
+from layerfold.tables.kernel import is_kernel_text
+from layerfold.tables.provenance import Provenance
 
 _MEASURED = ("train_loss", "train_acc", "val_loss", "val_acc")
 _KNOWN = ("", "id", "st", "end", "st_act", "end_act", *_MEASURED, "importance", "imp", "breaks", *DROP_COLUMNS)
@@ -37,7 +37,7 @@ class ImportanceEntry:
         train_loss, train_acc, val_loss, val_acc: differences to the unmodified network; None if not measured.
         extra: further columns of the estimator, name to number or text.
         breaks: in an extended table, the inner positions without activation, with start and end around them.
-        merged: the merged kernel (``layerfold.tables._kernel``); empty if unknown. Must be known where layers are
+        merged: the merged kernel (``layerfold.tables.kernel``); empty if unknown. Must be known where layers are
             dropped: it leads to the latency.
         kept: the layers that stay; None for every one.
     """

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from layerfold.arguments import number, shown, whole
 from layerfold.errors import UsageError
 from layerfold.solver._hull import Hull, make_hull
-from layerfold.solver._labels import ChainFrontier, solve_chain
 from layerfold.solver._near import solve_near
-from layerfold.solver._options import ChainOptions
 from layerfold.solver._pareto import TooManyLabels
 from layerfold.solver._sum import SummedFrontier, sum_frontiers
+from layerfold.solver.labels import ChainFrontier, solve_chain
+from layerfold.solver.options import ChainOptions
 
 Floats = NDArray[np.float64]
 _FIRST_EPSILON = 1e-4

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import UsageError
-from layerfold.tables._kernel import SegmentKey
+from layerfold.tables.kernel import SegmentKey
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

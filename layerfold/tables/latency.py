@@ -16,9 +16,9 @@ from layerfold.arguments import shown
 from layerfold.errors import MissingEntryError, TableError
 from layerfold.tables._csv import LARGEST, read_rows, write_rows
 from layerfold.tables._drop_columns import drop_cells, with_drops
-from layerfold.tables._fields import LARGEST_POSITION, check_chain, entries_of, make_plain, positions
-from layerfold.tables._kernel import IDENTITY, SegmentKey, is_kernel_text
-from layerfold.tables._provenance import Provenance
+from layerfold.tables.fields import LARGEST_POSITION, check_chain, entries_of, make_plain, positions
+from layerfold.tables.kernel import IDENTITY, SegmentKey, is_kernel_text
+from layerfold.tables.provenance import Provenance
 
 _COLUMNS = ("id", "st", "end", "time", "stdev", "st_act", "end_act", "signature", "runs")
 _DROP_COLUMNS = (
@@ -70,7 +70,7 @@ class LatencyEntry:
         runs: number of timed forward passes; 0 if unknown.
         macs, params: multiply-adds of one image and parameters of the merged conv; None: read from the signature.
         breaks: in a table of optimal latencies, where merging stops from ``start`` to ``end``, both included.
-        merged: the merged kernel (``layerfold.tables._kernel``); empty if unknown. Must be known where layers are
+        merged: the merged kernel (``layerfold.tables.kernel``); empty if unknown. Must be known where layers are
             dropped: it is what tells the options of one segment apart.
         kept: layers that stayed where it was measured (others that merge into the same kernel take as long); None for
             every one, or, with ``drops``, where the table does not say.

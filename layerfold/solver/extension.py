@@ -14,8 +14,8 @@ from layerfold.arguments import checked, number, shown
 from layerfold.errors import UsageError
 from layerfold.solver._drop_options import split_importances
 from layerfold.tables import ImportanceEntry, ImportanceTable
-from layerfold.tables._fields import check_chain
-from layerfold.tables._importance import Key
+from layerfold.tables.fields import check_chain
+from layerfold.tables.importance import Key
 
 Floats = NDArray[np.float64]
 Normalise = Literal["single", "default", "all"]

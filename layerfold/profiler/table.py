@@ -1,0 +1,164 @@
+"""The measuring of a latency table, in this process and on a backend that is open."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from layerfold.graph.description import Segment
+from layerfold.graph.network import Network
+from layerfold.profiler.backends import Backend
+from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.fit_plans import fit_to_plans
+from layerfold.profiler.measure import MeasurePolicy
+from layerfold.profiler.neighbours import NeighbourTimer
+from layerfold.profiler.open_cache import measurement_facts, purpose_of
+from layerfold.profiler.outside import OutsideGraph, outside_graph
+from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
+from layerfold.profiler.segments import SegmentProfiler, count_alone, profile_segments
+from layerfold.progress import progress_bar
+from layerfold.tables import LatencyEntry, LatencyTable, Provenance
+
+Method = Literal["plans", "isolated"]
+DEFAULT_TARGET: dict[str, float] = {"plans": 0.006, "isolated": 0.02}
+SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSettings:
+    """What a table is to hold, and how well each entry is to be measured.
+
+    Attributes:
+        batch, dtype, candidates, method, num_plans, target, cap_s: as of ``profile_network``.
+    """
+
+    batch: int = 1
+    dtype: str = "float32"
+    candidates: Sequence[Segment] | None = None
+    method: Method = "plans"
+    num_plans: int | None = None
+    target: float | None = None
+    cap_s: float = 0.25
+
+
+def measured_table(
+    model: nn.Module,
+    net: Network,
+    backend: Backend,
+    store: MeasurementCache,
+    settings: TableSettings,
+    *,
+    model_name: str | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> LatencyTable:
+    """Measure what the cache does not hold yet, and make the table of it.
+
+    Args:
+        model, net: as of ``profile_network``.
+        backend: measures.
+        store: the cache of this backend, batch and dtype.
+        settings: what is measured.
+        model_name: for the table's provenance.
+        workers: processes that fill the cache together, this one included.
+        progress: show a bar on stderr.
+    """
+    batch, dtype, method = settings.batch, settings.dtype, settings.method
+    segments = list(net.candidates() if settings.candidates is None else settings.candidates)
+    policy = policy_of(method, settings.target, settings.cap_s)
+    facts = backend.provenance()
+    with progress_bar("profile: segments alone", count_alone(net, segments), enabled=progress) as bar:
+        alone = segment_profiler(backend, store, settings, workers=workers, advance=bar.advance)
+        bounds = profile_segments(net, segments, alone)
+    built = [segment for segment in segments if segment.signature not in alone.failures]
+    outside = outside_graph(model, net, batch=batch, dtype=dtype)
+    fixed_ms = _outside_ms(net, outside, alone)
+    entries = [_isolated_entry(net, segment, alone, bounds) for segment in built]
+    fit: dict[str, Any] = {}
+    if method == "plans":
+        timer = PlanTimer(net, outside, backend, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
+        neighbours = NeighbourTimer(net, backend, store, batch=batch, dtype=dtype)
+        entries, fixed_ms, fit = fit_to_plans(
+            net, built, entries, fixed_ms, timer, neighbours, settings.num_plans, progress=progress
+        )
+    provenance = Provenance(
+        kind="latency",
+        model=model_name or net.name,
+        network_hash=net.hash,
+        input_shape=(batch, *net.input_shapes[0][1:]),
+        batch=batch,
+        dtype=dtype,
+        device=facts["device"],
+        driver=facts["driver"],
+        backend=facts["backend"],
+        versions=facts["versions"],
+        fixed_ms=fixed_ms,
+        chains=tuple((chain.start, chain.end) for chain in net.chains),
+        measurement=measurement_facts(store, segments, alone.failures),
+        options={"method": method, "target": policy.target, "cap_s": settings.cap_s, **fit},
+        backend_options=facts["options"],
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    return LatencyTable(entries, provenance=provenance)
+
+
+def policy_of(method: Method, target: float | None, cap_s: float) -> MeasurePolicy:
+    """Return when a measurement that counts has settled."""
+    return MeasurePolicy(target=target or DEFAULT_TARGET[method], cap_s=cap_s, block_ms=0.3, warmup_cap_s=0.1)
+
+
+def segment_profiler(
+    backend: Backend,
+    store: MeasurementCache | None,
+    settings: TableSettings,
+    *,
+    workers: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> SegmentProfiler:
+    """Return what measures segments alone: for screening where they are measured in the network afterwards."""
+    method = settings.method
+    policy = SCREENING if method != "isolated" else policy_of(method, settings.target, settings.cap_s)
+    return SegmentProfiler(
+        backend,
+        store,
+        policy,
+        batch=settings.batch,
+        dtype=settings.dtype,
+        workers=workers,
+        purpose=purpose_of(method),
+        advance=advance,
+    )
+
+
+def _outside_ms(net: Network, outside: OutsideGraph, profiler: SegmentProfiler) -> float:
+    """Return the latency of what lies outside the chains, with the one call of a session that every plan needs."""
+    if outside.onnx_bytes is None:
+        return profiler.overhead_ms(net.segment(0, 1))
+    return profiler.measure_graph(f"outside network:{net.hash}", outside.onnx_bytes).median_ms
+
+
+def _isolated_entry(
+    net: Network, segment: Segment, profiler: SegmentProfiler, bounds: dict[str, float]
+) -> LatencyEntry:
+    is_chain_start = any(chain.start == segment.start for chain in net.chains)
+    facts: dict[str, Any] = {
+        "start": segment.start,
+        "end": segment.end,
+        "start_act": int(is_chain_start or net.has_activation(segment.start)),
+        "end_act": int(segment.activation is not None),
+        "signature": segment.signature,
+        "macs": segment.macs,
+        "params": segment.conv.num_params,
+    }
+    if segment.dropped:
+        facts |= {"merged": segment.merged, "kept": segment.kept}
+    if segment.is_free:
+        return LatencyEntry(latency_ms=0.0, spread_ms=0.0, runs=0, **facts)
+    if segment.signature in bounds:
+        return LatencyEntry(latency_ms=bounds[segment.signature], spread_ms=0.0, runs=0, **facts)
+    raw = profiler.raw[segment.signature]
+    return LatencyEntry(latency_ms=profiler.net_ms(segment), spread_ms=raw.spread_ms, runs=raw.runs, **facts)
