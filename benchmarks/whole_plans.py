@@ -72,7 +72,7 @@ def losses(run: Run, solution: lf.Solution) -> dict[str, float]:
 
 
 def untrained_loss(run: Run, solution: lf.Solution) -> float:
-    """Return the loss of a plan's network on the holdout, with BatchNorm statistics measured anew."""
+    """Return the loss of a plan's network on the holdout, with BatchNorm statistics measured again."""
     form = lf.build_train_form(run.teacher, run.net, solution).eval()
     recalibrate_batch_norm(form, [images for images, _ in run.data.loader("train", 128, limit=_CALIBRATION)])
     return evaluate_network(form, run.data.loader("holdout", 250, limit=_HOLDOUT)).loss

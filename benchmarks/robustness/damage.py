@@ -4,7 +4,7 @@
 
 After each damage the same command is run once more. It must end with 0 and a line on stderr that names the file, or
 with 2 and an error line that does; afterwards tables and solution are the same to the byte (but for dates and what is
-measured anew), and a third run finds nothing to do. Ends 1 where that is not so.
+measured again), and a third run finds nothing to do. Ends 1 where that is not so.
 """
 
 from __future__ import annotations

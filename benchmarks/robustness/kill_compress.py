@@ -8,7 +8,7 @@ measurements, which the undisturbed one has filled, so that tables can be the sa
 
 - what a finished step wrote stays the same to the byte through all later kills;
 - tables at the end are those of the undisturbed run to the byte, and so is the choice of the solution (the plan that
-  is measured anew in each run decides by milliseconds that are never the same twice: where it was another, that is
+  is measured again in each run decides by milliseconds that are never the same twice: where it was another, that is
   counted apart);
 - every life ends by its signal with one line at most, no lock or part of a file is left, and the last one with 0.
 

@@ -113,7 +113,7 @@ def _formats() -> list[str]:
 def _quiet_pillow() -> None:
     """Keep Pillow's warnings about users' files off the terminal: what matters of them is said in our own words."""
     rule = r"PIL\."
-    # Looked up each time: whoever calls this program as a library may have set the filters anew.
+    # Looked up each time: whoever calls this program as a library may have set the filters again.
     if not any(
         action == "ignore" and getattr(module, "pattern", "") == rule
         for action, _, _, module, _ in warnings.filters[:3]

@@ -29,7 +29,7 @@ class StoredData:
         pools: images by what their owner calls them: ``train``, ``val``, ``test``.
         num_classes: of the source itself (class folders), or None where only labels are known.
         content_hash: SHA-256 over the content, or over names and sizes for folders: the same for a copy elsewhere.
-        state_hash: SHA-256 that also changes where a file was written anew with the same size; only where
+        state_hash: SHA-256 that also changes where a file was written again with the same size; only where
             ``content_hash`` would not.
         is_labelled: whether images have labels; otherwise each has ``UNLABELLED``.
         notes: what its owner should know although nothing is wrong: files passed over, classes without images.

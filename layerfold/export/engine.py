@@ -235,7 +235,7 @@ def compile_engine(
 
 
 class _TimingCache:
-    """A file of kernel timings; one that does not fit is begun anew.
+    """A file of kernel timings; one that does not fit is started over.
 
     ``state`` says whether it was ``new``, ``reused`` or ``rejected``.
     """

@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured anew."""
+"""BatchNorm statistics measured again."""
 
 from __future__ import annotations
 

@@ -87,14 +87,14 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any],
             raise UsageError(
                 f"checkpoint_path={path}: was made with {key}={_shown(stored.get(key))}, now "
                 f"{_shown(config.get(key))}{_MEANINGS.get(key, '')}; use the same, or delete the file to "
-                "begin anew"
+                "start over"
             )
     return content, _state_of(path, content["state"])
 
 
 def damaged(path: Path, why: str) -> UsageError:
     """Return the error of a checkpoint whose content cannot be what was written."""
-    return UsageError(f"checkpoint_path={path}: is damaged ({why}); delete it to begin anew")
+    return UsageError(f"checkpoint_path={path}: is damaged ({why}); delete it to start over")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
     except UsageError as error:
         raise UsageError(
             f"checkpoint_path={path}: is no training checkpoint, or damaged ({error}); delete it to begin "
-            "anew, or name another"
+            "again, or name another"
         ) from error
     if not isinstance(content, dict) or not {"schema", "config"} <= content.keys():
         raise UsageError(f"checkpoint_path={path}: is no training checkpoint; delete it, or name another")
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, Any]:
     if schema not in _READ:
         raise UsageError(
             f"checkpoint_path={path}: is of another version of layerfold (schema {_shown(schema)}, this "
-            f"one reads {_SCHEMA}); end the run with that version, or delete the file to begin anew"
+            f"one reads {_SCHEMA}); end the run with that version, or delete the file to start over"
         )
     if schema >= _FIRST_WITH_DIGEST and content.pop("digest", None) != _digest(content):
         raise damaged(path, "its content and its checksum differ")
@@ -179,7 +179,7 @@ def _state_of(path: Path, found: dict[str, Any]) -> TrainingState:
         json.dumps(plain, default=str),
         _Plain,
         source=f"checkpoint_path={path}: state",
-        remedy="delete the file to begin anew",
+        remedy="delete the file to start over",
     )
     return TrainingState(**{**vars(state), "history": [vars(row) for row in state.history]}, best_weights=best)
 

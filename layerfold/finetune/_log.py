@@ -20,8 +20,8 @@ class EpochLog:
     """Writes each epoch down.
 
     Args:
-        path: the CSV file, or None. It is written anew each time, so that a run that is stopped and resumed leaves each
-            epoch once.
+        path: the CSV file, or None. It is written again each time, so that a run that is stopped and resumed leaves
+            each epoch once.
         tensorboard: folder for TensorBoard's files, or None.
 
     Raises:

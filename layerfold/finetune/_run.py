@@ -228,7 +228,7 @@ class Run:
         remedy = f"lower learning_rate={self._options.highest_learning_rate:g}"
         if self._path is not None and self._path.exists():
             kept = f"{self._path} holds the state of step {self._good_step}"
-            remedy += ", which goes on from there, or delete the file too, to begin anew"
+            remedy += ", which goes on from there, or delete the file too, to start over"
             if self._accelerator.is_main_process:
                 mark_diverged(self._path)
         return DivergenceError(f"finetuning: {what} of {self.total_steps}; {kept}; {remedy}")
@@ -313,7 +313,7 @@ class Run:
         if num_other:
             raise UsageError(
                 f"checkpoint_path={self._path}: not every process finds the same file there; put it on a "
-                "disk that all machines see, or delete it to begin anew"
+                "disk that all machines see, or delete it to start over"
             )
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Convs that compute their weight anew at every pass, as the plain convs that they are once trained.
+"""Convs that compute their weight again at every pass, as the plain convs that they are once trained.
 
 Weight standardisation (timm's StdConv2d, ScaledStdConv2d), ``torch.nn.utils.parametrize`` and the older hooks of
 ``torch.nn.utils`` (weight_norm, spectral_norm, prune) derive the weight from other parameters. In eval mode that is a

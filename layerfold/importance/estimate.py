@@ -70,7 +70,7 @@ def estimate_importance(
     The importance is the score on the holdout less the original's; with ``shared``, what finetuning is expected to
     leave of that (``layerfold.importance.recovery``). Methods (``layerfold.importance.estimators``):
 
-    - ``recalibrate`` measures BatchNorm statistics anew on training images, those of the original too, and trains
+    - ``recalibrate`` measures BatchNorm statistics again on training images, those of the original too, and trains
       nothing;
     - ``distill`` first trains the segment alone, for a few steps, to give the original's feature map at its end;
     - ``shared`` first trains one set of weights in the networks of all entries in turn, then does as ``distill`` from

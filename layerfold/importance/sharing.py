@@ -86,7 +86,7 @@ class WeightsFile:
         found = self._whole()
         if found is None:
             raise UsageError(
-                f"{self.path}: is missing or damaged; run the same command again, which trains these weights anew"
+                f"{self.path}: is missing or damaged; run the same command again, which trains these weights again"
             )
         return found
 

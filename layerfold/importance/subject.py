@@ -46,7 +46,7 @@ class Subject:
             holdout.
         calibration_images, holdout_images: how many; None for all.
         seed: of the images drawn.
-        is_recalibrated: whether the original's BatchNorm statistics are measured anew before it is scored, so that
+        is_recalibrated: whether the original's BatchNorm statistics are measured again before it is scored, so that
             changed networks with new statistics differ from it by the change alone.
         weights: parameters by name, to be looked at in place of the model's own; agreement and divergence are still
             with the answers of ``model``.
@@ -132,7 +132,7 @@ class Subject:
         return self._scores(logits_of(network, self._holdout.inputs()))
 
     def score_solution(self, solution: Solution) -> Scores:
-        """Score the network of a whole plan, with BatchNorm statistics measured anew.
+        """Score the network of a whole plan, with BatchNorm statistics measured again.
 
         Merged, it gives the same answers up to rounding, in less time.
         """
@@ -141,7 +141,7 @@ class Subject:
         return self.score(merge_network(form, tolerance=None))
 
     def score_recalibrated(self, suffix: Suffix) -> Scores:
-        """Measure BatchNorm statistics anew, in place, and score."""
+        """Measure BatchNorm statistics again, in place, and score."""
         with averaging_batch_norm(suffix.network):
             for values in suffix.calibration:
                 suffix.network(*values)

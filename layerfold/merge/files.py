@@ -1,7 +1,7 @@
 """Train form and deploy form on disk: weights as safetensors, and beside them how to build what they fit.
 
 ``NAME.safetensors`` holds the weights, ``NAME.safetensors.json`` the kind of form, the recipe, facts and the hash of
-the weights. Nothing in either file is code: a form is built anew from its model's source and its solution.
+the weights. Nothing in either file is code: a form is built again from its model's source and its solution.
 """
 
 from __future__ import annotations

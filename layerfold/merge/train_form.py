@@ -29,7 +29,7 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
     """Return a copy of ``model`` with the solution's activations and its segments in train form.
 
     Its BatchNorm statistics are still the model's, and do not fit a network without some of its activations: before it
-    is merged it is to be finetuned, or its statistics measured anew (:func:`layerfold.recalibrate_batch_norm`).
+    is merged it is to be finetuned, or its statistics measured again (:func:`layerfold.recalibrate_batch_norm`).
 
     Modules outside the merged segments keep their names. ``model`` is left untouched. The result computes what
     :func:`merge_network` of it will compute, and can be finetuned, saved and copied like any module.

@@ -103,7 +103,7 @@ def compress_network(
         out: output folder.
         budget_ms, speedup: end-to-end latency wanted, or original latency / wanted.
         options: all other settings; budget_ms and speedup given here win over its own.
-        overwrite: start anew where ``out`` holds another run. A setting that nothing which was done depends on may
+        overwrite: start over where ``out`` holds another run. A setting that nothing which was done depends on may
             change without it: after a budget that nothing meets, another one.
         progress: show bars on stderr.
         command: the command line, for the report.
@@ -449,7 +449,7 @@ class _Run:
         return {"max_difference": difference}
 
     def _recalibrated(self) -> fx.GraphModule:
-        """Without finetuning, BatchNorm statistics are measured anew: what the importances stand for."""
+        """Without finetuning, BatchNorm statistics are measured again: what the importances stand for."""
         student = self._train_form().to(self.options.train_device)
         recalibrate_batch_norm(student, self.data, batch_size=self.options.batch_size)
         return student.to("cpu")

@@ -61,7 +61,7 @@ def run_demo(
         out: output folder; the trained baseline is kept in ``baseline/`` below it.
         settings: how much work; None for the default.
         seed: of splits, training and random plans.
-        overwrite: start anew where the folder holds another run.
+        overwrite: start over where the folder holds another run.
         progress: show bars on stderr.
 
     Raises:

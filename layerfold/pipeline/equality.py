@@ -41,7 +41,7 @@ def batches_of(images: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def check_same(found: nn.Module, expected: nn.Module, images: Tensor, what: str) -> float:
-    """Refuse two networks that give different answers, where one has the other's weights merged, and so rounded anew.
+    """Refuse two networks that give different answers, where one has the other's weights merged, and so rounded again.
 
     For networks with the very same weights :func:`layerfold.graph.check_same_function` is stricter.
 

@@ -319,5 +319,5 @@ def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
             "taken."
         )
     if not run.options.finetune_epochs:
-        notes.append("Nothing was finetuned: BatchNorm statistics were measured anew, weights are the original's.")
+        notes.append("Nothing was finetuned: BatchNorm statistics were measured again, weights are the original's.")
     return tuple(notes)

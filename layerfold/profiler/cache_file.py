@@ -84,7 +84,7 @@ def open_cache_file(path: Path) -> sqlite3.Connection:
             connection = _connect(path)
             kept = _salvage(aside, connection)
             print(
-                f"layerfold: the cache {path} is not usable ({error}); kept as {aside.name}, begun anew"
+                f"layerfold: the cache {path} is not usable ({error}); kept as {aside.name}, started over"
                 + (f" with {kept} measurements that could be read" if kept else ""),
                 file=sys.stderr,
             )

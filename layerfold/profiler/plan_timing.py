@@ -167,7 +167,7 @@ class PlanTimer:
     def _time_chunk(self, plans: Sequence[Plan], *, seed: int) -> list[MeasuredPlan]:
         runners: dict[int, Runner] = {}
         try:
-            # The original is compiled anew each time, and not always first: where a session's memory lies changes its
+            # The original is compiled again each time, and not always first: where a session's memory lies changes its
             # latency by a percent, and one that lives for long would put that percent on every plan.
             order = list(range(len(plans) + 1))
             random.Random(seed).shuffle(order)

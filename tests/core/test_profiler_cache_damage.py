@@ -100,7 +100,7 @@ def test_table_of_other_columns_is_set_aside_and_what_can_be_read_is_kept(
     with MeasurementCache(path, {}) as cache:
         assert cache.open_among(NAMES) == []
         assert cache.get(NAMES[0]) == MEASURED
-    assert f"begun anew with {len(NAMES)} measurements that could be read" in capsys.readouterr().err
+    assert f"started over with {len(NAMES)} measurements that could be read" in capsys.readouterr().err
     assert list(path.parent.glob("c.sqlite.broken-*"))
 
 

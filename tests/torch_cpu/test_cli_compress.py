@@ -210,7 +210,7 @@ def test_everything_trained_and_scored_is_on_the_device_asked_for(
         options=replace(options, finetune_epochs=0, finalist_steps=None),
         progress=False,
     )
-    assert moved.count("cpu:0") == 3, "and the one whose statistics are measured anew"
+    assert moved.count("cpu:0") == 3, "and the one whose statistics are measured again"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -206,7 +206,7 @@ def test_run_killed_before_it_removed_its_checkpoint_ends_by_the_same_command(
     assert (tmp_path / "out.safetensors").read_bytes() == expected
     assert all((tmp_path / each).exists() for each in order)
     assert not (tmp_path / "out.safetensors.checkpoint").exists()
-    assert main(whole) == 2, "and is not begun anew"
+    assert main(whole) == 2, "and is not started over"
 
 
 def test_full_disk_at_the_first_checkpoint_needs_no_overwrite(command: list[str], tmp_path: Path, capsys: Any) -> None:

@@ -246,7 +246,7 @@ def test_checkpoint_of_wrong_types_is_one_line(name: str, tmp_path: Path) -> Non
     path = tmp_path / "training.pt"
     _bytes_of_checkpoint(path)
     _rewritten(path, WRONG[name], keeps_digest=False)
-    with pytest.raises(UsageError, match=r"^checkpoint_path=[^\n]*delete (it|the file) to begin anew$"):
+    with pytest.raises(UsageError, match=r"^checkpoint_path=[^\n]*delete (it|the file) to start over$"):
         train(network(), images(), checkpoint_path=path, ema_decay=0.9)
 
 

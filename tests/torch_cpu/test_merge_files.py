@@ -33,7 +33,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, nn
     folder = tmp_path_factory.mktemp("forms")
     model = load_model(_MODEL, num_classes=10, in_channels=1).module
     torch.manual_seed(3)
-    for parameter in model.parameters():  # weights that building the model anew does not give
+    for parameter in model.parameters():  # weights that building the model again does not give
         nn.init.normal_(parameter, std=0.1)
     net = trace_network(model, torch.zeros(1, *_SHAPE))
     recipe = Recipe(model=_MODEL, num_classes=10, in_channels=1, input_shape=_SHAPE, solution=_solution_of(net, (3, 6)))

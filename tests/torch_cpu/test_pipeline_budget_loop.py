@@ -401,7 +401,7 @@ def test_reach_is_measured_only_where_the_prediction_leaves_a_doubt(net: Network
 
 
 def _run(path: Path, steps: str, *, config: dict[str, Any] | None = None, overwrite: bool = False) -> str:
-    """Do the named one-letter steps and return which of them were done anew."""
+    """Do the named one-letter steps and return which of them were done again."""
     folder = RunFolder(path, config or {"a": 1}, overwrite=overwrite)
     done = ""
     for name in steps:

@@ -1,4 +1,4 @@
-"""No training: BatchNorm statistics of the changed network are measured anew, and it is scored."""
+"""No training: BatchNorm statistics of the changed network are measured again, and it is scored."""
 
 from __future__ import annotations
 
