@@ -145,7 +145,12 @@ def _check_place(folder: Path, path: str | Path, flag: str) -> None:
         raise UsageError(f"{flag} {path}: {folder} cannot be written; choose another folder")
 
 
-def add_backend_arguments(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
+def add_backend_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    batch: bool = True,
+    precisions: str = "float32, float16, or int8 for a quantised model",
+) -> None:
     """Add the options of a backend, and ``--batch``; read them with ``open_backend``."""
     group = parser.add_argument_group("backend")
     group.add_argument(
@@ -156,9 +161,7 @@ def add_backend_arguments(parser: argparse.ArgumentParser, *, batch: bool = True
     )
     group.add_argument("--device", metavar="NAME", help="a device of that backend (default: its first)")
     group.add_argument("--threads", type=whole(1, THREADS), metavar="N", help="worker threads on a CPU (default: 1)")
-    group.add_argument(
-        "--precision", metavar="NAME", help="float32, float16, or int8 for a quantised model (default: float32)"
-    )
+    group.add_argument("--precision", metavar="NAME", help=f"{precisions} (default: float32)")
     group.add_argument(
         "--layout", metavar="NAME", help="nchw, or channels_last where the device has it (default: nchw)"
     )
@@ -197,6 +200,8 @@ def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"--backend-option {text}: give NAME=VALUE, for example compile_mode=default")
+        if name in ("name", "device", "threads", "precision", "layout"):
+            raise UsageError(f"--backend-option {text}: {name} has an argument of its own; give --{name} {value}")
         options[name] = int(value) if value.isascii() and value.isdigit() else value
     for name in ("threads", "precision", "layout"):
         value = getattr(arguments, name)

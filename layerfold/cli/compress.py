@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
         budget, "end-to-end latency, for example 4.5ms or 800us", "original latency / budget, for example 1.5"
     )
     budget.add_argument("--fastest", action="store_true", help="the least latency, whatever it does to the accuracy")
-    add_backend_arguments(parser)
+    add_backend_arguments(parser, precisions="float32 or float16")
     search = parser.add_argument_group("what may be merged, and what counts")
     search.add_argument(
         "--exclude",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import nn
 
 from layerfold.errors import UnsupportedGraphError, UsageError
@@ -21,9 +23,14 @@ from layerfold.modules import inputs_like, public_call
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_PLAIN = (bool, int, float, str, type(None), type, types.FunctionType, types.BuiltinFunctionType)
+_PLAIN = (bool, int, float, str, bytes, type(None), type, types.BuiltinFunctionType, torch.dtype, torch.device)
+_OF_TORCH = frozenset(vars(nn.Module()))
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[Network], list[Any]]] = weakref.WeakKeyDictionary()
 """The network that a model was last found to be the one of, and what its modules said then."""
+
+
+class _UnknownError(Exception):
+    """A value of which nobody here can say whether it is the same as before."""
 
 
 def network_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -60,32 +67,56 @@ def check_is_of(model: nn.Module, net: Network) -> None:
         raise UsageError(f"net was traced from a {net.name}, not from this {own}; trace this one")
     said = _said_by(model)
     known, said_then = _CHECKED.get(model, (None, None))
-    if known is not None and known() is net and said == said_then:
+    if said is not None and known is not None and known() is net and said == said_then:
         return
     difference = _difference(shake(eval_copy(model)), net, net.graph)
     if difference:
         raise UsageError(f"net was traced from another {own} than this one, which {difference}; trace this one")
-    _CHECKED[model] = weakref.ref(net), said
+    if said is None:
+        _CHECKED.pop(model, None)
+    else:
+        _CHECKED[model] = weakref.ref(net), said
 
 
-def _said_by(model: nn.Module) -> list[Any]:
-    """Return what decides what a model computes, but for the values of its weights: to compare two moments."""
-    return [
-        (
-            name,
-            type(part),
-            [(key, value) for key, value in vars(part).items() if _is_plain(value) and key != "training"],
-            [(key, None if each is None else each.shape) for key, each in part._parameters.items()],
-            [(key, None if each is None else each.shape) for key, each in part._buffers.items()],
-            [*part._forward_pre_hooks.values(), *part._forward_hooks.values()],
-        )
-        for name, part in model.named_modules()
-    ]
+def _said_by(model: nn.Module) -> list[Any] | None:
+    """Return what decides what a model computes, but for the values of its weights: to compare two moments.
+
+    Nothing in it keeps the model alive. None where a module holds something that cannot be compared.
+    """
+    found: list[Any] = []
+    places: dict[int, int] = {}
+    try:
+        for name, part in model.named_modules(remove_duplicate=False):
+            place = places.setdefault(id(part), len(found))
+            if place < len(found):
+                found.append((name, place))  # a module that stands at an earlier place too
+                continue
+            own = {key: value for key, value in vars(part).items() if key not in _OF_TORCH}
+            tensors = {**part._parameters, **part._buffers}
+            hooks = (tuple(part._forward_pre_hooks), tuple(part._forward_hooks))  # numbers that torch gives out once
+            found.append((name, type(part), _frozen(type(part).forward), _frozen(own), _frozen(tensors), hooks))
+    except (_UnknownError, RecursionError):
+        return None
+    return found
 
 
-def _is_plain(value: Any) -> bool:
-    """Say whether a value compares with another one by what it is."""
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)
+def _frozen(value: Any) -> Any:
+    """Return a value as something that equals the same at another time, if its parts were not changed in between."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(_frozen(each) for each in value)
+    if isinstance(value, dict):
+        return type(value), tuple((_frozen(key), _frozen(each)) for key, each in value.items())
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(_frozen(each) for each in value)
+    if isinstance(value, functools.partial):
+        return _frozen(value.func), _frozen(value.args), _frozen(value.keywords)
+    if isinstance(value, types.FunctionType):
+        return weakref.ref(value)
+    raise _UnknownError
 
 
 def _difference(model: nn.Module, net: Network, traced: TracedGraph) -> str:

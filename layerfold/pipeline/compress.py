@@ -159,7 +159,8 @@ class _Run:
         self.net: Network = trace_network(
             model, self.images[:1], exclude=options.exclude, merge_pooling=options.merge_pooling
         )
-        self.candidates = self._candidates()
+        if not (out / "latency.csv").exists():  # a run that has a table had something to merge
+            self._check_candidates()
         config = {
             "model": self.name,
             "network": self.net.hash,
@@ -173,19 +174,22 @@ class _Run:
             out, config, overwrite=overwrite, known_files=[*known_files, "report.html"], first_uses=options.first_uses()
         )
 
-    def _candidates(self) -> list[Segment]:
-        options = self.options
-        found = self.net.candidates(
-            max_kernel=options.max_kernel,
-            max_growth=options.max_growth,
-            layer_norms=layer_norms(self.model, self.net) if options.drop_layers else None,
+    @cached_property
+    def candidates(self) -> list[Segment]:
+        """What is measured."""
+        return self.net.candidates(
+            max_kernel=self.options.max_kernel,
+            max_growth=self.options.max_growth,
+            layer_norms=layer_norms(self.model, self.net) if self.options.drop_layers else None,
         )
-        if not any(segment.is_changed for segment in found):
+
+    def _check_candidates(self) -> None:
+        options = self.options
+        if not any(segment.is_changed for segment in self.candidates):
             raise UsageError(
                 f"max_kernel={options.max_kernel}, max_growth={options.max_growth:g}: no two layers of this network "
                 "may be merged within these limits; raise them, or exclude fewer modules"
             )
-        return found
 
     def all_steps(self) -> CompressResult:
         """Do every step that is not done yet."""
@@ -463,6 +467,7 @@ class _Run:
             example_input=self.batch_example(),
             skip_missing=asked is None,
             preprocessing=self.data.details.get("preprocessing"),
+            precision=self.backend.precision,  # of an engine; an ONNX file is float32, and its runtime goes lower
         )
         self._check_onnx(report.onnx_path.read_bytes(), self.merged)
         return report.to_json()

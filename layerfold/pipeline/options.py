@@ -11,10 +11,11 @@ from layerfold.budget import Budget, check_one_given
 from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
+from layerfold.export.precision import canonical_precision
 from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES
 from layerfold.pipeline.budget_loop import MOST_WHOLES
 from layerfold.profiler import get_backend
-from layerfold.profiler.backends import Backend
+from layerfold.profiler.backends import Backend, backend_class
 
 _EPOCHS = 3
 _FIRST_USES = {
@@ -76,6 +77,8 @@ _LEASTS = {
     "batch_size": 2,
 }
 _CHOICES = {"importance_method": METHODS, "importance_score": (AUTO, *SCORES), "optimizer": ("sgd", "adamw")}
+_USUAL = {"precision": "float32", "layout": "nchw"}
+_NAMED = frozenset({"name", "device", "threads", "precision", "layout"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +174,8 @@ class CompressOptions:
                 f"finalist_steps={self.finalist_steps}: choose among plans that wholes led to, before a "
                 "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0"
             )
-        if self.precision == "int8":
+        _check_backend_options(self.backend_options)
+        if self.precision is not None and canonical_precision(self.precision) == "int8":
             raise UsageError(
                 "precision='int8': compress makes networks in float32, which a backend may run in float16; choose one "
                 "of these, and quantise its model.onnx afterwards"
@@ -218,7 +222,12 @@ class CompressOptions:
     def as_config(self) -> dict[str, Any]:
         """Return plain values, for the manifest; options that older runs did not have only where they are set."""
         found = asdict(self)
-        found["backend_device"] = found.pop("device")  # `device` is what the machine calls the one that was measured
+        # `device` is what the machine calls the one that was measured. What a backend does anyway is no setting.
+        first = backend_class(self.backend).devices[0]
+        found["backend_device"] = None if found.pop("device") in (None, first) else self.device
+        precision = canonical_precision(self.precision or _USUAL["precision"])
+        found["precision"] = None if precision == _USUAL["precision"] else precision
+        found["layout"] = None if self.layout == _USUAL["layout"] else self.layout
         for name, default in (
             ("backend_device", None),
             ("precision", None),
@@ -234,3 +243,12 @@ class CompressOptions:
             if found[name] == default:
                 del found[name]
         return found
+
+
+def _check_backend_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of a backend that have arguments of their own, or could not stand in a run file."""
+    for name, value in options.items():
+        if name in _NAMED:
+            raise UsageError(f"backend_options: {name!r} has an argument of its own; give {name}={value!r} there")
+        if not isinstance(name, str) or not isinstance(value, (str, int, float, bool, type(None))):
+            raise UsageError(f"backend_options: {name!r} is {value!r}; give texts, numbers, booleans or None")

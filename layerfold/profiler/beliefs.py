@@ -187,7 +187,9 @@ class Beliefs:
         Greedy: the plan of largest variance first, then the largest given that one, and so on. Variance does not
         depend on what will be measured, so no measurement is needed in between.
         """
-        rows = np.array([self._row(plan.merge_pos, plan.dropped) for plan in plans]).reshape(-1, len(self.segments))
+        rows = np.array([self._row(plan.merge_pos, plan.dropped) for plan in plans]).reshape(
+            len(plans), len(self.segments)
+        )
         covariance = rows @ self._posterior[1] @ rows.T
         noise = self.scales["noise"] ** 2
         chosen: list[int] = []

@@ -1,6 +1,6 @@
 """What a signature tells of a merged conv: kernel, parameters, multiply-adds.
 
-The text is that of ``Segment.signature`` (layerfold/graph/network.py), for example
+The text is that of ``Segment.signature`` (layerfold/graph/description.py), for example
 ``16x32x32 conv:o24,k3x3,s1x1,p1.1.1.1,d1x1,g1 act:relu6 add:16x32x32:identity``.
 """
 

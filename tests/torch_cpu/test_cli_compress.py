@@ -259,12 +259,14 @@ def test_a_backend_is_opened_as_it_was_asked_for_and_a_run_stays_with_it(
     chosen = (*backend, "--device", "cpu", "--layout", "channels_last", "--precision", "float32")
     assert _compress(tmp_path, *chosen) in (0, 3)
     config = json.loads((tmp_path / "out/run.json").read_text())["config"]
-    assert (config["backend_device"], config["layout"], config["precision"]) == ("cpu", "channels_last", "float32")
+    assert config["layout"] == "channels_last"
+    assert not {"backend_device", "precision"} & config.keys(), "what a backend does anyway is no setting"
     assert config["backend_options"] == {"compile_mode": "none"}
     measured = json.loads((tmp_path / "out/latency.csv.json").read_text())
     assert measured["backend_options"]["layout"] == "channels_last"
     assert measured["dtype"] == "float32"
     capsys.readouterr()
+    assert _compress(tmp_path, *backend, "--layout", "channels_last") in (0, 3), "the same run"
     assert _compress(tmp_path, *backend, "--device", "cpu", "--precision", "float32") == 2
     assert "layout was 'channels_last'" in capsys.readouterr().err
 
@@ -283,6 +285,8 @@ def test_halves_are_measured_as_halves(tmp_path: Path) -> None:
         (["--layout", "channels_last"], 2, "lacks it; choose from nchw"),
         (["--backend-option", "compile_mode"], 2, "--backend-option compile_mode: give NAME=VALUE"),
         (["--backend-option", "speed=9"], 2, "speed"),
+        (["--backend-option", "device=cpu"], 2, "--backend-option device=cpu: device has an argument of its own"),
+        (["--backend-option", "precision=int8"], 2, "give --precision int8"),
         (["--threads", "4000"], 2, "threads"),
     ],
 )
@@ -315,6 +319,28 @@ def test_a_table_of_a_network_with_nothing_to_merge_holds_its_layers(tmp_path: P
     assert found.original_ms == pytest.approx(
         found.provenance.fixed_ms + sum(entry.latency_ms for entry in found.entries)
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"device": "cpu"}, "'device' has an argument of its own"),
+        ({"threads": 2}, "'threads' has an argument of its own"),
+        ({"cache": Path("x")}, "give texts, numbers, booleans or None"),
+        ({1: 2}, "give texts, numbers, booleans or None"),
+        ("compile_mode=none", "backend_options"),
+    ],
+)
+def test_options_of_a_backend_that_no_run_could_keep_are_refused(options: Any, said: str) -> None:
+    with pytest.raises(lf.UsageError, match=said):
+        CompressOptions(speedup=1.5, backend_options=options)
+
+
+def test_the_usual_said_outright_is_the_usual() -> None:
+    usual = CompressOptions(speedup=1.5).as_config()
+    for said in ({"device": "cpu"}, {"precision": "float32"}, {"layout": "nchw"}, {"backend_options": {}}):
+        assert CompressOptions(speedup=1.5, **said).as_config() == usual
+    assert CompressOptions(speedup=1.5, precision="fp16").as_config()["precision"] == "float16"
 
 
 def test_runs_that_knew_no_devices_go_on() -> None:

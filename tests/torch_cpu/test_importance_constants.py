@@ -75,3 +75,19 @@ def test_what_lies_behind_a_change_computes_the_whole_changed_network(end: str) 
             suffix = subject.behind_the_change(changed)
             found = suffix.network(*suffix.calibration[0])
         assert torch.allclose(found, expected, rtol=0, atol=1e-5), request
+
+
+class _Early(_Net):
+    """Reads a parameter in front of the chain, as something that depends on the images in form only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.gain.type_as(x)
+        return self.head((self.body(x) * gain).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["distill", "shared"])
+def test_values_without_a_row_per_image_are_not_kept(method: str) -> None:
+    model = _Early(_linear)
+    net = lf.trace_network(model, torch.randn(1, 3, 8, 8))
+    table = lf.estimate_importance(model, net, images(), method, progress=False, steps=1)
+    assert len(table.entries) > 4

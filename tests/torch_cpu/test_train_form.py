@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
+import types
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +17,7 @@ from timm.layers import StdConv2d
 from torch import nn
 
 import layerfold as lf
+from layerfold.graph import same_model
 from layerfold.modules import public_call
 from tests.torch_cpu.exactness import all_positions, original_plan, randomise, relative_error
 
@@ -200,10 +205,11 @@ class _Flagged(nn.Module):
         self.act = nn.LeakyReLU(slope)
         self.last = nn.Conv2d(4, 4, 3)
         self.relu, self.scale = relu, scale
+        self.halves, self.more, self.other = [1.0, 1.0], functools.partial(torch.mul, other=1.0), nn.Tanh()
         nn.init.zeros_(self.norm.weight)  # so that nothing before it shows with these weights
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.last(self.act(self.norm(self.first(x)))) * self.scale
+        x = self.more(self.last(self.act(self.norm(self.first(x)))) * self.scale * self.halves[1])
         return torch.relu(x) if self.relu else x
 
 
@@ -239,7 +245,19 @@ def test_the_same_network_with_other_weights_passes_in_every_state() -> None:
         assert lf.build_train_form(model, net, original_plan(net)) is not None
 
 
+def _half_swapped(model: _Flagged) -> None:
+    model.halves[1] = 2.0
+
+
+def _doubled(model: _Flagged, x: torch.Tensor) -> torch.Tensor:
+    return _Flagged.forward(model, x) * 2
+
+
 _CHANGES: dict[str, Callable[[_Flagged], object]] = {
+    "an element of a list": _half_swapped,
+    "an argument of a partial": lambda model: setattr(model, "more", functools.partial(torch.mul, other=2.0)),
+    "a method of an instance": lambda model: setattr(model, "forward", types.MethodType(_doubled, model)),
+    "a module by another's": lambda model: setattr(model, "act", model.other),
     "a flag": lambda model: setattr(model, "scale", 2.0),
     "an argument of a layer": lambda model: setattr(model.first, "dilation", (2, 2)),
     "another activation": lambda model: setattr(model, "act", nn.LeakyReLU(0.1)),
@@ -265,3 +283,55 @@ def test_a_public_function_of_a_model_and_its_net_cannot_be_left_unchecked() -> 
 
     with pytest.raises(TypeError, match="measure takes a model and its net: mark it with network_call"):
         public_call(measure)
+
+
+def test_a_pair_is_run_once_and_a_forward_of_the_class_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    difference = same_model._difference
+    monkeypatch.setattr(same_model, "_difference", lambda *given: ran.append(1) or difference(*given))
+    model = randomise(_Flagged())
+    net = lf.trace_network(model, torch.randn(1, 3, 9, 9))
+    for _ in range(3):
+        lf.build_train_form(model, net, original_plan(net))
+    assert len(ran) == 1
+    model.train()
+    with torch.no_grad():
+        model.first.weight.mul_(2)
+    lf.build_train_form(model, net, original_plan(net))
+    assert len(ran) == 1, "weights and the mode may be others"
+    forward = _Flagged.forward
+    monkeypatch.setattr(_Flagged, "forward", lambda self, x: forward(self, x) * 2)
+    with pytest.raises(lf.UsageError, match="trace this one"):
+        lf.build_train_form(model, net, original_plan(net))
+
+
+def test_what_is_remembered_of_a_pair_does_not_keep_the_model_alive() -> None:
+    model = randomise(_Flagged())
+    model.register_forward_hook(lambda module, inputs, output, owner=model: None)
+    model.note = lambda owner=model: owner
+    net = lf.trace_network(model, torch.randn(1, 3, 9, 9))
+    lf.build_train_form(model, net, original_plan(net))
+    alive = weakref.ref(model)
+    del model, net
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_model_that_holds_what_cannot_be_compared_is_checked_each_time() -> None:
+    class Config:
+        scale = 1.0
+
+    class Configured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cfg, self.conv, self.head = Config(), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.conv(x))) * self.cfg.scale
+
+    model = Configured()
+    net = lf.trace_network(model, torch.randn(1, 3, 9, 9))
+    lf.build_train_form(model, net, original_plan(net))
+    model.cfg.scale = 3.0
+    with pytest.raises(lf.UsageError, match="trace this one"):
+        lf.build_train_form(model, net, original_plan(net))
