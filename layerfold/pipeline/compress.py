@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
-from layerfold.errors import UsageError
 from layerfold.executor import Executor
 from layerfold.export import check_onnx, export_network, export_onnx
 from layerfold.export.network import FORMATS
@@ -42,7 +41,7 @@ from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same,
 from layerfold.pipeline.network_json import describe_network
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.plan_scores import finalist_scores, whole_scores
-from layerfold.pipeline.preflight import check_inputs, importance_method
+from layerfold.pipeline.preflight import check_candidates, check_inputs, importance_method
 from layerfold.pipeline.run_folder import RunFolder, StepRecord
 from layerfold.pipeline.summary import FILES, write_summary
 from layerfold.profiler import benchmark_networks, profile_network
@@ -160,7 +159,7 @@ class _Run:
             model, self.images[:1], exclude=options.exclude, merge_pooling=options.merge_pooling
         )
         if not (out / "latency.csv").exists():  # a run that has a table had something to merge
-            self._check_candidates()
+            check_candidates(self.candidates, options)
         config = {
             "model": self.name,
             "network": self.net.hash,
@@ -182,14 +181,6 @@ class _Run:
             max_growth=self.options.max_growth,
             layer_norms=layer_norms(self.model, self.net) if self.options.drop_layers else None,
         )
-
-    def _check_candidates(self) -> None:
-        options = self.options
-        if not any(segment.is_changed for segment in self.candidates):
-            raise UsageError(
-                f"max_kernel={options.max_kernel}, max_growth={options.max_growth:g}: no two layers of this network "
-                "may be merged within these limits; raise them, or exclude fewer modules"
-            )
 
     def all_steps(self) -> CompressResult:
         """Do every step that is not done yet."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.errors import DataError, OptionalDependencyError
+from layerfold.errors import DataError, OptionalDependencyError, UsageError
 from layerfold.finetune import FinetuneOptions, check_answers, check_device, check_trainable, first_images
+from layerfold.graph import Segment
 from layerfold.importance import AUTO, check_method, default_method, trains
 from layerfold.pipeline.options import CompressOptions
 
@@ -35,6 +37,23 @@ def check_inputs(model: nn.Module, data: ImageData, options: CompressOptions) ->
     check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
     if options.finetune_epochs or trains(importance_method(options, data)):
         check_trainable(model, unfreeze=options.unfreeze, keep_frozen=options.keep_frozen)
+
+
+def check_candidates(candidates: Sequence[Segment], options: CompressOptions) -> None:
+    """Refuse limits that leave nothing to choose.
+
+    Args:
+        candidates: what the limits leave.
+        options: with the limits.
+
+    Raises:
+        UsageError: each candidate is one layer as it stands.
+    """
+    if not any(segment.is_changed for segment in candidates):
+        raise UsageError(
+            f"max_kernel={options.max_kernel}, max_growth={options.max_growth:g}: no two layers of this network "
+            "may be merged within these limits; raise them, or exclude fewer modules"
+        )
 
 
 def importance_method(options: CompressOptions, data: ImageData) -> str:
