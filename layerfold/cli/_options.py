@@ -195,13 +195,16 @@ def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: an option that is no NAME=VALUE.
     """
+    from layerfold.profiler.backends.base import NAMED_OPTIONS
+
     options: dict[str, Any] = {}
     for text in arguments.backend_option:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"--backend-option {text}: give NAME=VALUE, for example compile_mode=default")
-        if name in ("name", "device", "threads", "precision", "layout"):
-            raise UsageError(f"--backend-option {text}: {name} has an argument of its own; give --{name} {value}")
+        if name in NAMED_OPTIONS:
+            flag = "backend" if name == "name" else name
+            raise UsageError(f"--backend-option {text}: {name} has an argument of its own; give --{flag} {value}")
         options[name] = int(value) if value.isascii() and value.isdigit() else value
     for name in ("threads", "precision", "layout"):
         value = getattr(arguments, name)

@@ -16,6 +16,7 @@ from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES
 from layerfold.pipeline.budget_loop import MOST_WHOLES
 from layerfold.profiler import get_backend
 from layerfold.profiler.backends import Backend, backend_class
+from layerfold.profiler.backends.base import NAMED_OPTIONS, USUAL_LAYOUT, USUAL_PRECISION
 
 _EPOCHS = 3
 _FIRST_USES = {
@@ -77,8 +78,6 @@ _LEASTS = {
     "batch_size": 2,
 }
 _CHOICES = {"importance_method": METHODS, "importance_score": (AUTO, *SCORES), "optimizer": ("sgd", "adamw")}
-_USUAL = {"precision": "float32", "layout": "nchw"}
-_NAMED = frozenset({"name", "device", "threads", "precision", "layout"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,9 +224,9 @@ class CompressOptions:
         # `device` is what the machine calls the one that was measured. What a backend does anyway is no setting.
         first = backend_class(self.backend).devices[0]
         found["backend_device"] = None if found.pop("device") in (None, first) else self.device
-        precision = canonical_precision(self.precision or _USUAL["precision"])
-        found["precision"] = None if precision == _USUAL["precision"] else precision
-        found["layout"] = None if self.layout == _USUAL["layout"] else self.layout
+        precision = canonical_precision(self.precision or USUAL_PRECISION)
+        found["precision"] = None if precision == USUAL_PRECISION else precision
+        found["layout"] = None if self.layout == USUAL_LAYOUT else self.layout
         for name, default in (
             ("backend_device", None),
             ("precision", None),
@@ -248,7 +247,7 @@ class CompressOptions:
 def _check_backend_options(options: Mapping[str, Any]) -> None:
     """Refuse options of a backend that have arguments of their own, or could not stand in a run file."""
     for name, value in options.items():
-        if name in _NAMED:
+        if name in NAMED_OPTIONS:
             raise UsageError(f"backend_options: {name!r} has an argument of its own; give {name}={value!r} there")
         if not isinstance(name, str) or not isinstance(value, (str, int, float, bool, type(None))):
             raise UsageError(f"backend_options: {name!r} is {value!r}; give texts, numbers, booleans or None")

@@ -287,6 +287,7 @@ def test_halves_are_measured_as_halves(tmp_path: Path) -> None:
         (["--backend-option", "speed=9"], 2, "speed"),
         (["--backend-option", "device=cpu"], 2, "--backend-option device=cpu: device has an argument of its own"),
         (["--backend-option", "precision=int8"], 2, "give --precision int8"),
+        (["--backend-option", "name=torch"], 2, "give --backend torch"),
         (["--threads", "4000"], 2, "threads"),
     ],
 )

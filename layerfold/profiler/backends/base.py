@@ -14,6 +14,9 @@ from layerfold.export.precision import PRECISIONS, canonical_precision, has_quan
 from layerfold.profiler.backends.protocol import Runner
 
 LAYOUTS = ("nchw", "channels_last")
+USUAL_PRECISION, USUAL_LAYOUT = PRECISIONS[0], LAYOUTS[0]
+NAMED_OPTIONS = frozenset({"name", "device", "threads", "precision", "layout"})
+"""What every backend is asked for by an argument of its own; the rest are options of one backend."""
 
 
 class BackendBase:
@@ -36,7 +39,12 @@ class BackendBase:
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def __init__(
-        self, *, device: str | None = None, threads: int = 1, precision: str = "float32", layout: str = "nchw"
+        self,
+        *,
+        device: str | None = None,
+        threads: int = 1,
+        precision: str = USUAL_PRECISION,
+        layout: str = USUAL_LAYOUT,
     ) -> None:
         self.device = self.devices[0] if device is None else device
         if self.device not in self.devices:
