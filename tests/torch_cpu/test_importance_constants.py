@@ -77,6 +77,20 @@ def test_what_lies_behind_a_change_computes_the_whole_changed_network(end: str) 
         assert torch.allclose(found, expected, rtol=0, atol=1e-5), request
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_only_the_feature_map_in_front_of_the_change_is_kept(end: str) -> None:
+    model = _Net(ENDS[end])
+    net = lf.trace_network(model, torch.randn(1, 3, 8, 8))
+    subject = Subject(model, net, images(), calibration_images=20, holdout_images=None, seed=0, is_recalibrated=False)
+    late = [each for each in list_requests(net, net.candidates(), fill_slots=False) if each.start == 2]
+    for request in late:
+        suffix = subject.behind_the_change(subject.changed_form(request))
+        inputs = [node.name for node in suffix.network.graph.nodes if node.op == "placeholder"]
+        assert len(inputs) == 1
+        assert inputs[0].startswith("kept_"), "not the images: what lies in front is computed once"
+    assert late
+
+
 class _Early(_Net):
     """Reads a parameter in front of the chain, as something that depends on the images in form only."""
 
