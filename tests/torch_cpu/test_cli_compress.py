@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,14 @@ def test_a_backend_is_opened_as_it_was_asked_for_and_a_run_stays_with_it(
 
 def test_halves_are_measured_as_halves(tmp_path: Path) -> None:
     assert _compress(tmp_path, "--precision", "float16") in (0, 3)
-    assert json.loads((tmp_path / "out/latency.csv.json").read_text())["dtype"] == "float16"
+    measured = json.loads((tmp_path / "out/latency.csv.json").read_text())
+    assert (measured["dtype"], measured["backend_options"]["precision"]) == ("float16", "float16")
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT is not installed")
+def test_an_engine_has_the_precision_that_was_measured(tmp_path: Path) -> None:
+    assert _compress(tmp_path, "--precision", "float16", "--formats", "onnx,tensorrt") in (0, 3)
+    assert json.loads((tmp_path / "out/model.engine.json").read_text())["precision"] == "float16"
 
 
 @pytest.mark.parametrize(
