@@ -14,6 +14,7 @@ from layerfold.graph import Network, Segment
 from layerfold.graph.description import shortcut_macs
 from layerfold.graph.dropping import dropped_layers
 from layerfold.pipeline.results import check_results
+from layerfold.profiler.backends.base import USUAL_LAYOUT, USUAL_PRECISION
 from layerfold.profiler.fitted import beliefs_of
 from layerfold.report import (
     MeasuredPoint,
@@ -92,8 +93,7 @@ def write_summary(run: _Run) -> ReportData:
         title=f"{run.name} compressed to {run.options.budget}",
         model=f"{run.name}, input {'x'.join(map(str, run.data.input_shape))}, batch {run.options.batch}",
         data=_describe_data(run.data.describe()),
-        device=f"{run.backend.provenance()['device']}, {run.backend.provenance()['backend']}, "
-        f"{run.options.threads} thread{'s' if run.options.threads > 1 else ''}",
+        device=_measured_on(run.backend.provenance()),
         command=run.command,
         budget_ms=_budget_ms(run, rows[0].latency_ms or 0.0),
         is_budget_met=None if run.options.fastest else bool(results["bench"]["is_within_budget"]),
@@ -269,13 +269,23 @@ def _describe_data(facts: dict[str, Any]) -> str:
     return f"{facts['name']}: {facts['num_classes']} classes; images: {text}"
 
 
+def _measured_on(facts: dict[str, Any]) -> str:
+    """Return device and backend in words, with the options that are not what every backend does anyway."""
+    options = facts["options"]
+    words = [str(facts["device"]), str(facts["backend"])]
+    if "threads" in options:  # of a processor; on a GPU they say nothing
+        words.append(f"{options['threads']} thread{'s' if options['threads'] > 1 else ''}")
+    usual = {"precision": USUAL_PRECISION, "layout": USUAL_LAYOUT}
+    return ", ".join([*words, *(str(options[name]) for name in usual if options.get(name, usual[name]) != usual[name])])
+
+
 def _provenance(run: _Run, results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     facts = run.backend.provenance()
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return (
         ("device", str(facts["device"])),
         ("backend", f"{facts['backend']} ({versions})"),
-        ("threads", str(run.options.threads)),
+        ("backend options", ", ".join(f"{name} {value}" for name, value in facts["options"].items())),
         ("trained and scored on", run.options.train_device),
         ("importance", f"{run.importance.provenance.options['method']}, {run.options.importance_score}"),
         ("network hash", run.net.hash),

@@ -266,6 +266,9 @@ def test_a_backend_is_opened_as_it_was_asked_for_and_a_run_stays_with_it(
     measured = json.loads((tmp_path / "out/latency.csv.json").read_text())
     assert measured["backend_options"]["layout"] == "channels_last"
     assert measured["dtype"] == "float32"
+    page = (tmp_path / "out/report.html").read_text()
+    assert ", torch, 1 thread, channels_last" in page
+    assert "compile_mode none" in page
     capsys.readouterr()
     assert _compress(tmp_path, *backend, "--layout", "channels_last") in (0, 3), "the same run"
     assert _compress(tmp_path, *backend, "--device", "cpu", "--precision", "float32") == 2
