@@ -1,16 +1,19 @@
 """The tests at three levels of instruction sets: what they claim must hold on any processor.
 
     python benchmarks/robustness/instruction_sets.py [--times 2] [--workers 2] [--levels lowest middle] [-- ARGUMENTS]
+    python benchmarks/robustness/instruction_sets.py --times 1 --levels highest --add     # beside the runs on record
 
 PyTorch, oneDNN and MKL take their kernels for the processor that they find, and another kernel adds up in another
 order. Environment variables hold them to an older one. Without ARGUMENTS of pytest the whole suite is run, as ``make
-test`` does. With ``--threads 2`` torch splits sums over two threads, which is another order too. Exit 1 if a test
+test`` does. With ``--threads 2`` torch splits sums over two threads, which is another order too. The record is written
+after each run, and each run says its commit: six runs take hours, and need not be made at one go. Exit 1 if a test
 failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import ROOT, write_record
+from record import RESULTS, ROOT, commit, write_record
 
 LEVELS: dict[str, dict[str, str]] = {
     "lowest": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
@@ -61,6 +64,7 @@ def kernels_of(level: str) -> dict[str, str]:
 
 def run_tests(level: str, workers: int, threads: int, arguments: list[str]) -> dict[str, Any]:
     """Run the tests once at a level; return how many passed, and which failed."""
+    at = commit()  # before the run, which takes long enough for another commit
     with tempfile.TemporaryDirectory(prefix="layerfold-") as scratch:
         report = Path(scratch) / "report.xml"
         share = ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
@@ -84,6 +88,7 @@ def run_tests(level: str, workers: int, threads: int, arguments: list[str]) -> d
     skipped = sum(case.find("skipped") is not None for case in cases)
     return {
         "level": level,
+        "commit": at,
         "passed": len(cases) - len(failed) - skipped,
         "failed": sorted(failed),
         "skipped": skipped,
@@ -115,28 +120,29 @@ def main() -> int:
         metavar="LEVEL",
         help=f"of {', '.join(LEVELS)} (default: all)",
     )
+    parser.add_argument("--add", action="store_true", help="keep the runs that are on record, and add to them")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, behind --; the whole suite without")
     arguments = parser.parse_args()
     kernels = {level: kernels_of(level) for level in arguments.levels}
-    runs = [
-        {**run_tests(level, arguments.workers, arguments.threads, arguments.pytest), **kernels[level]}
-        for _ in range(arguments.times)
-        for level in arguments.levels
-    ]
     flags = processor_flags()
     settings = {
-        "times": arguments.times,
         "workers": arguments.workers,
         "threads": arguments.threads,
         "pytest": arguments.pytest,
-        "variables": {level: LEVELS[level] for level in arguments.levels},
+        "variables": LEVELS,
     }
-    write_record(
-        "instruction_sets",
-        {"flags": flags, "runs": runs},
-        settings,
-        packages=("torch", "numpy", "onnxruntime", "openvino", "pytest"),
-    )
+    earlier = RESULTS / "instruction_sets.json"
+    runs = json.loads(earlier.read_text())["results"]["runs"] if arguments.add and earlier.exists() else []
+    made = []
+    for level in arguments.levels * arguments.times:
+        made.append({**run_tests(level, arguments.workers, arguments.threads, arguments.pytest), **kernels[level]})
+        runs.append(made[-1])
+        write_record(
+            "instruction_sets",
+            {"flags": flags, "runs": runs},
+            settings,
+            packages=("torch", "numpy", "onnxruntime", "openvino", "pytest"),
+        )
     row = "{:<9}{:<10}{:<36}{:>7}{:>8}{:>9}{:>9}"
     print("\nprocessor flags:", " ".join(flags) or "unknown")
     print(row.format("level", "ATen", "oneDNN", "passed", "failed", "skipped", "seconds"))
@@ -152,7 +158,7 @@ def main() -> int:
                 run["seconds"],
             )
         )
-    return int(any(run["failed"] or run["exit_code"] for run in runs))
+    return int(any(run["failed"] or run["exit_code"] for run in made))
 
 
 if __name__ == "__main__":
