@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 
 import layerfold as lf
 from layerfold.budget import Budget
@@ -51,12 +52,22 @@ def loaded() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:
-    return lf.open_data("mnist5k", input_shape=(1, 40, 40), mean=(0.5,), std=(0.5,))
+    """Some of the images: what is tested is what the steps hand on, not how well a network learns."""
+    whole = lf.open_data("mnist5k", input_shape=(1, 40, 40), mean=(0.5,), std=(0.5,))
+    counts = {"train": 640, "holdout": 128, "test": 256}
+    splits = {name: Subset(whole.split(name), range(count)) for name, count in counts.items()}
+    return ImageData(name=whole.name, num_classes=10, input_shape=whole.input_shape, **splits)
 
 
 def options(speedup: float) -> CompressOptions:
     return CompressOptions(
-        speedup=speedup, finetune_epochs=1, importance_images=64, importance_score="loss", formats=("onnx",)
+        speedup=speedup,
+        finetune_epochs=1,
+        batch_size=32,
+        importance_images=64,
+        importance_steps=1,
+        importance_score="loss",
+        formats=("onnx",),
     )
 
 
@@ -212,6 +223,7 @@ def test_without_finetuning_importances_expect_none(loaded: LoadedModel, data: I
     chosen = CompressOptions(
         fastest=True,
         finetune_epochs=0,
+        batch_size=32,
         importance_images=64,
         formats=("onnx",),
         exclude=tuple(f"blocks.{number}" for number in range(2, 6)),
