@@ -12,18 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from layerfold.errors import UsageError
-from layerfold.profiler.block_statistics import is_narrow, median_interval
-from layerfold.profiler.conditions import Conditions, Watch
-from layerfold.profiler.measure import Measurement, MeasurePolicy, TimedRunner, summarise_blocks
-
-
-@dataclass(frozen=True, kw_only=True)
-class RatioInterval:
-    """A latency relative to the first runner's: median over rounds and its 95 % interval."""
-
-    median: float
-    low: float
-    high: float
+from layerfold.profiler.machine.conditions import Conditions, Watch
+from layerfold.profiler.timing.block_statistics import is_narrow, median_interval
+from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, TimedRunner, summarise_blocks
+from layerfold.profiler.timing.ratio import RatioInterval
 
 
 @dataclass(frozen=True, kw_only=True)

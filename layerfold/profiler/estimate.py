@@ -12,13 +12,13 @@ from typing import Any
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.cache import CacheHistory
-from layerfold.profiler.fit_plans import usual_num_plans
-from layerfold.profiler.neighbours import RATIO, neighbours_signature
-from layerfold.profiler.open_cache import PURPOSES, purpose_of
-from layerfold.profiler.plan_timing import PLAN_POLICY
-from layerfold.profiler.segments import distinct
-from layerfold.profiler.table import Method, TableSettings, segment_profiler
+from layerfold.profiler.plans.timer import PLAN_POLICY
+from layerfold.profiler.store.cache import CacheHistory
+from layerfold.profiler.store.open import PURPOSES, purpose_of
+from layerfold.profiler.table.fit import usual_num_plans
+from layerfold.profiler.table.measured import Method, TableSettings, segment_profiler
+from layerfold.profiler.table.neighbours import RATIO, neighbours_signature
+from layerfold.profiler.table.segments import distinct
 
 _LEAST_HISTORY = 8
 _PROBES = 6

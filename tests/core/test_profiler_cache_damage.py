@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from layerfold.errors import UsageError
-from layerfold.profiler.cache import CacheHistory, MeasurementCache
-from layerfold.profiler.measure import summarise_blocks
+from layerfold.profiler.store.cache import CacheHistory, MeasurementCache
+from layerfold.profiler.timing.measure import summarise_blocks
 
 MEASURED = summarise_blocks([1.0, 1.1, 1.2] * 4, runs=12, is_settled=True)
 GOOD = MEASURED.to_json()

@@ -8,10 +8,12 @@ import pytest
 from scipy import stats
 
 from layerfold.errors import UsageError
-from layerfold.profiler import compare, measure, timer
+from layerfold.profiler import compare
 from layerfold.profiler.compare import compare_runners
-from layerfold.profiler.measure import MeasurePolicy, measure_runners, median_interval
-from layerfold.profiler.sentinel import SENTINEL
+from layerfold.profiler.timing import clock as block_clock
+from layerfold.profiler.timing import measure
+from layerfold.profiler.timing.measure import MeasurePolicy, measure_runners, median_interval
+from layerfold.profiler.timing.sentinel import SENTINEL
 from tests.core.clock import Clock
 
 
@@ -28,7 +30,7 @@ def busy(loops: int):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    for module in (compare, measure, timer):
+    for module in (compare, measure, block_clock):
         monkeypatch.setattr(module, "time", found)
     monkeypatch.setattr(measure, "least_block_ms", lambda: 0.1)
     monkeypatch.setattr(measure, "involuntary_switches", lambda: 0)

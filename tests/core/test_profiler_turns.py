@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from layerfold.profiler import turns
-from layerfold.profiler.measure import MeasurePolicy
-from layerfold.profiler.sentinel import Sentinel
-from layerfold.profiler.turns import quick_rounds, time_in_turns
+from layerfold.profiler.timing import turns
+from layerfold.profiler.timing.measure import MeasurePolicy
+from layerfold.profiler.timing.sentinel import Sentinel
+from layerfold.profiler.timing.turns import quick_rounds, time_in_turns
 from tests.core.clock import Clock
 
 

@@ -19,15 +19,15 @@ from types import TracebackType
 from typing import Any, Literal, TextIO
 
 from layerfold.errors import ProfilerError, UsageError
-from layerfold.profiler.cache_file import FILE_NAME as FILE_NAME
-from layerfold.profiler.cache_file import default_cache_path as default_cache_path
-from layerfold.profiler.cache_file import open_for_reading
-from layerfold.profiler.claims import claimant_here
-from layerfold.profiler.conditions import Watch
-from layerfold.profiler.measure import Measurement
-from layerfold.profiler.rows import RowFile, Rows
-from layerfold.profiler.run_report import RunReport
-from layerfold.profiler.stored import facts_of, measurement_of
+from layerfold.profiler.machine.conditions import Watch
+from layerfold.profiler.store.checked import facts_of, measurement_of
+from layerfold.profiler.store.claims import claimant_here
+from layerfold.profiler.store.file import FILE_NAME as FILE_NAME
+from layerfold.profiler.store.file import default_cache_path as default_cache_path
+from layerfold.profiler.store.file import open_for_reading
+from layerfold.profiler.store.report import RunReport
+from layerfold.profiler.store.rows import RowFile, Rows
+from layerfold.profiler.timing.measure import Measurement
 
 _POLL_S = 0.02
 _INSERT = "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"

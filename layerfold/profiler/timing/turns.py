@@ -4,9 +4,9 @@ On a shared machine a neighbour slows everything by a fifth for half a second at
 hardly feels that, unless the change falls inside the round. So rounds are short (one block a runner, in random order),
 and a round that took longer as a whole than the quick ones is counted as contended and not used: what is judged is the
 sum over all runners, so the choice favours none of them. Rounds in which the sentinel found the processor slowed
-(:mod:`layerfold.profiler.sentinel`) are not used either, unless there is nothing else when patience ends: if every
-round is slow, every round is quick, and all are used. A block in which the system gave the processor to someone else is
-run again.
+(:mod:`layerfold.profiler.timing.sentinel`) are not used either, unless there is nothing else when patience ends: if
+every round is slow, every round is quick, and all are used. A block in which the system gave the processor to someone
+else is run again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layerfold.profiler.compare import RatioInterval
-from layerfold.profiler.measure import MeasurePolicy, involuntary_switches, is_narrow, median_interval
-from layerfold.profiler.sentinel import SENTINEL, Sentinel
+from layerfold.profiler.timing.measure import MeasurePolicy, involuntary_switches, is_narrow, median_interval
+from layerfold.profiler.timing.ratio import RatioInterval
+from layerfold.profiler.timing.sentinel import SENTINEL, Sentinel
 
 _REFILL_MS = 10.0
 _MOST_REFILLS = 3

@@ -7,21 +7,19 @@ itself: a few of them and the unmerged network take turns, and what counts is th
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 from layerfold.graph.network import Network
-from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.backends import Backend, Runner
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.claims import fill
-from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
-from layerfold.profiler.outside import OutsideGraph
-from layerfold.profiler.random_plans import Plan
-from layerfold.profiler.turns import time_in_turns
+from layerfold.profiler.graphs.assemble import assemble_network
+from layerfold.profiler.graphs.outside import OutsideGraph
+from layerfold.profiler.plans.plan import MeasuredPlan, Plan, pooled
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.claims import fill
+from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, measure_runners
+from layerfold.profiler.timing.turns import time_in_turns
 
 PLAN_POLICY = MeasurePolicy(target=0.006, cap_s=0.5, block_ms=1.0, warmup_cap_s=0.15)
 """Of one plan among many: a fit averages over them."""
@@ -29,41 +27,6 @@ _CHUNK = 4
 _UNSURE = 4.0
 _AGAIN = " again"
 """What stands behind a plan's signature where a second reading is stored."""
-_LEAST_DEVIATION = 5e-4
-_SLOWED_DEVIATION = 0.03
-_WIDTH_IN_DEVIATIONS = 2 * 1.96
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredPlan:
-    """A plan's latency relative to the original network's.
-
-    Attributes:
-        act_pos, merge_pos, dropped: the plan, chain ends included.
-        ratio, low, high: latency / original latency, median over rounds, with its 95 % interval.
-        rounds, contended: rounds used, and set aside because something else slowed the machine.
-        is_slowed: whether rounds had to be used in which a neighbour slowed the processor.
-    """
-
-    act_pos: tuple[int, ...]
-    merge_pos: tuple[int, ...]
-    ratio: float
-    low: float
-    high: float
-    rounds: int = 0
-    contended: int = 0
-    dropped: tuple[int, ...] = ()
-    is_slowed: bool = False
-
-    @property
-    def plan(self) -> Plan:
-        return Plan(self.act_pos, self.merge_pos, self.dropped)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of ``ratio`` that the interval amounts to, and what a neighbour does to ratios."""
-        spread = max((self.high - self.low) / _WIDTH_IN_DEVIATIONS, _LEAST_DEVIATION)
-        return math.hypot(spread, _SLOWED_DEVIATION * self.ratio) if self.is_slowed else spread
 
 
 class PlanTimer:
@@ -223,20 +186,4 @@ def _measured(plan: Plan, stored: Measurement) -> MeasuredPlan:
         rounds=stored.blocks,
         contended=stored.disturbed,
         is_slowed=not stored.is_settled,
-    )
-
-
-def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
-    """Return one plan's readings as one: their mean, weighted by precision."""
-    weights = [each.deviation**-2 for each in readings]
-    ratio = sum(w * each.ratio for w, each in zip(weights, readings, strict=True)) / sum(weights)
-    half = 1.96 / math.sqrt(sum(weights))
-    return replace(
-        readings[0],
-        ratio=ratio,
-        low=ratio - half,
-        high=ratio + half,
-        rounds=sum(each.rounds for each in readings),
-        contended=sum(each.contended for each in readings),
-        is_slowed=any(each.is_slowed for each in readings),
     )

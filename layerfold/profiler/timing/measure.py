@@ -1,17 +1,17 @@
 """How latencies are measured: one policy for table entries and whole networks alike.
 
 A *runner* is a function without arguments that does one forward pass. A *block* is as many passes as make
-the timer's own cost negligible (:mod:`layerfold.profiler.timer`); its value is the mean time of one pass. Runners are
-interleaved in random order block by block, so that drift of the machine (clocks, neighbours) spreads over all of them
-and does not become bias. The reported latency is the median over blocks, with a distribution-free 95 % interval from
-order statistics (:mod:`layerfold.profiler.block_statistics`).
+the timer's own cost negligible (:mod:`layerfold.profiler.timing.clock`); its value is the mean time of one pass.
+Runners are interleaved in random order block by block, so that drift of the machine (clocks, neighbours) spreads over
+all of them and does not become bias. The reported latency is the median over blocks, with a distribution-free 95 %
+interval from order statistics (:mod:`layerfold.profiler.timing.block_statistics`).
 
 Two kinds of odd blocks are told apart. An *outlier* is a block far from the others for no reason that is known: it
 is counted, its size kept, and it stays in; the median bears it. A *disturbed* block is one during which the kernel
 says that it gave the processor to another thread (it timed that thread too), or behind which the sentinel finds the
-processor slowed (:mod:`layerfold.profiler.sentinel`): it is run again. What decides is the kernel's count and the
-sentinel and never the value, so that the choice cannot favour a result; the blocks are counted, and ``median_all_ms``
-says what the median would be with them.
+processor slowed (:mod:`layerfold.profiler.timing.sentinel`): it is run again. What decides is the kernel's count and
+the sentinel and never the value, so that the choice cannot favour a result; the blocks are counted, and
+``median_all_ms`` says what the median would be with them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from layerfold.errors import UsageError
-from layerfold.profiler.block_statistics import is_narrow as is_narrow
-from layerfold.profiler.block_statistics import median_interval as median_interval
-from layerfold.profiler.block_statistics import outliers, quantiles, trend
-from layerfold.profiler.sentinel import SENTINEL
-from layerfold.profiler.timer import least_block_ms, time_passes
+from layerfold.profiler.timing.block_statistics import is_narrow as is_narrow
+from layerfold.profiler.timing.block_statistics import median_interval as median_interval
+from layerfold.profiler.timing.block_statistics import outliers, quantiles, trend
+from layerfold.profiler.timing.clock import least_block_ms, time_passes
+from layerfold.profiler.timing.sentinel import SENTINEL
 
 try:
     import resource

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from layerfold.profiler.cache_file import MEMORY, default_cache_path, open_cache_file, open_in_memory
-from layerfold.profiler.claims import Claimant, ClaimWatch, Heart, claim_holders, drop_claims, take_claims
+from layerfold.profiler.store.claims import Claimant, ClaimWatch, Heart, claim_holders, drop_claims, take_claims
+from layerfold.profiler.store.file import MEMORY, default_cache_path, open_cache_file, open_in_memory
 
 
 class Rows(Protocol):

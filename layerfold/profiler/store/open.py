@@ -8,7 +8,7 @@ from typing import Any, Literal, TextIO
 
 from layerfold.graph.description import Segment
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.cache import CacheHistory, MeasurementCache
+from layerfold.profiler.store.cache import CacheHistory, MeasurementCache
 
 PURPOSES = {"plans": " (screening)", "isolated": ""}
 """Method of profiling -> what stands behind the signature of a segment measured alone."""

@@ -12,14 +12,14 @@ from torch import nn
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.fit_plans import fit_to_plans
-from layerfold.profiler.measure import MeasurePolicy
-from layerfold.profiler.neighbours import NeighbourTimer
-from layerfold.profiler.open_cache import measurement_facts, purpose_of
-from layerfold.profiler.outside import OutsideGraph, outside_graph
-from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
-from layerfold.profiler.segments import SegmentProfiler, count_alone, profile_segments
+from layerfold.profiler.graphs.outside import OutsideGraph, outside_graph
+from layerfold.profiler.plans.timer import PLAN_POLICY, PlanTimer
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.open import measurement_facts, purpose_of
+from layerfold.profiler.table.fit import fit_to_plans
+from layerfold.profiler.table.neighbours import NeighbourTimer
+from layerfold.profiler.table.segments import SegmentProfiler, count_alone, profile_segments
+from layerfold.profiler.timing.measure import MeasurePolicy
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 

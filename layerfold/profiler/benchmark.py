@@ -16,10 +16,10 @@ from layerfold.export.onnx import export_onnx
 from layerfold.files import read_bytes
 from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend, Runner, get_backend
-from layerfold.profiler.compare import RatioInterval
-from layerfold.profiler.conditions import Watch
-from layerfold.profiler.measure import MeasurePolicy, is_narrow, summarise_blocks
-from layerfold.profiler.turns import Turns, time_in_turns
+from layerfold.profiler.machine.conditions import Watch
+from layerfold.profiler.timing.measure import MeasurePolicy, is_narrow, summarise_blocks
+from layerfold.profiler.timing.ratio import RatioInterval
+from layerfold.profiler.timing.turns import Turns, time_in_turns
 
 Benchmarkable = nn.Module | bytes | str | os.PathLike[str]
 
@@ -93,7 +93,7 @@ def benchmark_networks(
     cap_s: float = 10.0,
     is_patient: bool = False,
 ) -> BenchmarkReport:
-    """Measure networks end to end, in turns, round by round (``layerfold.profiler.turns``).
+    """Measure networks end to end, in turns, round by round (``layerfold.profiler.timing.turns``).
 
     Args:
         networks: name -> module, ONNX file or ONNX bytes; the first is the reference of the ratios.

@@ -4,7 +4,7 @@ Two artefacts of measuring a segment alone are known. Calling a session costs so
 does: a graph with the same inputs that does nothing is measured and taken off. And ONNX Runtime's
 convs work in blocked memory layouts: alone, each segment pays for reordering its input and output, which inside the
 network happens only now and then. The second is left to the fit to whole networks
-(:mod:`layerfold.profiler.fit_plans`).
+(:mod:`layerfold.profiler.table.fit`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from layerfold.errors import DeviceUnavailableError, ProfilerError
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend, Runner
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.claims import fill
-from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
-from layerfold.profiler.segment_onnx import overhead_onnx, segment_onnx
+from layerfold.profiler.graphs.segment import overhead_onnx, segment_onnx
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.claims import fill
+from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, measure_runners
 
 CHUNK = 8
 """Sessions alive at a time: enough to interleave, few enough not to disturb each other."""

@@ -13,12 +13,12 @@ from layerfold.graph.activations import activation_at
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend, Runner
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.claims import fill
-from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blocks
-from layerfold.profiler.onnx_writer import OnnxWriter
-from layerfold.profiler.segment_onnx import write_segment
-from layerfold.profiler.turns import time_in_turns
+from layerfold.profiler.graphs.segment import write_segment
+from layerfold.profiler.graphs.writer import OnnxWriter
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.claims import fill
+from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, summarise_blocks
+from layerfold.profiler.timing.turns import time_in_turns
 from layerfold.tables.kernel import SegmentKey
 
 RATIO = " ratio"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from layerfold.cache_folder import default_cache_folder
 from layerfold.errors import UsageError
-from layerfold.profiler.claims import CREATE_CLAIM
+from layerfold.profiler.store.claims import CREATE_CLAIM
 
 FILE_NAME = "latency.sqlite"
 MEMORY = ":memory:"
