@@ -39,7 +39,7 @@ from layerfold.profiler.plans.plan import MeasuredPlan, Plan, pooled
 from layerfold.profiler.plans.timer import PlanTimer
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.table.neighbours import NeighbourTimer
-from layerfold.profiler.timing.measure import MeasurePolicy
+from layerfold.profiler.timing.measurement import MeasurePolicy
 
 NUM_HELD_OUT = 30
 _HELD_OUT_POLICY = MeasurePolicy(target=0.004, cap_s=1.2, block_ms=1.0, warmup_cap_s=0.3)

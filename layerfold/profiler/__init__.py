@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from layerfold.profiler.compare import Comparison, compare_runners
     from layerfold.profiler.plans.draw import random_solutions
     from layerfold.profiler.profile import profile_network
-    from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, measure_runners
+    from layerfold.profiler.timing.measure import measure_runners
+    from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy
     from layerfold.profiler.verify import Verification, verify_solution
 
 _HOMES = {
@@ -28,7 +29,8 @@ _HOMES = {
     "compare": ("Comparison", "compare_runners"),
     "plans.draw": ("random_solutions",),
     "profile": ("profile_network",),
-    "timing.measure": ("MeasurePolicy", "Measurement", "measure_runners"),
+    "timing.measure": ("measure_runners",),
+    "timing.measurement": ("MeasurePolicy", "Measurement"),
     "verify": ("Verification", "verify_solution"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -17,7 +17,8 @@ from layerfold.files import read_bytes
 from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend, Runner, get_backend
 from layerfold.profiler.machine.conditions import Watch
-from layerfold.profiler.timing.measure import MeasurePolicy, is_narrow, summarise_blocks
+from layerfold.profiler.timing.block_statistics import is_narrow
+from layerfold.profiler.timing.measurement import MeasurePolicy, summarise_blocks
 from layerfold.profiler.timing.ratio import RatioInterval
 from layerfold.profiler.timing.turns import Turns, time_in_turns
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from layerfold.errors import UsageError
 from layerfold.profiler.machine.conditions import Conditions, Watch
 from layerfold.profiler.timing.block_statistics import is_narrow, median_interval
-from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, TimedRunner, summarise_blocks
+from layerfold.profiler.timing.measure import TimedRunner
+from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy, summarise_blocks
 from layerfold.profiler.timing.ratio import RatioInterval
 
 

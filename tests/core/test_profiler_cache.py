@@ -15,7 +15,7 @@ import pytest
 
 from layerfold.errors import UsageError
 from layerfold.profiler.store.cache import FILE_NAME, CacheHistory, MeasurementCache, default_cache_path
-from layerfold.profiler.timing.measure import Measurement, summarise_blocks
+from layerfold.profiler.timing.measurement import Measurement, summarise_blocks
 
 MEASURED = Measurement(median_ms=1.5, low_ms=1.4, high_ms=1.7, spread_ms=0.1, blocks=20, runs=200, is_settled=True)
 
@@ -43,7 +43,7 @@ def test_rows_are_there_after_the_process_is_killed(tmp_path):
     script = f"""
 import os, signal
 from layerfold.profiler.store.cache import MeasurementCache
-from layerfold.profiler.timing.measure import Measurement
+from layerfold.profiler.timing.measurement import Measurement
 cache = MeasurementCache({str(path)!r}, {{}})
 for index in range(5):
     cache.put(f"signature {{index}}", Measurement(median_ms=index + 1.0, low_ms=1.0, high_ms=9.0, spread_ms=0.1,
@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path):
 import resource, signal, sys
 from layerfold.errors import ProfilerError
 from layerfold.profiler.store.cache import MeasurementCache
-from layerfold.profiler.timing.measure import summarise_blocks
+from layerfold.profiler.timing.measurement import summarise_blocks
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 with MeasurementCache({str(path)!r}, {{}}) as cache:

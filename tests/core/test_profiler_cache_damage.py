@@ -11,7 +11,7 @@ import pytest
 
 from layerfold.errors import UsageError
 from layerfold.profiler.store.cache import CacheHistory, MeasurementCache
-from layerfold.profiler.timing.measure import summarise_blocks
+from layerfold.profiler.timing.measurement import summarise_blocks
 
 MEASURED = summarise_blocks([1.0, 1.1, 1.2] * 4, runs=12, is_settled=True)
 GOOD = MEASURED.to_json()

@@ -16,7 +16,7 @@ import pytest
 from layerfold.profiler.store import claims
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.claims import born_at, fill
-from layerfold.profiler.timing.measure import summarise_blocks
+from layerfold.profiler.timing.measurement import summarise_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = summarise_blocks([1.0, 1.1, 1.2] * 4, runs=12, is_settled=True)
@@ -26,7 +26,7 @@ import json, sys, time
 from layerfold.profiler.store import claims
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.claims import fill
-from layerfold.profiler.timing.measure import summarise_blocks
+from layerfold.profiler.timing.measurement import summarise_blocks
 measured = []
 with MeasurementCache(sys.argv[1], {}) as cache:
     print("ready", flush=True)

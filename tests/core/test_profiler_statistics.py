@@ -12,7 +12,7 @@ from scipy import stats
 from layerfold.profiler.store.checked import measurement_of
 from layerfold.profiler.timing.block_statistics import QUANTILES, kendall_p_value, outliers, quantiles, trend
 from layerfold.profiler.timing.clock import TIMER_SHARE, least_block_ms, time_passes, timer_cost_ms
-from layerfold.profiler.timing.measure import summarise_blocks
+from layerfold.profiler.timing.measurement import summarise_blocks
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10, 33])

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from layerfold.profiler.timing import turns
-from layerfold.profiler.timing.measure import MeasurePolicy
+from layerfold.profiler.timing import blocks, turns
+from layerfold.profiler.timing import clock as block_clock
+from layerfold.profiler.timing.measurement import MeasurePolicy
 from layerfold.profiler.timing.sentinel import Sentinel
 from layerfold.profiler.timing.turns import quick_rounds, time_in_turns
 from tests.core.clock import Clock
@@ -34,8 +35,9 @@ def test_choice_of_rounds_favours_no_runner() -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(turns, "time", found)
-    monkeypatch.setattr(turns, "involuntary_switches", lambda: 0)
+    for module in (turns, blocks, block_clock):
+        monkeypatch.setattr(module, "time", found)
+    monkeypatch.setattr(blocks, "involuntary_switches", lambda: 0)
     return found
 
 

@@ -17,7 +17,7 @@ from layerfold.profiler.plans.fitted import growth_of
 from layerfold.profiler.plans.plan import Plan
 from layerfold.profiler.plans.timer import PlanTimer
 from layerfold.profiler.store.cache import MeasurementCache
-from layerfold.profiler.timing.measure import MeasurePolicy
+from layerfold.profiler.timing.measurement import MeasurePolicy
 from layerfold.profiler.timing.sentinel import SENTINEL
 from layerfold.tables import LatencyEntry
 

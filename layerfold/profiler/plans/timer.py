@@ -18,7 +18,8 @@ from layerfold.profiler.graphs.outside import OutsideGraph
 from layerfold.profiler.plans.plan import MeasuredPlan, Plan, pooled
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.claims import fill
-from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, measure_runners
+from layerfold.profiler.timing.measure import measure_runners
+from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy
 from layerfold.profiler.timing.turns import time_in_turns
 
 PLAN_POLICY = MeasurePolicy(target=0.006, cap_s=0.5, block_ms=1.0, warmup_cap_s=0.15)

@@ -27,7 +27,7 @@ from layerfold.profiler.store.file import default_cache_path as default_cache_pa
 from layerfold.profiler.store.file import open_for_reading
 from layerfold.profiler.store.report import RunReport
 from layerfold.profiler.store.rows import RowFile, Rows
-from layerfold.profiler.timing.measure import Measurement
+from layerfold.profiler.timing.measurement import Measurement
 
 _POLL_S = 0.02
 _INSERT = "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"

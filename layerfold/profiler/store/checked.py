@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le
 
 from layerfold.errors import ProfilerError
 from layerfold.files import Count, Finite, parse_json
-from layerfold.profiler.timing.measure import Measurement
+from layerfold.profiler.timing.measurement import Measurement
 
 _LARGEST_MS = 1e9
 _Ms = Annotated[float, Gt(0), Le(_LARGEST_MS)]

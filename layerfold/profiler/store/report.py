@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from layerfold.profiler.timing.measure import Measurement
+from layerfold.profiler.timing.measurement import Measurement
 
 
 @dataclass

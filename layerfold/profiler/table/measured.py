@@ -19,7 +19,7 @@ from layerfold.profiler.store.open import measurement_facts, purpose_of
 from layerfold.profiler.table.fit import fit_to_plans
 from layerfold.profiler.table.neighbours import NeighbourTimer
 from layerfold.profiler.table.segments import SegmentProfiler, count_alone, profile_segments
-from layerfold.profiler.timing.measure import MeasurePolicy
+from layerfold.profiler.timing.measurement import MeasurePolicy
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 

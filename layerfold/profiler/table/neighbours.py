@@ -17,7 +17,7 @@ from layerfold.profiler.graphs.segment import write_segment
 from layerfold.profiler.graphs.writer import OnnxWriter
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.claims import fill
-from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, summarise_blocks
+from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy, summarise_blocks
 from layerfold.profiler.timing.turns import time_in_turns
 from layerfold.tables.kernel import SegmentKey
 

@@ -19,7 +19,8 @@ from layerfold.profiler.backends import Backend, Runner
 from layerfold.profiler.graphs.segment import overhead_onnx, segment_onnx
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.claims import fill
-from layerfold.profiler.timing.measure import Measurement, MeasurePolicy, measure_runners
+from layerfold.profiler.timing.measure import measure_runners
+from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy
 
 CHUNK = 8
 """Sessions alive at a time: enough to interleave, few enough not to disturb each other."""

@@ -25,7 +25,7 @@ from layerfold.profiler.store.file import MEMORY
 from layerfold.profiler.store.open import environment_of, is_gpu
 from layerfold.profiler.store.rows import RowFile
 from layerfold.profiler.table.measured import TableSettings, measured_table
-from layerfold.profiler.timing.measure import Measurement
+from layerfold.profiler.timing.measurement import Measurement
 
 _LOOK_EVERY_S = 0.25
 _ENDS_WITHIN_S = 60.0

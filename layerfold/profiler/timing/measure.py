@@ -18,151 +18,22 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
-from layerfold.errors import UsageError
-from layerfold.profiler.timing.block_statistics import is_narrow as is_narrow
-from layerfold.profiler.timing.block_statistics import median_interval as median_interval
-from layerfold.profiler.timing.block_statistics import outliers, quantiles, trend
+from layerfold.profiler.timing.block_statistics import is_narrow
+from layerfold.profiler.timing.blocks import refills_of, time_block, warm_up
 from layerfold.profiler.timing.clock import least_block_ms, time_passes
+from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy, summarise_blocks
 from layerfold.profiler.timing.sentinel import SENTINEL
-
-try:
-    import resource
-
-    _RUSAGE_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
-except ImportError:  # Windows
-    _RUSAGE_THREAD = None
 
 _ROUGH_BLOCKS = 3
 _WARMUP_WINDOW = 3
-_WARMUP_GAIN = 0.03
-_REFILL_PASSES = (5, 1)
-_REFILL_MS = 10.0
+_MOST_REFILLS = 5
 _RETRY_S = 0.05
 _PATIENCE = 4.0
 _BLOCK_MEMORY = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasurePolicy:
-    """When a measurement has settled, and when to give up.
-
-    Attributes:
-        target: half-width of the 95 % interval of the median, relative to the median, at which to stop.
-        cap_s: seconds of timed running after which a runner is given up as unsettled; untimed and disturbed passes
-            may take three times as long besides.
-        min_blocks: least number of blocks (6 is the least for which a 95 % rank interval exists).
-        block_ms: least length of a block; a longer one is taken where the timer would cost more than 0.1 % of it.
-        warmup_cap_s: most seconds of warm-up a runner.
-    """
-
-    target: float = 0.01
-    cap_s: float = 10.0
-    min_blocks: int = 10
-    block_ms: float = 0.5
-    warmup_cap_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.target < 1:
-            raise UsageError(f"target={self.target} must lie between 0 and 1; 0.01 asks for an interval of +-1 %")
-        if self.cap_s <= 0:
-            raise UsageError(f"cap_s={self.cap_s} must be above 0 seconds")
-        if self.min_blocks < 6:
-            raise UsageError(f"min_blocks={self.min_blocks} must be at least 6, or no 95 % interval exists")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """The latency of one runner, and a summary of the blocks behind it.
-
-    Attributes:
-        median_ms: median over blocks of the mean time of one pass.
-        low_ms, high_ms: 95 % interval of that median (of a rough measurement: least and largest block).
-        spread_ms: robust standard deviation of the blocks (interquartile range / 1.349).
-        blocks, runs: timed blocks, and timed passes in them.
-        is_settled: whether the interval reached its target before the time cap.
-        disturbed: blocks run again because the system gave the processor to someone else meanwhile.
-        median_all_ms: the median with the disturbed blocks counted in; None where there were none.
-        outliers: blocks further than three interquartile ranges outside the quartiles; they are counted in.
-        outlier_ms: the one furthest from the median; None where there are none.
-        quantiles_ms: of the blocks, at the levels ``block_statistics.QUANTILES``; empty if unknown.
-        trend: by how much the blocks rose or fell while measured, relative; 0 where chance explains it.
-    """
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    spread_ms: float
-    blocks: int
-    runs: int
-    is_settled: bool
-    disturbed: int = 0
-    median_all_ms: float | None = None
-    outliers: int = 0
-    outlier_ms: float | None = None
-    quantiles_ms: tuple[float, ...] = ()
-    trend: float = 0.0
-
-    @property
-    def half_width(self) -> float:
-        """Half the interval's width, relative to the median."""
-        return (self.high_ms - self.low_ms) / 2 / self.median_ms
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what a JSON file would hold."""
-        return asdict(self)
-
-
-def summarise_blocks(
-    values_ms: Sequence[float],
-    *,
-    runs: int,
-    is_settled: bool,
-    is_rough: bool = False,
-    disturbed: int = 0,
-    disturbed_ms: Sequence[float] = (),
-) -> Measurement:
-    """Return the measurement that block values, in the order measured, amount to.
-
-    Args:
-        values_ms: of the blocks that count.
-        runs: passes in them.
-        is_settled: whether the target was reached.
-        is_rough: the interval is then the range.
-        disturbed: number of blocks run again.
-        disturbed_ms: the values of those, as far as known.
-    """
-    low_ms, high_ms = (min(values_ms), max(values_ms)) if is_rough else median_interval(values_ms)
-    median_ms = statistics.median(values_ms)
-    levels_ms = quantiles(values_ms)
-    far = outliers(values_ms)
-    return Measurement(
-        median_ms=median_ms,
-        low_ms=low_ms,
-        high_ms=high_ms,
-        spread_ms=(levels_ms[4] - levels_ms[2]) / 1.349,
-        blocks=len(values_ms),
-        runs=runs,
-        is_settled=is_settled,
-        disturbed=disturbed,
-        median_all_ms=statistics.median([*values_ms, *disturbed_ms]) if disturbed_ms else None,
-        outliers=len(far),
-        outlier_ms=max(far, key=lambda value: abs(value - median_ms)) if far else None,
-        quantiles_ms=levels_ms,
-        trend=trend(values_ms),
-    )
-
-
-def involuntary_switches() -> int:
-    """Return how often the system has taken the processor from this thread; always 0 where it does not say."""
-    if _RUSAGE_THREAD is None:
-        return 0
-    return resource.getrusage(_RUSAGE_THREAD).ru_nivcsw
 
 
 @dataclass
@@ -174,7 +45,7 @@ class TimedRunner:
     runs_per_block: int = 1
     values_ms: list[float] = field(default_factory=list)
     timed_s: float = 0.0
-    pass_ms: float = 0.0
+    pass_ms: float = math.inf
     disturbed: int = 0
     disturbed_ms: list[float] = field(default_factory=list)
     last_ms: float = math.inf
@@ -187,39 +58,25 @@ class TimedRunner:
     def block_ms(self) -> float | None:
         """Run one block and return the mean time of a pass, in milliseconds.
 
-        The first passes are not timed: after another network has run, its weights fill the caches, and the next
-        five passes were seen to take 2.1, 1.7, 1.3, 1.07 and 1.02 times the steady latency (MobileNetV2 at 64 px).
         A block during which the system took the processor away, or behind which the sentinel finds it slowed, is
         counted as disturbed and run again for a while; None if it was disturbed every time. ``last_ms`` then holds the
         least of those times, without the time that others had the processor, where undisturbed blocks have shown that
         all the work is done in this thread.
         """
-        run = self.run
         self.last_ms = math.inf
         began = time.perf_counter()
         while True:
-            switches = involuntary_switches()
-            for _ in range(self.refill_passes):
-                run()
-            processor_ns = time.thread_time_ns()
-            value_ms = time_passes(run, self.runs_per_block) / 1e6 / self.runs_per_block
-            processor_ms = (time.thread_time_ns() - processor_ns) / 1e6 / self.runs_per_block
-            if involuntary_switches() == switches and not SENTINEL.is_slowed():
-                self.is_in_caller = processor_ms > 0.9 * value_ms
-                self.last_ms = value_ms
-                return value_ms
+            block = time_block(self.run, refills=refills_of(self.pass_ms, _MOST_REFILLS), passes=self.runs_per_block)
+            if not block.is_interrupted and not SENTINEL.is_slowed():
+                self.is_in_caller = block.processor_ms > 0.9 * block.pass_ms
+                self.last_ms = block.pass_ms
+                return block.pass_ms
             self.disturbed += 1
             if len(self.disturbed_ms) < _BLOCK_MEMORY:
-                self.disturbed_ms.append(value_ms)
-            self.last_ms = min(self.last_ms, processor_ms if self.is_in_caller else value_ms)
+                self.disturbed_ms.append(block.pass_ms)
+            self.last_ms = min(self.last_ms, block.processor_ms if self.is_in_caller else block.pass_ms)
             if time.perf_counter() - began > self.retry_s:
                 return None
-
-    @property
-    def refill_passes(self) -> int:
-        """Untimed passes at the start of a block: one to five, the fewer the longer one takes."""
-        most, least = _REFILL_PASSES
-        return min(most, max(least, math.ceil(_REFILL_MS / self.pass_ms))) if self.pass_ms else least
 
     def is_plainly_above(self, limit_ms: float) -> bool:
         """Say whether the second and third pass both take half as long again as ``limit_ms``; then three are enough."""
@@ -238,24 +95,17 @@ class TimedRunner:
         """Run until passes no longer get faster, and fix the block size."""
         policy = self.policy
         block_ms = max(policy.block_ms, least_block_ms())
-        values: list[float] = []
-        began = time.perf_counter()
-        while True:
+
+        def next_ms() -> float:
             self.block_ms()
-            value_ms = self.last_ms
-            values.append(value_ms)
-            self.pass_ms = min(values)
+            self.pass_ms = min(self.pass_ms, self.last_ms)
             # By the least: the first passes are slow, and blocks sized by them would come out too short.
             self.runs_per_block = max(self.runs_per_block, math.ceil(block_ms / max(self.pass_ms, 1e-6)))
             if self.pass_ms < 1:
                 self.runs_per_block = max(self.runs_per_block, 3)
-            window = _WARMUP_WINDOW
-            has_levelled = len(values) >= 2 * window and (
-                min(values[-window:]) > (1 - _WARMUP_GAIN) * min(values[:-window])
-            )
-            is_over = time.perf_counter() - began > policy.warmup_cap_s or value_ms > 1e3 * policy.cap_s / 4
-            if has_levelled or is_over:
-                break
+            return self.last_ms
+
+        warm_up(next_ms, cap_s=policy.warmup_cap_s, window=_WARMUP_WINDOW, enough_ms=1e3 * policy.cap_s / 4)
         self.disturbed, self.disturbed_ms = 0, []  # what is reported is of the blocks that are timed
 
     def add_block(self) -> None:

@@ -11,6 +11,7 @@ else is run again.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import statistics
@@ -18,11 +19,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layerfold.profiler.timing.measure import MeasurePolicy, involuntary_switches, is_narrow, median_interval
+from layerfold.profiler.timing.block_statistics import is_narrow, median_interval
+from layerfold.profiler.timing.blocks import refills_of, time_block, warm_up
+from layerfold.profiler.timing.measurement import MeasurePolicy
 from layerfold.profiler.timing.ratio import RatioInterval
 from layerfold.profiler.timing.sentinel import SENTINEL, Sentinel
 
-_REFILL_MS = 10.0
+_WARMUP_WINDOW = 2
 _MOST_REFILLS = 3
 _LONG_PASS_MS = 50.0
 _QUICK_QUANTILE = 0.25
@@ -80,10 +83,13 @@ def time_in_turns(
         between_rounds: called before each round, untimed: to look at the machine.
         sentinel: says whether the processor is slowed.
     """
-    pass_ms = [_warm(run, policy) for run in runners]
+    pass_ms = [
+        warm_up(functools.partial(_block_ms, run, 0, 1), cap_s=policy.warmup_cap_s, window=_WARMUP_WINDOW)
+        for run in runners
+    ]
     # A long pass fills the caches many times over by itself, and is its own average over what the machine does.
     is_long = min(pass_ms) > _LONG_PASS_MS
-    refills = [0 if is_long else min(_MOST_REFILLS, math.ceil(_REFILL_MS / each)) for each in pass_ms]
+    refills = [0 if is_long else refills_of(each, _MOST_REFILLS) for each in pass_ms]
     least = _LEAST_KEPT_LONG if is_long else _LEAST_KEPT
     repeats = [max(1, math.ceil(policy.block_ms / each)) for each in pass_ms]
     rng = random.Random(seed)
@@ -151,24 +157,8 @@ def _block_ms(run: Callable[[], object], refills: int, repeats: int) -> float:
     """Return the mean time of a pass; of a block that was interrupted each time, the least one."""
     least_ms = math.inf
     for _ in range(1 + _RETRIES):
-        for _ in range(refills):
-            run()
-        switches = involuntary_switches()
-        began_ns = time.perf_counter_ns()
-        for _ in range(repeats):
-            run()
-        least_ms = min(least_ms, (time.perf_counter_ns() - began_ns) / 1e6 / repeats)
-        if involuntary_switches() == switches:
+        block = time_block(run, refills=refills, passes=repeats)
+        least_ms = min(least_ms, block.pass_ms)
+        if not block.is_interrupted:
             break
     return least_ms
-
-
-def _warm(run: Callable[[], object], policy: MeasurePolicy) -> float:
-    """Run until a pass is no longer faster than those before; return the least time of one, in milliseconds."""
-    values = [_block_ms(run, 0, 1), _block_ms(run, 0, 1)]
-    began = time.perf_counter()
-    while values[-1] < 0.97 * min(values[:-1]) or (len(values) < 4 and values[-1] < _LONG_PASS_MS):
-        if time.perf_counter() - began > policy.warmup_cap_s:
-            break
-        values.append(_block_ms(run, 0, 1))
-    return min(values)
