@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from layerfold.profiler.timing.ratio import MeasuredRatio
+
 _LEAST_DEVIATION = 5e-4
 _SLOWED_DEVIATION = 0.03
 _WIDTH_IN_DEVIATIONS = 2 * 1.96
@@ -45,6 +47,19 @@ class MeasuredPlan:
     contended: int = 0
     dropped: tuple[int, ...] = ()
     is_slowed: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan, found: MeasuredRatio) -> MeasuredPlan:
+        """Return a plan with the ratio that was measured of it: settled, where no neighbour slowed the processor."""
+        return cls(
+            **plan._asdict(),
+            ratio=found.ratio.estimate,
+            low=found.ratio.low,
+            high=found.ratio.high,
+            rounds=found.rounds,
+            contended=found.contended,
+            is_slowed=not found.is_settled,
+        )
 
     @property
     def plan(self) -> Plan:

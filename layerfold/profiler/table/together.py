@@ -21,11 +21,11 @@ from layerfold.executor import Executor, Pool
 from layerfold.graph import Network, trace_again
 from layerfold.profiler.backends import Backend, BackendBase, Runner, get_backend
 from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.checked import Reading
+from layerfold.profiler.store.environment import environment_of, is_gpu
 from layerfold.profiler.store.file import MEMORY
-from layerfold.profiler.store.open import environment_of, is_gpu
 from layerfold.profiler.store.rows import RowFile
 from layerfold.profiler.table.measured import TableSettings, measured_table
-from layerfold.profiler.timing.measurement import Measurement
 
 _LOOK_EVERY_S = 0.25
 _ENDS_WITHIN_S = 60.0
@@ -175,8 +175,8 @@ class WatchedCache(MeasurementCache):
     def conditions(self) -> dict[str, Any]:
         return self._workers.conditions()
 
-    def get(self, signature: str) -> Measurement | None:
-        found = super().get(signature)
+    def look_up(self, signature: str) -> Reading | None:
+        found = super().look_up(signature)
         if found is not None and signature not in self._known_before:
             self.report.measured(signature, found, None)
         return found

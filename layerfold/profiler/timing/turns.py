@@ -14,15 +14,14 @@ from __future__ import annotations
 import functools
 import math
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layerfold.profiler.timing.block_statistics import is_narrow, median_interval
+from layerfold.profiler.timing.block_statistics import is_narrow
 from layerfold.profiler.timing.blocks import refills_of, time_block, warm_up
 from layerfold.profiler.timing.measurement import MeasurePolicy
-from layerfold.profiler.timing.ratio import RatioInterval
+from layerfold.profiler.timing.ratio import MeasuredRatio, Ratio
 from layerfold.profiler.timing.sentinel import SENTINEL, Sentinel
 
 _WARMUP_WINDOW = 2
@@ -48,7 +47,7 @@ class Turns:
         is_slowed: whether a neighbour slowed the processor for so long that its rounds had to be used.
     """
 
-    ratios: tuple[RatioInterval, ...]
+    ratios: tuple[Ratio, ...]
     values_ms: tuple[tuple[float, ...], ...]
     contended: int
     runs: tuple[int, ...]
@@ -59,6 +58,16 @@ class Turns:
     def rounds(self) -> int:
         """Rounds used."""
         return len(self.values_ms[0])
+
+    def measured_ratio(self, index: int, *, is_settled: bool) -> MeasuredRatio:
+        """Return the ratio of runner ``index``, which is not the first, with the rounds behind it."""
+        return MeasuredRatio(
+            ratio=self.ratios[index - 1],
+            rounds=self.rounds,
+            contended=self.contended,
+            runs=self.runs[index],
+            is_settled=is_settled,
+        )
 
 
 def time_in_turns(
@@ -120,10 +129,8 @@ def time_in_turns(
             continue
         has_quiet = len(quiet) >= least
         kept = quick_rounds(quiet if has_quiet else rounds)
-        intervals = [_ratio_interval(kept, index) for index in range(1, len(runners))]
-        is_settled = len(kept) >= least and all(
-            (each.high - each.low) / 2 < policy.target * each.median for each in intervals
-        )
+        ratios = [Ratio.of([values[index] / values[0] for values in kept]) for index in range(1, len(runners))]
+        is_settled = len(kept) >= least and all(each.half_width < policy.target for each in ratios)
         columns = tuple(zip(*kept, strict=True))
         if are_latencies_wanted:
             is_settled = is_settled and all(is_narrow(column, policy.target) for column in columns)
@@ -131,7 +138,7 @@ def time_in_turns(
         is_over = (used_s > cap_s and len(kept) >= least) or spent_s > _PATIENCE * cap_s
         if is_settled or is_over:
             return Turns(
-                ratios=tuple(intervals),
+                ratios=tuple(ratios),
                 values_ms=columns,
                 contended=len(rounds) - len(kept),
                 runs=tuple(len(kept) * each for each in repeats),
@@ -145,12 +152,6 @@ def quick_rounds(rounds: Sequence[Sequence[float]]) -> list[Sequence[float]]:
     totals = [sum(values) for values in rounds]
     limit = _QUICK_MARGIN * sorted(totals)[int(_QUICK_QUANTILE * (len(totals) - 1))]
     return [values for values, total in zip(rounds, totals, strict=True) if total <= limit]
-
-
-def _ratio_interval(rounds: Sequence[Sequence[float]], index: int) -> RatioInterval:
-    ratios = [values[index] / values[0] for values in rounds]
-    low, high = median_interval(ratios)
-    return RatioInterval(median=statistics.median(ratios), low=low, high=high)
 
 
 def _block_ms(run: Callable[[], object], refills: int, repeats: int) -> float:
