@@ -29,10 +29,11 @@ from layerfold.export import export_onnx
 from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend
-from layerfold.profiler.fitted import beliefs_of, growth_of, plans_of
-from layerfold.profiler.outside import outside_graph
-from layerfold.profiler.plan_timing import PlanTimer, pooled
-from layerfold.profiler.random_plans import covering_solutions
+from layerfold.profiler.graphs.outside import outside_graph
+from layerfold.profiler.plans.draw import covering_solutions
+from layerfold.profiler.plans.fitted import beliefs_of, growth_of, plans_of
+from layerfold.profiler.plans.plan import pooled
+from layerfold.profiler.plans.timer import PlanTimer
 
 HELD_OUT = 12
 SPEEDUPS = (1.1, 1.3)

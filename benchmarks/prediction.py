@@ -30,15 +30,16 @@ from record import RESULTS, write_record
 
 import layerfold as lf
 from layerfold.profiler import get_backend
-from layerfold.profiler.beliefs import Beliefs
-from layerfold.profiler.cache import MeasurementCache
 from layerfold.profiler.calibrate import calibrate_latency
-from layerfold.profiler.fitted import beliefs_of, fitted_table, growth_of, plans_of
-from layerfold.profiler.measure import MeasurePolicy
-from layerfold.profiler.neighbours import NeighbourTimer
-from layerfold.profiler.outside import outside_graph
-from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer, pooled
-from layerfold.profiler.random_plans import Plan, covering_solutions, promising_segments
+from layerfold.profiler.graphs.outside import outside_graph
+from layerfold.profiler.plans.beliefs import Beliefs
+from layerfold.profiler.plans.draw import covering_solutions, promising_segments
+from layerfold.profiler.plans.fitted import beliefs_of, fitted_table, growth_of, plans_of
+from layerfold.profiler.plans.plan import MeasuredPlan, Plan, pooled
+from layerfold.profiler.plans.timer import PlanTimer
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.table.neighbours import NeighbourTimer
+from layerfold.profiler.timing.measurement import MeasurePolicy
 
 NUM_HELD_OUT = 30
 _HELD_OUT_POLICY = MeasurePolicy(target=0.004, cap_s=1.2, block_ms=1.0, warmup_cap_s=0.3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import layerfold as lf
-from layerfold.profiler.plan_timing import MeasuredPlan
+from layerfold.profiler.plans.plan import MeasuredPlan
 
 
 def ratios_of(

@@ -69,7 +69,7 @@ def measure(share: float, entry_cap_s: float, seed: int, *, has_default: bool) -
 
     import layerfold as lf
     from layerfold.profiler import get_backend
-    from layerfold.profiler.segment_onnx import segment_onnx
+    from layerfold.profiler.graphs.segment import segment_onnx
 
     loaded = lf.load_model("timm:mobilenetv2_100")
     net = lf.trace_network(loaded.module, torch.zeros(1, 3, 224, 224), exclude=EXCLUDED)

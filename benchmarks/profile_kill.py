@@ -168,7 +168,7 @@ def life(work: Callable[[], None], life_s: float | None, until: Callable[[], boo
 
 def prepare(cache: Path) -> None:
     """Make an empty cache whose inserts are written down by SQLite."""
-    from layerfold.profiler.cache import MeasurementCache
+    from layerfold.profiler.store.cache import MeasurementCache
 
     MeasurementCache(cache, {}).close()
     with sqlite3.connect(cache) as connection:

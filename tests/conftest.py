@@ -42,7 +42,7 @@ def _beside_other_tests() -> Iterator[None]:
 
     The sentinel has tests of its own, and commands that run as processes of their own have theirs.
     """
-    from layerfold.profiler.sentinel import SENTINEL
+    from layerfold.profiler.timing.sentinel import SENTINEL
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SENTINEL, "is_slowed", lambda: False)

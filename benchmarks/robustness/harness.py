@@ -81,7 +81,7 @@ def _export_once() -> None:
 
 def _measure_in_a_hurry() -> None:
     """Cap what a measurement takes: on a machine at other work it waits for quiet, which is most of a run's time."""
-    from layerfold.profiler.measure import MeasurePolicy
+    from layerfold.profiler.timing.measurement import MeasurePolicy
 
     def hurry(policy: MeasurePolicy) -> None:
         object.__setattr__(policy, "target", max(policy.target, 0.1))

@@ -125,9 +125,9 @@ def _run(args: argparse.Namespace) -> int:
     if executor.is_here or args.dry_run:
         backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import profile_network
-    from layerfold.profiler.open_cache import open_cache
-    from layerfold.profiler.table import TableSettings
-    from layerfold.profiler.together import BackendChoice, MakeFiller, filled_together
+    from layerfold.profiler.store.cache import open_cache
+    from layerfold.profiler.table.measured import TableSettings
+    from layerfold.profiler.table.together import BackendChoice, MakeFiller, filled_together
 
     loaded = load_model_of(args)
     net = trace_of(args, loaded, leads_to_network=False)
@@ -174,7 +174,7 @@ def _plan(
     args: argparse.Namespace, net: Network, candidates: Sequence[Segment], backend: Backend, workers: int
 ) -> dict[str, Any]:
     from layerfold.profiler.estimate import estimate_profile
-    from layerfold.profiler.open_cache import open_history
+    from layerfold.profiler.store.history import open_history
 
     # With --no-cache nothing is looked up: a file that is not there knows nothing.
     place = os.devnull if args.no_cache else args.cache

@@ -167,7 +167,7 @@ def _plot(args: argparse.Namespace) -> int:
     elif args.kind == "time":
         latency_plots.time_png(table, Solution.read(args.solution), args.output, title=title)
     else:
-        from layerfold.profiler.fitted import beliefs_of, plans_of
+        from layerfold.profiler.plans.fitted import beliefs_of, plans_of
 
         if not plans_of(table):
             raise TableError(

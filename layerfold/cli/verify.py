@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _interval_ms(table: LatencyTable, solution: Solution, dropped: Sequence[int]) -> tuple[float, float] | None:
     """Return the interval of a prediction; None where the table does not say which layers an entry stands for."""
-    from layerfold.profiler.fitted import predicted_interval_ms
+    from layerfold.profiler.plans.fitted import predicted_interval_ms
 
     try:
         return predicted_interval_ms(table, solution.merge_pos, dropped)

@@ -11,9 +11,9 @@ from layerfold.budget import Budget
 from layerfold.graph import Network
 from layerfold.profiler import MeasurePolicy, Verification, verify_solution
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.outside import outside_graph
-from layerfold.profiler.plan_timing import MeasuredPlan, PlanTimer
-from layerfold.profiler.random_plans import Plan
+from layerfold.profiler.graphs.outside import outside_graph
+from layerfold.profiler.plans.plan import MeasuredPlan, Plan
+from layerfold.profiler.plans.timer import PlanTimer
 from layerfold.solver import Solution
 from layerfold.tables import LatencyTable
 

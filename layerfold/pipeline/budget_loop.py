@@ -13,8 +13,7 @@ from layerfold.errors import InfeasibleBudgetError
 from layerfold.graph import Network
 from layerfold.pipeline.plan_search import PlanSearch
 from layerfold.profiler import Verification
-from layerfold.profiler.plan_timing import MeasuredPlan
-from layerfold.profiler.random_plans import Plan
+from layerfold.profiler.plans.plan import MeasuredPlan, Plan
 from layerfold.progress import Progress, progress_bar, waiting
 from layerfold.solver import Frontier, Limits, ScoredPlan, Solution, climb_plans
 from layerfold.solver.extension import Normalise

@@ -46,7 +46,7 @@ from layerfold.pipeline.run_folder import RunFolder, StepRecord
 from layerfold.pipeline.summary import FILES, write_summary
 from layerfold.profiler import benchmark_networks, profile_network
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.fitted import plans_of
+from layerfold.profiler.plans.fitted import plans_of
 from layerfold.profiler.verify import judge
 from layerfold.progress import waiting
 from layerfold.report import ReportData

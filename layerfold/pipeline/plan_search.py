@@ -8,10 +8,9 @@ from dataclasses import replace
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.graph import Network
 from layerfold.graph.dropping import dropped_layers
-from layerfold.profiler.beliefs import Beliefs, PlanPrediction
-from layerfold.profiler.fitted import beliefs_of, fitted_table
-from layerfold.profiler.plan_timing import MeasuredPlan
-from layerfold.profiler.random_plans import Plan
+from layerfold.profiler.plans.beliefs import Beliefs, PlanPrediction
+from layerfold.profiler.plans.fitted import beliefs_of, fitted_table
+from layerfold.profiler.plans.plan import MeasuredPlan, Plan
 from layerfold.solver import Frontier, Limits, Solution, solve_frontier
 from layerfold.solver.extension import Normalise
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable

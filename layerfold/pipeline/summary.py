@@ -15,7 +15,7 @@ from layerfold.graph.description import shortcut_macs
 from layerfold.graph.dropping import dropped_layers
 from layerfold.pipeline.results import check_results
 from layerfold.profiler.backends.base import USUAL_LAYOUT, USUAL_PRECISION
-from layerfold.profiler.fitted import beliefs_of
+from layerfold.profiler.plans.fitted import beliefs_of
 from layerfold.report import (
     MeasuredPoint,
     ReportData,

@@ -1,4 +1,10 @@
-"""Measure latency: segments, whole networks, and whether a budget is kept. Names are looked up on first use."""
+"""Measure latency: segments, whole networks, and whether a budget is kept. Names are looked up on first use.
+
+What a caller asks for stands here; how it is done, in rooms. Each imports only from those named behind it: ``table``
+(how a latency table comes about), ``plans`` (whole networks under plans, and what they say of segments), ``graphs``
+(what is measured, as ONNX) and ``store`` (the cache of measurements), ``backends`` and ``machine`` (what runs it, and
+how that was meanwhile), ``timing`` (how a number is measured).
+"""
 
 from __future__ import annotations
 
@@ -7,23 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerfold.profiler.backends import backend_names, get_backend
+    from layerfold.profiler.benchmark import BenchmarkReport, NetworkLatency, benchmark_networks
     from layerfold.profiler.calibrate import Calibration, calibrate_latency
     from layerfold.profiler.compare import Comparison, compare_runners
-    from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
+    from layerfold.profiler.plans.draw import random_solutions
     from layerfold.profiler.profile import profile_network
-    from layerfold.profiler.random_plans import random_solutions
+    from layerfold.profiler.timing.measure import measure_runners
+    from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy
     from layerfold.profiler.verify import Verification, verify_solution
-    from layerfold.profiler.whole import BenchmarkReport, NetworkLatency, benchmark_networks
 
 _HOMES = {
     "backends": ("backend_names", "get_backend"),
+    "benchmark": ("BenchmarkReport", "NetworkLatency", "benchmark_networks"),
     "calibrate": ("Calibration", "calibrate_latency"),
     "compare": ("Comparison", "compare_runners"),
-    "measure": ("MeasurePolicy", "Measurement", "measure_runners"),
+    "plans.draw": ("random_solutions",),
     "profile": ("profile_network",),
-    "random_plans": ("random_solutions",),
+    "timing.measure": ("measure_runners",),
+    "timing.measurement": ("MeasurePolicy", "Measurement"),
     "verify": ("Verification", "verify_solution"),
-    "whole": ("BenchmarkReport", "NetworkLatency", "benchmark_networks"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,24 +6,16 @@ the same to all of them. The ratio of a round is formed within the round, before
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from layerfold.errors import UsageError
-from layerfold.profiler.block_statistics import is_narrow, median_interval
-from layerfold.profiler.conditions import Conditions, Watch
-from layerfold.profiler.measure import Measurement, MeasurePolicy, TimedRunner, summarise_blocks
-
-
-@dataclass(frozen=True, kw_only=True)
-class RatioInterval:
-    """A latency relative to the first runner's: median over rounds and its 95 % interval."""
-
-    median: float
-    low: float
-    high: float
+from layerfold.profiler.machine.conditions import Conditions, Watch
+from layerfold.profiler.timing.block_statistics import is_narrow
+from layerfold.profiler.timing.measure import TimedRunner
+from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy, summarise_blocks
+from layerfold.profiler.timing.ratio import Ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +29,7 @@ class Comparison:
     """
 
     measurements: dict[str, Measurement]
-    ratios: dict[str, RatioInterval]
+    ratios: dict[str, Ratio]
     conditions: Conditions
 
 
@@ -109,8 +101,5 @@ def compare_runners(
         )
         for name in names
     }
-    intervals = {}
-    for name in names:
-        low, high = median_interval(ratios[name])
-        intervals[name] = RatioInterval(median=statistics.median(ratios[name]), low=low, high=high)
+    intervals = {name: Ratio.of(ratios[name]) for name in names}
     return Comparison(measurements=measured, ratios=intervals, conditions=watch.conditions())

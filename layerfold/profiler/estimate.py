@@ -12,13 +12,13 @@ from typing import Any
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.cache import CacheHistory
-from layerfold.profiler.fit_plans import usual_num_plans
-from layerfold.profiler.neighbours import RATIO, neighbours_signature
-from layerfold.profiler.open_cache import PURPOSES, purpose_of
-from layerfold.profiler.plan_timing import PLAN_POLICY
-from layerfold.profiler.segments import distinct
-from layerfold.profiler.table import Method, TableSettings, segment_profiler
+from layerfold.profiler.plans.timer import PLAN_POLICY
+from layerfold.profiler.store.history import CacheHistory
+from layerfold.profiler.store.kinds import SUFFIXES, Kind
+from layerfold.profiler.table.fit import usual_num_plans
+from layerfold.profiler.table.measured import KIND_ALONE, Method, TableSettings, segment_profiler
+from layerfold.profiler.table.neighbours import RATIO, neighbours_signature
+from layerfold.profiler.table.segments import distinct
 
 _LEAST_HISTORY = 8
 _PROBES = 6
@@ -79,17 +79,12 @@ def estimate_profile(
     """
     singles = [net.segment(m, m + 1) for m in range(len(net.layers))]
     wanted = distinct([*(segment for segment in candidates if not segment.is_free), *singles])
-    purpose = purpose_of(method)
-    left = [segment for segment in wanted if not history.holds(segment.signature + purpose)]
+    kind = KIND_ALONE[method]
+    left = [segment for segment in wanted if not history.holds(segment.signature + SUFFIXES[kind])]
     merged = [segment for segment in candidates if segment.is_changed]
     estimate_s, basis = 0.0, "nothing to do"
     if left:
-        others = (
-            "%network:%",
-            "beside neighbours:%",
-            *(f"%{each}" for each in PURPOSES.values() if each != purpose and each),
-        )
-        past_s = history.seconds(f"%{purpose}", others)
+        past_s = history.seconds(kind)
         if len(past_s) >= _LEAST_HISTORY:
             each_s, basis = statistics.fmean(past_s), "history"
         else:
@@ -130,17 +125,16 @@ def _later_stages(
 ) -> tuple[_Stage, _Stage]:
     """Return the stage that measures segments in their surroundings, and the one that measures whole networks."""
 
-    def stage(at_most: int, pattern: str, assumed_s: float) -> _Stage:
-        past_s = history.seconds(pattern)
+    def stage(at_most: int, past_s: Sequence[float], assumed_s: float) -> _Stage:
         each_s = statistics.fmean(past_s) if len(past_s) >= _LEAST_HISTORY else assumed_s
         return _Stage(at_most=at_most, cached=min(len(past_s), at_most), each_s=each_s)
 
     if method == "plans":
         keys = {neighbours_signature(net, segment) + RATIO for segment in merged}
         known = sum(history.holds(key) for key in keys)
-        beside = stage(len(keys), f"beside neighbours:%{RATIO}", 2 * cap_s)
+        beside = stage(len(keys), history.seconds(Kind.NEIGHBOURS_RATIO), 2 * cap_s)
         networks = usual_num_plans(merged) if merged else 0
-        return replace(beside, cached=known), stage(networks, f"plan % of network:{net.hash}", PLAN_POLICY.cap_s)
+        return replace(beside, cached=known), stage(networks, history.seconds(Kind.PLAN, net.hash), PLAN_POLICY.cap_s)
     return _Stage(), _Stage()
 
 

@@ -14,10 +14,9 @@ from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.open_cache import open_cache
-from layerfold.profiler.table import DEFAULT_TARGET, Method, TableSettings, measured_table
-from layerfold.profiler.together import BackendChoice, MakeFiller, filled_together, shared_path
+from layerfold.profiler.store.cache import MeasurementCache, open_cache
+from layerfold.profiler.table.measured import DEFAULT_TARGET, Method, TableSettings, measured_table
+from layerfold.profiler.table.together import BackendChoice, MakeFiller, filled_together, shared_path
 from layerfold.tables import LatencyTable
 
 
@@ -53,12 +52,12 @@ def profile_network(
         batch: images in one forward pass.
         dtype: ``float32`` or ``float16``.
         threads: worker threads, for backends on the CPU.
-        cache: file for finished measurements, or one opened with ``layerfold.profiler.cache.open_cache``; None for
-            the default place, False for none.
+        cache: file for finished measurements, or one opened with ``layerfold.profiler.store.cache.open_cache``; None
+            for the default place, False for none.
         candidates: what to measure; None for ``net.candidates()``.
         method: ``plans`` screens the segments alone, times promising ones between their neighbours, then some tens of
             whole networks, each merged by a random plan, and fits the entries to them
-            (``layerfold.profiler.beliefs``): sums of entries then predict networks, and each entry says how sure
+            (``layerfold.profiler.plans.beliefs``): sums of entries then predict networks, and each entry says how sure
             it is. ``isolated`` takes the segments alone: shared between networks, and off by a tenth or more.
         num_plans: whole networks to time for ``plans``; None for one a promising shape, 16 at least and 40 at most.
         progress: show a bar on stderr.

@@ -15,7 +15,7 @@ from layerfold.finetune import NO_BATCH_NORM, ORIGINAL, has_batch_norm
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.whole import BenchmarkReport, benchmark_networks
+from layerfold.profiler.benchmark import BenchmarkReport, benchmark_networks
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
@@ -103,7 +103,7 @@ def verify_solution(
         budget_ms: end-to-end budget.
         speedup: speed-up over the original, above 0; it then decides, and not ``budget_ms``.
         predicted_ms: what the table predicts.
-        predicted_interval_ms: 95 % interval of that (``layerfold.profiler.fitted.predicted_interval_ms``).
+        predicted_interval_ms: 95 % interval of that (``layerfold.profiler.plans.fitted.predicted_interval_ms``).
         original_onnx: the original as exported before, to save that time when several solutions are verified.
         target, cap_s: as of :func:`benchmark_networks`.
 

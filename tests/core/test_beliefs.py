@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from layerfold.errors import MissingEntryError, TableError
-from layerfold.profiler.beliefs import TERMS, Beliefs, SegmentFacts, _prior_terms, pooled_plans
-from layerfold.profiler.fitted import beliefs_of, fitted_table, plans_of
-from layerfold.profiler.plan_timing import MeasuredPlan
+from layerfold.profiler.plans.beliefs import TERMS, Beliefs, SegmentFacts, _prior_terms
+from layerfold.profiler.plans.fitted import beliefs_of, fitted_table, plans_of
+from layerfold.profiler.plans.plan import MeasuredPlan, pooled_plans
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
 CHAINS = ((0, 6), (6, 10))

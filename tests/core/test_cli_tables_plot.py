@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from layerfold.cli import main
-from layerfold.profiler.fitted import beliefs_of, fitted_table
-from layerfold.profiler.plan_timing import MeasuredPlan
+from layerfold.profiler.plans.fitted import beliefs_of, fitted_table
+from layerfold.profiler.plans.plan import MeasuredPlan
 from layerfold.solver import Solution
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from layerfold.errors import TableError
-from layerfold.profiler.fitted import beliefs_of, plans_of
+from layerfold.profiler.plans.fitted import beliefs_of, plans_of
 from layerfold.tables import LatencyTable
 
 TIME = "id,st,end,time,stdev\n0,0,1,1.0,0.1\n1,1,2,1.5,0\n2,0,2,1.2,0\n"

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from layerfold.errors import UsageError
-from layerfold.profiler.cache import FILE_NAME, CacheHistory, MeasurementCache, default_cache_path
-from layerfold.profiler.measure import Measurement, summarise_blocks
+from layerfold.profiler.store.cache import FILE_NAME, MeasurementCache, default_cache_path
+from layerfold.profiler.store.history import CacheHistory
+from layerfold.profiler.store.kinds import Kind
+from layerfold.profiler.timing.measurement import Measurement, summarise_blocks
 
 MEASURED = Measurement(median_ms=1.5, low_ms=1.4, high_ms=1.7, spread_ms=0.1, blocks=20, runs=200, is_settled=True)
 
@@ -42,8 +44,8 @@ def test_rows_are_there_after_the_process_is_killed(tmp_path):
     path = tmp_path / "c.sqlite"
     script = f"""
 import os, signal
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.measure import Measurement
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.timing.measurement import Measurement
 cache = MeasurementCache({str(path)!r}, {{}})
 for index in range(5):
     cache.put(f"signature {{index}}", Measurement(median_ms=index + 1.0, low_ms=1.0, high_ms=9.0, spread_ms=0.1,
@@ -138,7 +140,7 @@ def test_the_report_counts_what_did_not_settle_and_the_log_has_a_line_each(tmp_p
     assert second.endswith("FAILED no such kernel | 5x5")
 
 
-def test_a_cache_of_the_version_before_is_kept_aside_with_all_it_holds(tmp_path, capsys):
+def test_a_cache_of_schema_1_is_kept_aside_with_all_it_holds(tmp_path, capsys):
     path = tmp_path / "c.sqlite"
     with sqlite3.connect(path) as old:  # as schema 1 was written
         old.execute("CREATE TABLE measurement (environment TEXT, signature TEXT, median_ms REAL)")
@@ -154,7 +156,7 @@ def test_a_cache_of_the_version_before_is_kept_aside_with_all_it_holds(tmp_path,
     kept.close()
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "its schema is 1, this version of layerfold writes 2" in err
+    assert "its schema is 1, this version of layerfold writes 3" in err
 
 
 def test_broken_caches_of_one_second_are_all_kept(tmp_path):
@@ -170,7 +172,7 @@ def test_broken_caches_of_one_second_are_all_kept(tmp_path):
 def test_a_history_never_makes_a_file(tmp_path):
     history = CacheHistory(tmp_path / "none" / "c.sqlite", {})
     assert not history.holds("3x3")
-    assert history.seconds("%") == []
+    assert history.seconds(Kind.ALONE) == []
     assert not (tmp_path / "none").exists()
 
 
@@ -180,8 +182,8 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path):
     script = f"""
 import resource, signal, sys
 from layerfold.errors import ProfilerError
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.measure import summarise_blocks
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.timing.measurement import summarise_blocks
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 with MeasurementCache({str(path)!r}, {{}}) as cache:

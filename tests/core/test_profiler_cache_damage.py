@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from layerfold.errors import UsageError
-from layerfold.profiler.cache import CacheHistory, MeasurementCache
-from layerfold.profiler.measure import summarise_blocks
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.history import CacheHistory
+from layerfold.profiler.store.kinds import Kind
+from layerfold.profiler.timing.measurement import summarise_blocks
 
 MEASURED = summarise_blocks([1.0, 1.1, 1.2] * 4, runs=12, is_settled=True)
 GOOD = MEASURED.to_json()
@@ -51,6 +53,8 @@ ROWS: dict[str, tuple[str, object]] = {
     "conditions of another type": ("conditions", "7"),
     "a date as text": ("measured_at", "yesterday"),
     "seconds without end": ("took_s", 1e300),
+    "no kind": ("kind", "nonsense"),
+    "of a ratio": ("kind", "plan"),
 }
 
 
@@ -62,7 +66,7 @@ def test_damaged_row_is_made_again_and_the_others_are_kept(
     change(path, f"UPDATE measurement SET {column} = ? WHERE signature = ?", value, NAMES[2])
     history = CacheHistory(path, {})
     assert len(history.summaries(NAMES)) == len(NAMES) - 1
-    assert all(seconds < 1e9 for seconds in history.seconds("%"))
+    assert all(seconds < 1e9 for seconds in history.seconds(Kind.ALONE))
     history.close()
     with MeasurementCache(path, {}) as cache:
         assert cache.open_among(NAMES) == [NAMES[2]]
@@ -119,7 +123,7 @@ def test_damaged_file_is_set_aside(kind: str, path: Path, capsys: pytest.Capture
         content = bytearray(b"hello\n" * 1000)
     path.write_bytes(content)
     history = CacheHistory(path, {})
-    history.seconds("%"), history.summaries(NAMES), history.holds(NAMES[0])
+    history.seconds(Kind.ALONE), history.summaries(NAMES), history.holds(NAMES[0])
     history.close()
     with MeasurementCache(path, {}) as cache:
         for name in cache.open_among(NAMES):

@@ -11,7 +11,7 @@ from layerfold.graph.description import Chain, Layer, Residual
 from layerfold.graph.network import Network
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.profiler.calibrate import calibrate_latency
-from layerfold.profiler.random_plans import random_solutions
+from layerfold.profiler.plans.draw import random_solutions
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
 RELU = ActivationSpec(kind="relu")

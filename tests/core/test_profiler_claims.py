@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from layerfold.profiler import claims
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.claims import born_at, fill
-from layerfold.profiler.measure import summarise_blocks
+from layerfold.profiler.store import claims
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.claims import born_at, fill
+from layerfold.profiler.timing.measurement import summarise_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = summarise_blocks([1.0, 1.1, 1.2] * 4, runs=12, is_settled=True)
 
 _FILL = """
 import json, sys, time
-from layerfold.profiler import claims
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.claims import fill
-from layerfold.profiler.measure import summarise_blocks
+from layerfold.profiler.store import claims
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.claims import fill
+from layerfold.profiler.timing.measurement import summarise_blocks
 measured = []
 with MeasurementCache(sys.argv[1], {}) as cache:
     print("ready", flush=True)
@@ -41,8 +41,8 @@ print(json.dumps(measured))
 """
 _CLAIM_AND_WAIT = """
 import sys, time
-from layerfold.profiler import claims
-from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.store import claims
+from layerfold.profiler.store.cache import MeasurementCache
 cache = MeasurementCache(sys.argv[1], {})
 print(cache.claim(["a", "b"], 2), flush=True)
 time.sleep(60)

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from layerfold.executor import processors
-from layerfold.profiler.conditions import Conditions, Watch
-from layerfold.profiler.machine_state import GpuState, MachineState, gpu_state, machine_state
-from layerfold.profiler.reference import ReferenceTime, time_reference
+from layerfold.profiler.machine.conditions import Conditions, Watch
+from layerfold.profiler.machine.reference import ReferenceTime, time_reference
+from layerfold.profiler.machine.state import GpuState, MachineState, gpu_state, machine_state
 
 QUIET = ReferenceTime(arithmetic_ms=0.2, memory_ms=1.0, waiting=0.0)
 

@@ -8,10 +8,14 @@ import pytest
 from scipy import stats
 
 from layerfold.errors import UsageError
-from layerfold.profiler import compare, measure, timer
+from layerfold.profiler import compare
 from layerfold.profiler.compare import compare_runners
-from layerfold.profiler.measure import MeasurePolicy, measure_runners, median_interval
-from layerfold.profiler.sentinel import SENTINEL
+from layerfold.profiler.timing import blocks, measure
+from layerfold.profiler.timing import clock as block_clock
+from layerfold.profiler.timing.block_statistics import median_interval
+from layerfold.profiler.timing.measure import measure_runners
+from layerfold.profiler.timing.measurement import MeasurePolicy
+from layerfold.profiler.timing.sentinel import SENTINEL
 from tests.core.clock import Clock
 
 
@@ -28,10 +32,10 @@ def busy(loops: int):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    for module in (compare, measure, timer):
+    for module in (compare, measure, blocks, block_clock):
         monkeypatch.setattr(module, "time", found)
     monkeypatch.setattr(measure, "least_block_ms", lambda: 0.1)
-    monkeypatch.setattr(measure, "involuntary_switches", lambda: 0)
+    monkeypatch.setattr(blocks, "involuntary_switches", lambda: 0)
     return found
 
 
@@ -85,6 +89,32 @@ def test_runners_are_interleaved_and_not_run_one_after_the_other():
     assert len(turns) >= 12
 
 
+@pytest.mark.parametrize("window", [2, 3])
+def test_warm_up_ends_once_passes_no_longer_get_faster(clock, window):
+    falling = [8.0, 6.0, 4.0, 3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    values = iter(falling)
+    assert blocks.warm_up(lambda: next(values), cap_s=1.0, window=window) == 2.0
+    assert len(list(values)) == len(falling) - 5 - window
+
+
+def test_warm_up_ends_in_time_but_never_with_the_first_pass(clock):
+    passes = []
+
+    def slower() -> float:
+        clock.now += 2.0
+        passes.append(2000.0 / (1 + len(passes)))
+        return passes[-1]
+
+    assert blocks.warm_up(slower, cap_s=1.0, window=3) == 1000.0
+    assert blocks.warm_up(slower, cap_s=100.0, window=3, enough_ms=1.0) == passes[-1]
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize(("pass_ms", "refills"), [(float("inf"), 1), (40.0, 1), (4.0, 3), (0.1, 5)])
+def test_caches_are_filled_by_ten_milliseconds_of_passes_within_bounds(pass_ms, refills):
+    assert blocks.refills_of(pass_ms, 5) == refills
+
+
 def test_a_runner_plainly_above_its_limit_is_timed_three_times_only():
     passes = itertools.count()
     slow = busy(200_000)
@@ -119,11 +149,11 @@ def test_finished_measurements_are_handed_over_at_once():
 def test_equal_runners_compare_as_equal_and_double_work_as_double(clock):
     runners = {"one": clock.runner(0.001), "same": clock.runner(0.001), "double": clock.runner(0.002)}
     found = compare_runners(runners, MeasurePolicy(target=0.05, cap_s=1))
-    assert found.ratios["one"].median == 1.0
+    assert found.ratios["one"].estimate == 1.0
     assert found.conditions.seconds > 0
-    assert found.ratios["same"].median == pytest.approx(1.0, abs=0.01)
-    assert found.ratios["double"].median == pytest.approx(2.0, rel=0.01)
-    assert found.ratios["double"].low <= found.ratios["double"].median <= found.ratios["double"].high
+    assert found.ratios["same"].estimate == pytest.approx(1.0, abs=0.01)
+    assert found.ratios["double"].estimate == pytest.approx(2.0, rel=0.01)
+    assert found.ratios["double"].low <= found.ratios["double"].estimate <= found.ratios["double"].high
 
 
 def test_drift_does_not_become_a_difference(clock):
@@ -132,7 +162,7 @@ def test_drift_does_not_become_a_difference(clock):
 
     passes = itertools.count()
     found = compare_runners({"a": drifting, "b": drifting}, MeasurePolicy(target=0.02, cap_s=1))
-    assert found.ratios["b"].median == pytest.approx(1.0, abs=0.001)
+    assert found.ratios["b"].estimate == pytest.approx(1.0, abs=0.001)
 
 
 @pytest.mark.parametrize("field", [{"target": 0}, {"target": 1.5}, {"cap_s": 0}, {"min_blocks": 3}])

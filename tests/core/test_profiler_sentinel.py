@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layerfold.profiler.sentinel import Sentinel, loop_ns
+from layerfold.profiler.timing.sentinel import Sentinel, loop_ns
 
 
 class Machine:

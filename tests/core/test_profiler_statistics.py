@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from layerfold.profiler.block_statistics import QUANTILES, kendall_p_value, outliers, quantiles, trend
-from layerfold.profiler.measure import summarise_blocks
-from layerfold.profiler.stored import measurement_of
-from layerfold.profiler.timer import TIMER_SHARE, least_block_ms, time_passes, timer_cost_ms
+from layerfold.profiler.store.checked import reading_of
+from layerfold.profiler.store.kinds import Kind
+from layerfold.profiler.timing.block_statistics import QUANTILES, kendall_p_value, outliers, quantiles, trend
+from layerfold.profiler.timing.clock import TIMER_SHARE, least_block_ms, time_passes, timer_cost_ms
+from layerfold.profiler.timing.measurement import summarise_blocks
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10, 33])
@@ -61,7 +62,7 @@ def test_the_median_with_disturbed_blocks_is_kept_beside_the_one_without():
 
 def test_a_measurement_survives_its_json():
     found = summarise_blocks([1.0, 1.2, 1.1, 7.0] * 10, runs=40, is_settled=False, disturbed=1, disturbed_ms=[2.0])
-    assert measurement_of(json.dumps(found.to_json())) == found
+    assert reading_of(Kind.ALONE, json.dumps(found.to_json())) == found
 
 
 def test_the_timer_takes_less_than_a_thousandth_of_the_least_block():

@@ -18,7 +18,7 @@ import pytest
 from layerfold.cli import main
 from layerfold.errors import ProfilerError
 from layerfold.profiler.backends.onnxruntime import OnnxRuntimeBackend
-from layerfold.profiler.cache import MeasurementCache
+from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.tables import LatencyTable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +143,7 @@ def test_a_layer_that_cannot_be_built_is_an_error_that_names_it(arguments, tmp_p
         raise ProfilerError("no")
 
     monkeypatch.setattr(OnnxRuntimeBackend, "compile", refuse)
-    monkeypatch.setattr("layerfold.profiler.segments.SegmentProfiler.overhead_ms", lambda *_: 0.0)
+    monkeypatch.setattr("layerfold.profiler.table.segments.SegmentProfiler.overhead_ms", lambda *_: 0.0)
     assert main([*arguments, "-o", str(tmp_path / "a.csv")]) == 1
     assert "layer 1 cannot be built: no; exclude its module" in capsys.readouterr().err
 

@@ -15,8 +15,8 @@ import layerfold as lf
 from layerfold.errors import SolutionError
 from layerfold.export import export_onnx
 from layerfold.merge import Recipe, add_fading, load_form, save_form
-from layerfold.profiler.assemble import assemble_network
-from layerfold.profiler.outside import outside_graph
+from layerfold.profiler.graphs.assemble import assemble_network
+from layerfold.profiler.graphs.outside import outside_graph
 from tests.torch_cpu.exactness import TOLERANCE, all_positions, randomise, relative_error
 
 

@@ -19,7 +19,7 @@ from layerfold.importance.journal import Estimate, Journal
 from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import meet_budget
 from layerfold.profiler import get_backend
-from layerfold.profiler.fitted import beliefs_of, plans_of, predicted_interval_ms
+from layerfold.profiler.plans.fitted import beliefs_of, plans_of, predicted_interval_ms
 
 _FILE = """
 import torch

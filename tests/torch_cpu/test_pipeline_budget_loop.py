@@ -22,8 +22,7 @@ from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.graph import Network
 from layerfold.pipeline.budget_loop import MOST_WHOLES, LoopResult, check_reachable, meet_budget
 from layerfold.pipeline.run_folder import RunFolder
-from layerfold.profiler.plan_timing import MeasuredPlan
-from layerfold.profiler.random_plans import Plan
+from layerfold.profiler.plans.plan import MeasuredPlan, Plan
 from layerfold.profiler.verify import Verification
 from layerfold.solver import Limits, ScoredPlan
 

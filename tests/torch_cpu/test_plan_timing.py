@@ -9,15 +9,16 @@ from torch import nn
 
 from layerfold.graph import trace_network
 from layerfold.profiler import get_backend
-from layerfold.profiler.assemble import assemble_network
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.fitted import growth_of
-from layerfold.profiler.light_weights import LIGHT_BYTES, lightened, repeated_weight
-from layerfold.profiler.measure import MeasurePolicy
-from layerfold.profiler.outside import outside_graph
-from layerfold.profiler.plan_timing import PlanTimer
-from layerfold.profiler.random_plans import Plan, covering_solutions, promising_segments
-from layerfold.profiler.sentinel import SENTINEL
+from layerfold.profiler.graphs.assemble import assemble_network
+from layerfold.profiler.graphs.light_weights import LIGHT_BYTES, lightened, repeated_weight
+from layerfold.profiler.graphs.outside import outside_graph
+from layerfold.profiler.plans.draw import covering_solutions, promising_segments
+from layerfold.profiler.plans.fitted import growth_of
+from layerfold.profiler.plans.plan import Plan
+from layerfold.profiler.plans.timer import PlanTimer
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.timing.measurement import MeasurePolicy
+from layerfold.profiler.timing.sentinel import SENTINEL
 from layerfold.tables import LatencyEntry
 
 QUICK = MeasurePolicy(target=0.05, cap_s=0.1, warmup_cap_s=0.05)

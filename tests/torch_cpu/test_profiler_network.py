@@ -10,12 +10,12 @@ from layerfold.budget import Budget
 from layerfold.errors import UsageError
 from layerfold.graph import layer_norms, trace_network
 from layerfold.profiler import benchmark_networks, profile_network, verify_solution
-from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.backends.onnxruntime import OnnxRuntimeBackend
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.outside import outside_graph
+from layerfold.profiler.benchmark import BenchmarkReport, NetworkLatency
+from layerfold.profiler.graphs.assemble import assemble_network
+from layerfold.profiler.graphs.outside import outside_graph
+from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.verify import judge
-from layerfold.profiler.whole import BenchmarkReport, NetworkLatency
 from layerfold.solver import Solution
 
 

@@ -22,10 +22,10 @@ from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge import build_train_form, merge_network
 from layerfold.profiler import get_backend, random_solutions
-from layerfold.profiler.assemble import assemble_network
-from layerfold.profiler.onnx_writer import ACTIVATION_KINDS, OnnxWriter
-from layerfold.profiler.outside import outside_graph
-from layerfold.profiler.segment_onnx import overhead_onnx, segment_onnx
+from layerfold.profiler.graphs.assemble import assemble_network
+from layerfold.profiler.graphs.outside import outside_graph
+from layerfold.profiler.graphs.segment import overhead_onnx, segment_onnx
+from layerfold.profiler.graphs.writer import ACTIVATION_KINDS, OnnxWriter
 from layerfold.solver import Solution
 
 PARAMS = {

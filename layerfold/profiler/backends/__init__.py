@@ -1,4 +1,7 @@
-"""Backends: what compiles and runs an ONNX graph on a device. One file each, one small protocol."""
+"""Backends: what compiles and runs an ONNX graph on a device. One file each, one small protocol.
+
+Imports no other room of the profiler.
+"""
 
 from layerfold.profiler.backends.base import BackendBase
 from layerfold.profiler.backends.protocol import Array, Backend, Runner

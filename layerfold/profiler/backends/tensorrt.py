@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from layerfold.cache_folder import default_cache_folder
 from layerfold.errors import ExportError, ProfilerError
 from layerfold.export.loaded_engine import LoadedEngine
 from layerfold.export.trt_library import import_tensorrt
@@ -64,10 +65,9 @@ class TensorRtBackend(BackendBase):
 
     def _compile(self, onnx_bytes: bytes) -> TensorRtRunner:
         from layerfold.export.engine import compile_engine
-        from layerfold.profiler.cache import default_cache_path
 
         name = "".join(each if each.isalnum() else "-" for each in self.device_facts()[0].lower())
-        timing_cache = self._timing_cache or default_cache_path().with_name(f"tensorrt-{name}.timing")
+        timing_cache = self._timing_cache or default_cache_folder() / f"tensorrt-{name}.timing"
         try:
             plan = compile_engine(onnx_bytes, precision=self.precision, library=self.library, timing_cache=timing_cache)
             return TensorRtRunner(LoadedEngine(plan.content, plan.library))

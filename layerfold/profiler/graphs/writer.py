@@ -14,7 +14,7 @@ import numpy as np
 
 from layerfold.errors import ExportError, UsageError
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Shape
-from layerfold.profiler.light_weights import LIGHT_BYTES, repeated_weight
+from layerfold.profiler.graphs.light_weights import LIGHT_BYTES, repeated_weight
 
 OPSET = 18
 IR_VERSION = 10
@@ -30,7 +30,7 @@ class OnnxWriter:
         batch: images in one forward pass.
         seed: of the random weights.
         prefix: put before every name made here, so that the nodes can join another graph.
-        is_light: write large weights as a rule (:mod:`layerfold.profiler.light_weights`).
+        is_light: write large weights as a rule (:mod:`layerfold.profiler.graphs.light_weights`).
     """
 
     def __init__(

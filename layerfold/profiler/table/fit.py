@@ -9,10 +9,10 @@ from typing import Any
 
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
-from layerfold.profiler.fitted import ALONE, ISOLATED, PLANS, SCALES, beliefs_of, fitted_table, growth_of
-from layerfold.profiler.neighbours import NeighbourTimer
-from layerfold.profiler.plan_timing import PlanTimer
-from layerfold.profiler.random_plans import covering_solutions, promising_segments
+from layerfold.profiler.plans.draw import covering_solutions, promising_segments
+from layerfold.profiler.plans.fitted import ALONE, ISOLATED, PLANS, SCALES, beliefs_of, fitted_table, growth_of
+from layerfold.profiler.plans.timer import PlanTimer
+from layerfold.profiler.table.neighbours import NeighbourTimer
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 from layerfold.tables.kernel import IDENTITY, SegmentKey

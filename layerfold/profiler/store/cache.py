@@ -13,32 +13,36 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
-from layerfold.errors import ProfilerError, UsageError
-from layerfold.profiler.cache_file import FILE_NAME as FILE_NAME
-from layerfold.profiler.cache_file import default_cache_path as default_cache_path
-from layerfold.profiler.cache_file import open_for_reading
-from layerfold.profiler.claims import claimant_here
-from layerfold.profiler.conditions import Watch
-from layerfold.profiler.measure import Measurement
-from layerfold.profiler.rows import RowFile, Rows
-from layerfold.profiler.run_report import RunReport
-from layerfold.profiler.stored import facts_of, measurement_of
+from layerfold.errors import ProfilerError
+from layerfold.profiler.backends import Backend
+from layerfold.profiler.machine.conditions import Watch
+from layerfold.profiler.store.checked import Reading, facts_of, reading_of
+from layerfold.profiler.store.claims import claimant_here
+from layerfold.profiler.store.environment import environment_of, is_gpu
+from layerfold.profiler.store.file import FILE_NAME as FILE_NAME
+from layerfold.profiler.store.file import INSERT
+from layerfold.profiler.store.file import default_cache_path as default_cache_path
+from layerfold.profiler.store.kinds import Kind
+from layerfold.profiler.store.report import RunReport
+from layerfold.profiler.store.rows import FACTS, RowFile, Rows, facts_in
+from layerfold.profiler.timing.measurement import Measurement
+from layerfold.profiler.timing.ratio import MeasuredRatio
 
 _POLL_S = 0.02
-_INSERT = "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_EVERY = "SELECT signature, summary, conditions, measured_at, took_s, build_s FROM measurement WHERE environment = ?"
-_READ = "SELECT summary FROM measurement WHERE environment = ? AND signature = ?"
+_EVERY = f"SELECT signature, {FACTS} FROM measurement WHERE environment = ?"
+_READ = "SELECT kind, summary FROM measurement WHERE environment = ? AND signature = ?"
 
 
 class MeasurementCache:
     """An open cache for one environment, and what this run has found and measured.
 
-    A file that is no such database, or of another schema, is moved aside and a new one begun, with one line on stderr.
+    A file of schema 2 is brought up to date. One of another schema, or that is no such database, is moved aside and a
+    new one begun, with one line on stderr.
 
     Args:
         path: the file; None for the default place, False for a cache that ends with the process. Missing folders are
@@ -74,49 +78,56 @@ class MeasurementCache:
             self._drop_damaged()
 
     def get(self, signature: str) -> Measurement | None:
-        """Return the stored measurement, or None."""
+        """Return the stored latency, or None."""
+        found = self.look_up(signature)
+        return found if isinstance(found, Measurement) else None
+
+    def get_ratio(self, signature: str) -> MeasuredRatio | None:
+        """Return the stored ratio, or None."""
+        found = self.look_up(signature)
+        return found if isinstance(found, MeasuredRatio) else None
+
+    def look_up(self, signature: str) -> Reading | None:
+        """Return what is stored, or None."""
         row = self._one(_READ, signature)
         if row is None:
             return None
-        found = measurement_of(row[0])
+        found = reading_of(*row)
         if found is None:
             self._drop([signature])
             return None
         self.report.found(signature, found)
         return found
 
-    def put(self, signature: str, measurement: Measurement, *, build_s: float | None = None) -> None:
+    def put(
+        self,
+        signature: str,
+        reading: Reading,
+        *,
+        kind: Kind = Kind.ALONE,
+        network: str = "",
+        build_s: float | None = None,
+    ) -> None:
         """Store a measurement at once; an older one of the same signature is replaced.
 
         Args:
             signature: what was measured.
-            measurement: the result.
+            reading: the result; a ratio if that is the kind.
+            kind: of the measurement.
+            network: hash of the network that it belongs to alone, if it does.
             build_s: seconds that compiling took, if known.
 
         Raises:
             ProfilerError: the disk is full or the file has become unwritable; what was stored before stays.
         """
-        m = measurement
+        assert kind.is_ratio == isinstance(reading, MeasuredRatio)
         took_s = time.perf_counter() - self._lap_began
         conditions = json.dumps(self._lap.conditions().to_json())
         self._lap, self._lap_began = Watch(reference=None), time.perf_counter()
-        self._write(
-            _INSERT,
-            (
-                self._environment,
-                signature,
-                m.median_ms,
-                m.low_ms,
-                m.high_ms,
-                int(m.is_settled),
-                time.time(),
-                took_s,
-                build_s,
-                json.dumps(m.to_json()),
-                conditions,
-            ),
-        )
-        self.report.measured(signature, m, build_s)
+        summary = json.dumps(reading.to_json())
+        times = time.time(), took_s, build_s
+        self._write(INSERT, (self._environment, signature, kind.value, network, *times, summary, conditions))
+        self.report.measured(signature, reading, build_s)
         self.watch.sample()
 
     def failure(self, signature: str) -> str | None:
@@ -182,7 +193,7 @@ class MeasurementCache:
         return {
             signature: found
             for signature in signatures
-            if (found := _summary(self._rows.one, self._environment, signature)) is not None
+            if (found := facts_in(self._rows.one, self._environment, signature)) is not None
         }
 
     def close(self) -> None:
@@ -241,78 +252,24 @@ class MeasurementCache:
         self.close()
 
 
-class CacheHistory:
-    """What a cache file holds for an environment, read without writing anything: for estimates and for reading.
+def open_cache(
+    path: str | os.PathLike[str] | Literal[False] | None,
+    backend: Backend,
+    *,
+    batch: int = 1,
+    dtype: str = "float32",
+    log: TextIO | None = None,
+) -> MeasurementCache:
+    """Open the cache of finished measurements for a backend.
 
     Args:
-        path: the file, or None for the default place; it need not exist.
-        environment: as of :class:`MeasurementCache`; None for every one.
+        path: the file; None for the default place, False for a cache that ends with the process.
+        backend: what measures.
+        batch, dtype: of every graph.
+        log: a text file that gets one line a measurement: median, interval, blocks, build time, settled or not.
+
+    Raises:
+        UsageError: the file or its folder cannot be written.
     """
-
-    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any]) -> None:
-        self.path = default_cache_path() if path is None else Path(path)
-        self._environment = json.dumps(environment, sort_keys=True)
-        try:
-            self._connection = open_for_reading(self.path)
-        except sqlite3.Error as error:
-            raise UsageError(f"cache={str(self.path)!r} cannot be read: {error}; name another file") from error
-
-    def holds(self, signature: str) -> bool:
-        """Say whether a signature is measured, or known to fail."""
-        if self._connection is None:
-            return False
-        key = (self._environment, signature)
-        query = (
-            "SELECT 1 FROM measurement WHERE environment = ? AND signature = ? UNION ALL "
-            "SELECT 1 FROM failure WHERE environment = ? AND signature = ?"
-        )
-        return any(self._every(query, (*key, *key)))
-
-    def seconds(self, like: str, unlike: Sequence[str] = ()) -> list[float]:
-        """Return what each measurement took, builds included, of signatures like an SQL pattern and unlike others."""
-        if self._connection is None:
-            return []
-        query = (
-            "SELECT took_s FROM measurement WHERE environment = ? AND signature LIKE ? "
-            + "AND signature NOT LIKE ? " * len(unlike)
-            + "ORDER BY measured_at"
-        )
-        found = (row[0] for row in self._every(query, (self._environment, like, *unlike)))
-        return [each for each in found if isinstance(each, (int, float)) and 0 <= each < 1e9]
-
-    def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return all that is stored of signatures."""
-        if self._connection is None:
-            return {}
-        return {
-            signature: found
-            for signature in signatures
-            if (
-                found := _summary(
-                    lambda query, values: next(iter(self._every(query, values)), None), self._environment, signature
-                )
-            )
-            is not None
-        }
-
-    def _every(self, query: str, values: Sequence[Any]) -> list[Any]:
-        """Return all rows; none of a file that turns out to be damaged: nothing is known then."""
-        assert self._connection is not None
-        try:
-            return self._connection.execute(query, values).fetchall()
-        except sqlite3.Error:
-            return []
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._connection is not None:
-            self._connection.close()
-
-
-def _summary(one: Callable[[str, Sequence[Any]], Any], environment: str, signature: str) -> dict[str, Any] | None:
-    query = (
-        "SELECT summary, conditions, measured_at, took_s, build_s FROM measurement "
-        "WHERE environment = ? AND signature = ?"
-    )
-    row = one(query, (environment, signature))
-    return None if row is None else facts_of(*row)
+    environment = environment_of(backend, batch=batch, dtype=dtype)
+    return MeasurementCache(path, environment, log=log, has_gpu=is_gpu(environment))

@@ -13,12 +13,13 @@ from layerfold.graph.activations import activation_at
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend, Runner
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.claims import fill
-from layerfold.profiler.measure import Measurement, MeasurePolicy, summarise_blocks
-from layerfold.profiler.onnx_writer import OnnxWriter
-from layerfold.profiler.segment_onnx import write_segment
-from layerfold.profiler.turns import time_in_turns
+from layerfold.profiler.graphs.segment import write_segment
+from layerfold.profiler.graphs.writer import OnnxWriter
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.claims import fill
+from layerfold.profiler.store.kinds import Kind
+from layerfold.profiler.timing.measurement import MeasurePolicy, summarise_blocks
+from layerfold.profiler.timing.turns import time_in_turns
 from layerfold.tables.kernel import SegmentKey
 
 RATIO = " ratio"
@@ -72,11 +73,11 @@ class NeighbourTimer:
         fill(self._cache, list(alike), measure, 1, finish)
         found: dict[SegmentKey, float] = {}
         for key, group in alike.items():
-            ratio, apart = self._cache.get(key.removesuffix(APART) + RATIO), self._cache.get(key)
-            assert ratio is not None
+            measured, apart = self._cache.get_ratio(key.removesuffix(APART) + RATIO), self._cache.get(key)
+            assert measured is not None
             assert apart is not None
             for segment in group:
-                found[segment.key] = apart.median_ms * (ratio.median_ms - 1)
+                found[segment.key] = apart.median_ms * (measured.ratio.estimate - 1)
         return found
 
     def _measure(self, key: str, apart: Sequence[Segment], merged: Sequence[Segment]) -> None:
@@ -88,25 +89,15 @@ class NeighbourTimer:
         finally:
             for runner in runners:
                 runner.close()
-        interval = turns.ratios[0]
-        self._cache.put(
-            key.removesuffix(APART) + RATIO,
-            Measurement(
-                median_ms=interval.median,
-                low_ms=interval.low,
-                high_ms=interval.high,
-                spread_ms=0.0,
-                blocks=turns.rounds,
-                runs=turns.runs[1],
-                is_settled=turns.is_settled,
-            ),
-        )
+        found = turns.measured_ratio(1, is_settled=turns.is_settled)
+        self._cache.put(key.removesuffix(APART) + RATIO, found, kind=Kind.NEIGHBOURS_RATIO)
         # Last: where it is known, all is.
         self._cache.put(
             key,
             summarise_blocks(
                 turns.values_ms[0], runs=turns.runs[0], is_settled=turns.is_settled, disturbed=turns.contended
             ),
+            kind=Kind.NEIGHBOURS,
         )
 
     def _graph(self, segments: Sequence[Segment]) -> bytes:

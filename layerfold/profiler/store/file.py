@@ -10,16 +10,16 @@ from pathlib import Path
 
 from layerfold.cache_folder import default_cache_folder
 from layerfold.errors import UsageError
-from layerfold.profiler.claims import CREATE_CLAIM
+from layerfold.profiler.store import earlier
+from layerfold.profiler.store.claims import CREATE_CLAIM
 
 FILE_NAME = "latency.sqlite"
 MEMORY = ":memory:"
-SCHEMA = 2
+SCHEMA = 3
 _CREATE = (
     """
 CREATE TABLE IF NOT EXISTS measurement (
-    environment TEXT NOT NULL, signature TEXT NOT NULL,
-    median_ms REAL NOT NULL, low_ms REAL NOT NULL, high_ms REAL NOT NULL, is_settled INTEGER NOT NULL,
+    environment TEXT NOT NULL, signature TEXT NOT NULL, kind TEXT NOT NULL, network TEXT NOT NULL,
     measured_at REAL NOT NULL, took_s REAL NOT NULL, build_s REAL, summary TEXT NOT NULL, conditions TEXT NOT NULL,
     PRIMARY KEY (environment, signature)
 )
@@ -38,10 +38,8 @@ _COLUMNS = {
     "measurement": (
         "environment",
         "signature",
-        "median_ms",
-        "low_ms",
-        "high_ms",
-        "is_settled",
+        "kind",
+        "network",
         "measured_at",
         "took_s",
         "build_s",
@@ -53,6 +51,7 @@ _COLUMNS = {
 }
 
 
+INSERT = f"INSERT OR REPLACE INTO measurement VALUES ({', '.join('?' * len(_COLUMNS['measurement']))})"
 _SUFFIXES = ("", ".sqlite", ".sqlite3", ".db", ".cache")
 """A damaged file of such a name was a cache; of another it may be anybody's work, and stays where it is."""
 
@@ -63,7 +62,7 @@ def default_cache_path() -> Path:
 
 
 def open_cache_file(path: Path) -> sqlite3.Connection:
-    """Open or make the file; one that is no such database, or of another schema, is kept aside and a new one begun.
+    """Open or make the file; one of schema 2 is brought up to date, any other and what is no such database kept aside.
 
     Raises:
         UsageError: the file or its folder cannot be written.
@@ -98,13 +97,23 @@ def open_cache_file(path: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection | None:
-    """Open the file without ever writing to it; None where there is none, or none of this schema."""
+    """Open the file without ever writing to it; None where there is none, or none that can be read.
+
+    One of schema 2 is copied to memory and brought up to date there.
+    """
     if not path.is_file():
         return None
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=30.0)
     try:
-        if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA:
             return connection
+        if version == earlier.SCHEMA:
+            with contextlib.closing(connection):
+                copy = sqlite3.connect(MEMORY, isolation_level=None)
+                connection.backup(copy)
+            _bring_up_to_date(copy)
+            return copy
     except sqlite3.Error:
         pass
     connection.close()
@@ -126,21 +135,44 @@ def _connect(path: Path) -> sqlite3.Connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         connection.execute("COMMIT")
-        if version not in (0, SCHEMA) or (version == 0 and tables):
+        if version not in (0, earlier.SCHEMA, SCHEMA) or (version == 0 and tables):
             raise sqlite3.DatabaseError(f"its schema is {version}, this version of layerfold writes {SCHEMA}")
         if tables and connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("its pages are damaged")
-        for table in tables & _COLUMNS.keys():
-            columns = tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
-            if columns != _COLUMNS[table]:
+        expected = {**_COLUMNS, "measurement": earlier.COLUMNS} if version == earlier.SCHEMA else _COLUMNS
+        for table in tables & expected.keys():
+            if _columns(connection, table) != expected[table]:
                 raise sqlite3.DatabaseError(f"its table {table} has other columns")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        if version == earlier.SCHEMA:
+            _bring_up_to_date(connection)
         _create(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Write the measurements of schema 2 as this one has them, all or none: two processes may begin at once."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if _columns(connection, "measurement") == earlier.COLUMNS:  # no other process was quicker
+            rows = list(earlier.rows_of(connection))
+            connection.execute("DROP TABLE measurement")
+            connection.execute(_CREATE[0])
+            connection.executemany(INSERT, rows)
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    return tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
 
 
 def _create(connection: sqlite3.Connection) -> None:
@@ -168,11 +200,15 @@ def _salvage(aside: Path, connection: sqlite3.Connection) -> int:
     with contextlib.suppress(sqlite3.Error):
         old = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
         try:
-            if old.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:
+            version = old.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (earlier.SCHEMA, SCHEMA):
                 return 0
+            columns = ", ".join(_COLUMNS["measurement"])
+            is_earlier = version == earlier.SCHEMA
+            rows = earlier.rows_of(old) if is_earlier else old.execute(f"SELECT {columns} FROM measurement")
             connection.execute("BEGIN")
-            for row in old.execute(f"SELECT {', '.join(_COLUMNS['measurement'])} FROM measurement"):
-                connection.execute(f"INSERT OR REPLACE INTO measurement VALUES ({', '.join('?' * len(row))})", row)
+            for row in rows:
+                connection.execute(INSERT, row)
                 count += 1
         finally:
             if connection.in_transaction:

@@ -4,25 +4,27 @@ On a shared machine a neighbour slows everything by a fifth for half a second at
 hardly feels that, unless the change falls inside the round. So rounds are short (one block a runner, in random order),
 and a round that took longer as a whole than the quick ones is counted as contended and not used: what is judged is the
 sum over all runners, so the choice favours none of them. Rounds in which the sentinel found the processor slowed
-(:mod:`layerfold.profiler.sentinel`) are not used either, unless there is nothing else when patience ends: if every
-round is slow, every round is quick, and all are used. A block in which the system gave the processor to someone else is
-run again.
+(:mod:`layerfold.profiler.timing.sentinel`) are not used either, unless there is nothing else when patience ends: if
+every round is slow, every round is quick, and all are used. A block in which the system gave the processor to someone
+else is run again.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layerfold.profiler.compare import RatioInterval
-from layerfold.profiler.measure import MeasurePolicy, involuntary_switches, is_narrow, median_interval
-from layerfold.profiler.sentinel import SENTINEL, Sentinel
+from layerfold.profiler.timing.block_statistics import is_narrow
+from layerfold.profiler.timing.blocks import refills_of, time_block, warm_up
+from layerfold.profiler.timing.measurement import MeasurePolicy
+from layerfold.profiler.timing.ratio import MeasuredRatio, Ratio
+from layerfold.profiler.timing.sentinel import SENTINEL, Sentinel
 
-_REFILL_MS = 10.0
+_WARMUP_WINDOW = 2
 _MOST_REFILLS = 3
 _LONG_PASS_MS = 50.0
 _QUICK_QUANTILE = 0.25
@@ -45,7 +47,7 @@ class Turns:
         is_slowed: whether a neighbour slowed the processor for so long that its rounds had to be used.
     """
 
-    ratios: tuple[RatioInterval, ...]
+    ratios: tuple[Ratio, ...]
     values_ms: tuple[tuple[float, ...], ...]
     contended: int
     runs: tuple[int, ...]
@@ -56,6 +58,16 @@ class Turns:
     def rounds(self) -> int:
         """Rounds used."""
         return len(self.values_ms[0])
+
+    def measured_ratio(self, index: int, *, is_settled: bool) -> MeasuredRatio:
+        """Return the ratio of runner ``index``, which is not the first, with the rounds behind it."""
+        return MeasuredRatio(
+            ratio=self.ratios[index - 1],
+            rounds=self.rounds,
+            contended=self.contended,
+            runs=self.runs[index],
+            is_settled=is_settled,
+        )
 
 
 def time_in_turns(
@@ -80,10 +92,13 @@ def time_in_turns(
         between_rounds: called before each round, untimed: to look at the machine.
         sentinel: says whether the processor is slowed.
     """
-    pass_ms = [_warm(run, policy) for run in runners]
+    pass_ms = [
+        warm_up(functools.partial(_block_ms, run, 0, 1), cap_s=policy.warmup_cap_s, window=_WARMUP_WINDOW)
+        for run in runners
+    ]
     # A long pass fills the caches many times over by itself, and is its own average over what the machine does.
     is_long = min(pass_ms) > _LONG_PASS_MS
-    refills = [0 if is_long else min(_MOST_REFILLS, math.ceil(_REFILL_MS / each)) for each in pass_ms]
+    refills = [0 if is_long else refills_of(each, _MOST_REFILLS) for each in pass_ms]
     least = _LEAST_KEPT_LONG if is_long else _LEAST_KEPT
     repeats = [max(1, math.ceil(policy.block_ms / each)) for each in pass_ms]
     rng = random.Random(seed)
@@ -114,10 +129,8 @@ def time_in_turns(
             continue
         has_quiet = len(quiet) >= least
         kept = quick_rounds(quiet if has_quiet else rounds)
-        intervals = [_ratio_interval(kept, index) for index in range(1, len(runners))]
-        is_settled = len(kept) >= least and all(
-            (each.high - each.low) / 2 < policy.target * each.median for each in intervals
-        )
+        ratios = [Ratio.of([values[index] / values[0] for values in kept]) for index in range(1, len(runners))]
+        is_settled = len(kept) >= least and all(each.half_width < policy.target for each in ratios)
         columns = tuple(zip(*kept, strict=True))
         if are_latencies_wanted:
             is_settled = is_settled and all(is_narrow(column, policy.target) for column in columns)
@@ -125,7 +138,7 @@ def time_in_turns(
         is_over = (used_s > cap_s and len(kept) >= least) or spent_s > _PATIENCE * cap_s
         if is_settled or is_over:
             return Turns(
-                ratios=tuple(intervals),
+                ratios=tuple(ratios),
                 values_ms=columns,
                 contended=len(rounds) - len(kept),
                 runs=tuple(len(kept) * each for each in repeats),
@@ -141,34 +154,12 @@ def quick_rounds(rounds: Sequence[Sequence[float]]) -> list[Sequence[float]]:
     return [values for values, total in zip(rounds, totals, strict=True) if total <= limit]
 
 
-def _ratio_interval(rounds: Sequence[Sequence[float]], index: int) -> RatioInterval:
-    ratios = [values[index] / values[0] for values in rounds]
-    low, high = median_interval(ratios)
-    return RatioInterval(median=statistics.median(ratios), low=low, high=high)
-
-
 def _block_ms(run: Callable[[], object], refills: int, repeats: int) -> float:
     """Return the mean time of a pass; of a block that was interrupted each time, the least one."""
     least_ms = math.inf
     for _ in range(1 + _RETRIES):
-        for _ in range(refills):
-            run()
-        switches = involuntary_switches()
-        began_ns = time.perf_counter_ns()
-        for _ in range(repeats):
-            run()
-        least_ms = min(least_ms, (time.perf_counter_ns() - began_ns) / 1e6 / repeats)
-        if involuntary_switches() == switches:
+        block = time_block(run, refills=refills, passes=repeats)
+        least_ms = min(least_ms, block.pass_ms)
+        if not block.is_interrupted:
             break
     return least_ms
-
-
-def _warm(run: Callable[[], object], policy: MeasurePolicy) -> float:
-    """Run until a pass is no longer faster than those before; return the least time of one, in milliseconds."""
-    values = [_block_ms(run, 0, 1), _block_ms(run, 0, 1)]
-    began = time.perf_counter()
-    while values[-1] < 0.97 * min(values[:-1]) or (len(values) < 4 and values[-1] < _LONG_PASS_MS):
-        if time.perf_counter() - began > policy.warmup_cap_s:
-            break
-        values.append(_block_ms(run, 0, 1))
-    return min(values)

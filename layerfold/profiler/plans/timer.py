@@ -7,21 +7,22 @@ itself: a few of them and the unmerged network take turns, and what counts is th
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 from layerfold.graph.network import Network
-from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.backends import Backend, Runner
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.claims import fill
-from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
-from layerfold.profiler.outside import OutsideGraph
-from layerfold.profiler.random_plans import Plan
-from layerfold.profiler.turns import time_in_turns
+from layerfold.profiler.graphs.assemble import assemble_network
+from layerfold.profiler.graphs.outside import OutsideGraph
+from layerfold.profiler.plans.plan import MeasuredPlan, Plan, pooled
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.claims import fill
+from layerfold.profiler.store.kinds import Kind
+from layerfold.profiler.timing.measure import measure_runners
+from layerfold.profiler.timing.measurement import MeasurePolicy
+from layerfold.profiler.timing.ratio import MeasuredRatio
+from layerfold.profiler.timing.turns import time_in_turns
 
 PLAN_POLICY = MeasurePolicy(target=0.006, cap_s=0.5, block_ms=1.0, warmup_cap_s=0.15)
 """Of one plan among many: a fit averages over them."""
@@ -29,41 +30,6 @@ _CHUNK = 4
 _UNSURE = 4.0
 _AGAIN = " again"
 """What stands behind a plan's signature where a second reading is stored."""
-_LEAST_DEVIATION = 5e-4
-_SLOWED_DEVIATION = 0.03
-_WIDTH_IN_DEVIATIONS = 2 * 1.96
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredPlan:
-    """A plan's latency relative to the original network's.
-
-    Attributes:
-        act_pos, merge_pos, dropped: the plan, chain ends included.
-        ratio, low, high: latency / original latency, median over rounds, with its 95 % interval.
-        rounds, contended: rounds used, and set aside because something else slowed the machine.
-        is_slowed: whether rounds had to be used in which a neighbour slowed the processor.
-    """
-
-    act_pos: tuple[int, ...]
-    merge_pos: tuple[int, ...]
-    ratio: float
-    low: float
-    high: float
-    rounds: int = 0
-    contended: int = 0
-    dropped: tuple[int, ...] = ()
-    is_slowed: bool = False
-
-    @property
-    def plan(self) -> Plan:
-        return Plan(self.act_pos, self.merge_pos, self.dropped)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of ``ratio`` that the interval amounts to, and what a neighbour does to ratios."""
-        spread = max((self.high - self.low) / _WIDTH_IN_DEVIATIONS, _LEAST_DEVIATION)
-        return math.hypot(spread, _SLOWED_DEVIATION * self.ratio) if self.is_slowed else spread
 
 
 class PlanTimer:
@@ -99,7 +65,8 @@ class PlanTimer:
         def measure(_: list[str]) -> None:
             runner = self._backend.compile(self._original_bytes)
             try:
-                self._cache.put(signature, measure_runners([runner.run], self._policy)[0])
+                found = measure_runners([runner.run], self._policy)[0]
+                self._cache.put(signature, found, kind=Kind.NETWORK, network=self._net.hash)
             finally:
                 runner.close()
 
@@ -138,7 +105,7 @@ class PlanTimer:
 
     def measure_now(self, plan: Plan) -> MeasuredPlan:
         """Time a plan next to the original, whatever is known of it."""
-        return self._time_chunk([plan], seed=0)[0]
+        return MeasuredPlan.of(plan, self._time_chunk([plan], seed=0)[0])
 
     def _fill(self, plans: Sequence[Plan], suffix: str, advance: Callable[[], None] = lambda: None) -> None:
         """Have a few plans at a time measured, by this process or by others that fill the same cache."""
@@ -148,14 +115,14 @@ class PlanTimer:
             first = numbers[keys[0]]
             measured = self._time_chunk([plans[numbers[key]] for key in keys], seed=-1 - first if suffix else first)
             for key, each in zip(keys, measured, strict=True):
-                self._cache.put(key, _stored(each))
+                self._cache.put(key, each, kind=Kind.PLAN_AGAIN if suffix else Kind.PLAN, network=self._net.hash)
 
         fill(self._cache, list(numbers), measure, _CHUNK, lambda key: advance())
 
     def _known(self, plan: Plan, suffix: str) -> MeasuredPlan:
-        stored = self._cache.get(self._signature(plan) + suffix)
+        stored = self._cache.get_ratio(self._signature(plan) + suffix)
         assert stored is not None
-        return _measured(plan, stored)
+        return MeasuredPlan.of(plan, stored)
 
     def _is_unsure(self, measured: MeasuredPlan) -> bool:
         return measured.is_slowed or measured.deviation * 1.96 > _UNSURE * self._policy.target
@@ -164,7 +131,7 @@ class PlanTimer:
     def _original_bytes(self) -> bytes:
         return self._assemble(self.original)
 
-    def _time_chunk(self, plans: Sequence[Plan], *, seed: int) -> list[MeasuredPlan]:
+    def _time_chunk(self, plans: Sequence[Plan], *, seed: int) -> list[MeasuredRatio]:
         runners: dict[int, Runner] = {}
         try:
             # The original is compiled again each time, and not always first: where a session's memory lies changes its
@@ -178,18 +145,7 @@ class PlanTimer:
         finally:
             for runner in runners.values():
                 runner.close()
-        return [
-            MeasuredPlan(
-                **plan._asdict(),
-                ratio=ratio.median,
-                low=ratio.low,
-                high=ratio.high,
-                rounds=turns.rounds,
-                contended=turns.contended,
-                is_slowed=turns.is_slowed,
-            )
-            for plan, ratio in zip(plans, turns.ratios, strict=True)
-        ]
+        return [turns.measured_ratio(index, is_settled=not turns.is_slowed) for index in range(1, len(order))]
 
     def _assemble(self, plan: Plan) -> bytes:
         return assemble_network(self._net, self._outside, *plan, dtype=self._dtype)
@@ -198,45 +154,3 @@ class PlanTimer:
         parts = plan if plan.dropped else plan[:2]  # as before layers could be dropped: caches stay good
         digest = hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:24]
         return f"plan {digest} of network:{self._net.hash}"
-
-
-def _stored(measured: MeasuredPlan) -> Measurement:
-    """Return a ratio in the fields of a measurement, as the cache keeps it."""
-    return Measurement(
-        median_ms=measured.ratio,
-        low_ms=measured.low,
-        high_ms=measured.high,
-        spread_ms=0.0,
-        blocks=measured.rounds,
-        runs=measured.rounds,
-        is_settled=not measured.is_slowed,
-        disturbed=measured.contended,
-    )
-
-
-def _measured(plan: Plan, stored: Measurement) -> MeasuredPlan:
-    return MeasuredPlan(
-        **plan._asdict(),
-        ratio=stored.median_ms,
-        low=stored.low_ms,
-        high=stored.high_ms,
-        rounds=stored.blocks,
-        contended=stored.disturbed,
-        is_slowed=not stored.is_settled,
-    )
-
-
-def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
-    """Return one plan's readings as one: their mean, weighted by precision."""
-    weights = [each.deviation**-2 for each in readings]
-    ratio = sum(w * each.ratio for w, each in zip(weights, readings, strict=True)) / sum(weights)
-    half = 1.96 / math.sqrt(sum(weights))
-    return replace(
-        readings[0],
-        ratio=ratio,
-        low=ratio - half,
-        high=ratio + half,
-        rounds=sum(each.rounds for each in readings),
-        contended=sum(each.contended for each in readings),
-        is_slowed=any(each.is_slowed for each in readings),
-    )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from layerfold.profiler.cache_file import MEMORY, default_cache_path, open_cache_file, open_in_memory
-from layerfold.profiler.claims import Claimant, ClaimWatch, Heart, claim_holders, drop_claims, take_claims
+from layerfold.profiler.store.checked import facts_of
+from layerfold.profiler.store.claims import Claimant, ClaimWatch, Heart, claim_holders, drop_claims, take_claims
+from layerfold.profiler.store.file import MEMORY, default_cache_path, open_cache_file, open_in_memory
+
+FACTS = "kind, summary, conditions, measured_at, took_s, build_s"
+"""The columns that :func:`facts_of` takes."""
 
 
 class Rows(Protocol):
@@ -101,3 +105,10 @@ class RowFile:
         if self._heart is not None:
             self._heart.stop()
         self._connection.close()
+
+
+def facts_in(one: Callable[[str, Sequence[Any]], Any], environment: str, signature: str) -> dict[str, Any] | None:
+    """Return all that is stored of a signature, or None; ``one`` gives the first row of a query."""
+    query = f"SELECT {FACTS} FROM measurement WHERE environment = ? AND signature = ?"
+    row = one(query, (environment, signature))
+    return None if row is None else facts_of(*row)

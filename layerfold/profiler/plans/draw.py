@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from layerfold.errors import UsageError
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
+from layerfold.profiler.plans.plan import Plan
 from layerfold.tables import LatencyTable
 from layerfold.tables.kernel import SegmentKey
 
@@ -20,19 +20,6 @@ _GOOD_GROWTH = 1.3
 _ENOUGH_SEGMENTS = 30
 _ENOUGH_FASTER = 10
 _SHARE_OF_SLOWER = 1 / 3
-
-
-class Plan(NamedTuple):
-    """What decides a merged network's latency.
-
-    Attributes:
-        act_pos, merge_pos: as of a solution, chain ends included.
-        dropped: layers that are left out, rising.
-    """
-
-    act_pos: tuple[int, ...]
-    merge_pos: tuple[int, ...]
-    dropped: tuple[int, ...] = ()
 
 
 def random_solutions(

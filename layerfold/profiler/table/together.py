@@ -1,8 +1,8 @@
 """Several processes fill one cache, of this machine or of a cluster; the table is read off it where it was asked for.
 
-Every worker goes the same way through the measurements (:func:`layerfold.profiler.table.measured_table`), claims what
-it measures next (:mod:`layerfold.profiler.claims`) and stores each result at once. The process that asked goes it too,
-and measures nothing: it may well run where there is no such device.
+Every worker goes the same way through the measurements (:func:`layerfold.profiler.table.measured.measured_table`),
+claims what it measures next (:mod:`layerfold.profiler.store.claims`) and stores each result at once. The process that
+asked goes it too, and measures nothing: it may well run where there is no such device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from layerfold.errors import ProfilerError, ProvenanceMismatchError, UsageError
 from layerfold.executor import Executor, Pool
 from layerfold.graph import Network, trace_again
 from layerfold.profiler.backends import Backend, BackendBase, Runner, get_backend
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.cache_file import MEMORY
-from layerfold.profiler.measure import Measurement
-from layerfold.profiler.open_cache import environment_of, is_gpu
-from layerfold.profiler.rows import RowFile
-from layerfold.profiler.table import TableSettings, measured_table
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.checked import Reading
+from layerfold.profiler.store.environment import environment_of, is_gpu
+from layerfold.profiler.store.file import MEMORY
+from layerfold.profiler.store.rows import RowFile
+from layerfold.profiler.table.measured import TableSettings, measured_table
 
 _LOOK_EVERY_S = 0.25
 _ENDS_WITHIN_S = 60.0
@@ -175,8 +175,8 @@ class WatchedCache(MeasurementCache):
     def conditions(self) -> dict[str, Any]:
         return self._workers.conditions()
 
-    def get(self, signature: str) -> Measurement | None:
-        found = super().get(signature)
+    def look_up(self, signature: str) -> Reading | None:
+        found = super().look_up(signature)
         if found is not None and signature not in self._known_before:
             self.report.measured(signature, found, None)
         return found

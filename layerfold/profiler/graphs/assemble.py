@@ -14,10 +14,10 @@ from layerfold.graph.activations import activation_at, is_repeated
 from layerfold.graph.description import Chain, Segment
 from layerfold.graph.network import Network
 from layerfold.graph.specs import ActivationSpec
-from layerfold.profiler.light_weights import lightened
-from layerfold.profiler.onnx_writer import IR_VERSION, OPSET, OnnxWriter
-from layerfold.profiler.outside import OutsideGraph
-from layerfold.profiler.segment_onnx import write_segment
+from layerfold.profiler.graphs.light_weights import lightened
+from layerfold.profiler.graphs.outside import OutsideGraph
+from layerfold.profiler.graphs.segment import write_segment
+from layerfold.profiler.graphs.writer import IR_VERSION, OPSET, OnnxWriter
 
 
 def assemble_network(
@@ -34,7 +34,7 @@ def assemble_network(
 
     Args:
         net: the traced network.
-        outside: what lies outside its chains (:func:`layerfold.profiler.outside.outside_graph`).
+        outside: what lies outside its chains (:func:`layerfold.profiler.graphs.outside.outside_graph`).
         act_pos: positions with an activation; a slot that is empty in the original gets its chain's commonest.
             A chain's end keeps what it has, listed or not.
         merge_pos: positions where merging stops; chain ends are implied.

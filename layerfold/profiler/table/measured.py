@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,18 +12,20 @@ from torch import nn
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.fit_plans import fit_to_plans
-from layerfold.profiler.measure import MeasurePolicy
-from layerfold.profiler.neighbours import NeighbourTimer
-from layerfold.profiler.open_cache import measurement_facts, purpose_of
-from layerfold.profiler.outside import OutsideGraph, outside_graph
-from layerfold.profiler.plan_timing import PLAN_POLICY, PlanTimer
-from layerfold.profiler.segments import SegmentProfiler, count_alone, profile_segments
+from layerfold.profiler.graphs.outside import OutsideGraph, outside_graph
+from layerfold.profiler.plans.timer import PLAN_POLICY, PlanTimer
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.kinds import Kind
+from layerfold.profiler.table.fit import fit_to_plans
+from layerfold.profiler.table.neighbours import NeighbourTimer
+from layerfold.profiler.table.segments import SegmentProfiler, count_alone, profile_segments
+from layerfold.profiler.timing.measurement import MeasurePolicy
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
 Method = Literal["plans", "isolated"]
+KIND_ALONE: dict[Method, Kind] = {"plans": Kind.SCREENING, "isolated": Kind.ALONE}
+"""Method of profiling -> how segments are measured alone."""
 DEFAULT_TARGET: dict[str, float] = {"plans": 0.006, "isolated": 0.02}
 SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
 
@@ -98,12 +100,27 @@ def measured_table(
         versions=facts["versions"],
         fixed_ms=fixed_ms,
         chains=tuple((chain.start, chain.end) for chain in net.chains),
-        measurement=measurement_facts(store, segments, alone.failures),
+        measurement=_measurement_facts(store, segments, alone.failures),
         options={"method": method, "target": policy.target, "cap_s": settings.cap_s, **fit},
         backend_options=facts["options"],
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return LatencyTable(entries, provenance=provenance)
+
+
+def _measurement_facts(
+    store: MeasurementCache, segments: Sequence[Segment], failures: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what a table's provenance says of its measurements."""
+    return {
+        **store.report.counts(),
+        "conditions": store.conditions(),
+        "not_built": [
+            {"st": segment.start, "end": segment.end, "reason": failures[segment.signature]}
+            for segment in segments
+            if segment.signature in failures
+        ],
+    }
 
 
 def policy_of(method: Method, target: float | None, cap_s: float) -> MeasurePolicy:
@@ -129,7 +146,7 @@ def segment_profiler(
         batch=settings.batch,
         dtype=settings.dtype,
         workers=workers,
-        purpose=purpose_of(method),
+        kind=KIND_ALONE[method],
         advance=advance,
     )
 
@@ -138,7 +155,7 @@ def _outside_ms(net: Network, outside: OutsideGraph, profiler: SegmentProfiler) 
     """Return the latency of what lies outside the chains, with the one call of a session that every plan needs."""
     if outside.onnx_bytes is None:
         return profiler.overhead_ms(net.segment(0, 1))
-    return profiler.measure_graph(f"outside network:{net.hash}", outside.onnx_bytes).median_ms
+    return profiler.outside_ms(net, outside.onnx_bytes)
 
 
 def _isolated_entry(

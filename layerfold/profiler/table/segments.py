@@ -4,7 +4,7 @@ Two artefacts of measuring a segment alone are known. Calling a session costs so
 does: a graph with the same inputs that does nothing is measured and taken off. And ONNX Runtime's
 convs work in blocked memory layouts: alone, each segment pays for reordering its input and output, which inside the
 network happens only now and then. The second is left to the fit to whole networks
-(:mod:`layerfold.profiler.fit_plans`).
+(:mod:`layerfold.profiler.table.fit`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from layerfold.errors import DeviceUnavailableError, ProfilerError
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend, Runner
-from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.claims import fill
-from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
-from layerfold.profiler.segment_onnx import overhead_onnx, segment_onnx
+from layerfold.profiler.graphs.segment import overhead_onnx, segment_onnx
+from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.claims import fill
+from layerfold.profiler.store.kinds import SUFFIXES, Kind
+from layerfold.profiler.timing.measure import measure_runners
+from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy
 
 CHUNK = 8
 """Sessions alive at a time: enough to interleave, few enough not to disturb each other."""
@@ -40,7 +42,7 @@ class SegmentProfiler:
         policy: of each measurement.
         batch, dtype: of every graph.
         workers: processes that fill the cache together.
-        purpose: put behind each signature in the cache, so that rough measurements do not stand in for careful ones.
+        kind: ``ALONE`` or ``SCREENING``; rough measurements do not stand in for careful ones.
         advance: called once for each signature that is finished.
     """
 
@@ -53,13 +55,13 @@ class SegmentProfiler:
         batch: int,
         dtype: str,
         workers: int = 1,
-        purpose: str = "",
+        kind: Kind = Kind.ALONE,
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         self._backend, self._policy = backend, policy
         self._cache = cache or MeasurementCache(False, {})
         self._batch, self.dtype, self.advance = batch, dtype, advance
-        self._purpose, self.workers = purpose, workers
+        self._kind, self._suffix, self.workers = kind, SUFFIXES[kind], workers
         self.raw: dict[str, Measurement] = {}
         self.failures: dict[str, str] = {}
         self.num_measured = 0
@@ -101,7 +103,7 @@ class SegmentProfiler:
 
             def finished(index: int, measurement: Measurement) -> None:
                 segment, _, build_s = built[index]
-                self._store(segment.signature, measurement, build_s)
+                self._store(segment.signature, measurement, build_s, kind=self._kind)
 
             measure_runners(
                 [runner.run for runner in runners],
@@ -114,7 +116,12 @@ class SegmentProfiler:
             for runner in runners:
                 runner.close()
 
-    def measure_graph(self, signature: str, onnx_bytes: bytes) -> Measurement:
+    def outside_ms(self, net: Network, onnx_bytes: bytes) -> float:
+        """Return the latency of what lies outside the chains of a network."""
+        signature = f"outside network:{net.hash}"
+        return self._measure_graph(signature, onnx_bytes, kind=Kind.OUTSIDE, network=net.hash).median_ms
+
+    def _measure_graph(self, signature: str, onnx_bytes: bytes, *, kind: Kind, network: str = "") -> Measurement:
         """Measure any graph under a signature of its own."""
 
         def measure(_: list[str]) -> None:
@@ -122,11 +129,12 @@ class SegmentProfiler:
             runner = self._backend.compile(onnx_bytes)
             build_s = time.perf_counter() - began
             try:
-                self._store(signature, measure_runners([runner.run], self._policy)[0], build_s)
+                found = measure_runners([runner.run], self._policy)[0]
+                self._store(signature, found, build_s, kind=kind, network=network)
             finally:
                 runner.close()
 
-        fill(self._cache, [signature + self._purpose], measure, 1)
+        fill(self._cache, [signature + self._suffix], measure, 1)
         found = self.look_up(signature)
         assert found is not None  # it was measured, or the backend's refusal was raised
         return found
@@ -136,7 +144,8 @@ class SegmentProfiler:
         count = 1 + len(segment.open_residuals)
         if count not in self._overheads:
             onnx_bytes = overhead_onnx(((16, 8, 8),) * count, batch=self._batch, dtype=self.dtype)
-            self._overheads[count] = self.measure_graph(f"overhead inputs:{count}", onnx_bytes).median_ms
+            signature = f"overhead inputs:{count}"
+            self._overheads[count] = self._measure_graph(signature, onnx_bytes, kind=self._kind).median_ms
         return self._overheads[count]
 
     def net_ms(self, segment: Segment) -> float:
@@ -147,18 +156,20 @@ class SegmentProfiler:
     def look_up(self, signature: str) -> Measurement | None:
         """Return what is known of a signature, from this run or from the cache."""
         if signature not in self.raw:
-            stored = self._cache.get(signature + self._purpose)
+            stored = self._cache.get(signature + self._suffix)
             if stored is not None:
                 self.raw[signature] = stored
         return self.raw.get(signature)
 
     def _key(self, segment: Segment) -> str:
-        return segment.signature + self._purpose
+        return segment.signature + self._suffix
 
-    def _store(self, signature: str, measurement: Measurement, build_s: float) -> None:
+    def _store(
+        self, signature: str, measurement: Measurement, build_s: float, *, kind: Kind, network: str = ""
+    ) -> None:
         self.raw[signature] = measurement
         self.num_measured += 1
-        self._cache.put(signature + self._purpose, measurement, build_s=build_s)
+        self._cache.put(signature + self._suffix, measurement, kind=kind, network=network, build_s=build_s)
 
 
 def distinct(segments: Sequence[Segment]) -> list[Segment]:

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from layerfold.executor import processors
-from layerfold.profiler.block_statistics import trend
-from layerfold.profiler.machine_state import MachineState, machine_state
-from layerfold.profiler.reference import ReferenceTime, time_reference
+from layerfold.profiler.machine.reference import ReferenceTime, time_reference
+from layerfold.profiler.machine.state import MachineState, machine_state
+from layerfold.profiler.timing.block_statistics import trend
 
 _SAMPLE_EVERY_S = 1.0
 _GPU_SAMPLE_EVERY_S = 10.0

@@ -16,10 +16,11 @@ from layerfold.export.onnx import export_onnx
 from layerfold.files import read_bytes
 from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend, Runner, get_backend
-from layerfold.profiler.compare import RatioInterval
-from layerfold.profiler.conditions import Watch
-from layerfold.profiler.measure import MeasurePolicy, is_narrow, summarise_blocks
-from layerfold.profiler.turns import Turns, time_in_turns
+from layerfold.profiler.machine.conditions import Watch
+from layerfold.profiler.timing.block_statistics import is_narrow
+from layerfold.profiler.timing.measurement import MeasurePolicy, summarise_blocks
+from layerfold.profiler.timing.ratio import Ratio
+from layerfold.profiler.timing.turns import Turns, time_in_turns
 
 Benchmarkable = nn.Module | bytes | str | os.PathLike[str]
 
@@ -93,7 +94,7 @@ def benchmark_networks(
     cap_s: float = 10.0,
     is_patient: bool = False,
 ) -> BenchmarkReport:
-    """Measure networks end to end, in turns, round by round (``layerfold.profiler.turns``).
+    """Measure networks end to end, in turns, round by round (``layerfold.profiler.timing.turns``).
 
     Args:
         networks: name -> module, ONNX file or ONNX bytes; the first is the reference of the ratios.
@@ -153,7 +154,7 @@ def _latencies(names: list[str], turns: Turns, policy: MeasurePolicy) -> tuple[N
     for index, name in enumerate(names):
         values_ms = turns.values_ms[index]
         m = summarise_blocks(values_ms, runs=turns.runs[index], is_settled=is_narrow(values_ms, policy.target))
-        ratio = turns.ratios[index - 1] if index else RatioInterval(median=1.0, low=1.0, high=1.0)
+        ratio = turns.ratios[index - 1] if index else Ratio(estimate=1.0, low=1.0, high=1.0)
         found.append(
             NetworkLatency(
                 name=name,
@@ -161,7 +162,7 @@ def _latencies(names: list[str], turns: Turns, policy: MeasurePolicy) -> tuple[N
                 low_ms=m.low_ms,
                 high_ms=m.high_ms,
                 spread_ms=m.spread_ms,
-                ratio=ratio.median,
+                ratio=ratio.estimate,
                 ratio_low=ratio.low,
                 ratio_high=ratio.high,
                 runs=m.runs,

@@ -17,8 +17,8 @@ from annotated_types import Ge, Gt, Le
 
 from layerfold.errors import TableError
 from layerfold.files import Count, Finite, parse_json
-from layerfold.profiler.beliefs import Beliefs, SegmentFacts, pooled_plans
-from layerfold.profiler.plan_timing import MeasuredPlan
+from layerfold.profiler.plans.beliefs import Beliefs, SegmentFacts
+from layerfold.profiler.plans.plan import MeasuredPlan, pooled_plans
 from layerfold.tables import LatencyEntry, LatencyTable
 from layerfold.tables.kernel import IDENTITY, SegmentKey
 

@@ -6,7 +6,9 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from layerfold.profiler.measure import Measurement
+from layerfold.profiler.store.checked import Reading
+from layerfold.profiler.timing.measurement import Measurement
+from layerfold.profiler.timing.ratio import MeasuredRatio
 
 
 @dataclass
@@ -18,16 +20,16 @@ class RunReport:
     """
 
     log: TextIO | None = None
-    new: dict[str, Measurement] = field(default_factory=dict)
-    cached: dict[str, Measurement] = field(default_factory=dict)
+    new: dict[str, Reading] = field(default_factory=dict)
+    cached: dict[str, Reading] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
-    def found(self, signature: str, measurement: Measurement) -> None:
+    def found(self, signature: str, measurement: Reading) -> None:
         """Take note of one that was there already."""
         if signature not in self.new:
             self.cached[signature] = measurement
 
-    def measured(self, signature: str, measurement: Measurement, build_s: float | None) -> None:
+    def measured(self, signature: str, measurement: Reading, build_s: float | None) -> None:
         """Take note of a new one."""
         self.cached.pop(signature, None)
         self.new[signature] = measurement
@@ -46,16 +48,19 @@ class RunReport:
         the time cap before their interval was narrow enough, and are used with the interval that they have.
         """
         every = [*self.new.values(), *self.cached.values()]
+        latencies = [each for each in every if isinstance(each, Measurement)]
+        ratios = [each for each in every if isinstance(each, MeasuredRatio)]
         return {
             "measured": len(self.new),
             "cached": len(self.cached),
             "failed": len(self.failures),
-            "rough": sum(each.blocks <= 3 for each in every),
-            "unsettled": sum(not each.is_settled and each.blocks > 3 for each in every),
-            "drifting": sum(each.trend != 0 for each in every),
-            "blocks": sum(each.blocks for each in every),
-            "outlying_blocks": sum(each.outliers for each in every),
-            "disturbed_blocks": sum(each.disturbed for each in every),
+            "rough": sum(each.blocks <= 3 for each in latencies) + sum(each.rounds <= 3 for each in ratios),
+            "unsettled": sum(not each.is_settled and each.blocks > 3 for each in latencies)
+            + sum(not each.is_settled and each.rounds > 3 for each in ratios),
+            "drifting": sum(each.trend != 0 for each in latencies),
+            "blocks": sum(each.blocks for each in latencies) + sum(each.rounds for each in ratios),
+            "outlying_blocks": sum(each.outliers for each in latencies),
+            "disturbed_blocks": sum(each.disturbed for each in latencies) + sum(each.contended for each in ratios),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -68,8 +73,14 @@ class RunReport:
             print(f"{now} {line}", file=self.log, flush=True)
 
 
-def log_line(signature: str, m: Measurement, build_s: float | None) -> str:
+def log_line(signature: str, m: Reading, build_s: float | None) -> str:
     """Return a measurement on one line: median, interval, blocks, build time, whether it settled."""
+    if isinstance(m, MeasuredRatio):
+        found = m.ratio
+        return (
+            f"{'settled' if m.is_settled else 'UNSETTLED'} ratio {found.estimate:.6g} [{found.low:.6g}, "
+            f"{found.high:.6g}] +-{found.half_width:.2%}, {m.rounds} rounds, {m.contended} set aside | {signature}"
+        )
     state = "settled" if m.is_settled else "rough" if m.blocks <= 3 else "UNSETTLED"
     build = "" if build_s is None else f", build {build_s:.3g} s"
     odd = f", {m.outliers} outlying up to {m.outlier_ms:.6g} ms" if m.outlier_ms is not None else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layerfold.graph.description import Residual, Segment
 from layerfold.graph.specs import ActivationSpec, Shape
-from layerfold.profiler.onnx_writer import OnnxWriter
+from layerfold.profiler.graphs.writer import OnnxWriter
 
 
 def write_segment(

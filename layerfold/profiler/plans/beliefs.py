@@ -20,15 +20,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import MissingEntryError
-from layerfold.profiler.plan_timing import MeasuredPlan
-from layerfold.profiler.random_plans import Plan
+from layerfold.profiler.plans.plan import MeasuredPlan, Plan
 from layerfold.tables.kernel import IDENTITY, SegmentKey
 
 Floats = NDArray[np.float64]
@@ -301,13 +300,3 @@ def _prior_terms(segments: Sequence[SegmentFacts]) -> dict[str, Floats]:
         "shape": alike * np.outer(size, size),
         "segment": np.diag(size**2),
     }
-
-
-def pooled_plans(measured: Iterable[MeasuredPlan]) -> list[MeasuredPlan]:
-    """Return one reading for each set of segments: several are averaged by precision."""
-    from layerfold.profiler.plan_timing import pooled
-
-    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[MeasuredPlan]] = {}
-    for plan in measured:
-        groups.setdefault((plan.merge_pos, plan.dropped), []).append(plan)
-    return [pooled(each) if len(each) > 1 else replace(each[0]) for each in groups.values()]

@@ -1,0 +1,1 @@
+"""How a number is measured: policy, blocks, turns, intervals. Imports no other room of the profiler."""
