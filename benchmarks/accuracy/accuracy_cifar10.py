@@ -8,9 +8,10 @@
 Ways: ``layerfold`` (merging and dropping, the exact solver), ``compress`` (its whole loop: plans near the solver's
 scored as wholes, and finalists finetuned for a short while), ``paper`` (Kim et al. 2023: merging only, every importance
 by finetuning, time discretised), ``uniform`` (blocks evenly spread), ``pruning`` and ``global pruning`` (filters, by
-Torch-Pruning), and the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with
-the original, and it chooses again with less until it is within the budget (``--by-table``: neither); then every network
-is finetuned alike, from the same baseline with the same teacher.
+Torch-Pruning, with ``round_to`` 8, 16 and none, for each network and speed-up the one of these that keeps most), and
+the published checkpoints of Dynamic Structure Pruning. What a way chooses is measured in turns with the original, and
+it chooses again with less until it is within the budget (``--by-table``: neither); then every network is finetuned
+alike, from the same baseline with the same teacher.
 Resumable: what was chosen and what accuracy came of it is kept beside the record, half-done work under ``--work``;
 ``--only`` does some of the steps, so that those that measure latency (``latency``, ``choose``, ``measure``) can have a
 core or a GPU to themselves. ``compare`` takes of ``--seeds`` those that are finetuned, and finetunes where none is.
@@ -66,11 +67,20 @@ def print_rows(name: str, found: dict[str, Any]) -> None:
     for row in found["rows"]:
         asked = f"{row['speedup_asked']:g}x"
         if row["reached"]:
-            print(f"{row['way']:<18}{asked:>7}{row['measured_speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} %")
+            print(
+                f"{row['way']:<18}{asked:>7}{row['measured_speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} %"
+                f"{rounding_of(row)}"
+            )
         else:
             print(f"{row['way']:<18}{asked:>7}   not reached; the most is {row['most']:.3f}x")
     for row in found["published"]:
         print(f"{row['checkpoint']:<25}{row['measured_speedup']:>9.3f}x{row['accuracy_pct']:>9.2f} % (published)")
+
+
+def rounding_of(row: dict[str, Any]) -> str:
+    """Return which ``round_to`` was the best of those tried, where a row is a pruning."""
+    tried = [str(each["round_to"]) for each in row.get("tried", ())]
+    return f"   (round_to={row['round_to']}, the best of {', '.join(tried)})" if tried else ""
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from cifar_runs import NETWORKS, Run
-from rivals import DSP, DSP_MEAN, DSP_STD, EXAMPLE, dsp_onnx, load_dsp, paper, prune, share_for, uniform
+from rivals import DSP, DSP_MEAN, DSP_STD, EXAMPLE, best_pruning, dsp_onnx, load_dsp, paper, prune, uniform
 from torch import nn
 
 import layerfold as lf
@@ -122,11 +122,11 @@ class Contest:
         return 1 / found["other"].ratio
 
     def choice(self, way: str, speedup: float) -> dict[str, Any]:
-        """Return what a way chooses for a measured speed-up: a solution, a share of filters, or how far it reaches."""
+        """Return what a way chooses for a measured speed-up: a solution, a pruning, or how far it reaches."""
         path = self.kept / f"{self._file(way)}-{speedup:g}.json"
-        if not path.exists():
+        if not path.exists() or self._is_outdated(way, path):
             if "pruning" in way:
-                found = self._share(way, speedup)
+                found = best_pruning(self.original, speedup, self.speedup_of, is_global=way == "global pruning")
             else:
                 found = self._verified(speedup) if way == "compress" else self._solution(way, speedup)
             print(f"{self.name}, {way}, {speedup:g}x: {found}"[:300], file=sys.stderr, flush=True)
@@ -142,11 +142,10 @@ class Contest:
         """Return what files of a finetuned network are called."""
         return f"{self._file(way)}-{speedup:g}-{seed}"
 
-    def _share(self, way: str, speedup: float) -> dict[str, Any]:
-        share, reached = share_for(self.original, speedup, self.speedup_of, is_global=way == "global pruning")
-        if share is None:
-            return {"reached": False, "most": reached}
-        return {"reached": True, "share": share, "speedup": reached}
+    @staticmethod
+    def _is_outdated(way: str, path: Path) -> bool:
+        """Say whether a kept pruning was chosen before channels were rounded."""
+        return "pruning" in way and "tried" not in json.loads(path.read_text())
 
     def _verified(self, speedup: float) -> dict[str, Any]:
         """Choose as ``compress`` does: the loop that measures, plans as wholes, and finalists."""
@@ -210,7 +209,8 @@ class Contest:
     def student(self, way: str, choice: dict[str, Any]) -> nn.Module:
         """Return the network that a choice stands for, before training."""
         if "pruning" in way:
-            return prune(self.original, choice["share"], is_global=way == "global pruning")
+            share, round_to = choice["share"], choice["round_to"]
+            return prune(self.original, share, is_global=way == "global pruning", round_to=round_to)
         return lf.build_train_form(self.original, self.run.net, lf.Solution.from_json(choice["solution"]))
 
     def is_done(self, way: str, speedup: float, seed: int) -> bool:
@@ -355,7 +355,7 @@ def digest(way: str, choice: dict[str, Any]) -> str:
     """Return a name of the network that a choice stands for, alike for ways that chose the same."""
     solution = choice.get("solution", {})
     network = (
-        [way, choice["share"]]
+        [way, choice["share"], choice["round_to"]]
         if "pruning" in way
         else [solution["act_pos"], solution["merge_pos"], solution["kept_layers"]]
     )

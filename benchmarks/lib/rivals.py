@@ -1,7 +1,9 @@
 """Other ways to make a network faster, for comparison at a measured speed-up.
 
 ``paper`` and ``uniform`` choose a solution; ``prune`` gives a smaller network (Torch-Pruning: Fang et al., DepGraph,
-CVPR 2023); the published checkpoints of Dynamic Structure Pruning (Park et al., AAAI 2023) are taken as they are.
+CVPR 2023) with each of ``ROUNDINGS`` for ``round_to``, of which ``best_pruning`` takes the best: channels that are no
+multiple of what a processor's kernels compute at once are slow. The published checkpoints of Dynamic Structure Pruning
+(Park et al., AAAI 2023) are taken as they are.
 """
 
 from __future__ import annotations
@@ -28,8 +30,12 @@ DSP = {name: tuple(f"{name}_g{groups}" for groups in (2, 3, 4)) for name in ("re
 """Checkpoints by network."""
 
 DSP_MEAN, DSP_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-_BISECTIONS = 6
-_LARGEST_SHARE = 0.95
+ROUNDINGS = (None, 8, 16)
+"""Of Torch-Pruning's ``round_to``: the channels that stay are a multiple of it, or any number."""
+
+_LARGEST_SHARE, _SHARE_STEP, _FINEST_SHARE = 0.95, 0.05, 0.015
+"""Of filters: the most that go, the steps in which rounded ones are tried, and where the bisection ends."""
+
 _PRECISION = 2000
 """Steps of time a millisecond, of the paper's programme: networks here take less than a millisecond."""
 
@@ -91,7 +97,7 @@ def uniform(net: lf.Network, latency: lf.LatencyTable, budget_ms: float) -> lf.S
     raise lf.InfeasibleBudgetError(f"budget {budget_ms:.6g} ms", budget_ms=budget_ms, least_ms=least_ms)
 
 
-def prune(model: nn.Module, share: float, *, is_global: bool) -> nn.Module:
+def prune(model: nn.Module, share: float, *, is_global: bool, round_to: int | None = None) -> nn.Module:
     """Return a copy of which the share of filters of least group magnitude (L2) is gone, by Torch-Pruning.
 
     The classifier keeps its outputs. In a CIFAR ResNet, whose shortcuts pad channels, only the convs inside blocks
@@ -100,6 +106,7 @@ def prune(model: nn.Module, share: float, *, is_global: bool) -> nn.Module:
     Args:
         share: of the filters of each layer.
         is_global: rank filters over the whole network in place of each layer's own.
+        round_to: the channels that stay are a multiple of it; None for any number.
     """
     import torch_pruning
 
@@ -117,16 +124,20 @@ def prune(model: nn.Module, share: float, *, is_global: bool) -> nn.Module:
             max_pruning_ratio=_LARGEST_SHARE,
             ignored_layers=whole,
             global_pruning=is_global,
+            round_to=round_to,
         ).step()
     for parameter in pruned.parameters():
         parameter.grad = None
     return pruned
 
 
-def share_for(
+def best_pruning(
     model: nn.Module, speedup: float, measure: Callable[[nn.Module], float], *, is_global: bool
-) -> tuple[float | None, float]:
-    """Return the least share of filters, by bisection, whose network is as fast as asked, and its speed-up.
+) -> dict[str, Any]:
+    """Return the pruning that is as fast as asked, of those by each of ``ROUNDINGS`` the one that keeps most.
+
+    What it keeps is the share of the convs' squared weights that is still there: the magnitude by which filters are
+    chosen. So a number of channels that suits the processor pays where fewer filters have to go for the same latency.
 
     Args:
         model: the original.
@@ -135,20 +146,61 @@ def share_for(
         is_global: see ``prune``.
 
     Returns:
-        None and the largest speed-up where even the largest share is not fast enough.
+        ``reached``; ``share``, ``round_to`` and ``speedup`` where it is, else the ``most`` that is; ``tried``, what
+        each rounding came to.
     """
-    low, high = 0.0, _LARGEST_SHARE
-    best = measure(prune(model, high, is_global=is_global))
-    if best < speedup:
-        return None, best
-    for _ in range(_BISECTIONS):
+    tried = []
+    for round_to in ROUNDINGS:
+        share, found = _share_for(model, speedup, measure, is_global=is_global, round_to=round_to)
+        pruned = None if share is None else prune(model, share, is_global=is_global, round_to=round_to)
+        kept = None if pruned is None else _squared_weights(pruned) / _squared_weights(model)
+        tried.append({"round_to": round_to, "share": share, "speedup": found, "kept": kept})
+    reached = [each for each in tried if each["kept"] is not None]
+    if not reached:
+        return {"reached": False, "most": max(each["speedup"] for each in tried), "tried": tried}
+    best = max(reached, key=lambda each: each["kept"])
+    return {"reached": True, **{key: best[key] for key in ("share", "round_to", "speedup")}, "tried": tried}
+
+
+def _share_for(
+    model: nn.Module, speedup: float, measure: Callable[[nn.Module], float], *, is_global: bool, round_to: int | None
+) -> tuple[float | None, float]:
+    """Return the least share of filters whose network is as fast as asked, and its speed-up.
+
+    More filters make a faster network, but not where channels are rounded: Torch-Pruning rounds what stays down, and
+    leaves a layer whole of which nothing would stay. So shares are then tried from the least up to one that is fast
+    enough, before the bisection.
+
+    Returns:
+        None and the largest speed-up where no share is fast enough.
+    """
+
+    def measured(share: float) -> float:
+        return measure(prune(model, share, is_global=is_global, round_to=round_to))
+
+    low, most = 0.0, 0.0
+    first = _LARGEST_SHARE if round_to is None else _SHARE_STEP
+    steps = round((_LARGEST_SHARE - first) / _SHARE_STEP) + 1
+    for high in (first + step * _SHARE_STEP for step in range(steps)):
+        best = measured(high)
+        if best >= speedup:
+            break
+        low, most = high, max(most, best)
+    else:
+        return None, most
+    while high - low > _FINEST_SHARE:
         middle = (low + high) / 2
-        found = measure(prune(model, middle, is_global=is_global))
+        found = measured(middle)
         if found >= speedup:
             high, best = middle, found
         else:
             low = middle
     return high, best
+
+
+def _squared_weights(model: nn.Module) -> float:
+    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return sum(float(conv.weight.detach().double().square().sum()) for conv in convs)
 
 
 def load_dsp(name: str) -> nn.Module:
