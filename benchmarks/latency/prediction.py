@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+from calibrate import calibrate_latency
 from latency_networks import CASES, WORK, open_case
 from predictions import errors, ratios_of, with_intervals
 from record import RESULTS, write_record
@@ -32,7 +33,6 @@ import layerfold as lf
 from layerfold.profiler import get_backend
 from layerfold.profiler.beliefs import Beliefs
 from layerfold.profiler.cache import MeasurementCache
-from layerfold.profiler.calibrate import calibrate_latency
 from layerfold.profiler.fitted import beliefs_of, fitted_table, growth_of, plans_of
 from layerfold.profiler.measure import MeasurePolicy
 from layerfold.profiler.neighbours import NeighbourTimer

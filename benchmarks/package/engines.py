@@ -24,8 +24,8 @@ from record import write_record
 from layerfold.export import build_engine, check_onnx, export_onnx
 from layerfold.graph import trace_network
 from layerfold.merge import build_train_form, merge_network
-from layerfold.profiler import random_solutions
 from layerfold.solver import Solution
+from tests.oracles.random_plans import random_solutions
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
 PRECISIONS = ("float32", "float16")

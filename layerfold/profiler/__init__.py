@@ -7,21 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerfold.profiler.backends import backend_names, get_backend
-    from layerfold.profiler.calibrate import Calibration, calibrate_latency
-    from layerfold.profiler.compare import Comparison, compare_runners
     from layerfold.profiler.measure import Measurement, MeasurePolicy, measure_runners
     from layerfold.profiler.profile import profile_network
-    from layerfold.profiler.random_plans import random_solutions
     from layerfold.profiler.verify import Verification, verify_solution
     from layerfold.profiler.whole import BenchmarkReport, NetworkLatency, benchmark_networks
 
 _HOMES = {
     "backends": ("backend_names", "get_backend"),
-    "calibrate": ("Calibration", "calibrate_latency"),
-    "compare": ("Comparison", "compare_runners"),
     "measure": ("MeasurePolicy", "Measurement", "measure_runners"),
     "profile": ("profile_network",),
-    "random_plans": ("random_solutions",),
     "verify": ("Verification", "verify_solution"),
     "whole": ("BenchmarkReport", "NetworkLatency", "benchmark_networks"),
 }
@@ -29,20 +23,15 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BenchmarkReport",
-    "Calibration",
-    "Comparison",
     "MeasurePolicy",
     "Measurement",
     "NetworkLatency",
     "Verification",
     "backend_names",
     "benchmark_networks",
-    "calibrate_latency",
-    "compare_runners",
     "get_backend",
     "measure_runners",
     "profile_network",
-    "random_solutions",
     "verify_solution",
 ]
 

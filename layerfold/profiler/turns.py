@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layerfold.profiler.compare import RatioInterval
 from layerfold.profiler.measure import MeasurePolicy, involuntary_switches, is_narrow, median_interval
 from layerfold.profiler.sentinel import SENTINEL, Sentinel
 
@@ -30,6 +29,15 @@ _QUICK_MARGIN = 1.06
 _LEAST_KEPT, _LEAST_KEPT_LONG = 8, 5
 _PATIENCE = 3.0
 _RETRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioInterval:
+    """A latency relative to the first runner's: median over rounds and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,9 @@ from layerfold.export.onnx import export_onnx
 from layerfold.files import read_bytes
 from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend, Runner, get_backend
-from layerfold.profiler.compare import RatioInterval
 from layerfold.profiler.conditions import Watch
 from layerfold.profiler.measure import MeasurePolicy, is_narrow, summarise_blocks
-from layerfold.profiler.turns import Turns, time_in_turns
+from layerfold.profiler.turns import RatioInterval, Turns, time_in_turns
 
 Benchmarkable = nn.Module | bytes | str | os.PathLike[str]
 

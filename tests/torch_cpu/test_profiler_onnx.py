@@ -21,12 +21,13 @@ from layerfold.graph.description import Residual, Segment
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge import build_train_form, merge_network
-from layerfold.profiler import get_backend, random_solutions
+from layerfold.profiler import get_backend
 from layerfold.profiler.assemble import assemble_network
 from layerfold.profiler.onnx_writer import ACTIVATION_KINDS, OnnxWriter
 from layerfold.profiler.outside import outside_graph
 from layerfold.profiler.segment_onnx import overhead_onnx, segment_onnx
 from layerfold.solver import Solution
+from tests.oracles.random_plans import random_solutions
 
 PARAMS = {
     "leaky_relu": (("negative_slope", 0.2),),

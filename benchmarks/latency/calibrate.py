@@ -1,4 +1,4 @@
-"""Fit ``measured = fixed + scale * sum of entries`` on a few measured plans."""
+"""Fit ``measured = fixed + scale * sum of entries`` on a few measured plans: one of the ways of docs/prediction.md."""
 
 from __future__ import annotations
 
