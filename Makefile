@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 DOCS := build/docs
 
-.PHONY: help demo test test-slow lint docs install clean
+.PHONY: help demo test test-slow lint docs wheel install clean
 
 help:
 	@echo "make demo       compress a small trained network on this CPU; results in $(OUT)/ (report.html)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff (format and rules), mypy --strict, import contracts"
 	@echo "make docs       the documentation as a site; $(DOCS)/index.html"
+	@echo "make wheel      the wheel, installed by itself and used; needs 6 GB for a while"
 	@echo "make clean      remove $(VENV), $(OUT), $(DOCS) and caches"
 
 demo: $(STAMP)
@@ -46,6 +47,10 @@ lint: $(STAMP)
 docs: $(DOCS_STAMP)
 	$(TEST_ENV) $(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going -c docs -d build/doctrees . $(DOCS)
 	@echo "$(DOCS)/index.html"
+
+# Needs nothing of $(VENV): it makes an environment of its own, in a temporary folder.
+wheel:
+	PYTHON="$(PYTHON)" PIP_FLAGS="$(PIP_FLAGS)" .ci/wheel
 
 install: $(STAMP)
 

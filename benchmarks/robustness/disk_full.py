@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from harness import Outcome, judge, load_everything, run_forked, snapshot
 from inputs import MODEL, SKELETONS, make_inputs
 from record import write_record

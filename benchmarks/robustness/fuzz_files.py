@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from file_targets import TARGETS, Target, make_more
 from harness import Outcome, judge, load_everything, run_forked, snapshot
 from inputs import make_inputs

@@ -19,6 +19,7 @@ from layerfold import __version__
 from layerfold.cache_folder import default_cache_folder
 from layerfold.errors import LayerfoldError, UsageError
 from layerfold.factories import USER_MODULE, loaded_files
+from layerfold.files import write_text
 from layerfold.terminal import printable
 
 FAILURE = 1
@@ -132,7 +133,7 @@ def _kept(folder: Path, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%f")
     path = folder / f"error-{stamp}-{os.getpid()}.txt"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     for old in sorted(folder.glob("error-*.txt"))[:-_KEPT]:
         with suppress(OSError):
             old.unlink()

@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> None:
         "recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
         "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
         "or adaptive (each entry cheaply, then those of the best plans expensively; needs --latency) "
-        "(default: shared, without labels recalibrate)",
+        "(default: shared, without labels recalibrate); here there are %(choices)s",
     )
     group.add_argument(
         "--score",

@@ -73,18 +73,6 @@ def list_drop_options(
     return found
 
 
-def best_ways(
-    net: Description, start: int, end: int, layer_norms: Mapping[int, float], max_kernel: int = 1_000_000
-) -> dict[str, tuple[float, Segment]]:
-    """Return, by merged kernel, the greatest summed norm of one segment and the segment that has it.
-
-    Kernels above ``max_kernel`` may be missing. The whole segment is among them.
-    """
-    chain = net.chain_of(end)
-    by_end = dict(_ways_from(net, chain, start, end, layer_norms, max_kernel))
-    return _best_of_each_kernel(net, start, end, layer_norms, by_end.get(end, []))
-
-
 def _best_of_each_kernel(
     net: Description, start: int, end: int, norms: Mapping[int, float], ways: list[_Way]
 ) -> dict[str, tuple[float, Segment]]:

@@ -13,10 +13,12 @@ from layerfold.importance.estimate import (
     trains,
     weights_hash,
 )
+from layerfold.importance.estimators import Estimator, EstimatorBase, Training, estimator_names
 from layerfold.importance.finalists import FinalistScores
 from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
-from layerfold.importance.scores import SCORES
+from layerfold.importance.scores import SCORES, Scores
+from layerfold.importance.subject import Subject
 from layerfold.importance.wholes import WholeScores
 
 __all__ = [
@@ -24,13 +26,19 @@ __all__ = [
     "AUTO",
     "METHODS",
     "SCORES",
+    "Estimator",
+    "EstimatorBase",
     "FinalistScores",
     "Refinement",
     "Request",
+    "Scores",
+    "Subject",
+    "Training",
     "WholeScores",
     "check_method",
     "default_method",
     "estimate_importance",
+    "estimator_names",
     "list_requests",
     "remove_journal",
     "trains",

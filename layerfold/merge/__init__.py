@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layerfold.merge.deploy_form import MergedConv, merge_network
 from layerfold.merge.fading import add_fading
-from layerfold.merge.files import LoadedForm, Recipe, is_form, load_form, save_form
+from layerfold.merge.files import LoadedForm, Recipe, load_form, save_form
 from layerfold.merge.segment_ends import segment_ends
 from layerfold.merge.train_form import build_train_form
 
@@ -14,7 +14,6 @@ __all__ = [
     "Recipe",
     "add_fading",
     "build_train_form",
-    "is_form",
     "load_form",
     "merge_network",
     "save_form",

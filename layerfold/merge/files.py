@@ -236,11 +236,6 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
     )
 
 
-def is_form(path: str | Path) -> bool:
-    """Say whether ``path`` has a form's sidecar beside it."""
-    return sidecar_path(Path(path)).is_file()
-
-
 def _read_sidecar(path: Path) -> dict[str, Any]:
     sidecar = sidecar_path(path)
     if path.suffix != ".safetensors":

@@ -30,26 +30,6 @@ class TakenWeights:
     note: str
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the first set of weights of a file: safetensors, or a pickle that holds tensors and plain values.
-
-    A set inside another (``state_dict``, ``model``, ``ema``, ...) is found; ``module.``, which ``DataParallel`` puts
-    before every key, is taken off.
-
-    Raises:
-        UsageError: no such file, not a weights file, a TorchScript archive, or a pickle with code in it.
-    """
-    state = next(iter(read_sets(Path(path)).values()))
-    while state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
-
-
-def load_weights(module: nn.Module, path: str | Path, key: str | None = None) -> str:
-    """Load weights as :func:`take_weights` does, and return the file's SHA-256."""
-    return take_weights(module, path, key).sha256
-
-
 def take_weights(
     module: nn.Module, path: str | Path, key: str | None = None, *, can_set_classes: bool = True
 ) -> TakenWeights:
@@ -66,8 +46,9 @@ def take_weights(
         can_set_classes: whether ``num_classes`` and ``in_channels`` can be given to whoever built the module.
 
     Raises:
-        UsageError: as ``read_weights``; no set fits (the first key that is missing, unexpected or of another shape
-            is named), several fit equally, or a tensor holds no finite numbers of the right kind.
+        UsageError: no such file, not a weights file, a TorchScript archive, or a pickle with code in it; no set fits
+            (the first key that is missing, unexpected or of another shape is named), several fit equally, or a tensor
+            holds no finite numbers of the right kind.
     """
     path = Path(path)
     expected = module.state_dict()

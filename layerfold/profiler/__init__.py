@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerfold.profiler.backends import backend_names, get_backend
     from layerfold.profiler.benchmark import BenchmarkReport, NetworkLatency, benchmark_networks
-    from layerfold.profiler.calibrate import Calibration, calibrate_latency
-    from layerfold.profiler.compare import Comparison, compare_runners
-    from layerfold.profiler.plans.draw import random_solutions
     from layerfold.profiler.profile import profile_network
     from layerfold.profiler.timing.measure import measure_runners
     from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "backends": ("backend_names", "get_backend"),
     "benchmark": ("BenchmarkReport", "NetworkLatency", "benchmark_networks"),
-    "calibrate": ("Calibration", "calibrate_latency"),
-    "compare": ("Comparison", "compare_runners"),
-    "plans.draw": ("random_solutions",),
     "profile": ("profile_network",),
     "timing.measure": ("measure_runners",),
     "timing.measurement": ("MeasurePolicy", "Measurement"),
@@ -37,20 +31,15 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BenchmarkReport",
-    "Calibration",
-    "Comparison",
     "MeasurePolicy",
     "Measurement",
     "NetworkLatency",
     "Verification",
     "backend_names",
     "benchmark_networks",
-    "calibrate_latency",
-    "compare_runners",
     "get_backend",
     "measure_runners",
     "profile_network",
-    "random_solutions",
     "verify_solution",
 ]
 

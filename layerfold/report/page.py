@@ -92,10 +92,10 @@ def _keep_units(text: str) -> str:
     return re.sub(r"(?<=\d) (?=(?:ms|%|k|M|G)\b|%)", "\u00a0", text)
 
 
-def _section(heading: str, body: str, kind: str = "") -> Iterator[str]:
+def _section(heading: str, body: str) -> Iterator[str]:
     """Yield a section, or nothing for an empty body."""
     if body:
-        yield f"<section{f' class={kind!r}' if kind else ''}><h2>{markup_text(heading)}</h2>{body}</section>"
+        yield f"<section><h2>{markup_text(heading)}</h2>{body}</section>"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, last: str = "") -> str:

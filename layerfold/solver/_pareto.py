@@ -12,6 +12,9 @@ Indices = NDArray[np.intp]
 TIE = 1e-13
 """Importances that differ by less than this part of their size are equal: they differ by rounding only."""
 
+_BLOCK = 256
+"""Labels that are compared at once."""
+
 
 class TooManyLabels(Exception):
     """A frontier grew beyond its limit; caught where the limit was set."""
@@ -76,15 +79,15 @@ def _two_costs(second: Floats, importances: Floats, slack: float) -> Indices:
     return np.array(kept, dtype=np.intp)
 
 
-def _many_costs(costs: Floats, importances: Floats, slack: float, block: int = 256) -> Indices:
+def _many_costs(costs: Floats, importances: Floats, slack: float) -> Indices:
     """Compare block by block with all labels kept so far; labels come sorted by their costs."""
     values = np.column_stack((costs[:, 1:], -importances + TIE * np.abs(importances) + slack))
     bounds = np.column_stack((costs[:, 1:], -importances))
     kept = np.empty(0, dtype=np.intp)
-    for start in range(0, len(values), block):
-        here = np.arange(start, min(start + block, len(values)))
-        for past in range(0, len(kept), 4 * block):
-            rivals = bounds[kept[past : past + 4 * block]]
+    for start in range(0, len(values), _BLOCK):
+        here = np.arange(start, min(start + _BLOCK, len(values)))
+        for past in range(0, len(kept), 4 * _BLOCK):
+            rivals = bounds[kept[past : past + 4 * _BLOCK]]
             beaten = (rivals[:, None, :] <= values[None, here, :]).all(axis=2).any(axis=0)
             here = here[np.logical_not(beaten)]
             if not len(here):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layerfold.errors import UsageError
 from layerfold.tables.kernel import SegmentKey
 
 Floats = NDArray[np.float64]
@@ -129,27 +128,4 @@ def chain_options(
         costs=costs[order],
         importances=importances[order],
         plan_of=lambda index: plan_of(int(order[index])),
-    )
-
-
-def gather_options(options: Sequence[Option], chain: tuple[int, int]) -> ChainOptions:
-    """Return option objects as arrays; those of other chains are passed over.
-
-    Raises:
-        UsageError: an option whose states are no 0 or 1, or whose number of costs differs from the others'.
-    """
-    start, end = chain
-    inside = [option for option in options if start <= option.start < option.end <= end]
-    for option in inside:
-        if len(option.more_costs) != len(inside[0].more_costs):
-            raise UsageError(f"{option}: {len(option.more_costs)} more costs, expected {len(inside[0].more_costs)}")
-        if option.start_act not in (0, 1) or option.end_act not in (0, 1):
-            raise UsageError(f"{option}: activation states must be 0 or 1")
-    return chain_options(
-        chain=chain,
-        from_state=np.array([2 * (each.start - start) + each.start_act for each in inside], dtype=np.int64),
-        to_state=np.array([2 * (each.end - start) + each.end_act for each in inside], dtype=np.int64),
-        costs=np.array([(each.latency_ms, *each.more_costs) for each in inside], dtype=float).reshape(len(inside), -1),
-        importances=np.array([each.importance for each in inside], dtype=float),
-        plan_of=lambda index: inside[index].plan,
     )

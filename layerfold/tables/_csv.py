@@ -69,7 +69,8 @@ class Row:
             raise self.error(column, expected)
         return value + 0.0  # -0.0 becomes 0.0
 
-    def optional_number(self, column: str, expected: str = "a number between -1e9 and 1e9, or nothing") -> float | None:
+    def optional_number(self, column: str) -> float | None:
+        expected = "a number between -1e9 and 1e9, or nothing"
         return None if self.cells.get(column, "") == "" else self.number_in(column, -LARGEST, expected)
 
     def text(self, column: str) -> str:

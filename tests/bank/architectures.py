@@ -1,6 +1,6 @@
 """The bank: the architectures that every step is checked on, each with the features that it brings.
 
-One definition for the tests (a third of it), the slow test and ``benchmarks/architectures.py`` (all of it).
+One definition for the tests (a third of it), the slow test and ``benchmarks/package/architectures.py`` (all of it).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 NUM_CLASSES = 10
-_CIFAR = Path(__file__).resolve().parents[2] / "benchmarks" / "cifar_resnet.py"
+_CIFAR = Path(__file__).resolve().parents[2] / "benchmarks" / "lib" / "cifar_resnet.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def _timm(name: str) -> nn.Module:
 
 
 def _cifar() -> nn.Module:
-    """Import ``benchmarks/cifar_resnet.py``, which is no package."""
+    """Import ``benchmarks/lib/cifar_resnet.py``, which is no package."""
     spec = importlib.util.spec_from_file_location("cifar_resnet", _CIFAR)
     assert spec is not None
     assert spec.loader is not None
@@ -233,7 +233,7 @@ BANK: tuple[Architecture, ...] = (
         "dense strided batch_norm relu identity_shortcut sliced_shortcut",
         lambda _: _cifar(),
         sizes=(32, 35),
-        note="CIFAR ResNet-20 of benchmarks/cifar_resnet.py, shortcut option A",
+        note="CIFAR ResNet-20 of benchmarks/lib/cifar_resnet.py, shortcut option A",
     ),
 )
 

@@ -171,8 +171,8 @@ def test_bad_choice_is_one_line_with_its_exit_code(
 
 def test_stale_installation_says_so() -> None:
     code = textwrap.dedent("""
-        from layerfold.profiler.backends import registry
-        registry.entry_points = lambda group: ()
+        from layerfold import plugins
+        plugins.entry_points = lambda group: ()
         from layerfold.cli import main
         raise SystemExit(main(["bench", "x.onnx"]))
     """)

@@ -135,7 +135,12 @@ def test_informative_plans_leave_less_doubt_than_the_first_ones() -> None:
     assert len(set(chosen)) == 8
 
     def doubt(indices: list[int]) -> float:
-        seen = beliefs.with_measured([machine.measure(pool[i].merge_pos) for i in indices], refit=False)
+        seen = Beliefs(
+            beliefs.segments,
+            beliefs.chains,
+            [machine.measure(pool[i].merge_pos) for i in indices],
+            scales=beliefs.scales,
+        )
         return sum(seen.predict(plan.merge_pos).deviation ** 2 for plan in pool)
 
     assert doubt(chosen) < doubt(list(range(8)))
@@ -183,7 +188,7 @@ def test_options_with_dropped_layers_are_segments_of_their_own(tmp_path) -> None
     with pytest.raises(MissingEntryError, match=r"\(3, 4\) without layers \[4\]"):
         base.predict(stops, [4])
     plan = MeasuredPlan(act_pos=(), merge_pos=stops, ratio=0.8, low=0.799, high=0.801, dropped=(2, 3))
-    table = fitted_table(alone, base.with_measured([plan] * 4))
+    table = fitted_table(alone, Beliefs(base.segments, base.chains, [plan] * 4))
     learnt = beliefs_of(table)
     assert abs(learnt.predict(stops, [2, 3]).ratio - 0.8) < abs(base.predict(stops, [2, 3]).ratio - 0.8)
     table.write(tmp_path / "t.csv")

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from layerfold.errors import SolutionError
-from layerfold.graph.drop_options import best_ways
+from layerfold.graph.description import Segment
+from layerfold.graph.drop_options import _best_of_each_kernel, _ways_from
 from layerfold.graph.network import Network
 from tests.oracles.drop_options import best_norms, random_network
 
@@ -16,6 +17,12 @@ def norms_of(net: Network, seed: int) -> dict[int, float]:
     rng = random.Random(seed)
     whole = rng.random() < 0.3  # ties
     return {layer.index: float(rng.randint(1, 3)) if whole else rng.random() for layer in net.layers}
+
+
+def best_ways(net: Network, start: int, end: int, norms: dict[int, float]) -> dict[str, tuple[float, Segment]]:
+    """Return, by merged kernel, the greatest summed norm of one segment and the segment that has it."""
+    by_end = dict(_ways_from(net, net.chain_of(end), start, end, norms, 1_000_000))
+    return _best_of_each_kernel(net, start, end, norms, by_end.get(end, []))
 
 
 def test_kept_layers_have_the_greatest_norm_of_all_that_merge_into_the_same_kernel() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +12,11 @@ from layerfold.errors import UsageError
 from layerfold.graph.description import Chain, Layer, Residual
 from layerfold.graph.network import Network
 from layerfold.graph.specs import ActivationSpec, ConvSpec
-from layerfold.profiler.calibrate import calibrate_latency
-from layerfold.profiler.plans.draw import random_solutions
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
+from tests.oracles.random_plans import random_solutions
 
+_SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "latency" / "calibrate.py"
+calibrate_latency = runpy.run_path(str(_SCRIPT))["calibrate_latency"]
 RELU = ActivationSpec(kind="relu")
 
 

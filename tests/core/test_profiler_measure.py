@@ -8,8 +8,6 @@ import pytest
 from scipy import stats
 
 from layerfold.errors import UsageError
-from layerfold.profiler import compare
-from layerfold.profiler.compare import compare_runners
 from layerfold.profiler.timing import blocks, measure
 from layerfold.profiler.timing import clock as block_clock
 from layerfold.profiler.timing.block_statistics import median_interval
@@ -32,7 +30,7 @@ def busy(loops: int):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    for module in (compare, measure, blocks, block_clock):
+    for module in (measure, blocks, block_clock):
         monkeypatch.setattr(module, "time", found)
     monkeypatch.setattr(measure, "least_block_ms", lambda: 0.1)
     monkeypatch.setattr(blocks, "involuntary_switches", lambda: 0)
@@ -146,25 +144,6 @@ def test_finished_measurements_are_handed_over_at_once():
     assert finished == {index: each.median_ms for index, each in enumerate(found)}
 
 
-def test_equal_runners_compare_as_equal_and_double_work_as_double(clock):
-    runners = {"one": clock.runner(0.001), "same": clock.runner(0.001), "double": clock.runner(0.002)}
-    found = compare_runners(runners, MeasurePolicy(target=0.05, cap_s=1))
-    assert found.ratios["one"].estimate == 1.0
-    assert found.conditions.seconds > 0
-    assert found.ratios["same"].estimate == pytest.approx(1.0, abs=0.01)
-    assert found.ratios["double"].estimate == pytest.approx(2.0, rel=0.01)
-    assert found.ratios["double"].low <= found.ratios["double"].estimate <= found.ratios["double"].high
-
-
-def test_drift_does_not_become_a_difference(clock):
-    def drifting() -> None:
-        clock.now += 0.001 * 1.002 ** next(passes)
-
-    passes = itertools.count()
-    found = compare_runners({"a": drifting, "b": drifting}, MeasurePolicy(target=0.02, cap_s=1))
-    assert found.ratios["b"].estimate == pytest.approx(1.0, abs=0.001)
-
-
 @pytest.mark.parametrize("field", [{"target": 0}, {"target": 1.5}, {"cap_s": 0}, {"min_blocks": 3}])
 def test_policy_names_the_value_that_breaks_its_rule(field):
     ((name, value),) = field.items()
@@ -183,8 +162,3 @@ def test_blocks_timed_beside_a_neighbour_are_run_again_and_counted(monkeypatch):
     stuck = measure_runners([lambda: sum(range(2000))], MeasurePolicy(target=0.5, cap_s=0.1, warmup_cap_s=0.05))[0]
     assert stuck.blocks >= 3
     assert stuck.disturbed > 0
-
-
-def test_comparing_nothing_is_an_error():
-    with pytest.raises(UsageError, match="runners is empty"):
-        compare_runners({})

@@ -43,5 +43,5 @@ def test_pictures_and_records_of_the_page_exist() -> None:
         assert (PAGE.parent / name).is_file()
     for name in re.findall(r"`(solver_\w+\.json)`", text):
         assert (PAGE.parents[1] / "benchmarks" / "results" / name).is_file()
-    for name in re.findall(r"`(benchmarks/\w+\.py)`", text):
+    for name in re.findall(r"`(benchmarks/\w+/\w+\.py)`", text):
         assert (PAGE.parents[1] / name).is_file()

@@ -12,7 +12,7 @@ from layerfold.solver import Limits, Option, Plan, solve_frontier
 from layerfold.solver._hull import make_hull
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver.labels import least_to_go
-from layerfold.solver.options import ChainOptions, chain_options, gather_options
+from layerfold.solver.options import ChainOptions, chain_options
 from layerfold.solver.search import Found, solve_options
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
 
@@ -160,7 +160,14 @@ def test_options_of_any_kind_are_solved_alike() -> None:
         ),
         Option(start=1, start_act=1, end=2, end_act=1, latency_ms=1.0, importance=0.0, plan=Plan(breaks=(1, 2))),
     ]
-    chain = gather_options(options, (0, 2))
+    chain = chain_options(
+        chain=(0, 2),
+        from_state=np.array([2 * each.start + each.start_act for each in options], dtype=np.int64),
+        to_state=np.array([2 * each.end + each.end_act for each in options], dtype=np.int64),
+        costs=np.array([[each.latency_ms] for each in options]),
+        importances=np.array([each.importance for each in options]),
+        plan_of=lambda index: options[index].plan,
+    )
     summed = solved([chain]).summed
     assert summed.costs[:, 0].tolist() == [2.0, 3.0]
     assert [chain.option(each).plan.label for each in summed.chains[0].path(0)] == ["half the channels", ""]

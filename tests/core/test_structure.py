@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "package"
 
 
 @pytest.fixture(scope="module")
 def structure(request: pytest.FixtureRequest):
+    before = list(sys.path)  # the script adds benchmarks/lib
     sys.path.insert(0, str(BENCHMARKS))
     try:
         import structure
     finally:
-        sys.path.remove(str(BENCHMARKS))
+        sys.path[:] = before
     return structure
 
 

@@ -18,8 +18,8 @@ from layerfold.export.engine_check import check_header
 from layerfold.export.trt_library import library_logger
 from layerfold.graph import trace_network
 from layerfold.merge import build_train_form, merge_network
-from layerfold.profiler import random_solutions
 from layerfold.solver import Solution
+from tests.oracles.random_plans import random_solutions
 
 INPUT = torch.randn(1, 3, 16, 16)
 without_gpu = pytest.mark.skipif("torch.cuda.is_available()", reason="here the GPU is there")

@@ -1,4 +1,7 @@
-"""The solver against enumeration and MILP on random problems; `benchmarks/solver_oracles.py` runs 10,000 of them."""
+"""The solver against enumeration and MILP on random problems.
+
+`benchmarks/solver/solver_oracles.py` runs 10,000 of them.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def test_solver_is_at_least_as_good_as_the_published_algorithm_within_budget() -
 
 
 def test_solver_with_dropped_layers_matches_brute_force() -> None:
-    """`benchmarks/drops_oracle.py` runs more, and records them."""
+    """`benchmarks/solver/drops_oracle.py` runs more, and records them."""
     found = [compare_drops(seed) for seed in range(800)]
     assert [line for lines, _, _ in found for line in lines] == []
     assert sum(is_feasible for _, is_feasible, _ in found) > 600, "the problems must have answers to compare"

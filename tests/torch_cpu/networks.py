@@ -22,12 +22,12 @@ NAMES = (
     "timm:tf_efficientnet_lite0",
     "cifar:resnet20",
 )
-_BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+_CIFAR = Path(__file__).resolve().parents[2] / "benchmarks" / "lib" / "cifar_resnet.py"
 
 
 def cifar_module() -> ModuleType:
-    """Import ``benchmarks/cifar_resnet.py``, which is no package."""
-    spec = importlib.util.spec_from_file_location("cifar_resnet", _BENCHMARKS / "cifar_resnet.py")
+    """Import ``benchmarks/lib/cifar_resnet.py``, which is no package."""
+    spec = importlib.util.spec_from_file_location("cifar_resnet", _CIFAR)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
 """The bank of architectures: a third of it, with every feature, always; all of it in the slow run.
 
-``benchmarks/architectures.py`` runs the same checks with a journal, and records them.
+``benchmarks/package/architectures.py`` runs the same checks with a journal, and records them.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from layerfold.importance.estimate import ESTIMATORS
 
 
 def test_names_known_to_the_command_line_are_those_of_the_libraries() -> None:
-    assert _choices.METHODS == METHODS
-    assert tuple(ESTIMATORS) == _choices.ESTIMATORS
+    assert tuple(_choices.METHODS) == METHODS
+    assert tuple(ESTIMATORS) == tuple(_choices.ESTIMATORS)
     assert _choices.SCORES == SCORES
     assert _choices.INTERPOLATIONS == INTERPOLATIONS
     assert _choices.FORMATS == FORMATS

@@ -20,7 +20,7 @@ from layerfold.errors import UsageError
 from layerfold.finetune._processes import open_accelerator
 
 _ROOT = Path(__file__).resolve().parents[2]
-_RESNET = f"{_ROOT / 'benchmarks/cifar_resnet.py'}:resnet20"
+_RESNET = f"{_ROOT / 'benchmarks/lib/cifar_resnet.py'}:resnet20"
 
 
 def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:

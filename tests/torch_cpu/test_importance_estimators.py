@@ -30,7 +30,7 @@ Trained = tuple[nn.Module, lf.Network, ImageData]
 @pytest.fixture(scope="module")
 def trained(shared_path: Path) -> Trained:
     """Return the published ResNet-20 with some images of CIFAR-10's test split: trained, so that a change shows."""
-    factory = Path(__file__).parents[2] / "benchmarks/cifar_resnet.py"
+    factory = Path(__file__).parents[2] / "benchmarks/lib/cifar_resnet.py"
     loaded = lf.load_model(f"{factory}:resnet20", weights=shared_path / "checkpoints/resnet20-12fca82f.th")
     table = pyarrow.parquet.read_table(shared_path / "data/cifar10/test.parquet").slice(0, 500)
     pixels = [np.asarray(Image.open(io.BytesIO(each))) for each in table["image"].to_pylist()]

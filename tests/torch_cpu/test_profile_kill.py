@@ -26,7 +26,7 @@ def net():
 """
 _RUN = """
 import json, sys
-sys.path.insert(0, "benchmarks")
+sys.path.insert(0, "benchmarks/robustness")
 from profile_kill import kill_and_restart
 found = kill_and_restart(sys.argv[1], "3x16x16", method=sys.argv[2], kills=3, seed=int(sys.argv[3]))
 print(json.dumps(found))

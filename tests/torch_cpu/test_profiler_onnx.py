@@ -21,12 +21,13 @@ from layerfold.graph.description import Residual, Segment
 from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge import build_train_form, merge_network
-from layerfold.profiler import get_backend, random_solutions
+from layerfold.profiler import get_backend
 from layerfold.profiler.graphs.assemble import assemble_network
 from layerfold.profiler.graphs.outside import outside_graph
 from layerfold.profiler.graphs.segment import overhead_onnx, segment_onnx
 from layerfold.profiler.graphs.writer import ACTIVATION_KINDS, OnnxWriter
 from layerfold.solver import Solution
+from tests.oracles.random_plans import random_solutions
 
 PARAMS = {
     "leaky_relu": (("negative_slope", 0.2),),

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
@@ -23,19 +24,13 @@ _STEPS = 40
 _LEARNING_RATE = 2e-3
 
 
-class Distill:
+class Distill(EstimatorBase):
     """See :class:`Estimator`. Adam with a cosine rate; the loss is the squared error over the target's variance."""
 
-    fills_slots: ClassVar[bool] = False
-    is_recalibrated: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    trains_original: ClassVar[bool] = False
-    shares_training: ClassVar[bool] = False
-    looks_ahead: ClassVar[bool] = False
-    known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:
-        self._subject, self._seed = subject, training.seed
+        super().__init__(subject, training)
         self._how = Distill.options(self.segment_training(training))
         self._targets = FeatureBank(subject.original_form, subject.calibration.images)
 
@@ -49,7 +44,7 @@ class Distill:
         return training
 
     def scores_of(self, request: Request) -> Scores:
-        subject = self._subject
+        subject = self.subject
         suffix = subject.behind_the_change(subject.changed_form(request))
         end = subject.net.graph.layers[request.end - 1].feature
         name = (
@@ -92,7 +87,7 @@ class Distill:
 
     def _rows(self, sizes: list[int], batch_size: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (batch, rows of it) without end, every kept batch in turn, in a new order each time round."""
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self.training.seed)
         while True:
             for batch in torch.randperm(len(sizes), generator=generator).tolist():
                 yield batch, torch.randperm(sizes[batch], generator=generator)[:batch_size]

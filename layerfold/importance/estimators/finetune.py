@@ -5,41 +5,35 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from layerfold.finetune import finetune_network
+from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
-from layerfold.importance.subject import Subject
 
 _STEPS = 300
 
 
-class Finetune:
+class Finetune(EstimatorBase):
     """See :class:`Estimator`. Cosine rate with a warm-up, momentum, cross-entropy."""
 
     fills_slots: ClassVar[bool] = True
     is_recalibrated: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     trains_original: ClassVar[bool] = True
-    shares_training: ClassVar[bool] = False
-    looks_ahead: ClassVar[bool] = False
-    known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
-
-    def __init__(self, subject: Subject, training: Training) -> None:
-        self._subject, self._training = subject, training
 
     @staticmethod
     def options(training: Training) -> dict[str, Any]:
         return training.options(steps=_STEPS, learning_rate=None)
 
     def scores_of(self, request: Request) -> Scores:
-        changed = self._subject.changed_form(request)
+        changed = self.subject.changed_form(request)
         finetune_network(
             changed,
-            self._subject.data,
-            **self.options(self._training),
-            seed=self._training.seed,
-            device=self._subject.device,
+            self.subject.data,
+            **self.options(self.training),
+            seed=self.training.seed,
+            device=self.subject.device,
             score_holdout=False,
             progress=False,
         )
-        return self._subject.score(changed)
+        return self.subject.score(changed)

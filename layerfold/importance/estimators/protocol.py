@@ -38,6 +38,9 @@ class Training:
 class Estimator(Protocol):
     """One way to estimate what the score loses by a change.
 
+    A class with these members, registered in the entry-point group ``layerfold.estimators``, is an estimator
+    (docs/importance.md); :class:`EstimatorBase` has all but the last. It is made in each worker, once for all entries.
+
     Attributes:
         fills_slots: whether empty slots are worth trying with an activation, if nobody says.
         is_recalibrated: whether changed networks get new BatchNorm statistics, and so must the original.

@@ -17,33 +17,25 @@ from torch import Tensor, fx
 
 from layerfold.errors import UsageError
 from layerfold.graph.dropping import gone_branches, keeps_shape
+from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
 from layerfold.importance.subject import Subject
 
 
-class Taylor:
+class Taylor(EstimatorBase):
     """See :class:`Estimator`. The loss is the cross-entropy with the labels of the calibration images."""
 
-    fills_slots: ClassVar[bool] = False
     is_recalibrated: ClassVar[bool] = False
-    trains: ClassVar[bool] = False
-    trains_original: ClassVar[bool] = False
-    shares_training: ClassVar[bool] = False
-    looks_ahead: ClassVar[bool] = False
     known_scores: ClassVar[tuple[str, ...]] = ("val_loss",)
 
     def __init__(self, subject: Subject, training: Training) -> None:
-        self._subject = subject
+        super().__init__(subject, training)
         self._terms = _terms(subject)
 
-    @staticmethod
-    def options(training: Training) -> dict[str, Any]:
-        return {}
-
     def scores_of(self, request: Request) -> Scores:
-        net = self._subject.net
+        net = self.subject.net
         before, after = set(net.original_act_pos), set(request.act_pos(net))
         if after - before:
             raise UsageError("fill_slots=True: taylor knows activations that the original has; leave fill_slots out")
@@ -58,7 +50,7 @@ class Taylor:
         lost += [("branch", dst) for dst in sorted(ends)]
         gone = [self._terms[each] for each in lost]
         change = torch.stack(gone).sum(0) if gone else torch.zeros(1)
-        return {"val_loss": self._subject.original["val_loss"] + float(change.mean() + change.square().mean() / 2)}
+        return {"val_loss": self.subject.original["val_loss"] + float(change.mean() + change.square().mean() / 2)}
 
 
 class _Recorder(fx.Interpreter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, cast
 
 from layerfold.errors import (
@@ -13,7 +13,7 @@ from layerfold.errors import (
     UsageError,
     nearest_names,
 )
-from layerfold.profiler.backends.base import one_line
+from layerfold.plugins import entries_of, load_part
 from layerfold.profiler.backends.protocol import Backend
 
 GROUP = "layerfold.backends"
@@ -23,7 +23,7 @@ _MEMBERS = ("name", "requires", "devices", "available_devices", "provenance", "c
 
 def backend_names() -> tuple[str, ...]:
     """Return the names of all registered backends, installed or not, in alphabetical order."""
-    return tuple(sorted(_entries()))
+    return tuple(sorted(entries_of(GROUP)))
 
 
 def backend_source(name: str) -> str:
@@ -40,24 +40,14 @@ def load_backend(name: str) -> type[Backend]:
         OptionalDependencyError: the module that defines it imports a package that is missing.
         ProfilerError: it cannot be loaded, or is no backend.
     """
-    entry = _entry(name)
-    try:
-        found = entry.load()
-    except ImportError as error:
-        raise OptionalDependencyError(
-            f"backend={name!r} ({entry.value}) cannot be imported: {one_line(error)}; "
-            f"install {_dist(entry)} again, with what it needs"
-        ) from error
-    except Exception as error:  # code of others: whatever it raises at import
-        raise ProfilerError(
-            f"backend={name!r} ({entry.value}) fails at import: {type(error).__name__}: "
-            f"{one_line(error)}; tell the makers of {_dist(entry)}"
-        ) from error
-    lacking = [member for member in _MEMBERS if not hasattr(found, member)]
-    if lacking:
-        raise ProfilerError(
-            f"backend={name!r} ({entry.value}) is no backend: it lacks {', '.join(lacking)}; see docs/backends.md"
-        )
+    found = load_part(
+        _entry(name),
+        f"backend={name!r}",
+        kind="backend",
+        members=_MEMBERS,
+        guide="docs/backends.md",
+        error=ProfilerError,
+    )
     return cast(type[Backend], found)
 
 
@@ -128,16 +118,8 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _entries() -> dict[str, EntryPoint]:
-    """Return name -> entry point; a name of layerfold's own is taken by no one else, of others the first holds."""
-    found: dict[str, EntryPoint] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda each: not each.value.startswith("layerfold.")):
-        found.setdefault(entry.name, entry)
-    return found
-
-
 def _entry(name: str) -> EntryPoint:
-    entries = _entries()
+    entries = entries_of(GROUP)
     if not any(entry.value.startswith("layerfold.") for entry in entries.values()):
         raise ProfilerError(
             "layerfold's own backends are not registered, so its installation is older than its "
@@ -150,7 +132,3 @@ def _entry(name: str) -> EntryPoint:
             "install a package that registers it"
         )
     return entries[name]
-
-
-def _dist(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "the package that registers it"

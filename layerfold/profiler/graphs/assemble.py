@@ -81,25 +81,6 @@ def assemble_network(
     return bytes(model.SerializeToString())
 
 
-def assemble_chain(
-    net: Network,
-    chain: Chain,
-    act_pos: Collection[int],
-    merge_pos: Collection[int],
-    dropped: Collection[int] = (),
-    *,
-    batch: int = 1,
-    dtype: str = "float32",
-    seed: int = 0,
-) -> bytes:
-    """Return the ONNX graph of one chain alone under a plan; arguments as of :func:`assemble_network`."""
-    writer = OnnxWriter(dtype=dtype, batch=batch, seed=seed, is_light=True)
-    value = writer.add_input("x", net.layer(chain.start + 1).input_shape)
-    output = _write_chain(writer, net, chain, value, act_pos, net.segments_of(merge_pos, dropped))
-    writer.add_output(output, net.layer(chain.end).output_shape)
-    return writer.model_bytes()
-
-
 def _write_chain(
     writer: OnnxWriter,
     net: Network,

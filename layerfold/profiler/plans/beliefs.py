@@ -130,10 +130,6 @@ class Beliefs:
         self.scales = dict(scales) if scales is not None else self._fitted_scales()
         self._inflate_outliers()
 
-    def with_measured(self, plans: Iterable[MeasuredPlan], *, refit: bool = True) -> Beliefs:
-        """Return the beliefs after further plans were measured."""
-        return Beliefs(self.segments, self.chains, [*self.measured, *plans], scales=None if refit else self.scales)
-
     def predict(self, merge_pos: Iterable[int], dropped: Iterable[int] = ()) -> PlanPrediction:
         """Return the latency of a plan, relative to the original.
 

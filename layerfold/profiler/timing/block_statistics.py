@@ -15,14 +15,14 @@ _TREND_SIGNIFICANCE = 0.001
 _FENCE = 3.0
 
 
-def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the narrowest symmetric pair of order statistics that holds the median with ``confidence``.
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the narrowest symmetric pair of order statistics that holds the median with ``CONFIDENCE``.
 
     With fewer than six values no pair reaches 95 %; the extremes are returned then. Hahn and Meeker, *Statistical
     Intervals* (1991), section 5.2.
     """
     ordered = sorted(values)
-    rank = _interval_rank(len(ordered), confidence)
+    rank = _interval_rank(len(ordered), CONFIDENCE)
     return ordered[rank], ordered[-1 - rank]
 
 
