@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from layerfold.files import JsonObject
 from layerfold.finetune import finetune_network
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
@@ -28,15 +29,18 @@ class Finetune:
         self._subject, self._training = subject, training
 
     @staticmethod
-    def options(training: Training) -> dict[str, Any]:
-        return training.options(steps=_STEPS, learning_rate=None)
+    def options(training: Training) -> JsonObject:
+        return training.settled(steps=_STEPS, learning_rate=None).to_json()
 
     def scores_of(self, request: Request) -> Scores:
         changed = self._subject.changed_form(request)
+        how = self._training.settled(steps=_STEPS, learning_rate=None)
         finetune_network(
             changed,
             self._subject.data,
-            **self.options(self._training),
+            steps=how.steps,
+            batch_size=how.batch_size,
+            learning_rate=how.learning_rate,
             seed=self._training.seed,
             device=self._subject.device,
             score_holdout=False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from layerfold.files import JsonObject
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
@@ -25,7 +26,7 @@ class Recalibrate:
         self._subject = subject
 
     @staticmethod
-    def options(training: Training) -> dict[str, Any]:
+    def options(training: Training) -> JsonObject:
         return {}
 
     def scores_of(self, request: Request) -> Scores:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 from layerfold.graph.dropping import gone_branches, keeps_shape
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
@@ -39,7 +40,7 @@ class Taylor:
         self._terms = _terms(subject)
 
     @staticmethod
-    def options(training: Training) -> dict[str, Any]:
+    def options(training: Training) -> JsonObject:
         return {}
 
     def scores_of(self, request: Request) -> Scores:
