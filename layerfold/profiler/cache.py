@@ -19,11 +19,12 @@ from types import TracebackType
 from typing import Any, Literal, TextIO
 
 from layerfold.errors import ProfilerError, UsageError
+from layerfold.files import JsonObject
 from layerfold.profiler.cache_file import FILE_NAME as FILE_NAME
 from layerfold.profiler.cache_file import default_cache_path as default_cache_path
 from layerfold.profiler.cache_file import open_for_reading
 from layerfold.profiler.claims import claimant_here
-from layerfold.profiler.conditions import Watch
+from layerfold.profiler.conditions import Conditions, Watch
 from layerfold.profiler.measure import Measurement
 from layerfold.profiler.rows import RowFile, Rows
 from layerfold.profiler.run_report import RunReport
@@ -55,14 +56,13 @@ class MeasurementCache:
     def __init__(
         self,
         path: str | os.PathLike[str] | Literal[False] | None,
-        environment: Mapping[str, Any],
+        environment: Mapping[str, object],
         *,
         log: TextIO | None = None,
         has_gpu: bool = False,
         rows: Rows | None = None,
     ) -> None:
         self._environment = json.dumps(environment, sort_keys=True)
-        self.facts: dict[str, Any] = dict(environment)
         self._rows = RowFile(path) if rows is None else rows
         self.path = Path(self._rows.path)
         self.poll_s = _POLL_S
@@ -173,11 +173,11 @@ class MeasurementCache:
         except sqlite3.Error:
             return
 
-    def conditions(self) -> dict[str, Any]:
-        """Return under what conditions this run measured, as JSON would hold it."""
-        return self.watch.conditions().to_json()
+    def conditions(self) -> Conditions | None:
+        """Return under what conditions this run measured; None where nothing did."""
+        return self.watch.conditions()
 
-    def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def summaries(self, signatures: Iterable[str]) -> dict[str, JsonObject]:
         """Return all that is stored of signatures: the result, the summary of its blocks, the conditions."""
         return {
             signature: found
@@ -249,7 +249,7 @@ class CacheHistory:
         environment: as of :class:`MeasurementCache`; None for every one.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, object]) -> None:
         self.path = default_cache_path() if path is None else Path(path)
         self._environment = json.dumps(environment, sort_keys=True)
         try:
@@ -280,7 +280,7 @@ class CacheHistory:
         found = (row[0] for row in self._every(query, (self._environment, like, *unlike)))
         return [each for each in found if isinstance(each, (int, float)) and 0 <= each < 1e9]
 
-    def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def summaries(self, signatures: Iterable[str]) -> dict[str, JsonObject]:
         """Return all that is stored of signatures."""
         if self._connection is None:
             return {}
@@ -309,7 +309,7 @@ class CacheHistory:
             self._connection.close()
 
 
-def _summary(one: Callable[[str, Sequence[Any]], Any], environment: str, signature: str) -> dict[str, Any] | None:
+def _summary(one: Callable[[str, Sequence[Any]], Any], environment: str, signature: str) -> JsonObject | None:
     query = (
         "SELECT summary, conditions, measured_at, took_s, build_s FROM measurement "
         "WHERE environment = ? AND signature = ?"

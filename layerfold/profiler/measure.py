@@ -22,9 +22,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 from layerfold.profiler.block_statistics import is_narrow as is_narrow
 from layerfold.profiler.block_statistics import median_interval as median_interval
 from layerfold.profiler.block_statistics import outliers, quantiles, trend
@@ -113,7 +113,7 @@ class Measurement:
         """Half the interval's width, relative to the median."""
         return (self.high_ms - self.low_ms) / 2 / self.median_ms
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold."""
         return asdict(self)
 

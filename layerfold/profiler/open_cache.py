@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
+from layerfold.files import JsonObject
 from layerfold.graph.description import Segment
-from layerfold.profiler.backends import Backend
+from layerfold.profiler.backends import Backend, BackendFacts
 from layerfold.profiler.cache import CacheHistory, MeasurementCache
+
+
+class Environment(BackendFacts):
+    """What every latency of a backend depends on besides what is measured: the cache's key."""
+
+    batch: int
+    dtype: str
+
 
 PURPOSES = {"plans": " (screening)", "isolated": ""}
 """Method of profiling -> what stands behind the signature of a segment measured alone."""
@@ -19,7 +28,7 @@ def purpose_of(method: str) -> str:
     return PURPOSES[method]
 
 
-def environment_of(backend: Backend, *, batch: int, dtype: str) -> dict[str, Any]:
+def environment_of(backend: Backend, *, batch: int, dtype: str) -> Environment:
     """Return what every latency of a backend depends on besides what is measured: the cache's key."""
     return {**backend.provenance(), "batch": batch, "dtype": dtype}
 
@@ -54,13 +63,12 @@ def open_history(
     return CacheHistory(path, environment_of(backend, batch=batch, dtype=dtype))
 
 
-def measurement_facts(
-    store: MeasurementCache, segments: Sequence[Segment], failures: Mapping[str, str]
-) -> dict[str, Any]:
+def measurement_facts(store: MeasurementCache, segments: Sequence[Segment], failures: Mapping[str, str]) -> JsonObject:
     """Return what a table's provenance says of its measurements."""
+    seen = store.conditions()
     return {
         **store.report.counts(),
-        "conditions": store.conditions(),
+        "conditions": {"warnings": []} if seen is None else seen.to_json(),
         "not_built": [
             {"st": segment.start, "end": segment.end, "reason": failures[segment.signature]}
             for segment in segments
@@ -69,6 +77,6 @@ def measurement_facts(
     }
 
 
-def is_gpu(environment: Mapping[str, Any]) -> bool:
+def is_gpu(environment: BackendFacts) -> bool:
     device = str(environment.get("options", {}).get("device", ""))
     return device.startswith("cuda") or environment.get("backend") in ("tensorrt", "torch_tensorrt")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, TypeGuard
 
 from annotated_types import Ge, Gt, Le
 
 from layerfold.errors import ProfilerError
-from layerfold.files import Count, Finite, parse_json
+from layerfold.files import Count, Finite, JsonObject, parse_json
 from layerfold.profiler.measure import Measurement
 
 _LARGEST_MS = 1e9
@@ -50,16 +50,15 @@ def measurement_of(summary: object) -> Measurement | None:
 
 def facts_of(
     summary: object, conditions: object, measured_at: object, took_s: object, build_s: object
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Return all that a row holds as plain values, or None where one of them is damaged."""
     measurement = measurement_of(summary)
-    times = measured_at, took_s, 0.0 if build_s is None else build_s
     if measurement is None or not isinstance(conditions, (str, bytes)):
         return None
-    if not all(isinstance(each, (int, float)) and 0 <= each < 1e12 for each in times):
+    if not (_is_time(measured_at) and _is_time(took_s) and (build_s is None or _is_time(build_s))):
         return None
     try:
-        seen = parse_json(conditions, dict[str, Any], source="conditions", error=ProfilerError)
+        seen = parse_json(conditions, JsonObject, source="conditions", error=ProfilerError)
     except ProfilerError:
         return None
     return {
@@ -69,3 +68,7 @@ def facts_of(
         "took_s": took_s,
         "build_s": build_s,
     }
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and 0 <= value < 1e12
