@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from layerfold.files import JsonObject
 from layerfold.graph.barrier_groups import group_barriers, why_not_more
 from layerfold.graph.counts import count_merge_sets, count_plans, lean_candidates, mergeable_share, replaced_macs
 from layerfold.graph.gates import find_gates
@@ -21,9 +22,9 @@ def inspect_json(
     solution: Solution | None,
     source: str,
     drops: Sequence[Segment] = (),
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the whole description as plain data; see :func:`layerfold.cli._inspect_text.inspect_text`."""
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "model": source,
         "network_hash": net.hash,
         "input_shape": list(net.input_shapes[0][1:]),
@@ -89,7 +90,7 @@ def inspect_json(
     return found
 
 
-def _merged(net: Network, solution: Solution) -> list[dict[str, Any]]:
+def _merged(net: Network, solution: Solution) -> list[JsonObject]:
     from layerfold.report import merged_segments
 
     return [

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from layerfold.arguments import LIMITS
 from layerfold.cli._quantities import finite_number, parse_ms, parse_speedup
 from layerfold.errors import UsageError
+from layerfold.profiler.backends.protocol import BackendOptions
 
 if TYPE_CHECKING:
     from layerfold.profiler import Backend
@@ -189,7 +190,7 @@ def open_backend(arguments: argparse.Namespace) -> Backend:
     return get_backend(arguments.backend, device=arguments.device, **backend_options(arguments))
 
 
-def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def backend_options(arguments: argparse.Namespace) -> BackendOptions:
     """Return the options of the backend that were given.
 
     Raises:
@@ -197,7 +198,7 @@ def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from layerfold.profiler.backends.base import NAMED_OPTIONS
 
-    options: dict[str, Any] = {}
+    options: BackendOptions = {}
     for text in arguments.backend_option:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from layerfold.budget import Budget
 from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from layerfold.importance import FinalistScores, WholeScores
     from layerfold.models import LoadedModel
     from layerfold.pipeline.budget_loop import LoopResult
-    from layerfold.solver import Limits, Solution
+    from layerfold.solver import Frontier, Limits, Solution
+    from layerfold.solver.budgets import BudgetOf
     from layerfold.tables import ImportanceTable, LatencyTable
 
 
@@ -72,9 +74,40 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, required=False, trains=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One solution that is wanted: within a budget, by a speed-up, or, with neither, the knee of the frontier."""
+
+    budget_ms: float | tuple[float, ...] | None = None
+    speedup: float | None = None
+
+    @property
+    def is_knee(self) -> bool:
+        """Whether it is the knee."""
+        return self.budget_ms is None and self.speedup is None
+
+    def of(self, frontier: Frontier, budget_of: BudgetOf) -> Solution:
+        """Return it; see :meth:`Frontier.at`."""
+        if self.is_knee:
+            return frontier.knee()
+        return frontier.at(budget_ms=self.budget_ms, speedup=self.speedup, budget_of=budget_of)
+
+    def index_of(self, frontier: Frontier, budget_of: BudgetOf) -> int:
+        """Return its place on the frontier."""
+        if self.is_knee:
+            return frontier.knee_index()
+        return frontier.index_at(budget_ms=self.budget_ms, speedup=self.speedup, budget_of=budget_of)
+
+    def in_ms(self, latencies: Sequence[LatencyTable], budget_of: BudgetOf) -> list[float]:
+        """Return the end-to-end budget on each device."""
+        from layerfold.solver.budgets import end_to_end_budgets
+
+        return end_to_end_budgets(latencies, budget_ms=self.budget_ms, speedup=self.speedup, budget_of=budget_of)
+
+
 def meet_budget_of(
     args: argparse.Namespace,
-    asked: list[dict[str, Any]],
+    asked: list[Asked],
     latencies: list[LatencyTable],
     importance: ImportanceTable,
     *,
@@ -88,7 +121,8 @@ def meet_budget_of(
         InfeasibleBudgetError: nothing meets the budget; names what can be met.
         DataError: images or labels that cannot be used.
     """
-    if len(latencies) != 1 or len(asked) != 1 or "knee" in asked[0]:
+    budget_ms = asked[0].budget_ms
+    if len(latencies) != 1 or len(asked) != 1 or asked[0].is_knee or isinstance(budget_ms, tuple):
         raise UsageError("--verify: give one --time-path and one --budget or --speedup")
     for name, value in (("--risk", args.risk), ("--alternatives", args.alternatives)):
         if value is not None:
@@ -128,7 +162,7 @@ def meet_budget_of(
         net,
         table,
         importance,
-        Budget(**asked[0]),
+        Budget(budget_ms=budget_ms, speedup=asked[0].speedup),
         meter,
         alpha=alpha,
         normalise=args.normalise,

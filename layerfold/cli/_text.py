@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from layerfold.terminal import printable
 
@@ -55,7 +54,7 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def warn_of_conditions(facts: Mapping[str, Any]) -> None:
+def warn_of_conditions(warnings: Iterable[str]) -> None:
     """Say on stderr what the machine did meanwhile that a reader of the numbers should know."""
-    for warning in facts.get("conditions", {}).get("warnings", ()):
+    for warning in warnings:
         print(f"layerfold: warning: {warning}", file=sys.stderr)

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import benchmark_networks
+    from layerfold.profiler.benchmark import warnings_in
     from layerfold.progress import progress_bar
 
     networks: dict[str, bytes] = {}
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         show_json(report.to_json())
     else:
         show(_as_text(report))
-    warn_of_conditions(report.provenance)
+    warn_of_conditions(warnings_in(report.provenance))
     return 0
 
 

@@ -162,15 +162,17 @@ def run(arguments: argparse.Namespace) -> int:
     check_output_folder(arguments.output)
     from layerfold.pipeline import CompressOptions, compress_network
 
-    own = backend_options(arguments)
-    named = {name: own.pop(name) for name in ("threads", "precision", "layout") if name in own}
+    named = ("threads", "precision", "layout")
+    own = {name: value for name, value in backend_options(arguments).items() if name not in named}
     options = CompressOptions(
         budget_ms=arguments.budget,
         speedup=arguments.speedup,
         fastest=arguments.fastest,
         backend=arguments.backend,
         device=arguments.device,
-        **named,
+        precision=arguments.precision,
+        layout=arguments.layout,
+        threads=1 if arguments.threads is None else arguments.threads,
         backend_options=own,
         batch=arguments.batch,
         exclude=tuple(arguments.exclude),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from layerfold.cli._choices import ENGINE_PRECISIONS, parse_formats
 from layerfold.cli._inputs import read_input
@@ -21,6 +21,7 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs
 from layerfold.cli._text import facts
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 
 if TYPE_CHECKING:
     from layerfold.export import EngineReport
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         Output(flag="--log", path=args.log),
         Output(flag="--timing-cache", path=args.timing_cache, is_appended=True),
     )
-    options = {
+    options: _EngineArguments = {
         "precision": args.precision,
         "compute_capabilities": capabilities,
         "timing_cache": args.timing_cache,
@@ -110,9 +111,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class _EngineArguments(TypedDict):
+    """What ``export_network`` and ``build_engine`` are asked alike."""
+
+    precision: str
+    compute_capabilities: tuple[str, ...]
+    timing_cache: str | None
+    log: str | None
+
+
 def _export(
-    args: argparse.Namespace, source: Path, folder: Path, formats: tuple[str, ...], options: dict[str, Any]
-) -> dict[str, Any]:
+    args: argparse.Namespace, source: Path, folder: Path, formats: tuple[str, ...], options: _EngineArguments
+) -> JsonObject:
     import torch
 
     from layerfold.export import export_network
@@ -161,8 +171,8 @@ def _export(
 
 
 def _engine_of_onnx(
-    args: argparse.Namespace, source: Path, folder: Path, formats: tuple[str, ...], options: dict[str, Any]
-) -> dict[str, Any]:
+    args: argparse.Namespace, source: Path, folder: Path, formats: tuple[str, ...], options: _EngineArguments
+) -> JsonObject:
     """Build an engine from an ONNX file of any origin."""
     from layerfold.export import build_engine
     from layerfold.export.engine_run import read_facts
@@ -170,8 +180,12 @@ def _engine_of_onnx(
     if "tensorrt" not in formats:
         raise UsageError(f"FILE {source}: is ONNX already; give --formats tensorrt to build an engine from it")
     onnx_bytes = read_input(source, "FILE")
+    stored = read_facts(source).preprocessing
     report = build_engine(
-        onnx_bytes, folder / f"{source.stem}.engine", preprocessing=read_facts(source).get("preprocessing"), **options
+        onnx_bytes,
+        folder / f"{source.stem}.engine",
+        preprocessing=None if stored is None else stored.to_json(),
+        **options,
     )
     print(f"wrote {report.engine_path}", file=sys.stderr)
     if not args.json:
@@ -179,7 +193,7 @@ def _engine_of_onnx(
     return {"onnx_path": str(source), "check": None, "engine": report.to_json(), "skipped": {}}
 
 
-def _preprocessing_of(form: LoadedForm) -> dict[str, Any] | None:
+def _preprocessing_of(form: LoadedForm) -> JsonObject | None:
     """Return how images become the network's input, as the original model's source says; None for no images."""
     from layerfold.data.preprocessing import Preprocessing
     from layerfold.export.classify import preprocessing_facts

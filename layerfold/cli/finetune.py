@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from layerfold.cli._training import (
     training_of,
 )
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 
 if TYPE_CHECKING:
     from layerfold.finetune import FinetuneOptions, FinetuneReport
@@ -165,22 +166,22 @@ def _finetune(args: argparse.Namespace) -> int:
     )
     if not is_main_process():
         return 0
-    test: dict[str, Any] = {}
+    test: _TestScores | None = None
     if not args.no_test:
         scores = evaluate_network(student, data.split("test"), teacher=original.module)
         before = evaluate_network(original.module, data.split("test")).accuracy_pct if data.is_labelled else None
-        test = {
-            "num_images": scores.num_images,
-            "original_accuracy_pct": before,
-            "accuracy_pct": scores.accuracy_pct,
-            "agreement_pct": scores.agreement_pct,
-        }
+        test = _TestScores(
+            num_images=scores.num_images,
+            original_accuracy_pct=before,
+            accuracy_pct=scores.accuracy_pct,
+            agreement_pct=scores.agreement_pct,
+        )
     recipe = recipe_of(args, loaded, net, solution)
-    facts_kept = {
+    facts_kept: JsonObject = {
         "batch_norm": FINETUNED,
         "finetune": report.as_dict(),
         "data": data.describe(),
-        "test": test,
+        "test": {} if test is None else test.to_json(),
         "original_weights_sha256": original.weights_sha256,
         "fade": fade,
     }
@@ -195,22 +196,36 @@ def _finetune(args: argparse.Namespace) -> int:
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     if args.json:
-        show_json({"output": args.output, "finetune": report.as_dict(), "test": test})
+        show_json({"output": args.output, "finetune": report.as_dict(), "test": facts_kept["test"]})
     else:
         show(_as_text(report, test))
     return 0
 
 
-def _as_text(report: FinetuneReport, test: dict[str, Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _TestScores:
+    """Of the test images: how many, and how good both networks are on them; None where that is not known."""
+
+    num_images: int
+    original_accuracy_pct: float | None
+    accuracy_pct: float | None
+    agreement_pct: float | None
+
+    def to_json(self) -> JsonObject:
+        """Return what the form keeps, and ``--json`` prints."""
+        return asdict(self)
+
+
+def _as_text(report: FinetuneReport, test: _TestScores | None) -> str:
     text = history_text(report)
-    if test:
-        agrees = f"agrees on {test['agreement_pct']:.2f} %"
+    if test is not None:
+        agrees = f"agrees on {test.agreement_pct:.2f} %"
         known = (
             [("test, finetuned", agrees)]
-            if test["accuracy_pct"] is None
+            if test.accuracy_pct is None
             else [
-                ("test, original", f"{test['original_accuracy_pct']:.2f} %"),
-                ("test, finetuned", f"{test['accuracy_pct']:.2f} %, {agrees}"),
+                ("test, original", f"{test.original_accuracy_pct:.2f} %"),
+                ("test, finetuned", f"{test.accuracy_pct:.2f} %, {agrees}"),
             ]
         )
         text += "\n\n" + facts(known)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,7 @@ from layerfold.cli._quantities import parse_ms
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
 from layerfold.cli._training import add_freezing_arguments
+from layerfold.files import JsonObject, as_json, parse_json
 
 if TYPE_CHECKING:
     from layerfold.tables import ImportanceTable
@@ -223,55 +226,120 @@ def _run(args: argparse.Namespace) -> int:
     table.write(args.output)
     remove_journal(journal)
     print(f"wrote {args.output}", file=sys.stderr)
-    found = _summary(args, table)
+    found = _Summary.of(args, table)
     if args.json:
-        show_json(found)
+        show_json(found.to_json())
     else:
         show(_as_text(found))
     return 0
 
 
-def _summary(args: argparse.Namespace, table: ImportanceTable) -> dict[str, Any]:
-    merged = [entry for entry in table.entries if entry.kept is not None or entry.end - entry.start > 1]
-    merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
-    return {
-        "table": args.output,
-        "model": table.provenance.model,
-        "method": args.method,
-        "score": table.provenance.options["score"],
-        "entries": len(table.entries),
-        "left_out": len(table.provenance.left_out),
-        "original": dict(table.provenance.options["original"]),
-        "seconds": table.provenance.options["seconds"],
-        "spent": table.provenance.options.get("spent"),
-        "best_merges": [
-            {
-                "start": e.start,
-                "end": e.end,
-                "start_act": e.start_act,
-                "end_act": e.end_act,
-                "dropped": list(e.dropped),
-                "importance": e.importance,
-            }
-            for e in merged[:5]
-        ],
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Merge:
+    """A segment that costs little to merge, without the layers that are ``dropped``."""
+
+    start: int
+    end: int
+    start_act: int | None
+    end_act: int | None
+    dropped: tuple[int, ...]
+    importance: float
 
 
-def _as_text(found: dict[str, Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Spent:
+    """What an adaptive estimate refined, and whether all plans stand on that."""
+
+    rounds: int
+    refined: int
+    entries: int
+    is_settled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What of the table's options is shown; see ``docs/importance.md``."""
+
+    score: str
+    original: dict[str, float]
+    seconds: float
+    spent: _Spent | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Summary:
+    """What the command found.
+
+    Attributes:
+        table: the file.
+        model, method: as asked for.
+        entries, left_out: how many.
+        options: how it was estimated.
+        best_merges: the segments that cost least to merge.
+    """
+
+    table: str
+    model: str
+    method: str
+    entries: int
+    left_out: int
+    options: _Options
+    best_merges: tuple[_Merge, ...]
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, table: ImportanceTable) -> _Summary:
+        """Return it for the table that was written."""
+        merged = [entry for entry in table.entries if entry.kept is not None or entry.end - entry.start > 1]
+        merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
+        return cls(
+            table=args.output,
+            model=table.provenance.model,
+            method=args.method,
+            entries=len(table.entries),
+            left_out=len(table.provenance.left_out),
+            options=parse_json(json.dumps(table.provenance.options), _Options, source=f"{args.output}: options"),
+            best_merges=tuple(
+                _Merge(
+                    start=each.start,
+                    end=each.end,
+                    start_act=each.start_act,
+                    end_act=each.end_act,
+                    dropped=tuple(each.dropped),
+                    importance=each.importance,
+                )
+                for each in merged[:5]
+            ),
+        )
+
+    def to_json(self) -> JsonObject:
+        """Return what ``--json`` prints."""
+        return {
+            "table": self.table,
+            "model": self.model,
+            "method": self.method,
+            "score": self.options.score,
+            "entries": self.entries,
+            "left_out": self.left_out,
+            "original": self.options.original,
+            "seconds": self.options.seconds,
+            "spent": None if self.options.spent is None else asdict(self.options.spent),
+            "best_merges": [as_json(asdict(each)) for each in self.best_merges],
+        }
+
+
+def _as_text(found: _Summary) -> str:
     # Not every method knows every score of the original.
     texts = {"val_acc": "{:.2f} % correct", "val_loss": "loss {:.4g}"}
-    original = ", ".join(
-        text.format(found["original"][name]) for name, text in texts.items() if name in found["original"]
-    )
+    scores = found.options.original
+    original = ", ".join(text.format(scores[name]) for name, text in texts.items() if name in scores)
     known = [
-        ("model", found["model"]),
-        ("method", f"{found['method']}, score {found['score']}"),
+        ("model", found.model),
+        ("method", f"{found.method}, score {found.options.score}"),
         *([("original", f"{original} on the holdout")] if original else []),
-        ("entries", f"{found['entries']}; {found['left_out']} segments left out, not faster merged"),
-        ("spent", _spent_text(found)),
+        ("entries", f"{found.entries}; {found.left_out} segments left out, not faster merged"),
+        ("spent", _spent_text(found.options)),
     ]
-    rows = [(_layers(each), f"{each['importance']:+.4g}") for each in found["best_merges"]]
+    rows = [(_layers(each), f"{each.importance:+.4g}") for each in found.best_merges]
     return facts(known) + (
         "\n\ncheapest to merge\n" + columns(("layers", "importance"), rows, right="importance", indent="  ")
         if rows
@@ -279,18 +347,18 @@ def _as_text(found: dict[str, Any]) -> str:
     )
 
 
-def _spent_text(found: dict[str, Any]) -> str:
-    text, spent = f"{found['seconds']:.1f} s on estimates", found["spent"]
+def _spent_text(found: _Options) -> str:
+    text, spent = f"{found.seconds:.1f} s on estimates", found.spent
     if spent is not None:
-        text += f"; {spent['refined']} of {spent['entries']} entries refined in {spent['rounds']} rounds, "
+        text += f"; {spent.refined} of {spent.entries} entries refined in {spent.rounds} rounds, "
         text += (
             "and the plans stand on these alone"
-            if spent["is_settled"]
+            if spent.is_settled
             else "then the limit came (--refine-most); some plans stand on cheap estimates"
         )
     return text
 
 
-def _layers(found: dict[str, Any]) -> str:
-    dropped = f" without {','.join(map(str, found['dropped']))}" if found["dropped"] else ""
-    return f"{found['start'] + 1}..{found['end']}{dropped}"
+def _layers(found: _Merge) -> str:
+    dropped = f" without {','.join(map(str, found.dropped))}" if found.dropped else ""
+    return f"{found.start + 1}..{found.end}{dropped}"

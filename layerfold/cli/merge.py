@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, note_needless, note_random_weights, recipe_of, trace_of
@@ -27,7 +27,7 @@ from layerfold.cli._sources import (
 )
 from layerfold.cli._text import BATCH_NORM_TEXTS, facts
 from layerfold.errors import UsageError
-from layerfold.files import write_bytes
+from layerfold.files import JsonObject, as_json, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,6 +80,46 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Growth:
+    """A merged segment whose conv has more multiply-adds than the layers that it replaces."""
+
+    start: int
+    end: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Merged:
+    """What the command found.
+
+    Attributes:
+        output: the file of the form.
+        layers_before, layers_after, params_before, params_after: of the network.
+        difference: from the train form, relative to the largest output.
+        batch_norm: where BatchNorm statistics come from.
+        raise_macs: segments that have more multiply-adds than before.
+        onnx, onnx_difference: the ONNX file and its difference, if one was asked for.
+    """
+
+    output: str
+    layers_before: int
+    layers_after: int
+    params_before: int
+    params_after: int
+    difference: float
+    batch_norm: str
+    raise_macs: tuple[_Growth, ...]
+    onnx: str | None = None
+    onnx_difference: float | None = None
+
+    def to_json(self) -> JsonObject:
+        """Return what ``--json`` prints; of an ONNX file only where there is one."""
+        found = as_json(asdict(self))
+        return {name: value for name, value in found.items() if value is not None}
+
+
 def run(args: argparse.Namespace) -> int:
     """Merge, compare, write."""
     from layerfold.graph import example_images
@@ -97,33 +137,33 @@ def run(args: argparse.Namespace) -> int:
     difference = check_same(merged, student, images.to(dtype), "the merged network and its train form")
     segments = net.segments_of(recipe.solution.merge_pos, dropped_layers(net, recipe.solution.kept_layers))
     convs = sum(not segment.is_identity for segment in segments)
-    found: dict[str, Any] = {
-        "output": args.output,
-        "layers_before": len(net.layers),
-        "layers_after": convs,
-        "params_before": net.num_params,
-        "params_after": sum(p.numel() for p in merged.parameters()),
-        "difference": difference,
-        "batch_norm": kept["batch_norm"],
-        "raise_macs": [
-            {"start": each.start, "end": each.end, "before": each.macs_before, "after": each.macs_after}
-            for each in merged.meta["merged_convs"].values()
-            if each.raises_macs
-        ],
-    }
+    growth = tuple(
+        _Growth(start=each.start, end=each.end, before=each.macs_before, after=each.macs_after)
+        for each in merged.meta["merged_convs"].values()
+        if each.raises_macs
+    )
+    found = _Merged(
+        output=args.output,
+        layers_before=len(net.layers),
+        layers_after=convs,
+        params_before=net.num_params,
+        params_after=sum(p.numel() for p in merged.parameters()),
+        difference=difference,
+        batch_norm=str(kept["batch_norm"]),
+        raise_macs=growth,
+    )
     if args.onnx is not None:
         from layerfold.export import check_onnx, export_onnx
 
         onnx_bytes = export_onnx(merged, example)
-        found["onnx"] = args.onnx
         fresh = example_images(example.shape, dtype=dtype, seed=1)
-        found["onnx_difference"] = check_onnx(onnx_bytes, merged, fresh).max_rel
+        found = replace(found, onnx=args.onnx, onnx_difference=check_onnx(onnx_bytes, merged, fresh).max_rel)
         write_bytes(args.onnx, onnx_bytes)
         print(f"wrote {args.onnx}", file=sys.stderr)
-    save_form(merged, args.output, kind="deploy", recipe=recipe, facts={**kept, "merge": found})
+    save_form(merged, args.output, kind="deploy", recipe=recipe, facts={**kept, "merge": found.to_json()})
     print(f"wrote {args.output}", file=sys.stderr)
     if args.json:
-        show_json(found)
+        show_json(found.to_json())
     else:
         show(_as_text(found))
     return 0
@@ -154,7 +194,7 @@ class _Made:
     student: nn.Module
     net: Network
     recipe: Recipe
-    facts: dict[str, Any]
+    facts: JsonObject
     images: Tensor | None = None
 
 
@@ -183,7 +223,7 @@ def _train_form(args: argparse.Namespace) -> _Made:
     net = trace_of(args, loaded)
     note_needless(net, solution)
     student = build_train_form(loaded.module, net, solution).eval()
-    kept: dict[str, Any] = {"original_weights_sha256": loaded.weights_sha256, "batch_norm": ORIGINAL}
+    kept: JsonObject = {"original_weights_sha256": loaded.weights_sha256, "batch_norm": ORIGINAL}
     if not has_batch_norm(student):
         kept["batch_norm"] = NO_BATCH_NORM
     elif data is not None:
@@ -212,24 +252,26 @@ def _changes(net: Network, solution: Solution) -> bool:
     return not is_whole or len(set(solution.merge_pos) | ends) != len(net.layers)
 
 
-def _as_text(found: dict[str, Any]) -> str:
+def _as_text(found: _Merged) -> str:
     from layerfold.report.words import count_text
 
-    onnx = f"differs by {found['onnx_difference']:.2g} of the largest output" if "onnx" in found else None
+    onnx = None
+    if found.onnx_difference is not None:
+        onnx = f"differs by {found.onnx_difference:.2g} of the largest output"
     return facts(
         [
-            ("layers", f"{found['layers_before']} -> {found['layers_after']}"),
-            ("parameters", f"{count_text(found['params_before'])} -> {count_text(found['params_after'])}"),
-            ("train form", f"differs by {found['difference']:.2g} of the largest output"),
-            ("BatchNorm", BATCH_NORM_TEXTS.get(found["batch_norm"])),
+            ("layers", f"{found.layers_before} -> {found.layers_after}"),
+            ("parameters", f"{count_text(found.params_before)} -> {count_text(found.params_after)}"),
+            ("train form", f"differs by {found.difference:.2g} of the largest output"),
+            ("BatchNorm", BATCH_NORM_TEXTS.get(found.batch_norm)),
             ("ONNX", onnx),
-            ("more work", ", ".join(_growth_text(each) for each in found["raise_macs"]) or None),
+            ("more work", ", ".join(_growth_text(each) for each in found.raise_macs) or None),
         ]
     )
 
 
-def _growth_text(each: dict[str, int]) -> str:
+def _growth_text(each: _Growth) -> str:
     """Say of a merged segment by how much it raises the multiply-adds: whether it is slower, measuring tells."""
     from layerfold.report.words import count_text
 
-    return f"layers {each['start'] + 1}..{each['end']} ({count_text(each['before'])} -> {count_text(each['after'])})"
+    return f"layers {each.start + 1}..{each.end} ({count_text(each.before)} -> {count_text(each.after)})"

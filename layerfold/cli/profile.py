@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._executor import add_executor_arguments, executor_of
@@ -24,14 +26,16 @@ from layerfold.cli._output_files import Output, check_outputs, only_writer
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import UsageError
-from layerfold.files import write_json
+from layerfold.files import parse_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from layerfold.graph import Network, Segment
     from layerfold.profiler import Backend
+    from layerfold.profiler.estimate import ProfileEstimate
     from layerfold.tables import LatencyTable
+    from layerfold.tables.provenance import Provenance
 
 
 def add_parser(subparsers: Any) -> None:
@@ -131,15 +135,17 @@ def _run(args: argparse.Namespace) -> int:
 
     loaded = load_model_of(args)
     net = trace_of(args, loaded, leads_to_network=False)
-    how: dict[str, Any] = {
-        "batch": args.batch,
-        "method": args.method,
-        "target": args.target,
-        "cap_s": args.cap_s,
-        "candidates": candidates_of(args, net, loaded),
-    }
+    settings = TableSettings(
+        batch=args.batch,
+        method=args.method,
+        target=args.target,
+        cap_s=args.cap_s,
+        candidates=candidates_of(args, net, loaded),
+    )
     if args.dry_run:
-        return _print_plan(args, _plan(args, net, how["candidates"], backend, args.workers or 1))
+        found = _plan(args, net, settings.candidates or (), backend, args.workers or 1)
+        return _print_plan(args, len(net.layers), found)
+    workers = 1
     with ExitStack() as stack:
         if executor.is_here:
             log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
@@ -150,29 +156,41 @@ def _run(args: argparse.Namespace) -> int:
             )
             if args.retry_failed:
                 store.forget_failures()
-            how |= {"backend": backend, "dtype": backend.precision}
+            dtype = backend.precision
         else:
             choice = BackendChoice(name=args.backend, device=args.device, options=backend_options(args))
-            make_filler = MakeFiller.of(loaded.module, net, choice, executor, TableSettings(**how), log=args.log)
+            make_filler = MakeFiller.of(loaded.module, net, choice, executor, settings, log=args.log)
             shared = stack.enter_context(
                 filled_together(executor, make_filler, args.cache, retry_failed=args.retry_failed)
             )
             store = shared.store
-            how |= {"backend": shared.backend, "dtype": shared.dtype, "workers": shared.workers}
+            backend, dtype, workers = shared.backend, shared.dtype, shared.workers
         table = profile_network(
-            loaded.module, net, cache=store, model_name=loaded.source, progress=not args.quiet, **how
+            loaded.module,
+            net,
+            backend,
+            batch=settings.batch,
+            method=settings.method,
+            target=settings.target,
+            cap_s=settings.cap_s,
+            candidates=settings.candidates,
+            dtype=dtype,
+            workers=workers,
+            cache=store,
+            model_name=loaded.source,
+            progress=not args.quiet,
         )
         table.write(args.output)
         if args.summaries:
             known = store.summaries([*store.report.new, *store.report.cached])
             write_json(args.summaries, known)
     print(f"wrote {args.output}", file=sys.stderr)
-    return _print(args, {"table": args.output, **_summary(table)})
+    return _print(args, _Summary.of(args.output, table), table.provenance)
 
 
 def _plan(
     args: argparse.Namespace, net: Network, candidates: Sequence[Segment], backend: Backend, workers: int
-) -> dict[str, Any]:
+) -> ProfileEstimate:
     from layerfold.profiler.estimate import estimate_profile
     from layerfold.profiler.store.history import open_history
 
@@ -180,7 +198,7 @@ def _plan(
     place = os.devnull if args.no_cache else args.cache
     history = open_history(place, backend, batch=args.batch, dtype=backend.precision)
     try:
-        found = estimate_profile(
+        return estimate_profile(
             net,
             candidates,
             backend,
@@ -194,26 +212,28 @@ def _plan(
         )
     finally:
         history.close()
-    return {"model": args.model, "layers": len(net.layers), **found.to_json()}
 
 
-def _print_plan(args: argparse.Namespace, plan: dict[str, Any]) -> int:
+def _print_plan(args: argparse.Namespace, num_layers: int, plan: ProfileEstimate) -> int:
     if args.json:
-        show_json(plan)
+        show_json({"model": args.model, "layers": num_layers, **plan.to_json()})
         return 0
     further = [
-        (words, f"{plan[key]} at most, {plan[key + '_cached']} measured already")
-        for key, words in (("in_context", "in their surroundings"), ("whole_networks", "whole networks"))
-        if plan[key]
+        (words, f"{most} at most, {known} measured already")
+        for words, most, known in (
+            ("in their surroundings", plan.in_context, plan.in_context_cached),
+            ("whole networks", plan.whole_networks, plan.whole_networks_cached),
+        )
+        if most
     ]
     show(
         facts(
             [
-                ("model", plan["model"]),
-                ("segments", f"{plan['segments']}, of which {plan['segments_merged']} would merge layers"),
-                ("distinct shapes", f"{plan['distinct_shapes']}, {plan['cached']} measured already"),
+                ("model", args.model),
+                ("segments", f"{plan.segments}, of which {plan.segments_merged} would merge layers"),
+                ("distinct shapes", f"{plan.distinct_shapes}, {plan.cached} measured already"),
                 *further,
-                ("time", f"about {_duration(plan['estimate_s'])} ({_BASES[plan['basis']]})"),
+                ("time", f"about {_duration(plan.estimate_s)} ({_BASES[plan.basis]})"),
             ]
         )
     )
@@ -233,78 +253,127 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _summary(table: LatencyTable) -> dict[str, Any]:
-    from layerfold.tables.kernel import IDENTITY
+@dataclass(frozen=True, kw_only=True)
+class _NotBuilt:
+    """A segment that the backend refused, and why."""
 
-    provenance = table.provenance
-    merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]
-    faster = {*table.useful_segments(), *table.useful_drops()}
-    return {
-        "model": provenance.model,
-        "device": provenance.device,
-        "backend": provenance.backend,
-        "dtype": provenance.dtype,
-        "batch": provenance.batch,
-        "entries": len(table.entries),
-        "measured": sum(entry.runs > 0 or entry.merged == IDENTITY for entry in table.entries),
-        "original_ms": table.original_ms,
-        "fixed_ms": provenance.fixed_ms,
-        "segments_merged": len(merged),
-        "segments_faster": sum(entry.key in faster for entry in merged),
-        "segments_with_drops": sum(entry.drops for entry in merged),
-        "measurement": dict(provenance.measurement),
-    }
+    st: int
+    end: int
+    reason: str
 
 
-def _print(args: argparse.Namespace, found: dict[str, Any]) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _Measurements:
+    """Of the table's measurements, what is shown; see ``layerfold.profiler.run_report``."""
+
+    measured: int
+    cached: int
+    unsettled: int
+    blocks: int
+    outlying_blocks: int
+    disturbed_blocks: int
+    not_built: list[_NotBuilt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Summary:
+    """What the command found.
+
+    Attributes:
+        table: the file.
+        model, device, backend, dtype, batch: what was measured, and where.
+        entries: of the table; measured: those that were, and not only bounded.
+        original_ms, fixed_ms: the original, and what of it lies outside the chains.
+        segments_merged, segments_faster: entries that merge or drop layers, and those worth it.
+        segments_with_drops: entries that drop layers.
+    """
+
+    table: str
+    model: str
+    device: str
+    backend: str
+    dtype: str
+    batch: int | None
+    entries: int
+    measured: int
+    original_ms: float
+    fixed_ms: float
+    segments_merged: int
+    segments_faster: int
+    segments_with_drops: int
+
+    @classmethod
+    def of(cls, path: str, table: LatencyTable) -> _Summary:
+        """Return it for the table that was written."""
+        from layerfold.tables.kernel import IDENTITY
+
+        provenance = table.provenance
+        merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]
+        faster = {*table.useful_segments(), *table.useful_drops()}
+        return cls(
+            table=path,
+            model=provenance.model,
+            device=provenance.device,
+            backend=provenance.backend,
+            dtype=provenance.dtype,
+            batch=provenance.batch,
+            entries=len(table.entries),
+            measured=sum(entry.runs > 0 or entry.merged == IDENTITY for entry in table.entries),
+            original_ms=table.original_ms,
+            fixed_ms=provenance.fixed_ms,
+            segments_merged=len(merged),
+            segments_faster=sum(entry.key in faster for entry in merged),
+            segments_with_drops=sum(entry.drops for entry in merged),
+        )
+
+
+def _print(args: argparse.Namespace, found: _Summary, provenance: Provenance) -> int:
     if args.json:
-        show_json(found)
+        show_json({**asdict(found), "measurement": dict(provenance.measurement)})
         return 0
-    seen = found["measurement"]
-    bounded = found["entries"] - found["measured"]
+    seen = parse_json(json.dumps(dict(provenance.measurement)), _Measurements, source=f"{found.table}: measurement")
+    bounded = found.entries - found.measured
     left = f", {bounded} plainly slow and not measured" if bounded else ""
     show(
         facts(
             [
-                ("model", found["model"]),
-                ("device", f"{found['device']} ({found['backend']}, {found['dtype']}, batch {found['batch']})"),
-                ("entries", f"{found['measured']} measured{left}"),
-                ("measurements", f"{seen['measured']} now, {seen['cached']} from the cache"),
+                ("model", found.model),
+                ("device", f"{found.device} ({found.backend}, {found.dtype}, batch {found.batch})"),
+                ("entries", f"{found.measured} measured{left}"),
+                ("measurements", f"{seen.measured} now, {seen.cached} from the cache"),
                 ("not settled", _unsettled(seen)),
                 ("odd blocks", _odd(seen)),
-                ("not built", _not_built(seen["not_built"])),
-                ("original", f"{found['original_ms']:.4g} ms, of which {found['fixed_ms']:.4g} ms outside the chains"),
+                ("not built", _not_built(seen.not_built)),
+                ("original", f"{found.original_ms:.4g} ms, of which {found.fixed_ms:.4g} ms outside the chains"),
                 (
                     "worth merging",
-                    f"{found['segments_faster']} of {found['segments_merged']} segments are faster merged "
-                    "than in parts",
+                    f"{found.segments_faster} of {found.segments_merged} segments are faster merged than in parts",
                 ),
             ]
         )
     )
-    warn_of_conditions(seen)
+    warn_of_conditions(provenance.warnings)
     return 0
 
 
-def _unsettled(seen: dict[str, Any]) -> str | None:
-    if not seen["unsettled"]:
+def _unsettled(seen: _Measurements) -> str | None:
+    if not seen.unsettled:
         return None
-    every = seen["measured"] + seen["cached"]
-    return f"{seen['unsettled']} of {every} within --cap-s; used with the interval they have"
+    return f"{seen.unsettled} of {seen.measured + seen.cached} within --cap-s; used with the interval they have"
 
 
-def _odd(seen: dict[str, Any]) -> str | None:
-    if not seen["outlying_blocks"] and not seen["disturbed_blocks"]:
+def _odd(seen: _Measurements) -> str | None:
+    if not seen.outlying_blocks and not seen.disturbed_blocks:
         return None
     return (
-        f"{seen['outlying_blocks']} outlying of {seen['blocks']} (kept), {seen['disturbed_blocks']} run again "
+        f"{seen.outlying_blocks} outlying of {seen.blocks} (kept), {seen.disturbed_blocks} run again "
         "or set aside because something else slowed the machine"
     )
 
 
-def _not_built(failed: list[dict[str, Any]]) -> str | None:
+def _not_built(failed: list[_NotBuilt]) -> str | None:
     if not failed:
         return None
     first = failed[0]
-    more = "" if len(failed) == 1 else f"; reasons of all in the table's .json; first ({first['st']}, {first['end']})"
-    return f"{len(failed)} segments, left out of the table{more}: {first['reason']}"
+    more = "" if len(failed) == 1 else f"; reasons of all in the table's .json; first ({first.st}, {first.end})"
+    return f"{len(failed)} segments, left out of the table{more}: {first.reason}"

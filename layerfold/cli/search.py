@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from layerfold.budget import check_one_given
 from layerfold.cli._networks import add_trace_arguments, check_table, note_random_weights, trace_of
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from layerfold.graph import Network
-    from layerfold.search import SearchResult
+    from layerfold.search import Granularity, SearchResult
     from layerfold.solver import Solution
     from layerfold.tables import LatencyTable
 
@@ -137,11 +137,20 @@ def _run(args: argparse.Namespace) -> int:
     return _search(args, target, table)
 
 
-def _target_of(args: argparse.Namespace) -> dict[str, Any]:
+class _Target(TypedDict, total=False):
+    """The target of a search, as ``search_activations`` takes it."""
+
+    granularity: Granularity
+    keep: float | None
+    budget_ms: float | None
+    speedup: float | None
+
+
+def _target_of(args: argparse.Namespace) -> _Target:
     """Return the search's target and granularity; nothing for a pattern of activations."""
     from layerfold.search import PUBLISHED_PATTERNS, PUBLISHED_SEARCHES
 
-    granularity = args.granularity or "slot"
+    granularity: Granularity = args.granularity or "slot"
     if args.pattern is not None:
         published = PUBLISHED_SEARCHES.get(args.pattern)
         if published is not None:
@@ -194,7 +203,7 @@ def _take_pattern(args: argparse.Namespace, table: LatencyTable | None) -> int:
     return 0
 
 
-def _search(args: argparse.Namespace, target: dict[str, Any], table: LatencyTable | None) -> int:
+def _search(args: argparse.Namespace, target: _Target, table: LatencyTable | None) -> int:
     from layerfold.search import search_activations
 
     loaded = load_model_of(args)

@@ -13,8 +13,9 @@ from layerfold.cli._options import add_budget_arguments, check_named
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._quantities import parse_alpha, parse_number, parse_positions, parse_whole
-from layerfold.cli._solve_verify import add_verify_arguments, meet_budget_of, print_verified, verified_solution
+from layerfold.cli._solve_verify import Asked, add_verify_arguments, meet_budget_of, print_verified, verified_solution
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 
 if TYPE_CHECKING:
     from layerfold.solver import Frontier, Limits, Solution
@@ -157,7 +158,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Solve, then write files, then print; nothing is written unless all budgets have an answer."""
     from layerfold.solver import explain_point, solve_alternatives, solve_frontier
-    from layerfold.solver.budgets import end_to_end_budgets
     from layerfold.tables import ImportanceTable, LatencyTable
 
     asked = _asked(args)
@@ -178,8 +178,8 @@ def run(args: argparse.Namespace) -> int:
 
     # Several devices: their budgets are known, so that the frontier need hold only what keeps to them.
     known = None
-    if len(latencies) > 1 and "budget_ms" in asked[0]:
-        known = end_to_end_budgets(latencies, **asked[0], budget_of=args.budget_of)
+    if len(latencies) > 1 and asked[0].budget_ms is not None:
+        known = asked[0].in_ms(latencies, args.budget_of)
     frontier = solve_frontier(
         latencies,
         importance,
@@ -191,16 +191,13 @@ def run(args: argparse.Namespace) -> int:
         epsilon=args.epsilon,
         max_labels=args.max_labels,
     )
-    points = [
-        frontier.knee_index() if each is _KNEE else frontier.index_at(**each, budget_of=args.budget_of)
-        for each in asked
-    ]
+    points = [each.index_of(frontier, args.budget_of) for each in asked]
     solutions = [
-        frontier[point] if each is _KNEE else frontier.at(**each, budget_of=args.budget_of)
+        frontier[point] if each.is_knee else each.of(frontier, args.budget_of)
         for each, point in zip(asked, points, strict=True)
     ]
     if alternatives:
-        if len(solutions) != 1 or asked[0] is _KNEE:
+        if len(solutions) != 1 or asked[0].is_knee:
             raise UsageError("--alternatives: give one --budget or --speedup")
         solutions = solve_alternatives(
             latencies,
@@ -210,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
             normalise=args.normalise,
             limits=limits,
             risk=risk,
-            budgets_ms=end_to_end_budgets(latencies, **asked[0], budget_of=args.budget_of),
+            budgets_ms=asked[0].in_ms(latencies, args.budget_of),
         )
     _write(args, frontier, solutions)
     price = _price_of_risk(args, asked, latencies, importance, alpha, limits, solutions) if risk is not None else []
@@ -221,17 +218,17 @@ def run(args: argparse.Namespace) -> int:
                 "original_ms": frontier.original_ms,
                 "points": len(frontier),
                 "solutions": [solution.to_json() for solution in solutions],
-                **({"without_risk": price} if price else {}),
+                **({"without_risk": [_worth(each) for each in price]} if price else {}),
                 **({"explanations": [each.to_json() for each in explanations]} if explanations else {}),
             }
         )
         return 0
     show(_table(frontier, solutions))
     for solution, without in zip(solutions, price, strict=False):
-        cost = (without["importance"] or 0.0) - (solution.importance or 0.0)
+        cost = (without.importance or 0.0) - (solution.importance or 0.0)
         show(
             f"risk {risk:g}: costs {cost:.4g} points against the same budget without it "
-            f"(importance {without['importance']:.6g}, predicted {without['predicted_ms']:.6g} ms)"
+            f"(importance {without.importance:.6g}, predicted {without.predicted_ms:.6g} ms)"
         )
     for explanation in explanations:
         show(f"\nat {explanation.solution.predicted_ms:.6g} ms:")
@@ -239,10 +236,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-_KNEE: dict[str, Any] = {"knee": True}
-
-
-def _asked(args: argparse.Namespace) -> list[dict[str, Any]]:
+def _asked(args: argparse.Namespace) -> list[Asked]:
     """Return what :meth:`Frontier.at` is asked, once for each solution wanted."""
     budgets, speedups = args.budget, args.speedup
     devices = len(args.time_path)
@@ -250,14 +244,14 @@ def _asked(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UsageError(
             f"--budget: given {len(budgets)} times for {devices} tables, expected one for each --time-path"
         )
-    found: list[dict[str, Any]] = []
+    found: list[Asked] = []
     if devices > 1 and budgets:
-        found.append({"budget_ms": tuple(budgets)})
+        found.append(Asked(budget_ms=tuple(budgets)))
     else:
-        found += [{"budget_ms": budget} for budget in budgets]
-    found += [{"speedup": speedup} for speedup in speedups]
+        found += [Asked(budget_ms=budget) for budget in budgets]
+    found += [Asked(speedup=speedup) for speedup in speedups]
     if args.knee:
-        found.append(_KNEE)
+        found.append(Asked())
     if not found:
         raise UsageError("no budget: give --budget, --speedup or --knee, for example --budget 4.5ms")
     return found
@@ -317,22 +311,22 @@ def _numbered(path: str, index: int, number: int) -> Path:
 
 def _price_of_risk(
     args: argparse.Namespace,
-    asked: list[dict[str, Any]],
+    asked: list[Asked],
     latencies: list[LatencyTable],
     importance: ImportanceTable,
     alpha: float,
     limits: Limits,
     solutions: list[Solution],
-) -> list[dict[str, Any]]:
+) -> list[Solution]:
     """Return the solutions that the same budgets allow when spreads do not count."""
     from layerfold.solver import solve_frontier
 
     plain = solve_frontier(latencies, importance, alpha, args.normalise, limits=limits)
-    found = []
-    for each in asked[: len(solutions)]:
-        solution = plain.knee() if each is _KNEE else plain.at(**each, budget_of=args.budget_of)
-        found.append({"predicted_ms": solution.predicted_ms, "importance": solution.importance})
-    return found
+    return [each.of(plain, args.budget_of) for each in asked[: len(solutions)]]
+
+
+def _worth(solution: Solution) -> JsonObject:
+    return {"predicted_ms": solution.predicted_ms, "importance": solution.importance}
 
 
 def _table(frontier: Frontier, solutions: list[Solution]) -> str:

@@ -11,6 +11,7 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._quantities import parse_percent, parse_whole
 from layerfold.errors import TableError, UsageError
+from layerfold.files import JsonObject
 
 if TYPE_CHECKING:
     from layerfold.tables import ImportanceTable, LatencyTable
@@ -96,10 +97,10 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(path: str, table: LatencyTable | ImportanceTable) -> dict[str, Any]:
+def _facts(path: str, table: LatencyTable | ImportanceTable) -> JsonObject:
     from layerfold.tables import LatencyTable
 
-    facts: dict[str, Any] = {"file": path, "kind": "latency" if isinstance(table, LatencyTable) else "importance"}
+    facts: JsonObject = {"file": path, "kind": "latency" if isinstance(table, LatencyTable) else "importance"}
     facts["entries"] = len(table)
     if isinstance(table, LatencyTable):
         facts["chains"] = " ".join(f"{start}..{end}" for start, end in table.chains)

@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.graph.dropping import dropped_layers
     from layerfold.profiler import verify_solution
+    from layerfold.profiler.benchmark import warnings_in
 
     net = trace_of(args, loaded := load_model_of(args))
     note_needless(net, solution)
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         show_json(found.to_json())
     else:
         show(_as_text(found))
-    warn_of_conditions(found.provenance)
+    warn_of_conditions(warnings_in(found.provenance))
     if found.is_within_budget is False:
         print(
             f"layerfold: over budget: {found.high_ms:.4g} ms (upper end of the interval) is above "

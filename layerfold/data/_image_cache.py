@@ -17,6 +17,7 @@ from layerfold.cache_folder import default_cache_folder
 from layerfold.data._decoded import DecodedImages, StoredImages
 from layerfold.data._stores import FileStore, MemoryStore, Pixels, PixelStore, Places
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 
 # Files of another layout, or of another way to make pixels of an image, have other names; so have those of other
 # versions of Pillow. 2: images of 16 bits are scaled.
@@ -54,7 +55,7 @@ class ImageCache:
         rows: Places,
         shape: tuple[int, int, int],
         decode: Callable[[Any], Pixels],
-        identity: dict[str, Any],
+        identity: JsonObject,
     ) -> DecodedImages:
         """Return the images at ``rows`` of ``source``.
 
@@ -74,11 +75,11 @@ class ImageCache:
         store = FileStore(path, len(source.labels), shape, rows)
         return DecodedImages(source, rows, shape, decode, store, spare)
 
-    def headers_seen(self, identity: dict[str, Any]) -> bool:
+    def headers_seen(self, identity: JsonObject) -> bool:
         """Say whether :meth:`keep_headers_seen` was told of these images, in this run or another."""
         return self._folder is not None and (self._folder / f"{_key((0, 0, 0), identity)}.headers").is_file()
 
-    def keep_headers_seen(self, identity: dict[str, Any]) -> None:
+    def keep_headers_seen(self, identity: JsonObject) -> None:
         """Remember that the headers of all images were looked at, and all could be read."""
         if self._folder is not None:
             with suppress(OSError):  # looked at again next time
@@ -96,7 +97,7 @@ def _memory(count: int, shape: tuple[int, int, int], fits: bool) -> PixelStore |
     return MemoryStore(count, shape) if fits else None
 
 
-def _key(shape: tuple[int, int, int], identity: dict[str, Any]) -> str:
+def _key(shape: tuple[int, int, int], identity: JsonObject) -> str:
     import PIL
 
     text = json.dumps([_LAYOUT, PIL.__version__, shape, identity], sort_keys=True)

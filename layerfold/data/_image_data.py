@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from layerfold.data._loader import BatchLoader
 from layerfold.data._splits import DatasetSplit, Split
 from layerfold.data.preprocessing import is_whole
 from layerfold.errors import DataError, UsageError, nearest_names
+from layerfold.files import JsonObject
 
 _SPLIT_NAMES = ("train", "holdout", "test")
 
@@ -43,7 +45,7 @@ class ImageData:
     train: Dataset[Any] | None
     holdout: Dataset[Any]
     test: Dataset[Any]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict)
     is_labelled: bool = True
     fingerprint: str = ""
 
@@ -136,14 +138,24 @@ class ImageData:
             if getattr(self, name) is not None or name != "train":
                 self.split(name).preload()
 
-    def describe(self) -> dict[str, Any]:
+    @property
+    def num_images(self) -> dict[str, int]:
+        """Images of each split; 0 for one that is not there."""
+        return {name: 0 if getattr(self, name) is None else len(self.split(name)) for name in _SPLIT_NAMES}
+
+    @property
+    def preprocessing(self) -> JsonObject | None:
+        """How images become inputs, with the fields of ``layerfold.data.Preprocessing``; None where that is unknown."""
+        found = self.details.get("preprocessing")
+        return dict(found) if isinstance(found, Mapping) else None
+
+    def describe(self) -> JsonObject:
         """Return what a report says: name, classes, sizes, how the splits were made, fingerprint."""
-        sizes = {name: 0 if getattr(self, name) is None else len(self.split(name)) for name in _SPLIT_NAMES}
         return {
             "name": self.name,
             "num_classes": self.num_classes,
             "input_shape": list(self.input_shape),
-            "num_images": sizes,
+            "num_images": self.num_images,
             **self.details,
             "fingerprint": self.fingerprint,
         }

@@ -28,6 +28,7 @@ from layerfold.data._stored import StoredData, counted
 from layerfold.data.preprocessing import Preprocessing, default_normalisation
 from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.factories import is_factory_source
+from layerfold.files import JsonObject
 
 MOST_ARRAY_BYTES = 2**30
 _PREFIXES = ("folder:", "images:", "parquet:", "torch/", "hfds/", "wds/")
@@ -115,7 +116,7 @@ def open_data(
 def _look_at_headers(
     source: str, stored: StoredData, preprocessing: Preprocessing, cache: ImageCache, *, progress: bool
 ) -> None:
-    identity = {
+    identity: JsonObject = {
         "headers of": [stored.content_hash, stored.state_hash],
         "shape": preprocessing.input_shape,
         "crop_pct": preprocessing.crop_pct,
@@ -188,7 +189,7 @@ def _split_stored(
         splits[name] = _make_split(stored, pool, chosen, preprocessing, cache, is_digits=is_digits)
     prepared = asdict(preprocessing)
     prepared.pop("input_shape")
-    details = {"source": source, "splits": how, "seed": seed, "preprocessing": prepared}
+    details: JsonObject = {"source": source, "splits": how, "seed": seed, "preprocessing": prepared}
     digest = hashlib.sha256(json.dumps([stored.content_hash, preprocessing.input_shape, prepared]).encode())
     for name, (pool, chosen) in rows.items():
         digest.update(f"{name} {pool}".encode() + chosen.tobytes() + stored.pools[pool].labels[chosen].tobytes())
@@ -211,7 +212,7 @@ def _make_split(
     images = stored.pools[pool]
     channels, height, width = preprocessing.input_shape
     # How many, too: what a pool takes of the same files is the reader's own.
-    identity = {
+    identity: JsonObject = {
         "content": [stored.content_hash, stored.state_hash, pool, len(images.labels)],
         "resized": preprocessing.is_resized,
         "interpolation": preprocessing.interpolation,

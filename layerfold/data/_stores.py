@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,12 +59,12 @@ class MemoryStore:
         self._count, self._shape = count, shape
         self._clear()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> tuple[int, tuple[int, int, int]]:
         # A process that gets this store decodes its own images, when it needs them.
-        return {"_count": self._count, "_shape": self._shape}
+        return self._count, self._shape
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def __setstate__(self, state: tuple[int, tuple[int, int, int]]) -> None:
+        self._count, self._shape = state
         self._clear()
 
     def _clear(self) -> None:

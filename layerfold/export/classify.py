@@ -11,6 +11,7 @@ import numpy as np
 
 from layerfold.errors import DataError, UsageError
 from layerfold.export.engine_run import read_facts
+from layerfold.files import JsonObject
 from layerfold.terminal import name_text
 
 if TYPE_CHECKING:
@@ -148,8 +149,9 @@ def read_preprocessing(path: str | Path, spec: InputSpec, **given: Any) -> Prepr
     """
     from layerfold.data.preprocessing import Preprocessing
 
-    stored = read_facts(Path(path)).get("preprocessing") or {}
-    fields: dict[str, Any] = {**stored, **{name: value for name, value in given.items() if value is not None}}
+    stored = read_facts(Path(path)).preprocessing
+    said: JsonObject = {} if stored is None else stored.to_json()
+    fields: dict[str, Any] = {**said, **{name: value for name, value in given.items() if value is not None}}
     for name in ("mean", "std"):
         if name not in fields:
             raise UsageError(f"{path}: no JSON beside it that says how images are prepared; give --mean and --std")
@@ -161,6 +163,6 @@ def read_preprocessing(path: str | Path, spec: InputSpec, **given: Any) -> Prepr
         raise UsageError(f"{path}.json: preprocessing is not understood ({error}); export again") from error
 
 
-def preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
+def preprocessing_facts(preprocessing: Preprocessing) -> JsonObject:
     """Return what the JSON beside a file holds."""
     return {**asdict(preprocessing), "input_shape": list(preprocessing.input_shape)}

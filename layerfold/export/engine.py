@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from layerfold.errors import ExportError, UsageError
-from layerfold.export.engine_check import EngineCheck, check_engine
+from layerfold.export.engine_check import EngineCheck, PutFacts, check_engine
 from layerfold.export.precision import canonical_precision, has_quantised_nodes, is_half, to_half
 from layerfold.export.trt_library import (
     compute_capability,
@@ -25,10 +25,24 @@ from layerfold.export.trt_library import (
     logging_to,
     parser_errors,
 )
-from layerfold.files import read_bytes, replacing_all, sidecar_path, write_bytes
+from layerfold.files import JsonObject, JsonValue, read_bytes, replacing_all, sidecar_path, write_bytes
 
 _SCHEMA = 2
 _BUILD_LOCK = threading.Lock()
+
+
+class EngineOptions(TypedDict):
+    """How an engine was built.
+
+    Attributes:
+        tf32: whether float32 may be computed in TF32.
+        optimization_level: the builder's.
+        timing_cache: ``new``, ``reused`` or ``rejected``, or why it was not used; None where none was named.
+    """
+
+    tf32: bool
+    optimization_level: int
+    timing_cache: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +69,19 @@ class EngineReport:
     engine_sha256: str
     precision: str
     compute_capabilities: tuple[str, ...]
-    inputs: dict[str, dict[str, Any]]
-    outputs: dict[str, dict[str, Any]]
+    inputs: dict[str, PutFacts]
+    outputs: dict[str, PutFacts]
     onnx_sha256: str
     library: str
     versions: dict[str, str]
-    options: dict[str, Any]
+    options: EngineOptions
     build_s: float
     check: EngineCheck
-    preprocessing: Mapping[str, Any] | None
+    preprocessing: Mapping[str, JsonValue] | None
     date: str
     schema: int = field(default=_SCHEMA)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what the JSON file holds: the path is its name only, so that both files can be moved."""
         return {**asdict(self), "engine_path": Path(self.engine_path).name}
 
@@ -81,7 +95,7 @@ def build_engine(
     library: str | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, JsonValue] | None = None,
 ) -> EngineReport:
     """Build an engine, check it, and write it with a JSON file beside it (``<name>.json``).
 
@@ -138,7 +152,7 @@ def build_engine(
     return report
 
 
-def write_with_facts(path: Path, content: bytes, facts: Mapping[str, Any] | None) -> None:
+def write_with_facts(path: Path, content: bytes, facts: Mapping[str, JsonValue] | None) -> None:
     """Write a file, and what is known of it as JSON into ``<path>.json``: both or neither; without facts it alone.
 
     Raises:
@@ -168,9 +182,9 @@ class CompiledEngine:
     content: bytes
     library: Any
     precision: str
-    inputs: dict[str, dict[str, Any]]
-    outputs: dict[str, dict[str, Any]]
-    options: dict[str, Any]
+    inputs: dict[str, PutFacts]
+    outputs: dict[str, PutFacts]
+    options: EngineOptions
     build_s: float
 
 
@@ -279,7 +293,7 @@ def _typed(onnx_bytes: bytes, precision: str) -> bytes:
     return onnx_bytes
 
 
-def _facts(put: Any) -> dict[str, Any]:
+def _facts(put: Any) -> PutFacts:
     names = {"float": "float32", "half": "float16"}
     name = str(put.dtype).rpartition(".")[2].lower()
     return {"shape": list(put.shape), "dtype": names.get(name, name)}

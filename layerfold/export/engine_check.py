@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -20,6 +20,13 @@ from layerfold.errors import ExportError
 _MAGIC = b"vtrt"
 _LENGTH_AT, _VERSION_AT, _READ_BYTES = 16, 24, 28
 _TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
+
+
+class PutFacts(TypedDict):
+    """One input or output of an engine: its shape, and its dtype, for example ``float32``."""
+
+    shape: list[int]
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +49,8 @@ def check_engine(
     content: bytes,
     trt: Any,
     onnx_bytes: bytes,
-    inputs: Mapping[str, Mapping[str, Any]],
-    outputs: Mapping[str, Mapping[str, Any]],
+    inputs: Mapping[str, PutFacts],
+    outputs: Mapping[str, PutFacts],
     precision: str,
     compute_capabilities: Sequence[str],
 ) -> EngineCheck:
@@ -94,7 +101,7 @@ def check_header(content: bytes, trt: Any, names: Sequence[str] = ()) -> None:
         raise ExportError(f"the engine does not name {', '.join(missing)}; build it again")
 
 
-def _check_names(onnx_bytes: bytes, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+def _check_names(onnx_bytes: bytes, inputs: Mapping[str, PutFacts], outputs: Mapping[str, PutFacts]) -> None:
     """Compare names and shapes of what TensorRT parsed with the graph's own."""
     import onnx
 

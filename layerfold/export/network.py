@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -14,6 +13,7 @@ from torch import fx, nn
 from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
 from layerfold.export.engine import EngineReport, build_engine, write_with_facts
 from layerfold.export.onnx import Inputs, OnnxCheck, check_onnx, export_onnx
+from layerfold.files import JsonObject, JsonValue
 from layerfold.modules import public_call
 
 FORMATS = ("onnx", "tensorrt")
@@ -35,7 +35,7 @@ class ExportReport:
     engine: EngineReport | None
     skipped: dict[str, str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold."""
         return {
             "onnx_path": str(self.onnx_path),
@@ -57,7 +57,7 @@ def export_network(
     name: str = "model",
     tolerance: float = 1e-4,
     skip_missing: bool = False,
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, JsonValue] | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
 ) -> ExportReport:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +26,13 @@ from layerfold.graph.examples import varied
 from layerfold.modules import inputs_like
 
 Inputs = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+class _Names(TypedDict):
+    """Names in the graph, as torch's exporters take them."""
+
+    input_names: list[str]
+    output_names: list[str]
 
 
 def export_onnx(
@@ -57,7 +64,7 @@ def export_onnx(
     """
     given = example_input if isinstance(example_input, tuple) else (example_input,)
     inputs = tuple(varied(value) for value in inputs_like(module, given))  # the exporter runs the module on them
-    names = {"input_names": list(input_names), "output_names": list(output_names)}
+    names: _Names = {"input_names": list(input_names), "output_names": list(output_names)}
     with _eval_mode(module):
         onnx_bytes = _export_torchscript(module, inputs, names) if fast else None
         if onnx_bytes is None:
@@ -67,7 +74,7 @@ def export_onnx(
     return onnx_bytes
 
 
-def _export_dynamo(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: dict[str, Any]) -> bytes:
+def _export_dynamo(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: _Names) -> bytes:
     missing = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if missing:
         raise OptionalDependencyError(f"ONNX export needs {' and '.join(missing)}; run: pip install onnx onnxscript")
@@ -83,7 +90,7 @@ def _export_dynamo(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: d
         raise ExportError(f"{type(module).__name__} cannot be exported to ONNX: {_export_cause(error)}") from error
 
 
-def _export_torchscript(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: dict[str, Any]) -> bytes | None:
+def _export_torchscript(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: _Names) -> bytes | None:
     """Return the model by the deprecated exporter, or None where that fails: the other one then decides."""
     buffer = io.BytesIO()
     try:

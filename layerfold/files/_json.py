@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import reprlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
 from annotated_types import Ge, Le
 
@@ -19,6 +19,13 @@ from layerfold.terminal import one_line
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
+    JsonValue: TypeAlias = bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"] | None
+    """A value that JSON has a form for: what is written or printed as JSON, or read without a known shape."""
+else:
+    # What reads a file is JSON's own parser, which gives nothing else: no need to look at each value again.
+    JsonValue = Any
+JsonObject: TypeAlias = dict[str, JsonValue]
+"""A JSON object whose names differ from case to case, or are another program's."""
 T = TypeVar("T")
 Finite = Annotated[float, Ge(-1e300), Le(1e300)]
 """A number that is neither NaN nor infinite."""
@@ -82,6 +89,20 @@ def parse_json(
     twice = _named_twice(plain)
     if twice is not None:
         raise error(f"{source}: {reprlib.repr(twice)} stands twice in one object, expected once; {remedy}")
+    return found
+
+
+def as_json(values: Mapping[str, object]) -> JsonObject:
+    """Return plain values as a JSON file would give them back: tuples as lists, names as texts.
+
+    Raises:
+        TypeError: a value that JSON has no form for.
+
+    Example:
+        >>> as_json({"shape": (1, 3)})
+        {'shape': [1, 3]}
+    """
+    found: JsonObject = json.loads(json.dumps(dict(values)))
     return found
 
 

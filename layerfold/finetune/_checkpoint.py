@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.errors import FinetuneError, UsageError, WriteError
-from layerfold.files import Count, parse_json, replacing
+from layerfold.files import Count, JsonObject, parse_json, replacing
 from layerfold.finetune._report import EpochRow
 from layerfold.modules import tensor_bytes
 from layerfold.torch_files import load_torch_file
 
+StateDict = dict[str, Any]
+"""What ``state_dict`` gives, and a file of ``torch.save`` holds: names to tensors, plain values and more of these."""
 _SCHEMA = 3
 _READ = (2, 3)
 _FIRST_WITH_DIGEST = 3
@@ -37,8 +39,23 @@ class TrainingState:
     batch: int = 0
     loss_sum: float = 0.0
     epoch_seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochRow] = field(default_factory=list)
     best_weights: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingParts:
+    """What changes with the state, each as its own ``state_dict`` gives it.
+
+    Attributes:
+        model, average: weights and buffers; no ``average`` where none is kept.
+        optimizer, scaler: torch's own; no ``scaler`` where gradients are not scaled.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: StateDict
+    average: dict[str, Tensor] | None
+    scaler: StateDict | None
 
 
 def copied_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -55,12 +72,13 @@ def network_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_checkpoint(path: Path, config: dict[str, Any], state: TrainingState, **parts: Any) -> None:
+def write_checkpoint(path: Path, config: JsonObject, state: TrainingState, parts: TrainingParts) -> None:
     """Write the state, and the parts that change with it; a run killed meanwhile leaves the file before it untouched.
 
     No generator's state is among them: what is random in a step comes from the seed and the step's number.
     """
-    _replace(path, {"schema": _SCHEMA, "config": config, "state": dict(vars(state)), **parts})
+    plain = {**vars(state), "history": [asdict(row) for row in state.history]}
+    _replace(path, {"schema": _SCHEMA, "config": config, "state": plain, **vars(parts)})
 
 
 def mark_diverged(path: Path) -> None:
@@ -69,11 +87,11 @@ def mark_diverged(path: Path) -> None:
     _replace(path, {**content, "schema": _SCHEMA, "diverged": True})
 
 
-def read_checkpoint(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], TrainingState]:
+def read_checkpoint(path: Path, config: JsonObject) -> tuple[TrainingParts, TrainingState]:
     """Read a state written for the same ``config``; after a run that diverged, the learning rate may be another.
 
     Returns:
-        All that :func:`write_checkpoint` was given, and the state.
+        The parts that :func:`write_checkpoint` was given, and the state.
 
     Raises:
         UsageError: not such a file, a damaged one, or made with other options, another model or other images (the
@@ -89,7 +107,13 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any],
                 f"{_shown(config.get(key))}{_MEANINGS.get(key, '')}; use the same, or delete the file to "
                 "start over"
             )
-    return content, _state_of(path, content["state"])
+    parts = TrainingParts(
+        model=content["model"],
+        optimizer=content["optimizer"],
+        average=content.get("average"),
+        scaler=content.get("scaler"),
+    )
+    return parts, _state_of(path, content["state"])
 
 
 def damaged(path: Path, why: str) -> UsageError:
@@ -97,7 +121,7 @@ def damaged(path: Path, why: str) -> UsageError:
     return UsageError(f"checkpoint_path={path}: is damaged ({why}); delete it to start over")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> StateDict:
     try:
         content = load_torch_file(path)
     except UsageError as error:
@@ -121,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _replace(path: Path, content: dict[str, Any]) -> None:
+def _replace(path: Path, content: StateDict) -> None:
     whole = {**content, "digest": _digest(content)}
     try:
         with replacing(path) as partial:
@@ -134,7 +158,7 @@ def _replace(path: Path, content: dict[str, Any]) -> None:
         ) from error
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _digest(content: StateDict) -> str:
     """Return a hash of tensors and plain values: torch.save's own checksums are not looked at when it is read."""
     digest = hashlib.sha256()
 
@@ -170,7 +194,7 @@ class _Plain:
     history: list[EpochRow]
 
 
-def _state_of(path: Path, found: dict[str, Any]) -> TrainingState:
+def _state_of(path: Path, found: StateDict) -> TrainingState:
     plain = {key: value for key, value in found.items() if key != "best_weights"}
     best = found.get("best_weights")
     if best is not None and not (isinstance(best, dict) and all(isinstance(each, Tensor) for each in best.values())):
@@ -181,7 +205,7 @@ def _state_of(path: Path, found: dict[str, Any]) -> TrainingState:
         source=f"checkpoint_path={path}: state",
         remedy="delete the file to start over",
     )
-    return TrainingState(**{**vars(state), "history": [vars(row) for row in state.history]}, best_weights=best)
+    return TrainingState(**vars(state), best_weights=best)
 
 
 def _shown(value: object) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
+
+from layerfold.files import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,10 @@ class FinetuneReport:
     steps: int
     resumed_from_step: int
     seconds: float
-    options: dict[str, Any]
+    options: JsonObject
     other_weights: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain values, for JSON; without weights."""
         found = asdict(replace(self, other_weights=None))
         del found["other_weights"]

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from layerfold.data import BatchLoader, ImageData, Share
 from layerfold.errors import DivergenceError, UsageError
+from layerfold.files import JsonObject
 from layerfold.finetune._answers import check_answers, first_images
 from layerfold.finetune._averaging import AveragedWeights
 from layerfold.finetune._checkpoint import (
+    TrainingParts,
     TrainingState,
     copied_weights,
     damaged,
@@ -72,7 +74,7 @@ class Run:
         path: Path | None,
         log: EpochLog,
         before_step: Callable[[int, int], None] | None,
-        settings: dict[str, Any],
+        settings: JsonObject,
         score_holdout: bool,
         keep_other: bool,
     ) -> None:
@@ -92,7 +94,7 @@ class Run:
         self._mixer = BatchMixer(options, self._num_outputs) if options.is_mixed else None
         self._prepared, self._optimizer = accelerator.prepare(self._objective.student, make_optimizer(model, options))
         self._average = AveragedWeights(model, options.ema_decay) if options.ema_decay is not None else None
-        self._config: dict[str, Any] = {}
+        self._config: JsonObject = {}
         if path is not None:
             self._config = {
                 **settings,
@@ -146,7 +148,7 @@ class Run:
             self._end_epoch(began)
             # First what goes on, then what tells: a log without a checkpoint would look like that of another run.
             self._save()
-            self._log.write(self._rows())
+            self._log.write(self.state.history)
             saved_at = time.monotonic()
         self._finish()
 
@@ -251,8 +253,8 @@ class Run:
             seconds=time.monotonic() - began,
             holdout_agreement_pct=scores.agreement_pct if scores else None,
         )
-        state.history.append(asdict(row))
-        if self._tracks_best and best_epoch(self._rows()) == row.epoch:
+        state.history.append(row)
+        if self._tracks_best and best_epoch(state.history) == row.epoch:
             state.best_weights = copied_weights(self._kept)
         state.epoch, state.batch, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
 
@@ -280,30 +282,34 @@ class Run:
                 self._path,
                 self._config,
                 self.state,
-                model=copied_weights(self._model.state_dict()),
-                optimizer=self._optimizer.state_dict(),
-                average=self._average and copied_weights(self._average.state),
-                scaler=scaler and scaler.state_dict(),
+                TrainingParts(
+                    model=copied_weights(self._model.state_dict()),
+                    optimizer=self._optimizer.state_dict(),
+                    average=None if self._average is None else copied_weights(self._average.state),
+                    scaler=None if scaler is None else scaler.state_dict(),
+                ),
             )
 
     def _resume(self, path: Path) -> None:
-        content, state = read_checkpoint(path, self._config)
+        parts, state = read_checkpoint(path, self._config)
         if state.step > self.total_steps or state.batch > len(self._loader):
             raise damaged(path, f"step {state.step} of {self.total_steps}")
         try:
-            self._model.load_state_dict(content["model"])
-            self._optimizer.load_state_dict(content["optimizer"])
+            self._model.load_state_dict(parts.model)
+            self._optimizer.load_state_dict(parts.optimizer)
             if self._average is not None:
-                self._average.load(content["average"])
+                if parts.average is None:
+                    raise KeyError("average")
+                self._average.load(parts.average)
             if self._accelerator.scaler is not None:
-                self._accelerator.scaler.load_state_dict(content["scaler"])
+                self._accelerator.scaler.load_state_dict(parts.scaler)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             raise damaged(path, " ".join(str(error).split())[:100]) from error
         self.state = state
         if state.history and self._accelerator.is_main_process:
-            self._log.restore(self._rows())  # the run may have ended between its checkpoint and its log
+            self._log.restore(self.state.history)  # the run may have ended between its checkpoint and its log
 
     def _check_same_checkpoint(self) -> None:
         number = self._accelerator.num_processes
@@ -325,7 +331,7 @@ class Run:
 
     def report(self) -> FinetuneReport:
         """Return the history."""
-        rows = self._rows()
+        rows = self.state.history
         best = best_epoch(rows)
         kept = best if self._options.keep == "best" and best is not None else rows[-1].epoch
         return FinetuneReport(
@@ -338,9 +344,6 @@ class Run:
             options=asdict(self._options),
             other_weights=self._other_weights,
         )
-
-    def _rows(self) -> list[EpochRow]:
-        return [EpochRow(**row) for row in self.state.history]
 
 
 def _check_teacher(num_outputs: int, expected: int) -> None:

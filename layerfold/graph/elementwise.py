@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+Kwargs = dict[str, Any]
+"""Arguments of a call in a graph, by name: a model's own code says which, and of what type."""
 _SHAPE = (2, 3, 4, 5)
 _known_modules: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _known_functions: dict[Any, bool] = {}
@@ -28,7 +30,7 @@ def is_elementwise_module(module: nn.Module) -> bool:
     return _known_modules[module]
 
 
-def is_elementwise_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def is_elementwise_call(function: Any, args: tuple[Any, ...], kwargs: Kwargs) -> bool:
     """Say whether ``function(x, *args, **kwargs)`` with constant arguments is an elementwise nonlinearity in x.
 
     ``function`` is a callable, or the name of a method of a tensor.

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from layerfold.graph.elementwise import Kwargs
+
 _MORE_IMAGES = (1, 508)
 _OTHER_BATCHES = 1 + len(_MORE_IMAGES)
 """One image alone, for which code often does something else, and more images than the example input has."""
@@ -100,7 +102,7 @@ class _Unknown:
     """Stands for what could not be worked out for another batch: it equals nothing."""
 
 
-def evaluate(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Known | None:
+def evaluate(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Kwargs, name: str = "") -> Known | None:
     """Return what is known of ``call(*args, **kwargs)``, proxies standing for their values; None where nothing is.
 
     Args:
@@ -145,14 +147,14 @@ def differ(one: Any, other: Any) -> bool:
         return True
 
 
-def _attempt(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> Any:
+def _attempt(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Kwargs, number: int) -> Any:
     try:
         return _call(call, args, kwargs, lambda known: known.in_batch(number))
     except Exception:
         return _Unknown()
 
 
-def _call(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], pick: Callable[[Known], Any]) -> Any:
+def _call(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Kwargs, pick: Callable[[Known], Any]) -> Any:
     real_args, real_kwargs = _mapped((args, kwargs), lambda proxy: pick(proxy.__dict__["known"]))
     with torch.no_grad():
         return call(*real_args, **real_kwargs)

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from layerfold.graph.conv_forwards import computes_conv, runs_class_forward
-from layerfold.graph.elementwise import is_elementwise_module
+from layerfold.graph.elementwise import Kwargs, is_elementwise_module
 from layerfold.graph.knowledge import Known, evaluate
 from layerfold.graph.normalise import NormBeforeAct, SyncNormBeforeAct
 from layerfold.graph.proxies import ValueProxy
@@ -112,7 +112,7 @@ class Tracer(fx.Tracer):
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def create_proxy(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *more: Any, **options: Any
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Kwargs, *more: Any, **options: Any
     ) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *more, **options)
         if issubclass(type(proxy), ValueProxy):
@@ -123,7 +123,7 @@ class Tracer(fx.Tracer):
                 proxy.node.meta["shape"] = tuple(proxy.known.value.shape)
         return proxy
 
-    def _known(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Known | None:
+    def _known(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Kwargs) -> Known | None:
         if kind == "placeholder":
             value = self._inputs[sum(node.op == "placeholder" for node in self.graph.nodes) - 1]
             return Known.of(value, self._inputs[0].shape[0] if value.dim() else 0)
@@ -151,9 +151,7 @@ class Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._is_foreign() else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Kwargs) -> Any:
         if self._is_foreign():
             return forward(*args, **kwargs)
         if any(m is each for each in self._split_off):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -11,7 +12,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerfold.graph.conv_forwards import computes_conv, inherits_forward, padding_at, pads_by_itself
-from layerfold.graph.elementwise import constants_of, is_elementwise_call, is_elementwise_module
+from layerfold.graph.elementwise import Kwargs, constants_of, is_elementwise_call, is_elementwise_module
 from layerfold.graph.linear_modules import ChannelScale, PaddedConv2d, StridedSlice
 from layerfold.graph.rewrites.constants import is_number
 from layerfold.graph.rewrites.sums import adds_feature_maps
@@ -231,7 +232,7 @@ def _activation_of_call(node: fx.Node) -> ActivationSpec | None:
         return ActivationSpec(kind="gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu")
     if node.target in _PARAMETRIC_FUNCTIONS:
         kind, defaults = _PARAMETRIC_FUNCTIONS[node.target]
-        given: dict[str, Any] = {**defaults, **dict(zip(defaults, node.args[1:], strict=False)), **node.kwargs}
+        given: Kwargs = {**defaults, **dict(zip(defaults, node.args[1:], strict=False)), **node.kwargs}
         if all(is_number(given[name]) for name in defaults):
             return ActivationSpec(kind=kind, params=tuple((name, float(given[name])) for name in defaults))
         return None
@@ -250,7 +251,7 @@ def _activation_of_call(node: fx.Node) -> ActivationSpec | None:
 def make_activation(spec: ActivationSpec) -> nn.Module | None:
     """Return a fresh module that computes ``spec``, a PReLU with one slope of 0.25; None for a kind no table lists."""
     params = dict(spec.params)
-    makers: dict[str, Any] = {
+    makers: dict[str, Callable[..., nn.Module]] = {
         "relu": nn.ReLU,
         "relu6": nn.ReLU6,
         "silu": nn.SiLU,

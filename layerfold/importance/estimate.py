@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from torch import nn
 from layerfold.data import ImageData
 from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.executor import Executor
+from layerfold.files import JsonObject
 from layerfold.finetune import check_answers, check_trainable, first_images, unfreeze_parameters
 from layerfold.graph import Network, Segment
 from layerfold.graph.copying import copy_module
@@ -136,7 +136,7 @@ def estimate_importance(
     fills = fill_slots if fill_slots is not None else method != ADAPTIVE and ESTIMATORS[method].fills_slots
     requests = list_requests(net, segments, fill_slots=fills)
     asked = [request for request in requests if not request.changes_nothing(net)]
-    common: dict[str, Any] = {
+    common: JsonObject = {
         "score": score,
         "fill_slots": fills,
         "calibration_images": calibration_images,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from layerfold.errors import UsageError
 from layerfold.executor import Pool
+from layerfold.files import JsonObject
 from layerfold.graph import Network
 from layerfold.importance.asking import Lesson, Question, runs_of
 from layerfold.importance.estimators import ESTIMATORS, Training
@@ -53,7 +53,7 @@ class Filling:
         net: Network,
         pool: Pool,
         journal_path: Path | None,
-        settings: dict[str, Any],
+        settings: JsonObject,
         entries: Sequence[Request],
         *,
         scratch: Path,

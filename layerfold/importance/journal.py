@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from layerfold.errors import LayerfoldError, UsageError, WriteError
-from layerfold.files import Finite, parse_json, read_bytes, write_text
+from layerfold.files import Finite, JsonObject, parse_json, read_bytes, write_text
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
 from layerfold.tables import ImportanceTable
@@ -64,7 +64,7 @@ class Journal:
         WriteError: it cannot be written.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, settings: JsonObject) -> None:
         self._path = path
         self._done: dict[Request, Estimate] = {}
         self.goes_on = False
@@ -112,7 +112,7 @@ def _free_name(path: Path) -> Path:
     return next(each for each in names if not each.exists())
 
 
-def _header(schema: int, settings: dict[str, Any]) -> str:
+def _header(schema: int, settings: JsonObject) -> str:
     return json.dumps({"schema": schema, **settings}, sort_keys=True)
 
 

@@ -6,18 +6,29 @@ the weights. Nothing in either file is code: a form is built again from its mode
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
 from torch import Tensor, fx, nn
 
 from layerfold.arguments import shown
 from layerfold.errors import SolutionError, UsageError, nearest_names
-from layerfold.files import file_sha256, json_text, read_json, replacing_all, sidecar_path
+from layerfold.files import (
+    JsonObject,
+    JsonValue,
+    file_sha256,
+    json_text,
+    parse_json,
+    read_json,
+    replacing_all,
+    sidecar_path,
+)
 from layerfold.graph import Network, example_images, trace_network
 from layerfold.graph.specs import ConvSpec, Shape
 from layerfold.merge.algebra import AffineConv
@@ -28,11 +39,16 @@ from layerfold.solver import Solution
 
 SCHEMA = 1
 Kind = Literal["train", "deploy"]
+_REMEDY = "write the form again"
 _KINDS: tuple[Kind, ...] = ("train", "deploy")
 _MOST = 1_000_000
 """Channels, classes, or pixels along one side."""
 _MOST_NUMBERS = 1 << 26
 """In one input image, or in one kernel of a form."""
+
+
+_Count = Annotated[int, Ge(1), Le(_MOST)]
+_Border = Annotated[int, Ge(-_MOST), Le(_MOST)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +82,7 @@ class Recipe:
                 f"expected at most {_MOST_NUMBERS:,}"
             )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain values."""
         return {
             "model": self.model,
@@ -79,37 +95,69 @@ class Recipe:
         }
 
     @classmethod
-    def from_json(cls, data: object) -> Recipe:
+    def from_json(cls, data: Mapping[str, JsonValue], *, source: str = "recipe") -> Recipe:
         """Return what :meth:`to_json` wrote.
+
+        Args:
+            data: as it was read.
+            source: what the error line begins with.
 
         Raises:
             UsageError, SolutionError: a missing field, or one that breaks a rule.
         """
-        if not isinstance(data, dict):
-            raise UsageError(f"recipe is a {type(data).__name__}, expected a JSON object")
-        model, shape, exclude = data.get("model"), data.get("input_shape"), data.get("exclude", [])
-        if not isinstance(model, str):
-            raise UsageError(f"recipe: model={shown(model)}: expected a model's source")
-        if not isinstance(shape, list):
-            raise UsageError(f"recipe: input_shape={shown(shape)}: expected [channels, height, width]")
-        if not (isinstance(exclude, list) and all(isinstance(name, str) for name in exclude)):
-            raise UsageError(f"recipe: exclude={shown(exclude)}: expected a list of module names")
-        if not isinstance(data.get("merge_pooling", False), bool):
-            raise UsageError(f"recipe: merge_pooling={shown(data['merge_pooling'])}: expected true or false")
-        for name in ("num_classes", "in_channels"):
-            if data.get(name) is not None and not _is_count(data[name]):
-                raise UsageError(f"recipe: {name}={shown(data[name])}: expected a whole number of at least 1")
-        if not isinstance(data.get("solution"), dict):
-            raise UsageError("recipe: no solution; expected an object with act_pos and merge_pos")
-        return cls(
-            model=model,
-            num_classes=data.get("num_classes"),
-            in_channels=data.get("in_channels"),
-            input_shape=cast(Shape, tuple(shape)),
-            exclude=tuple(exclude),
-            merge_pooling=data.get("merge_pooling", False),
-            solution=Solution.from_json(data["solution"]),
-        )
+        found = parse_json(json.dumps(data), _RecipeInFile, source=source, remedy=_REMEDY)
+        try:
+            return cls(
+                model=found.model,
+                num_classes=found.num_classes,
+                in_channels=found.in_channels,
+                input_shape=found.input_shape,
+                exclude=tuple(found.exclude),
+                merge_pooling=found.merge_pooling,
+                solution=Solution.from_json(found.solution, source="solution"),
+            )
+        except (SolutionError, UsageError) as error:
+            raise type(error)(f"{source}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RecipeInFile:
+    """A recipe in a file; see :class:`Recipe`."""
+
+    model: str
+    num_classes: _Count | None = None
+    in_channels: _Count | None = None
+    input_shape: tuple[int, int, int]
+    exclude: list[str] = field(default_factory=list)
+    merge_pooling: bool = False
+    solution: JsonObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kernel:
+    """What is left of a merged conv after zero borders were cut."""
+
+    kernel_size: tuple[_Count, _Count]
+    padding: tuple[tuple[_Border, _Border], tuple[_Border, _Border]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Versioned:
+    """What of a sidecar says whether the rest can be read."""
+
+    schema: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FormFile:
+    """What a sidecar holds."""
+
+    kind: Kind
+    recipe: JsonObject
+    facts: JsonObject
+    kernels: dict[str, _Kernel] = field(default_factory=dict)
+    weights_sha256: str
+    version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +176,7 @@ class LoadedForm:
     module: fx.GraphModule
     kind: Kind
     recipe: Recipe
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     net: Network
     weights_sha256: str
 
@@ -152,7 +200,7 @@ class LoadedForm:
 
 
 def save_form(
-    module: nn.Module, path: str | Path, *, kind: Kind, recipe: Recipe, facts: Mapping[str, Any] | None = None
+    module: nn.Module, path: str | Path, *, kind: Kind, recipe: Recipe, facts: Mapping[str, JsonValue] | None = None
 ) -> None:
     """Write a form: weights to ``path``, everything else to ``<path>.json``; each by an atomic replace.
 
@@ -178,7 +226,7 @@ def save_form(
         raise UsageError(f"kind={kind!r}: must be one of {', '.join(_KINDS)}")
     # Clones, since the format takes no two names of one storage; loading writes equal values into both again.
     state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
-    content: dict[str, Any] = {
+    content: JsonObject = {
         "schema": SCHEMA,
         "kind": kind,
         "recipe": recipe.to_json(),
@@ -210,33 +258,32 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
     if not path.is_file():
         raise UsageError(f"{path}: no such file, though {sidecar_path(path).name} is there; write both again")
     weights_sha256 = file_sha256(path)
-    if content["weights_sha256"] != weights_sha256:
+    if content.weights_sha256 != weights_sha256:
         raise UsageError(
             f"{path}: the weights are not those that {sidecar_path(path).name} was written for; write both again"
         )
     try:
-        recipe = Recipe.from_json(content["recipe"])
-        module, net = _build(recipe, content["kind"], model, content.get("kernels", {}))
+        recipe = Recipe.from_json(content.recipe)
+        module, net = _build(recipe, content.kind, model, content.kernels)
     except (SolutionError, UsageError) as error:
         raise type(error)(f"{path}: {error}") from error
     try:
         _load_weights(module, path)
     except UsageError as error:
         raise UsageError(
-            f"{error}; was the model changed since? (layerfold {content.get('version')} wrote it, this is "
-            f"{__version__})"
+            f"{error}; was the model changed since? (layerfold {content.version} wrote it, this is {__version__})"
         ) from error
     return LoadedForm(
         module=module.eval(),
-        kind=content["kind"],
+        kind=content.kind,
         recipe=recipe,
-        facts=content["facts"],
+        facts=content.facts,
         net=net,
         weights_sha256=weights_sha256,
     )
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
+def _read_sidecar(path: Path) -> _FormFile:
     sidecar = sidecar_path(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: expected a .safetensors file of `layerfold finetune` or `layerfold merge`")
@@ -247,26 +294,20 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             f"{path}: no {sidecar.name} beside it; `layerfold finetune` and `layerfold merge` write both, "
             "and a file of weights alone does not say what they belong to"
         )
-    content = read_json(sidecar, dict[str, Any], remedy="write the form again")
-    if "kind" not in content or "recipe" not in content:
-        raise UsageError(f"{sidecar}: has no kind and recipe; is it the file of a form?")
-    if content.get("schema") != SCHEMA:
-        raise UsageError(f"{sidecar}: schema {shown(content.get('schema'))} is not known; this version reads {SCHEMA}")
-    if content["kind"] not in _KINDS:
-        raise UsageError(f"{sidecar}: kind={shown(content['kind'])}: must be one of {', '.join(_KINDS)}")
-    if not isinstance(content.get("facts"), dict) or not isinstance(content.get("weights_sha256"), str):
-        raise UsageError(f"{sidecar}: facts and weights_sha256 are missing or of another type; write the form again")
-    return content
+    schema = read_json(sidecar, _Versioned, remedy=_REMEDY).schema
+    if schema != SCHEMA:
+        raise UsageError(f"{sidecar}: schema {shown(schema)} is not known; this version reads {SCHEMA}")
+    return read_json(sidecar, _FormFile, remedy=_REMEDY)
 
 
-def _kernels(module: nn.Module) -> dict[str, Any]:
+def _kernels(module: nn.Module) -> JsonObject:
     """Return, for each merged conv, the kernel and padding that are left after zero borders were cut."""
     found = getattr(module, "meta", {}).get("merged_convs", {})
     return {name: {"kernel_size": each.conv.kernel_size, "padding": each.conv.padding} for name, each in found.items()}
 
 
 def _build(
-    recipe: Recipe, kind: Kind, model: nn.Module | None, kernels: Mapping[str, Any]
+    recipe: Recipe, kind: Kind, model: nn.Module | None, kernels: Mapping[str, _Kernel]
 ) -> tuple[fx.GraphModule, Network]:
     """Return the structure of a form, with weights that are still to be replaced."""
     if model is None:
@@ -282,33 +323,26 @@ def _build(
         return module, net
     merged = merge_network(module, tolerance=None, cut_borders=False)
     for name, each in merged.meta["merged_convs"].items():
-        if isinstance(kernels, dict) and name in kernels:
+        if name in kernels:
             set_submodule(merged, name, _empty_conv(each.conv, kernels[name], merged.get_submodule(name)))
     return merged, net
 
 
-def _empty_conv(spec: ConvSpec, kernel: object, like: nn.Module) -> nn.Module:
+def _empty_conv(spec: ConvSpec, kernel: _Kernel, like: nn.Module) -> nn.Module:
     """Return a conv of another kernel and padding, its weights still to be replaced."""
     try:
-        given = cast(dict[str, Any], kernel)
-        (top, bottom), (left, right) = given["padding"]
-        height, width = given["kernel_size"]
         # Cutting zero borders leaves a kernel that is no larger, and moves the padding by as much: nothing is made
         # before that holds.
-        if not all(type(each) is int for each in (top, bottom, left, right, height, width)):
-            raise ValueError("sizes are whole numbers")
-        if not (1 <= height <= spec.kernel_size[0] and 1 <= width <= spec.kernel_size[1]):
+        if any(ours > most for ours, most in zip(kernel.kernel_size, spec.kernel_size, strict=True)):
             raise ValueError(f"the kernel is at most {spec.kernel_size}")
-        if any(abs(each) > _MOST for each in (top, bottom, left, right)):
-            raise ValueError("the padding is too large")
-        spec = replace(spec, kernel_size=(height, width), padding=((top, bottom), (left, right)))
+        spec = replace(spec, kernel_size=kernel.kernel_size, padding=kernel.padding)
         some = next(like.parameters())
         shape = (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel_size)
         numbers = AffineConv(weight_OIHW=some.new_zeros(shape), bias=some.new_zeros(spec.out_channels))
         return make_conv(spec, numbers, some.dtype)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"kernels: {shown(kernel)} is no kernel_size with a padding ({error}); write the form again"
+            f"kernels: {shown(asdict(kernel))} is no kernel_size with a padding ({error}); {_REMEDY}"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -15,30 +16,37 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def default_config() -> dict[str, Any]:
-    """Return the settings of a model that says nothing."""
-    return {
-        "input_size": (3, 224, 224),
-        "mean": _IMAGENET_MEAN,
-        "std": _IMAGENET_STD,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-    }
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """What a model says of its images, by timm's names; by default as ImageNet's are prepared.
+
+    Attributes:
+        input_size: (channels, height, width).
+        mean, std: one number a channel.
+        interpolation: by which images are resized.
+        crop_pct: share of the image's side that is kept.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
 
 
-def data_config(module: nn.Module, source: str) -> dict[str, Any]:
+def image_config(module: nn.Module, source: str) -> ImageConfig:
     """Return the settings in a module's ``pretrained_cfg``, and the default for those that it does not have.
 
     Raises:
         UsageError: one is of a wrong type or outside its range.
     """
-    config = default_config()
     found = getattr(module, "pretrained_cfg", None) or {}
-    for key in config:
-        value = found.get(key) if isinstance(found, dict) else getattr(found, key, None)
+    said = {}
+    for each in fields(ImageConfig):
+        value = found.get(each.name) if isinstance(found, dict) else getattr(found, each.name, None)
         if value is not None:
-            config[key] = _checked(key, value, f"MODEL={source!r}: its pretrained_cfg")
-    return config
+            said[each.name] = _checked(each.name, value, f"MODEL={source!r}: its pretrained_cfg")
+    return ImageConfig(**said)
 
 
 def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from layerfold.arguments import image_shape, shown
 from layerfold.errors import UsageError, nearest_names
 from layerfold.factories import is_factory_source, load_factory
-from layerfold.models._config import data_config, default_config, per_channel
+from layerfold.models._config import ImageConfig, image_config, per_channel
 from layerfold.models._weights import take_weights
 from layerfold.modules import plain_module, public_call
 
@@ -111,7 +111,7 @@ def load_model(
     if weights is not None:
         taken = take_weights(module, weights, weights_key, can_set_classes=takes_classes)
     module.eval()
-    channels, height, width = image_shape(f"MODEL={source!r}: input_size", config["input_size"])
+    channels, height, width = image_shape(f"MODEL={source!r}: input_size", config.input_size)
     if in_channels is not None:
         channels = in_channels
     return LoadedModel(
@@ -119,10 +119,10 @@ def load_model(
         source=source,
         name=_short_name(source),
         input_shape=(channels, height, width),
-        mean=per_channel(config["mean"], channels),
-        std=per_channel(config["std"], channels),
-        interpolation=config["interpolation"],
-        crop_pct=float(config["crop_pct"]),
+        mean=per_channel(config.mean, channels),
+        std=per_channel(config.std, channels),
+        interpolation=config.interpolation,
+        crop_pct=config.crop_pct,
         num_classes=_count_classes(module, (channels, height, width), num_classes, source),
         weights_sha256=taken.sha256 if taken is not None else None,
         weights_key=taken.key if taken is not None else "",
@@ -130,7 +130,7 @@ def load_model(
     )
 
 
-def _build(source: str, num_classes: int | None, in_channels: int | None) -> tuple[nn.Module, dict[str, Any], bool]:
+def _build(source: str, num_classes: int | None, in_channels: int | None) -> tuple[nn.Module, ImageConfig, bool]:
     """Return the module, what it says of its images, and whether it can be built with another number of classes."""
     kind, colon, name = source.partition(":")
     if colon and kind == "timm":
@@ -166,9 +166,16 @@ def _other_source(source: str) -> str:
     return give + (nearest_names(kind, ("timm", "torchvision")) if colon else _family_hint(source))
 
 
+class _TimmArguments(TypedDict, total=False):
+    """What timm's factory is given beside the name: what was asked for."""
+
+    num_classes: int
+    in_chans: int
+
+
 def _build_timm(
     source: str, name: str, num_classes: int | None, in_channels: int | None
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, ImageConfig]:
     import timm
 
     if name.partition(":")[0].lower() in _HUBS or "/" in name:
@@ -187,7 +194,7 @@ def _build_timm(
             f"MODEL={shown(source)}: timm knows no tag {shown(tag)} of {architecture}"
             f"{nearest_names(tag, known_tags) or '; leave it out'}"
         )
-    arguments: dict[str, Any] = {}
+    arguments: _TimmArguments = {}
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     if in_channels is not None:
@@ -196,12 +203,12 @@ def _build_timm(
         module = timm.create_model(name, pretrained=False, **arguments)
     except Exception as error:  # timm's factories check their own arguments, each in its own way
         raise UsageError(f"MODEL={source!r}: timm could not build it with {arguments}: {_one_line(error)}") from error
-    return module, data_config(module, source)
+    return module, image_config(module, source)
 
 
 def _build_torchvision(
     source: str, name: str, num_classes: int | None, in_channels: int | None
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, ImageConfig]:
     import torchvision
 
     # Only classifiers: detectors fetch the weights of their backbone even with weights=None.
@@ -213,11 +220,10 @@ def _build_torchvision(
         raise UsageError(f"in_channels={in_channels}: torchvision models take 3 channels; use timm:NAME instead")
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     module = torchvision.models.get_model(name, weights=None, **arguments)
-    config = default_config()
     # The transforms that go with the first published weights say which images the network was made for.
     preset = next(iter(torchvision.models.get_model_weights(name))).transforms()
     size, resized = preset.crop_size[0], preset.resize_size[0]
-    config.update(
+    config = ImageConfig(
         input_size=(3, size, size),
         mean=tuple(preset.mean),
         std=tuple(preset.std),
@@ -229,11 +235,11 @@ def _build_torchvision(
 
 def _build_from_file(
     source: str, num_classes: int | None, in_channels: int | None
-) -> tuple[nn.Module, dict[str, Any], bool]:
+) -> tuple[nn.Module, ImageConfig, bool]:
     factory = load_factory(source)
     made = factory.call(num_classes=num_classes, in_chans=in_channels, in_channels=in_channels)
     module = plain_module(made, f"MODEL={source!r}: the factory", verb="returned")
-    config = data_config(made if isinstance(made, nn.Module) else module, source)
+    config = image_config(made if isinstance(made, nn.Module) else module, source)
     return module, config, factory.has_parameter("num_classes")
 
 

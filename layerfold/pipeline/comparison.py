@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from torch import nn
 from layerfold.data import ImageData
 from layerfold.errors import MissingEntryError, UsageError
 from layerfold.export import export_onnx
-from layerfold.files import csv_text, write_text
+from layerfold.files import JsonObject, as_json, csv_text, write_text
 from layerfold.finetune import check_answers, evaluate_network, first_images
 from layerfold.graph import Network
 from layerfold.graph.same_model import network_call
 from layerfold.merge import build_train_form, merge_network
 from layerfold.profiler import benchmark_networks
 from layerfold.profiler.backends import Backend
+from layerfold.profiler.benchmark import MeasuredOn
 from layerfold.profiler.verify import example_input_of
 from layerfold.progress import progress_bar
 from layerfold.report.comparison import ComparedPoint, comparison_plot
@@ -87,21 +88,21 @@ class SolutionComparison:
     """
 
     networks: tuple[ComparedNetwork, ...]
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: MeasuredOn
 
     def __getitem__(self, name: str) -> ComparedNetwork:
         return next(each for each in self.networks if each.name == name)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return one flat dict a network."""
         return [
             {**asdict(each), "speedup": each.speedup, "prediction_error": each.prediction_error}
             for each in self.networks
         ]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold."""
-        return {"schema": 1, "networks": self.rows(), "provenance": self.provenance}
+        return {"schema": 1, "networks": self.rows(), "provenance": as_json(self.provenance)}
 
     def write_csv(self, path: str | Path) -> None:
         """Write one row a network, by an atomic replace; what is unknown is empty."""

@@ -3,60 +3,48 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.executor import Executor
-from layerfold.export import check_onnx, export_network, export_onnx
-from layerfold.export.network import FORMATS
-from layerfold.files import write_bytes
-from layerfold.finetune import (
-    FINETUNED,
-    NO_BATCH_NORM,
-    RECALIBRATED,
-    Scores,
-    evaluate_network,
-    finetune_network,
-    has_batch_norm,
-    recalibrate_batch_norm,
-    unfreeze_parameters,
-)
-from layerfold.graph import Network, Segment, check_same_function, example_images, layer_norms, trace_network
+from layerfold.finetune import unfreeze_parameters
+from layerfold.graph import trace_network
 from layerfold.graph.copying import copy_module
-from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
-from layerfold.merge import build_train_form, merge_network
-from layerfold.merge.files import Recipe, load_form, save_form
+from layerfold.importance import weights_hash
 from layerfold.models import LoadedModel
 from layerfold.modules import plain_module, public_call
-from layerfold.pipeline.backend_meter import BackendMeter
-from layerfold.pipeline.budget_loop import check_reachable, meet_budget
-from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same, probe_images
-from layerfold.pipeline.network_json import describe_network
+from layerfold.pipeline.equality import probe_images
 from layerfold.pipeline.options import CompressOptions
-from layerfold.pipeline.plan_scores import finalist_scores, whole_scores
-from layerfold.pipeline.preflight import check_candidates, check_inputs, importance_method
-from layerfold.pipeline.run_folder import RunFolder, StepRecord
-from layerfold.pipeline.summary import FILES, write_summary
-from layerfold.profiler import benchmark_networks, profile_network
-from layerfold.profiler.backends import Backend
-from layerfold.profiler.plans.fitted import plans_of
-from layerfold.profiler.verify import judge
+from layerfold.pipeline.outcomes import (
+    Benched,
+    Estimated,
+    Exported,
+    Finetuned,
+    Merged,
+    Profiled,
+    Scored,
+    Solved,
+    StepOutcome,
+    Traced,
+)
+from layerfold.pipeline.plan_scores import finalist_steps
+from layerfold.pipeline.preflight import check_candidates, check_inputs
+from layerfold.pipeline.run_config import completed
+from layerfold.pipeline.run_folder import RunFolder
+from layerfold.pipeline.steps import Job, Steps
+from layerfold.pipeline.summary import FILES, RunOutcome, write_summary
 from layerfold.progress import waiting
-from layerfold.report import ReportData
+from layerfold.report import ReportData, StepTime
 from layerfold.solver import Solution
-from layerfold.tables import ImportanceTable, LatencyTable
 
 _WITHOUT_A_BAR = ("trace", "merge", "export", "evaluate", "bench")
 """Steps that show no bar of their own."""
-_MOST_BENCH_TRIES = 3
-_SHARES_OF_BUDGET = (0.9, 0.95, 1.0, 1.05, 1.1)
+_Outcome = TypeVar("_Outcome", bound=StepOutcome)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,366 +115,162 @@ def compress_network(
         if progress:
             print(f"model is {str(other).removeprefix('torch.')}: works on a float32 copy", file=sys.stderr)
     with RunFolder.only_one(out):
-        run = _Run(module, loaded, data, CompressOptions(**given), Path(out), overwrite, progress, command)
-        return run.all_steps()
+        job = _job_of(module, loaded, data, CompressOptions(**given))
+        folder = _open_folder(job, Path(out), overwrite=overwrite)
+        return _Run(Steps(job, folder, progress=progress), command).all_steps()
+
+
+def _job_of(model: nn.Module, loaded: LoadedModel | None, data: ImageData, options: CompressOptions) -> Job:
+    """Check the inputs and trace the model."""
+    options = options.settled(data)
+    check_inputs(model, data, options)
+    options = replace(options, finalist_steps=finalist_steps(options, data))
+    backend = options.open_backend()
+    if options.unfreeze:
+        model = copy_module(model)
+        unfreeze_parameters(model)
+    images = probe_images(data, options.seed)
+    return Job(
+        name=loaded.source if loaded is not None else type(model).__name__,
+        model=model,
+        num_classes=loaded.num_classes if loaded is not None else None,
+        data=data,
+        options=options,
+        backend=backend,
+        images=images,
+        net=trace_network(model, images[:1], exclude=options.exclude, merge_pooling=options.merge_pooling),
+    )
+
+
+def _open_folder(job: Job, out: Path, *, overwrite: bool) -> RunFolder:
+    """Return the folder, empty or of the same run."""
+    if not (out / "latency.csv").exists():  # a run that has a table had something to merge
+        check_candidates(job.candidates, job.options)
+    config = {
+        "model": job.name,
+        "network": job.net.hash,
+        "weights": weights_hash(job.model),
+        "data": {"name": job.data.name, "fingerprint": job.data.fingerprint},
+        "device": job.backend.provenance()["device"],
+        **job.options.as_config(),
+    }
+    known_files = [name for name, _ in FILES if name != "run.json"]
+    return RunFolder(
+        out,
+        config,
+        overwrite=overwrite,
+        known_files=[*known_files, "report.html"],
+        first_uses=job.options.first_uses(),
+        complete=lambda stored: completed(stored, job.data),
+    )
 
 
 class _Run:
-    """One compression: its inputs, its folder, and a method a step."""
+    """All steps in their order, each done at most once."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loaded: LoadedModel | None,
-        data: ImageData,
-        options: CompressOptions,
-        out: Path,
-        overwrite: bool,
-        progress: bool,
-        command: str,
-    ) -> None:
-        options = options.settled(data)
-        self.name = loaded.source if loaded is not None else type(model).__name__
-        check_inputs(model, data, options)
-        self.backend: Backend = options.open_backend()
-        if options.unfreeze:
-            model = copy_module(model)
-            unfreeze_parameters(model)
-        self.model, self.loaded, self.data, self.options = model, loaded, data, options
-        self.progress, self.command = progress, command
-        self.images = probe_images(data, options.seed)
-        self.net: Network = trace_network(
-            model, self.images[:1], exclude=options.exclude, merge_pooling=options.merge_pooling
-        )
-        if not (out / "latency.csv").exists():  # a run that has a table had something to merge
-            check_candidates(self.candidates, options)
-        config = {
-            "model": self.name,
-            "network": self.net.hash,
-            "weights": weights_hash(model),
-            "data": {"name": data.name, "fingerprint": data.fingerprint},
-            "device": self.backend.provenance()["device"],
-            **options.as_config(),
-        }
-        known_files = [name for name, _ in FILES if name != "run.json"]
-        self.folder = RunFolder(
-            out, config, overwrite=overwrite, known_files=[*known_files, "report.html"], first_uses=options.first_uses()
-        )
-
-    @cached_property
-    def candidates(self) -> list[Segment]:
-        """What is measured."""
-        return self.net.candidates(
-            max_kernel=self.options.max_kernel,
-            max_growth=self.options.max_growth,
-            layer_norms=layer_norms(self.model, self.net) if self.options.drop_layers else None,
-        )
+    def __init__(self, steps: Steps, command: str) -> None:
+        self._steps, self._command = steps, command
+        self._folder, self._progress = steps.folder, steps.progress
 
     def all_steps(self) -> CompressResult:
         """Do every step that is not done yet."""
+        steps, folder = self._steps, self._folder
         latency, importance = _with_sidecar("latency.csv"), _with_sidecar("importance.csv")
         finetuned, merged = _with_sidecar("finetuned.safetensors"), _with_sidecar("merged.safetensors")
-        has_finetuning = bool(self._epochs)
-        self._step("trace", ["network.json", "original.onnx"], self._trace, reads=[], is_repeatable=True)
-        self._step("profile", latency, self._profile, reads=["original.onnx"])
-        self._step("importance", importance, self._importance, reads=latency)
-        self._step(
+        has_finetuning = bool(steps.job.epochs)
+        self._step(Traced, "trace", ["network.json", "original.onnx"], steps.trace, reads=[], is_repeatable=True)
+        self._step(Profiled, "profile", latency, steps.profile, reads=["original.onnx"])
+        self._step(Estimated, "importance", importance, steps.importance, reads=latency)
+        solved = self._step(
+            Solved,
             "solve and verify",
             ["solution.json", "frontier.csv", "verification.json"],
-            self._solve_and_verify,
+            steps.solve_and_verify,
             reads=["original.onnx", *latency, *importance],
         )
         if has_finetuning:
-            self._step("finetune", finetuned, self._finetune, reads=["solution.json"], scratch=["finetune.checkpoint"])
-        self._step("merge", merged, self._merge, reads=finetuned if has_finetuning else ["solution.json"])
-        self._step(
+            self._step(
+                Finetuned,
+                "finetune",
+                finetuned,
+                steps.finetune,
+                reads=["solution.json"],
+                scratch=["finetune.checkpoint"],
+            )
+        self._step(Merged, "merge", merged, steps.merge, reads=finetuned if has_finetuning else ["solution.json"])
+        exported = self._step(
+            Exported,
             "export",
             ["model.onnx"],
-            self._export,
+            steps.export,
             reads=merged,
             perhaps=["model.onnx.json", "model.engine", "model.engine.json"],
         )
-        self._step("evaluate", ["scores.json"], self._evaluate, reads=merged)
-        bench = self._step("bench", ["bench.json"], self._bench, reads=["original.onnx", "model.onnx"])
-        report = write_summary(self)
-        self.folder.check_whole()
-        if not bench.result["is_within_budget"]:
-            self.folder.forget("bench", keep_files=["bench.json"])  # the same command measures again
+        scored = self._step(Scored, "evaluate", ["scores.json"], steps.evaluate, reads=merged)
+        benched = self._step(Benched, "bench", ["bench.json"], steps.bench, reads=["original.onnx", "model.onnx"])
+        report = write_summary(self._outcome(solved, exported, scored, benched))
+        folder.check_whole()
+        if not benched.is_within_budget:
+            folder.forget("bench", keep_files=["bench.json"])  # the same command measures again
         return CompressResult(
-            out=self.folder.path,
-            merged=self.merged,
-            solution=self.solution,
+            out=folder.path,
+            merged=steps.merged,
+            solution=steps.solution,
             report=report,
-            is_budget_met=bool(bench.result["is_within_budget"]),
+            is_budget_met=benched.is_within_budget,
         )
 
-    def _step(self, name: str, outputs: list[str], work: Callable[[], dict[str, Any] | None], **how: Any) -> StepRecord:
-        with waiting(f"{name}, at work", enabled=self.progress and name in _WITHOUT_A_BAR):
-            record = self.folder.step(name, outputs, work, **how)
-        if self.progress:
+    def _outcome(self, solved: Solved, exported: Exported, scored: Scored, benched: Benched) -> RunOutcome:
+        steps, job = self._steps, self._steps.job
+        return RunOutcome(
+            out=self._folder.path,
+            name=job.name,
+            command=self._command,
+            options=job.options,
+            data=job.data,
+            backend=job.backend.provenance(),
+            net=job.net,
+            latency=steps.latency,
+            importance=steps.importance_table,
+            solution=steps.solution,
+            num_params=sum(parameter.numel() for parameter in steps.merged.parameters()),
+            steps=tuple(
+                StepTime(name=each.name, seconds=each.seconds, is_resumed=each.is_resumed)
+                for each in self._folder.records
+            ),
+            solved=solved,
+            exported=exported,
+            scored=scored,
+            benched=benched,
+        )
+
+    def _step(
+        self,
+        kind: type[_Outcome],
+        name: str,
+        outputs: Sequence[str],
+        work: Callable[[], _Outcome],
+        *,
+        reads: Sequence[str],
+        perhaps: Sequence[str] = (),
+        scratch: Sequence[str] = (),
+        is_repeatable: bool = False,
+    ) -> _Outcome:
+        """Do a step unless it is done, and return its record as the folder has it; see :meth:`RunFolder.step`."""
+        with waiting(f"{name}, at work", enabled=self._progress and name in _WITHOUT_A_BAR):
+            record = self._folder.step(
+                name,
+                outputs,
+                lambda: work().to_json(),
+                reads=reads,
+                perhaps=perhaps,
+                scratch=scratch,
+                is_repeatable=is_repeatable,
+            )
+        if self._progress:
             state = "done before" if record.is_resumed else f"{record.seconds:.1f} s"
             print(f"{name}: {state}", file=sys.stderr, flush=True)
-        return record
-
-    # What steps hand to each other is read back from the folder, so that a resumed run sees the same.
-
-    @cached_property
-    def latency(self) -> LatencyTable:
-        return LatencyTable.read(self.folder.file("latency.csv"))
-
-    @cached_property
-    def importance(self) -> ImportanceTable:
-        return ImportanceTable.read(self.folder.file("importance.csv"))
-
-    @cached_property
-    def solution(self) -> Solution:
-        return Solution.read(self.folder.file("solution.json"))
-
-    @cached_property
-    def merged(self) -> nn.Module:
-        return load_form(self.folder.file("merged.safetensors"), self.model).module.eval()
-
-    @cached_property
-    def original_onnx(self) -> bytes:
-        return self.folder.file("original.onnx").read_bytes()
-
-    @cached_property
-    def meter(self) -> BackendMeter:
-        return BackendMeter(
-            self.model, self.net, self.latency, self.backend, batch=self.options.batch, original_onnx=self.original_onnx
-        )
-
-    @property
-    def _epochs(self) -> int:
-        return self.options.finetune_epochs or 0
-
-    @property
-    def recipe(self) -> Recipe:
-        """How to build the network again."""
-        return Recipe(
-            model=self.name,
-            num_classes=self.loaded.num_classes if self.loaded is not None else None,
-            in_channels=self.data.input_shape[0],
-            input_shape=self.data.input_shape,
-            exclude=self.options.exclude,
-            merge_pooling=self.options.merge_pooling,
-            solution=self.solution,
-        )
-
-    def batch_example(self) -> Tensor:
-        """Return random images of the batch size that is measured."""
-        return example_images((self.options.batch, *self.data.input_shape), seed=self.options.seed)
-
-    def _trace(self) -> dict[str, Any]:
-        self.data.preload()  # a broken image shows now, not after the profile
-        self._check_trace()
-        onnx_bytes = export_onnx(self.model, self.batch_example())
-        self._check_onnx(onnx_bytes, self.model)
-        write_bytes(self.folder.file("original.onnx"), onnx_bytes)
-        self.folder.write_json("network.json", describe_network(self.net))
-        return {"layers": len(self.net.layers), "chains": len(self.net.chains), "residuals": len(self.net.residuals)}
-
-    def _check_trace(self) -> None:
-        """Refuse a graph, or a train form that changes nothing, that computes something else than the model."""
-        check_same_function(self.model, self.net.graph.on(self.model), self.images)
-        unchanged = Solution(act_pos=self.net.original_act_pos, merge_pos=tuple(range(1, len(self.net.layers) + 1)))
-        check_same_function(self.model, build_train_form(self.model, self.net, unchanged).eval(), self.images)
-
-    def _check_onnx(self, onnx_bytes: bytes, module: nn.Module) -> None:
-        """Refuse an ONNX file that computes something else than its module, on images like those of the data.
-
-        Raises:
-            ExportError: it does.
-        """
-        for images in batches_of(self.images, self.options.batch):
-            check_onnx(onnx_bytes, module, images, MOST_DIFFERENCE)
-
-    def _profile(self) -> dict[str, Any]:
-        table = profile_network(
-            self.model,
-            self.net,
-            self.backend,
-            batch=self.options.batch,
-            dtype=self.backend.precision,
-            candidates=self.candidates,
-            progress=self.progress,
-            model_name=self.name,
-        )
-        table.write(self.folder.file("latency.csv"))
-        return {"candidates": len(self.candidates), "plans": len(plans_of(table))}
-
-    def _importance(self) -> dict[str, Any]:
-        # Here, not with the profile, so that another budget finds the profile done.
-        check_reachable(self.net, self.latency, self.options.budget, self.meter, progress=self.progress)
-        journal = self.folder.file("importance.journal")
-        table = estimate_importance(
-            self.model,
-            self.net,
-            self.data,
-            importance_method(self.options, self.data),
-            latency=self.latency,
-            score=self.options.importance_score,
-            holdout_images=self.options.importance_images,
-            steps=self.options.importance_steps,
-            batch_size=self.options.batch_size,
-            seed=self.options.seed,
-            refinement=Refinement(budgets_ms=self._near_the_budget()),
-            journal_path=journal,
-            model_name=self.name,
-            keep_frozen=self.options.keep_frozen,
-            executor=Executor(devices=(self.options.train_device,)),
-            progress=self.progress,
-        )
-        table.write(self.folder.file("importance.csv"))
-        remove_journal(journal)
-        return {"entries": len(table.entries), "left_out": len(table.provenance.left_out)}
-
-    def _near_the_budget(self) -> tuple[float, ...]:
-        """Return latencies whose plans the budget loop may come to: predictions are some per cent off."""
-        budget_ms = self.options.budget.in_ms(self.latency.original_ms)
-        return tuple(share * budget_ms for share in _SHARES_OF_BUDGET)
-
-    def _solve_and_verify(self) -> dict[str, Any]:
-        of_plans = self.model, self.net, self.data, self.options
-        with waiting("verify: the original's scores", enabled=self.progress):
-            scores, finalists = whole_scores(*of_plans), finalist_scores(*of_plans, progress=self.progress)
-        found = meet_budget(
-            self.net,
-            self.latency,
-            self.importance,
-            self.options.budget,
-            self.meter,
-            alpha=self.options.alpha,
-            margin=self.options.margin,
-            score_plan=scores,
-            most_wholes=self.options.whole_plans,
-            score_finalist=finalists,
-            progress=self.progress,
-        )
-        solution = replace(
-            found.solution,
-            model=self.name,
-            network_hash=self.net.hash,
-            measured_ms=found.verification.measured_ms,
-            budget_ms=found.verification.budget_ms,
-        )
-        solution.write(self.folder.file("solution.json"))
-        found.frontier.write_csv(self.folder.file("frontier.csv"))
-        rounds = [
-            {
-                "predicted_ms": each.predicted_ms,
-                "importance": each.solution.importance,
-                "is_within": each.is_within,
-                **each.verification.to_json(),
-            }
-            for each in found.rounds
-        ]
-        wholes: dict[str, Any] = {"score": scores and scores.score, "taken": found.whole_scores}
-        if finalists is not None and found.finalists:
-            wholes |= {
-                "finalists": found.finalist_scores,
-                "finalist_steps": finalists.steps,
-                "chosen": found.chosen_finalist,
-            }
-        self.folder.write_json(
-            "verification.json", {"chosen": found.verification.to_json(), "rounds": rounds, "wholes": wholes}
-        )
-        points = [[point.predicted_ms, point.importance] for point in found.frontier]
-        return {"rounds": rounds, "frontier": points, "wholes": wholes}
-
-    def _train_form(self) -> fx.GraphModule:
-        return build_train_form(self.model, self.net, self.solution)
-
-    def _finetune(self) -> dict[str, Any]:
-        student = self._train_form()
-        checkpoint = self.folder.file("finetune.checkpoint")
-        report = finetune_network(
-            student,
-            self.data,
-            teacher=self.model,
-            epochs=self._epochs,
-            batch_size=self.options.batch_size,
-            learning_rate=self.options.learning_rate,
-            optimizer=self.options.optimizer,
-            seed=self.options.seed,
-            checkpoint_path=checkpoint,
-            device=self.options.train_device,
-            progress=self.progress,
-            description="finetune",
-        )
-        save_form(
-            student,
-            self.folder.file("finetuned.safetensors"),
-            kind="train",
-            recipe=self.recipe,
-            facts={"batch_norm": FINETUNED, "finetune": report.as_dict()},
-        )
-        checkpoint.unlink(missing_ok=True)
-        return report.as_dict()
-
-    def _merge(self) -> dict[str, Any]:
-        """Merge, and compare the network that its file gives back with its train form."""
-        if self._epochs:
-            student = load_form(self.folder.file("finetuned.safetensors"), self.model).module
-            batch_norm = FINETUNED
-        else:
-            student, batch_norm = self._recalibrated(), RECALIBRATED
-        path = self.folder.file("merged.safetensors")
-        save_form(
-            merge_network(student.eval()),
-            path,
-            kind="deploy",
-            recipe=self.recipe,
-            facts={"batch_norm": batch_norm if has_batch_norm(student) else NO_BATCH_NORM},
-        )
-        self.__dict__.pop("merged", None)
-        difference = check_same(self.merged, student, self.images, "the merged network and its train form")
-        return {"max_difference": difference}
-
-    def _recalibrated(self) -> fx.GraphModule:
-        """Without finetuning, BatchNorm statistics are measured again: what the importances stand for."""
-        student = self._train_form().to(self.options.train_device)
-        recalibrate_batch_norm(student, self.data, batch_size=self.options.batch_size)
-        return student.to("cpu")
-
-    def _export(self) -> dict[str, Any]:
-        asked = self.options.formats
-        report = export_network(
-            self.merged,
-            self.folder.path,
-            formats=asked or FORMATS,
-            example_input=self.batch_example(),
-            skip_missing=asked is None,
-            preprocessing=self.data.details.get("preprocessing"),
-            precision=self.backend.precision,  # of an engine; an ONNX file is float32, and its runtime goes lower
-        )
-        self._check_onnx(report.onnx_path.read_bytes(), self.merged)
-        return report.to_json()
-
-    def _evaluate(self) -> dict[str, Any]:
-        device, test = self.options.train_device, self.data.test
-        original, compressed = copy_module(self.model).to(device), self.merged.to(device)
-        teacher = None if self.data.is_labelled else original
-        scores: dict[str, Scores] = {
-            "original": evaluate_network(original, test, teacher=teacher),
-            "compressed": evaluate_network(compressed, test, teacher=original),
-        }
-        compressed.to("cpu")
-        self.folder.write_json("scores.json", {name: asdict(each) for name, each in scores.items()})
-        return {name: asdict(each) for name, each in scores.items()}
-
-    def _bench(self) -> dict[str, Any]:
-        """Measure the exported files against each other; a reading over the budget is repeated, longer."""
-        networks = {"original": self.original_onnx, "compressed": self.folder.file("model.onnx").read_bytes()}
-        for attempt in range(_MOST_BENCH_TRIES):
-            report = benchmark_networks(
-                networks, None, self.backend, target=0.005, cap_s=5.0 * 2**attempt, is_patient=attempt > 0
-            )
-            within = self.options.budget.is_kept_by(judge(report, self.options.budget))
-            if within:
-                break
-        self.folder.write_json("bench.json", report.to_json())
-        return {"is_within_budget": within, "attempts": attempt + 1, **report.to_json()}
+        return kind.from_json(record.result, source=f"{self._folder.file('run.json')}: steps.{name}.result")
 
 
 def _with_sidecar(name: str) -> list[str]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from layerfold.data import ImageData, open_data
-from layerfold.files import replacing
+from layerfold.files import JsonObject, replacing
 from layerfold.finetune import finetune_network
 from layerfold.models import LoadedModel, load_model
 from layerfold.pipeline.compress import CompressResult, compress_network
@@ -93,7 +92,13 @@ def run_demo(
 
 def train_baseline(folder: Path, data: ImageData, epochs: int, seed: int, overwrite: bool, progress: bool) -> Path:
     """Train the demo's network, once, and return its weights file."""
-    config = {"model": MODEL, "batch_size": BATCH_SIZE, "data": data.fingerprint, "epochs": epochs, "seed": seed}
+    config: JsonObject = {
+        "model": MODEL,
+        "batch_size": BATCH_SIZE,
+        "data": data.fingerprint,
+        "epochs": epochs,
+        "seed": seed,
+    }
     with RunFolder.only_one(folder):
         return _trained_in(RunFolder(folder, config, overwrite=overwrite), data, epochs, seed, progress)
 
@@ -101,7 +106,7 @@ def train_baseline(folder: Path, data: ImageData, epochs: int, seed: int, overwr
 def _trained_in(run: RunFolder, data: ImageData, epochs: int, seed: int, progress: bool) -> Path:
     path = run.file("baseline.safetensors")
 
-    def train() -> dict[str, Any]:
+    def train() -> JsonObject:
         from safetensors.torch import save_file
 
         loaded: LoadedModel = load_model(MODEL, num_classes=NUM_CLASSES, in_channels=1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
+from layerfold.files import JsonObject
 from layerfold.graph import Network
 
 
-def describe_network(net: Network) -> dict[str, Any]:
+def describe_network(net: Network) -> JsonObject:
     """Return a network's description as plain JSON."""
     return {
         "name": net.name,

@@ -12,7 +12,9 @@ from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.network import FORMATS
 from layerfold.export.precision import canonical_precision
-from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES
+from layerfold.files import JsonObject, as_json
+from layerfold.finetune import FinetuneOptions
+from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES, default_method
 from layerfold.pipeline.budget_loop import MOST_WHOLES
 from layerfold.profiler import get_backend
 from layerfold.profiler.backends import Backend, backend_class
@@ -203,13 +205,15 @@ class CompressOptions:
         )
 
     def settled(self, data: ImageData) -> CompressOptions:
-        """Return these settings with what was left to the data said: epochs and the score, by whether it has labels."""
-        score, epochs = self.importance_score, self.finetune_epochs
+        """Return these settings with what was left to the data said: epochs, and method and score of the importance."""
+        score, epochs, method = self.importance_score, self.finetune_epochs, self.importance_method
         if score == AUTO:
             score = "loss" if data.is_labelled else "kl"
         if epochs is None:
             epochs = _EPOCHS
-        return replace(self, importance_score=score, finetune_epochs=epochs)
+        if method == AUTO:
+            method = default_method(data, is_finetuned=bool(epochs))
+        return replace(self, importance_score=score, finetune_epochs=epochs, importance_method=method)
 
     def first_uses(self) -> dict[str, str]:
         """Return, by setting, the first step of a run that depends on it; of those left out the very first does."""
@@ -218,30 +222,21 @@ class CompressOptions:
             found |= dict.fromkeys(("budget_ms", "speedup", "fastest"), "importance")
         return found
 
-    def as_config(self) -> dict[str, Any]:
-        """Return plain values, for the manifest; options that older runs did not have only where they are set."""
-        found = asdict(self)
-        # `device` is what the machine calls the one that was measured. What a backend does anyway is no setting.
-        first = backend_class(self.backend).devices[0]
-        found["backend_device"] = None if found.pop("device") in (None, first) else self.device
-        precision = canonical_precision(self.precision or USUAL_PRECISION)
-        found["precision"] = None if precision == USUAL_PRECISION else precision
-        found["layout"] = None if self.layout == USUAL_LAYOUT else self.layout
-        for name, default in (
-            ("backend_device", None),
-            ("precision", None),
-            ("layout", None),
-            ("backend_options", {}),
-            ("drop_layers", False),
-            ("whole_plans", MOST_WHOLES),
-            ("finalist_steps", None),
-            ("train_device", "cpu"),
-            ("unfreeze", False),
-            ("keep_frozen", False),
-        ):
-            if found[name] == default:
-                del found[name]
-        return found
+    def as_config(self) -> JsonObject:
+        """Return every setting as plain values, as it takes effect, for ``run.json``.
+
+        What stays None is a rule that no number says: all images of the holdout, an importance method's own steps, the
+        formats whose packages are installed; before :meth:`settled` also what is left to the data.
+        """
+        found = as_json(asdict(self))
+        # `device` is what the machine calls the one that was measured.
+        found["backend_device"] = found.pop("device") or backend_class(self.backend).devices[0]
+        found["precision"] = canonical_precision(self.precision or USUAL_PRECISION)
+        found["layout"] = self.layout or USUAL_LAYOUT
+        rate = FinetuneOptions(
+            optimizer=self.optimizer, batch_size=self.batch_size, learning_rate=self.learning_rate
+        ).highest_learning_rate
+        return {**found, "learning_rate": rate}
 
 
 def _check_backend_options(options: Mapping[str, Any]) -> None:

@@ -24,17 +24,23 @@ def whole_scores(model: nn.Module, net: Network, data: ImageData, options: Compr
     )
 
 
+def finalist_steps(options: CompressOptions, data: ImageData) -> int:
+    """Return the steps for which each finalist is finetuned; 0 where none is wanted or worth it."""
+    if not options.finetune_epochs or not data.is_labelled or options.fastest or not options.whole_plans:
+        return 0
+    if options.finalist_steps is not None:
+        return options.finalist_steps
+    in_all = options.finetune_epochs * len(data.loader("train", options.batch_size, drop_last=True))
+    return STEPS if _MOST_SHARE * in_all >= STEPS else 0
+
+
 def finalist_scores(
     model: nn.Module, net: Network, data: ImageData, options: CompressOptions, *, progress: bool
 ) -> FinalistScores | None:
     """Return the score of plans after a short finetuning, or None where none is wanted or worth it."""
-    steps = options.finalist_steps
-    if not options.finetune_epochs or not data.is_labelled or steps == 0:
+    steps = finalist_steps(options, data)
+    if not steps:
         return None
-    if steps is None:
-        in_all = options.finetune_epochs * len(data.loader("train", options.batch_size, drop_last=True))
-        if _MOST_SHARE * in_all < STEPS:
-            return None
     training = FinetuneOptions(
         steps=steps,
         batch_size=options.batch_size,

@@ -11,7 +11,7 @@ from layerfold.data import ImageData
 from layerfold.errors import DataError, OptionalDependencyError, UsageError
 from layerfold.finetune import FinetuneOptions, check_answers, check_device, check_trainable, first_images
 from layerfold.graph import Segment
-from layerfold.importance import AUTO, check_method, default_method, trains
+from layerfold.importance import check_method, trains
 from layerfold.pipeline.options import CompressOptions
 
 _FEWEST_IMAGES = 2
@@ -35,7 +35,7 @@ def check_inputs(model: nn.Module, data: ImageData, options: CompressOptions) ->
     _check_packages(options)
     _check_images(data, options)
     check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
-    if options.finetune_epochs or trains(importance_method(options, data)):
+    if options.finetune_epochs or trains(options.importance_method):
         check_trainable(model, unfreeze=options.unfreeze, keep_frozen=options.keep_frozen)
 
 
@@ -56,13 +56,6 @@ def check_candidates(candidates: Sequence[Segment], options: CompressOptions) ->
         )
 
 
-def importance_method(options: CompressOptions, data: ImageData) -> str:
-    """Return the method of importance, ``auto`` decided."""
-    if options.importance_method != AUTO:
-        return options.importance_method
-    return default_method(data, is_finetuned=bool(options.finetune_epochs))
-
-
 def _check_images(data: ImageData, options: CompressOptions) -> None:
     if options.finetune_epochs:
         FinetuneOptions(
@@ -78,7 +71,7 @@ def _check_images(data: ImageData, options: CompressOptions) -> None:
                 f"{data.name}: has {count} image for training; finetuning needs {_FEWEST_IMAGES} or more, "
                 "or do without (--no-finetune)"
             )
-    check_method(importance_method(options, data), options.importance_score, data)
+    check_method(options.importance_method, options.importance_score, data)
     data.check_holdout()
 
 

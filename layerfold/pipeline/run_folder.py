@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
 from layerfold.errors import UsageError, WriteError
-from layerfold.files import Count, file_sha256, held, read_json, write_json
+from layerfold.files import Count, JsonObject, JsonValue, as_json, file_sha256, held, read_json, write_json
 
 SCHEMA = 1
 _MANIFEST = "run.json"
@@ -41,7 +41,7 @@ class StepRecord:
     name: str
     seconds: float
     is_resumed: bool
-    result: dict[str, Any]
+    result: JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,13 @@ class _Step:
 
     seconds: _Seconds
     outputs: list[str]
-    result: dict[str, Any]
+    result: JsonObject
     date: str = ""
     reads: list[str] | None = None
     files: dict[str, _FileFacts] | None = None
     check: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {**asdict(self), "check": self.checksum()}
 
     def checksum(self) -> str:
@@ -83,7 +83,7 @@ class _Step:
 class _Manifest:
     """What ``run.json`` holds."""
 
-    config: dict[str, Any]
+    config: JsonObject
     steps: dict[str, _Step]
     schema: Literal[1] = 1
     scratch: list[str] = field(default_factory=list)
@@ -103,6 +103,7 @@ class RunFolder:
         first_uses: setting -> the first step that depends on it. Until that step is done the setting may change: a run
             that ended with a budget which nothing meets goes on with another. The others may change until any step is
             done.
+        complete: adds to the settings of a ``run.json`` that an older version wrote what that one left out.
 
     Raises:
         UsageError: the folder holds another run, or files that no run wrote.
@@ -112,19 +113,20 @@ class RunFolder:
     def __init__(
         self,
         path: str | Path,
-        config: Mapping[str, Any],
+        config: Mapping[str, JsonValue],
         *,
         overwrite: bool = False,
         known_files: Sequence[str] = (),
         first_uses: Mapping[str, str] | None = None,
+        complete: Callable[[JsonObject], JsonObject] | None = None,
     ) -> None:
         self.path = Path(path)
         self._manifest_path = self.path / _MANIFEST
-        self.config = json.loads(json.dumps(dict(config)))
+        self.config = as_json(config)
         self.records: list[StepRecord] = []
         self._steps: dict[str, _Step] = {}
         self._scratch: list[str] = []
-        self._known_files, self._first_uses = tuple(known_files), dict(first_uses or {})
+        self._known_files, self._first_uses, self._complete = tuple(known_files), dict(first_uses or {}), complete
         _check_is_folder(self.path)
         if self._manifest_path.exists():
             self._take_up(overwrite)
@@ -172,7 +174,7 @@ class RunFolder:
         """Return the path of a file in the folder."""
         return self.path / name
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: JsonValue) -> None:
         """Write plain JSON into a file of the folder, all of it or nothing."""
         write_json(self.file(name), value)
 
@@ -180,7 +182,7 @@ class RunFolder:
         self,
         name: str,
         outputs: Sequence[str],
-        work: Callable[[], dict[str, Any] | None],
+        work: Callable[[], JsonObject | None],
         *,
         reads: Sequence[str] | None = None,
         perhaps: Sequence[str] = (),
@@ -217,7 +219,7 @@ class RunFolder:
                 self._scratch += new
                 self._write()
             began = time.monotonic()
-            result = json.loads(json.dumps(work() or {}))
+            result = as_json(work() or {})
             seconds = time.monotonic() - began
             there = [each for each in perhaps if self.file(each).is_file() and each not in outputs]
             files = self._facts([*outputs, *there])
@@ -260,7 +262,7 @@ class RunFolder:
         seconds: float,
         outputs: list[str],
         reads: Sequence[str] | None,
-        result: dict[str, Any],
+        result: JsonObject,
         date: str = "",
         *,
         files: dict[str, _FileFacts] | None = None,
@@ -322,8 +324,9 @@ class RunFolder:
             if not overwrite:
                 raise
             manifest = _Manifest(config={}, steps={})
-        fixed = [name for name in {**self.config, **manifest.config} if not self._may_change(name, manifest.steps)]
-        differing = _difference(manifest.config, self.config, fixed)
+        stored = manifest.config if self._complete is None else self._complete(manifest.config)
+        fixed = [name for name in {**self.config, **stored} if not self._may_change(name, manifest.steps)]
+        differing = _difference(stored, self.config, fixed)
         if differing is None:
             self._steps, self._scratch = dict(manifest.steps), list(manifest.scratch)
             return
@@ -374,7 +377,7 @@ def _facts_of(path: Path) -> _FileFacts | None:
         return None
 
 
-def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any], names: Iterable[str]) -> str | None:
+def _difference(known: Mapping[str, JsonValue], wanted: Mapping[str, JsonValue], names: Iterable[str]) -> str | None:
     """Return the first difference in these settings, or None."""
     for name in names:
         if known.get(name) != wanted.get(name):

@@ -6,14 +6,16 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from layerfold import __version__
+from layerfold.data import ImageData
 from layerfold.files import write_text
 from layerfold.graph import Network, Segment
 from layerfold.graph.description import shortcut_macs
 from layerfold.graph.dropping import dropped_layers
-from layerfold.pipeline.results import check_results
+from layerfold.pipeline.options import CompressOptions
+from layerfold.pipeline.outcomes import Benched, Exported, Scored, Solved, VerifiedRound, WholePlans
+from layerfold.profiler.backends import BackendFacts
 from layerfold.profiler.backends.base import USUAL_LAYOUT, USUAL_PRECISION
 from layerfold.profiler.plans.fitted import beliefs_of
 from layerfold.report import (
@@ -28,9 +30,8 @@ from layerfold.report import (
     write_report,
 )
 from layerfold.report.latency_plots import points_of, prediction_png, time_png
-
-if TYPE_CHECKING:
-    from layerfold.pipeline.compress import _Run
+from layerfold.solver import Solution
+from layerfold.tables import ImportanceTable, LatencyTable
 
 FILES = (
     ("network.json", "the traced network: layers, chains, residuals, barriers"),
@@ -52,6 +53,43 @@ FILES = (
     ("network.svg", "what was merged"),
     ("run.json", "settings and finished steps; what a resumed run reads"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """All that a finished compression left, which its summary shows.
+
+    Attributes:
+        out: the output folder.
+        name: of the model, as the user called it.
+        command: the command line, or empty.
+        options: settled.
+        data: the images.
+        backend: what latency was measured with.
+        net: the traced network.
+        latency, importance: the tables.
+        solution: the plan that was taken.
+        num_params: parameters of the compressed network.
+        steps: wall times, in order.
+        solved, exported, scored, benched: what these steps gave.
+    """
+
+    out: Path
+    name: str
+    command: str
+    options: CompressOptions
+    data: ImageData
+    backend: BackendFacts
+    net: Network
+    latency: LatencyTable
+    importance: ImportanceTable
+    solution: Solution
+    num_params: int
+    steps: tuple[StepTime, ...]
+    solved: Solved
+    exported: Exported
+    scored: Scored
+    benched: Benched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,38 +118,34 @@ class _Clock:
         return self.rounds_ms[index - 1] if index else self.table_ms
 
 
-def write_summary(run: _Run) -> ReportData:
+def write_summary(run: RunOutcome) -> ReportData:
     """Draw the pictures, write ``report.html`` and return what it shows."""
-    results = {record.name: record.result for record in run.folder.records}
-    check_results(results, run.folder.file("run.json"))
     svg = network_svg(run.net, run.solution, title=f"{run.name}: what was merged")
-    write_text(run.folder.file("network.svg"), svg)
-    clock = _clock(run, results)
-    frontier_path = _draw_frontier(run, results, clock)
-    rows = _rows(run, results, clock)
+    write_text(run.out.joinpath("network.svg"), svg)
+    clock = _clock(run)
+    frontier_path = _draw_frontier(run, clock)
+    rows = _rows(run, clock)
     report = ReportData(
         title=f"{run.name} compressed to {run.options.budget}",
         model=f"{run.name}, input {'x'.join(map(str, run.data.input_shape))}, batch {run.options.batch}",
-        data=_describe_data(run.data.describe()),
-        device=_measured_on(run.backend.provenance()),
+        data=_describe_data(run.data),
+        device=_measured_on(run.backend),
         command=run.command,
         budget_ms=_budget_ms(run, rows[0].latency_ms or 0.0),
-        is_budget_met=None if run.options.fastest else bool(results["bench"]["is_within_budget"]),
-        verdict=_verdict(run, rows, results),
+        is_budget_met=None if run.options.fastest else run.benched.is_within_budget,
+        verdict=_verdict(run, rows),
         rows=rows,
-        rounds=tuple(_round(i, each, clock) for i, each in enumerate(results["solve and verify"]["rounds"])),
+        rounds=tuple(_round(i, each, clock) for i, each in enumerate(run.solved.rounds)),
         segments=merged_segments(run.net, run.solution, run.latency, original_ms=clock.original_ms),
-        steps=tuple(
-            StepTime(name=each.name, seconds=each.seconds, is_resumed=each.is_resumed) for each in run.folder.records
-        ),
+        steps=run.steps,
         network_svg=svg,
         frontier_path=frontier_path,
         pictures=tuple(_draw_latency(run, rows)),
-        files=tuple((name, what) for name, what in FILES if run.folder.file(name).exists()),
-        provenance=_provenance(run, results),
-        notes=_notes(run, results),
+        files=tuple((name, what) for name, what in FILES if run.out.joinpath(name).exists()),
+        provenance=_provenance(run),
+        notes=_notes(run),
     )
-    write_report(report, run.folder.file("report.html"))
+    write_report(report, run.out.joinpath("report.html"))
     return report
 
 
@@ -121,54 +155,52 @@ def compressed_macs(net: Network, segments: list[Segment]) -> int:
     return net.macs - chains + sum(segment.macs for segment in segments)
 
 
-def _clock(run: _Run, results: dict[str, Any]) -> _Clock:
-    measured = {each["name"]: each["median_ms"] for each in results["bench"]["networks"]}
+def _clock(run: RunOutcome) -> _Clock:
     return _Clock(
-        original_ms=measured["original"],
+        original_ms=run.benched.original.median_ms,
         table_ms=run.latency.original_ms,
-        rounds_ms=tuple(each["original_ms"] for each in results["solve and verify"]["rounds"]),
+        rounds_ms=tuple(each.original_ms for each in run.solved.rounds),
     )
 
 
-def _predicted_ms(run: _Run, results: dict[str, Any], clock: _Clock) -> float:
+def _predicted_ms(run: RunOutcome, clock: _Clock) -> float:
     """Return what was predicted for the plan that was taken."""
-    predicted_ms, rounds = run.solution.predicted_ms or 0.0, results["solve and verify"]["rounds"]
-    index = next((i for i, each in enumerate(rounds) if each["predicted_ms"] == predicted_ms), len(rounds) - 1)
+    predicted_ms, rounds = run.solution.predicted_ms or 0.0, run.solved.rounds
+    index = next((i for i, each in enumerate(rounds) if each.predicted_ms == predicted_ms), len(rounds) - 1)
     return clock.shown(predicted_ms, clock.predicted_in(index))
 
 
-def _rows(run: _Run, results: dict[str, Any], clock: _Clock) -> tuple[ResultRow, ResultRow]:
-    measured = {each["name"]: each for each in results["bench"]["networks"]}
-    scores = results["evaluate"]
+def _rows(run: RunOutcome, clock: _Clock) -> tuple[ResultRow, ResultRow]:
+    before, after = run.benched.original, run.benched.compressed
     segments = run.net.segments_of(run.solution.merge_pos, dropped_layers(run.net, run.solution.kept_layers))
     original = ResultRow(
         name="original",
-        accuracy_pct=scores["original"]["accuracy_pct"],
-        latency_ms=measured["original"]["median_ms"],
-        low_ms=measured["original"]["low_ms"],
-        high_ms=measured["original"]["high_ms"],
+        accuracy_pct=run.scored.original.accuracy_pct,
+        latency_ms=before.median_ms,
+        low_ms=before.low_ms,
+        high_ms=before.high_ms,
         num_layers=len(run.net.layers),
         num_params=run.net.num_params,
         macs=run.net.macs,
     )
     compressed = ResultRow(
         name="compressed",
-        accuracy_pct=scores["compressed"]["accuracy_pct"],
-        agreement_pct=scores["compressed"]["agreement_pct"],
-        latency_ms=measured["compressed"]["median_ms"],
-        low_ms=measured["compressed"]["low_ms"],
-        high_ms=measured["compressed"]["high_ms"],
-        predicted_ms=_predicted_ms(run, results, clock),
+        accuracy_pct=run.scored.compressed.accuracy_pct,
+        agreement_pct=run.scored.compressed.agreement_pct,
+        latency_ms=after.median_ms,
+        low_ms=after.low_ms,
+        high_ms=after.high_ms,
+        predicted_ms=_predicted_ms(run, clock),
         num_layers=sum(not segment.is_identity for segment in segments),
-        num_params=sum(parameter.numel() for parameter in run.merged.parameters()),
+        num_params=run.num_params,
         macs=compressed_macs(run.net, segments),
     )
     return original, compressed
 
 
-def _verdict(run: _Run, rows: tuple[ResultRow, ResultRow], results: dict[str, Any]) -> str:
+def _verdict(run: RunOutcome, rows: tuple[ResultRow, ResultRow]) -> str:
     before, after = rows
-    met = "Budget met" if results["bench"]["is_within_budget"] else "Budget NOT met"
+    met = "Budget met" if run.benched.is_within_budget else "Budget NOT met"
     text = (
         f"{'Fastest plan' if run.options.fastest else met}: measured {after.latency_ms:.4g} ms "
         f"(95 % interval {after.low_ms:.4g} to {after.high_ms:.4g}), "
@@ -185,27 +217,27 @@ def _verdict(run: _Run, rows: tuple[ResultRow, ResultRow], results: dict[str, An
     return text + "."
 
 
-def _budget_ms(run: _Run, original_ms: float) -> float | None:
+def _budget_ms(run: RunOutcome, original_ms: float) -> float | None:
     return None if run.options.fastest else run.options.budget.in_ms(original_ms)
 
 
-def _round(index: int, each: dict[str, Any], clock: _Clock) -> VerifyRound:
-    beside_ms = each["original_ms"]
+def _round(index: int, each: VerifiedRound, clock: _Clock) -> VerifyRound:
+    beside_ms = each.original_ms
     return VerifyRound(
         number=index + 1,
-        predicted_ms=clock.shown(each["predicted_ms"], clock.predicted_in(index)),
-        measured_ms=clock.shown(each["measured_ms"], beside_ms),
-        low_ms=clock.shown(each["low_ms"], beside_ms),
-        high_ms=clock.shown(each["high_ms"], beside_ms),
-        is_within=each["is_within"],
-        verdict=f"{1 / each['ratio']:.2f}x, "
-        + ("within the budget" if each["is_within"] else "over: refitted, solved again"),
+        predicted_ms=clock.shown(each.predicted_ms, clock.predicted_in(index)),
+        measured_ms=clock.shown(each.measured_ms, beside_ms),
+        low_ms=clock.shown(each.low_ms, beside_ms),
+        high_ms=clock.shown(each.high_ms, beside_ms),
+        is_within=each.is_within,
+        verdict=f"{1 / each.ratio:.2f}x, "
+        + ("within the budget" if each.is_within else "over: refitted, solved again"),
     )
 
 
-def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tuple[str, Path, str]]:
+def _draw_latency(run: RunOutcome, rows: tuple[ResultRow, ResultRow]) -> Iterator[tuple[str, Path, str]]:
     """Draw where the time goes, and what the table's prediction is worth; yield them as the report wants them."""
-    path = run.folder.file("time.png")
+    path = run.out.joinpath("time.png")
     measured = tuple(row.latency_ms or 0.0 for row in rows)
     time_png(run.latency, run.solution, path, measured_ms=(measured[0], measured[1]), original_ms=measured[0])
     yield (
@@ -216,7 +248,7 @@ def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tupl
     )
     beliefs = beliefs_of(run.latency)
     if beliefs.measured:
-        path = run.folder.file("prediction.png")
+        path = run.out.joinpath("prediction.png")
         ratios = [
             (found.ratio, found.deviation, plan.ratio, plan.deviation)
             for found, plan in zip(beliefs.held_out, beliefs.measured, strict=True)
@@ -230,28 +262,27 @@ def _draw_latency(run: _Run, rows: tuple[ResultRow, ResultRow]) -> Iterator[tupl
         )
 
 
-def _draw_frontier(run: _Run, results: dict[str, Any], clock: _Clock) -> Path:
-    found = results["solve and verify"]
+def _draw_frontier(run: RunOutcome, clock: _Clock) -> Path:
     beside_ms = clock.rounds_ms[-1]  # the frontier is that of the last round's table
-    points = [(clock.shown(latency_ms, beside_ms), importance) for latency_ms, importance in found["frontier"]]
-    rounds = [_round(index, each, clock) for index, each in enumerate(found["rounds"])]
+    points = [(clock.shown(latency_ms, beside_ms), importance) for latency_ms, importance in run.solved.frontier]
+    rounds = [_round(index, each, clock) for index, each in enumerate(run.solved.rounds)]
     measured = [
         MeasuredPoint(
             predicted_ms=each.predicted_ms,
             measured_ms=each.measured_ms,
             low_ms=each.low_ms,
             high_ms=each.high_ms,
-            importance=facts["importance"],
+            importance=facts.importance or 0.0,
             is_within=None if run.options.fastest else each.is_within,
         )
-        for each, facts in zip(rounds, found["rounds"], strict=True)
+        for each, facts in zip(rounds, run.solved.rounds, strict=True)
     ]
     return frontier_png(
         points,
-        run.folder.file("frontier.png"),
+        run.out.joinpath("frontier.png"),
         original=(clock.original_ms, 0.0),
         budget_ms=_budget_ms(run, clock.original_ms),
-        chosen=(_predicted_ms(run, results, clock), run.solution.importance or 0.0),
+        chosen=(_predicted_ms(run, clock), run.solution.importance or 0.0),
         measured=measured,
         least=points[0],
         title=f"{run.name}: every plan that nothing beats",
@@ -259,28 +290,27 @@ def _draw_frontier(run: _Run, results: dict[str, Any], clock: _Clock) -> Path:
     )
 
 
-def _unit(run: _Run) -> str:
+def _unit(run: RunOutcome) -> str:
     return "nats" if run.options.importance_score in ("loss", "kl") else "points"
 
 
-def _describe_data(facts: dict[str, Any]) -> str:
-    sizes = facts["num_images"]
-    text = ", ".join(f"{sizes[name]:,} {name}" for name in ("train", "holdout", "test"))
-    return f"{facts['name']}: {facts['num_classes']} classes; images: {text}"
+def _describe_data(data: ImageData) -> str:
+    text = ", ".join(f"{count:,} {name}" for name, count in data.num_images.items())
+    return f"{data.name}: {data.num_classes} classes; images: {text}"
 
 
-def _measured_on(facts: dict[str, Any]) -> str:
+def _measured_on(facts: BackendFacts) -> str:
     """Return device and backend in words, with the options that are not what every backend does anyway."""
     options = facts["options"]
     words = [str(facts["device"]), str(facts["backend"])]
     if "threads" in options:  # of a processor; on a GPU they say nothing
-        words.append(f"{options['threads']} thread{'s' if options['threads'] > 1 else ''}")
+        words.append(f"{options['threads']} thread{'' if options['threads'] == 1 else 's'}")
     usual = {"precision": USUAL_PRECISION, "layout": USUAL_LAYOUT}
     return ", ".join([*words, *(str(options[name]) for name in usual if options.get(name, usual[name]) != usual[name])])
 
 
-def _provenance(run: _Run, results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    facts = run.backend.provenance()
+def _provenance(run: RunOutcome) -> tuple[tuple[str, str], ...]:
+    facts = run.backend
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return (
         ("device", str(facts["device"])),
@@ -291,41 +321,41 @@ def _provenance(run: _Run, results: dict[str, Any]) -> tuple[tuple[str, str], ..
         ("network hash", run.net.hash),
         ("data fingerprint", run.data.fingerprint),
         ("seed", str(run.options.seed)),
-        ("largest difference ONNX to module", f"{results['export']['check']['max_rel']:.2g} of its largest output"),
+        ("largest difference ONNX to module", f"{run.exported.check.max_rel:.2g} of its largest output"),
         ("layerfold", __version__),
         ("python", platform.python_version()),
     )
 
 
-def _notes(run: _Run, results: dict[str, Any]) -> tuple[str, ...]:
+def _notes(run: RunOutcome) -> tuple[str, ...]:
     notes = []
-    unsettled = [each["name"] for each in results["bench"]["networks"] if not each["is_settled"]]
+    unsettled = [each.name for each in run.benched.networks if not each.is_settled]
     if unsettled:
         notes.append(f"The latency of {' and '.join(unsettled)} did not settle within its time; its interval is wide.")
-    for when, facts in (
-        ("While the table was measured", run.latency.provenance.measurement),
-        ("In the last measurement", results["bench"]["provenance"]),
+    for when, warnings in (
+        ("While the table was measured", run.latency.provenance.warnings),
+        ("In the last measurement", run.benched.warnings),
     ):
-        notes += [f"{when}, {warning}." for warning in facts.get("conditions", {}).get("warnings", ())]
+        notes += [f"{when}, {warning}." for warning in warnings]
     if run.data.train is None:
         notes.append("The data has no train split: half of its images chose the plan, the other half were scored.")
-    if results["bench"]["attempts"] > 1:
-        notes.append(f"The last measurement was repeated {results['bench']['attempts'] - 1} times, each longer.")
+    if run.benched.attempts > 1:
+        notes.append(f"The last measurement was repeated {run.benched.attempts - 1} times, each longer.")
     total, method = run.solution.importance or 0.0, run.importance.provenance.options["method"]
     notes.append(f"By the importance table (method {method}) the plan changes the score by {total:+.2g} {_unit(run)}.")
-    wholes = results["solve and verify"].get("wholes", {"taken": ()})  # older runs have none
-    if len(wholes["taken"]) > 1:
-        first, last = wholes["taken"][0], wholes["taken"][-1]
-        lost = "left no finite answers" if first is None else f"changed the {wholes['score']} by {-first:+.3g} nats"
+    wholes = run.solved.wholes or WholePlans(taken=[])  # older runs have none
+    if len(wholes.taken) > 1:
+        first, last = wholes.taken[0], wholes.taken[-1] or 0.0
+        lost = "left no finite answers" if first is None else f"changed the {wholes.score} by {-first:+.3g} nats"
         notes.append(
             "As whole networks, before any training, the plan with the highest sum of importances "
             f"{lost} and the best that keeps the budget changed it by {-last:+.3g}."
         )
-    if finalists := wholes.get("finalists"):
+    if finalists := wholes.finalists:
         losses = ", ".join("no finite loss" if each is None else f"{-each:.3g}" for each in finalists)
         notes.append(
-            f"Finetuned for {wholes['finalist_steps']} steps each, {len(finalists)} plans on the way from one "
-            f"to the other came to losses of {losses} on the holdout; number {wholes['chosen'] + 1} was "
+            f"Finetuned for {wholes.finalist_steps} steps each, {len(finalists)} plans on the way from one "
+            f"to the other came to losses of {losses} on the holdout; number {(wholes.chosen or 0) + 1} was "
             "taken."
         )
     if not run.options.finetune_epochs:

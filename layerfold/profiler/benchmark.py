@@ -6,16 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
-from layerfold.files import read_bytes
+from layerfold.files import JsonObject, as_json, read_bytes
 from layerfold.modules import public_call
 from layerfold.profiler.backends import Backend, Runner, get_backend
+from layerfold.profiler.backends.protocol import BackendFacts
 from layerfold.profiler.machine.conditions import Watch
 from layerfold.profiler.timing.block_statistics import is_narrow
 from layerfold.profiler.timing.measurement import MeasurePolicy, summarise_blocks
@@ -23,6 +23,24 @@ from layerfold.profiler.timing.ratio import Ratio
 from layerfold.profiler.timing.turns import Turns, time_in_turns
 
 Benchmarkable = nn.Module | bytes | str | os.PathLike[str]
+
+
+class MeasuredOn(BackendFacts):
+    """What networks were measured on.
+
+    Attributes:
+        batch: images in one forward pass; None where only the networks know it.
+        conditions: of the machine meanwhile, with warnings.
+    """
+
+    batch: int | None
+    conditions: JsonObject
+
+
+def warnings_in(provenance: MeasuredOn) -> tuple[str, ...]:
+    """Return what was odd about the machine while networks were measured, each in one sentence."""
+    found = provenance.get("conditions", {}).get("warnings")
+    return tuple(map(str, found)) if isinstance(found, (list, tuple)) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +86,18 @@ class BenchmarkReport:
     """
 
     networks: tuple[NetworkLatency, ...]
-    provenance: dict[str, Any]
+    provenance: MeasuredOn
 
     def __getitem__(self, name: str) -> NetworkLatency:
         return next(each for each in self.networks if each.name == name)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return one flat dict a network, for a table."""
         return [{**asdict(each), "speedup": each.speedup} for each in self.networks]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold."""
-        return {"networks": self.rows(), "provenance": self.provenance}
+        return {"networks": self.rows(), "provenance": as_json(self.provenance)}
 
 
 @public_call
@@ -134,7 +152,7 @@ def benchmark_networks(
     if example_input is not None:
         batch = int((example_input[0] if isinstance(example_input, tuple) else example_input).shape[0])
     networks_found = _latencies(list(runners), turns, policy)
-    facts = {**chosen.provenance(), "batch": batch, "conditions": watch.conditions().to_json()}
+    facts: MeasuredOn = {**chosen.provenance(), "batch": batch, "conditions": watch.conditions().to_json()}
     return BenchmarkReport(networks=networks_found, provenance=facts)
 
 

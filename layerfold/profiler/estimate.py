@@ -7,8 +7,8 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
+from layerfold.files import JsonObject
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend
@@ -53,7 +53,7 @@ class ProfileEstimate:
     estimate_s: float
     basis: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold."""
         return asdict(self)
 

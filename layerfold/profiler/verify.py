@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,11 +11,12 @@ from torch import nn
 from layerfold.budget import Budget
 from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
+from layerfold.files import JsonObject
 from layerfold.finetune import NO_BATCH_NORM, ORIGINAL, has_batch_norm
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.benchmark import BenchmarkReport, benchmark_networks
+from layerfold.profiler.benchmark import BenchmarkReport, MeasuredOn, benchmark_networks
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
@@ -56,7 +57,7 @@ class Verification:
     speedup: float | None
     is_within_budget: bool | None
     is_settled: bool
-    provenance: dict[str, Any]
+    provenance: MeasuredOn
     predicted_low_ms: float | None = None
     predicted_high_ms: float | None = None
     contended: int = 0
@@ -67,7 +68,7 @@ class Verification:
         """(predicted - measured) / measured, or None."""
         return None if self.predicted_ms is None else (self.predicted_ms - self.measured_ms) / self.measured_ms
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold."""
         return {**asdict(self), "prediction_error": self.prediction_error}
 

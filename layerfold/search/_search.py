@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from layerfold.budget import Budget, check_one_given
 from layerfold.data import ImageData
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 from layerfold.finetune import FinetuneOptions, FinetuneReport, train_network
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
@@ -57,7 +57,7 @@ class SearchResult:
     training: FinetuneReport
     weights: dict[str, Tensor]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain values, for JSON; without weights."""
         return {
             "solution": self.solution.to_json(),

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from layerfold.arguments import checked, shown, whole
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._solution import Solution
 
@@ -54,7 +54,7 @@ class Explanation:
     stretches: tuple[Stretch, ...]
     next_solution: Solution | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the explanation, ready for ``json.dumps``."""
         return {
             "stretches": [

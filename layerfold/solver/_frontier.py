@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import InfeasibleBudgetError
-from layerfold.files import csv_text, write_json, write_text
+from layerfold.files import JsonObject, csv_text, write_json, write_text
 from layerfold.solver._refine import refine_budget
 from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
@@ -193,7 +193,7 @@ class Frontier:
         distance = (importance - importance.min()) / up - (latency - latency.min()) / across
         return int(distance.argmax())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return all points with what they were solved from, ready for ``json.dumps``."""
         return {
             "schema": 1,

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MaxLen
 
 from layerfold.arguments import shown, whole
 from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
-from layerfold.files import parse_json, read_bytes, replacing, write_json
+from layerfold.files import Finite, JsonObject, JsonValue, parse_json, read_bytes, replacing, write_json
 from layerfold.tables.fields import LARGEST_POSITION, as_tuple
 from layerfold.tables.kernel import SegmentKey, is_kernel_text
 from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
 SCHEMA = 1
+_REMEDY = "expected a solution file: a JSON object with act_pos and merge_pos"
+_Position = Annotated[int, Ge(0), Le(LARGEST_POSITION)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,23 +125,56 @@ class Solution:
         """
         path = Path(path)
         content = read_bytes(path, remedy="expected a solution file", error=SolutionError)
-        data = _load_checkpoint(path) if _is_checkpoint(path, content) else _parse_json(path, content)
+        if not _is_checkpoint(path, content):
+            return cls._parsed(content, str(path))
         try:
-            return cls.from_json(data)
+            return _of_checkpoint(path)
         except SolutionError as error:
             raise SolutionError(f"{path}: {error}") from None
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Solution:
+    def from_json(cls, data: Mapping[str, JsonValue], *, source: str = "solution") -> Solution:
         """Return the solution that :meth:`to_json` wrote; only ``act_pos`` and ``merge_pos`` must be there.
+
+        Args:
+            data: as :meth:`to_json` gives it, or as its file was read.
+            source: what the error line begins with.
 
         Raises:
             SolutionError: a missing field, or one that breaks a rule.
         """
-        for name in ("act_pos", "merge_pos"):
-            if name not in data:
-                raise SolutionError(f"no {name!r}, expected act_pos and merge_pos; is it a solution?")
-        return cls(**_checked_fields(data))
+        try:
+            content = json.dumps(data)
+        except (TypeError, ValueError) as error:
+            raise SolutionError(f"{source}: holds what JSON has no form for ({error}); give plain values") from None
+        return cls._parsed(content, source)
+
+    @classmethod
+    def _parsed(cls, content: bytes | str, source: str) -> Solution:
+        schema = parse_json(content, _Versioned, source=source, remedy=_REMEDY, error=SolutionError).schema
+        if schema != SCHEMA:
+            raise SolutionError(f"{source}: schema {shown(schema)} is not known; this version reads schema {SCHEMA}")
+        found = parse_json(content, _SolutionFile, source=source, remedy=_REMEDY, error=SolutionError)
+        try:
+            return cls(
+                act_pos=tuple(found.act_pos),
+                merge_pos=tuple(found.merge_pos),
+                kept_layers=None if found.kept_layers is None else tuple(found.kept_layers),
+                model=found.model,
+                network_hash=found.network_hash,
+                budget_ms=found.budget_ms,
+                predicted_ms=found.predicted_ms,
+                measured_ms=found.measured_ms,
+                importance=found.importance,
+                segments=tuple(each.segment(f"segments.{number}") for number, each in enumerate(found.segments)),
+                table_hashes=found.tables,
+                version=found.version,
+                status=found.status,
+                gap=found.gap,
+                costs=found.costs,
+            )
+        except SolutionError as error:
+            raise SolutionError(f"{source}: {error}") from None
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, by an atomic replace."""
@@ -151,7 +189,7 @@ class Solution:
         with replacing(path) as partial:
             torch.save(found, partial)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what the JSON file holds."""
         return {
             "schema": SCHEMA,
@@ -182,6 +220,61 @@ class Solution:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Versioned:
+    """What of a file says whether the rest can be read."""
+
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SegmentInFile:
+    """One segment in a file; see :class:`SolutionSegment`."""
+
+    start: _Position
+    end: _Position
+    plan: Annotated[str, MaxLen(100)] = "merge"
+    latency_ms: Finite | None = None
+    kernel: str | None = None
+
+    def segment(self, field_name: str) -> SolutionSegment:
+        """Return it, checked.
+
+        Raises:
+            SolutionError: a rule is broken; names the field.
+        """
+        if self.start >= self.end:
+            raise SolutionError(f"{field_name}: start={self.start}, end={self.end}, expected start < end")
+        if self.kernel and not is_kernel_text(self.kernel):
+            raise SolutionError(
+                f"{field_name}.kernel={shown(self.kernel)}: expected a merged kernel such as '3x3' or 'identity'"
+            )
+        return SolutionSegment(
+            start=self.start, end=self.end, plan=self.plan, latency_ms=self.latency_ms, kernel=self.kernel or ""
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SolutionFile:
+    """What a file holds; see :class:`Solution`."""
+
+    act_pos: list[_Position]
+    merge_pos: list[_Position]
+    kept_layers: list[_Position] | None = None
+    model: str = ""
+    network_hash: str = ""
+    budget_ms: Finite | None = None
+    predicted_ms: Finite | None = None
+    measured_ms: Finite | None = None
+    importance: Finite | None = None
+    status: str = "given"
+    gap: Finite | None = None
+    costs: dict[str, Finite] = field(default_factory=dict)
+    segments: list[_SegmentInFile] = field(default_factory=list)
+    tables: dict[str, str] = field(default_factory=dict)
+    version: str = ""
+
+
 def _positions(values: Iterable[object], name: str) -> tuple[int, ...]:
     given = None if isinstance(values, Mapping) else as_tuple(values)
     if given is None:
@@ -204,19 +297,6 @@ def _is_checkpoint(path: Path, content: bytes) -> bool:
     return path.suffix in (".pth", ".pt") or content[:2] == b"PK" or content[:1] == b"\x80"
 
 
-def _parse_json(path: Path, content: bytes) -> dict[str, Any]:
-    data = parse_json(
-        content,
-        dict[str, Any],
-        source=str(path),
-        remedy="expected a solution file: a JSON object with act_pos and merge_pos",
-        error=SolutionError,
-    )
-    if data.get("schema", SCHEMA) != SCHEMA:
-        raise SolutionError(f"{path}: schema {shown(data['schema'])} is not known; this version reads schema {SCHEMA}")
-    return data
-
-
 def _torch(path: Path) -> Any:
     # By name: this package works without torch, and only the published format asks for it.
     try:
@@ -225,22 +305,29 @@ def _torch(path: Path) -> Any:
         raise OptionalDependencyError(f"{path}: a .pth file needs torch; pip install torch") from None
 
 
-def _load_checkpoint(path: Path) -> dict[str, Any]:
+def _of_checkpoint(path: Path) -> Solution:
+    """Return the solution of a published checkpoint, whose positions are lists, tensors or arrays."""
     try:
         data = load_torch_file(path)
     except UsageError as error:
         raise SolutionError(
-            f"{path}: no published checkpoint that is safe to load ({error}); "
-            "expected a dict with the lists act_pos and merge_pos"
+            f"no published checkpoint that is safe to load ({error}); expected a dict with the lists act_pos and "
+            "merge_pos"
         ) from None
     if not isinstance(data, dict):
-        raise SolutionError(f"{path}: holds a {stands_for(data)}, expected a dict with act_pos and merge_pos")
-    return {
-        name: _plain_list(data[name], name, path) for name in ("act_pos", "merge_pos", "kept_layers") if name in data
-    }
+        raise SolutionError(f"holds a {stands_for(data)}, expected a dict with act_pos and merge_pos")
+    for name in ("act_pos", "merge_pos"):
+        if name not in data:
+            raise SolutionError(f"no {name!r}, expected act_pos and merge_pos; is it a solution?")
+    kept = data.get("kept_layers")
+    return Solution(
+        act_pos=_plain_list(data["act_pos"], "act_pos"),
+        merge_pos=_plain_list(data["merge_pos"], "merge_pos"),
+        kept_layers=None if kept is None else _plain_list(kept, "kept_layers"),
+    )
 
 
-def _plain_list(value: Any, name: str, path: Path) -> Any:
+def _plain_list(value: Any, name: str) -> Any:
     """Return a tensor or an array of NumPy as a list; others as they are."""
     value = plain_array(value)
     if not hasattr(value, "tolist"):
@@ -248,64 +335,9 @@ def _plain_list(value: Any, name: str, path: Path) -> Any:
     shape = tuple(value.shape)
     # Shape first: a tensor of a few bytes may claim to be of any size.
     if len(shape) != 1 or shape[0] > LARGEST_POSITION:
-        raise SolutionError(f"{path}: {name} is of shape {shape}, expected a list of at most {LARGEST_POSITION}")
+        raise SolutionError(f"{name} is of shape {shape}, expected a list of at most {LARGEST_POSITION}")
     try:
         return value.tolist()
     except Exception as error:  # a tensor without values, or sparse
         reason = " ".join(str(error).split())[:100]
-        raise SolutionError(f"{path}: {name} is no plain list of positions ({reason})") from None
-
-
-def _checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {name: data[name] for name in ("act_pos", "merge_pos")}
-    found["kept_layers"] = data.get("kept_layers")
-    for name in ("model", "network_hash", "version", "status"):
-        if name in data:
-            if not isinstance(data[name], str):
-                raise SolutionError(f"{name}={shown(data[name])}: expected text")
-            found[name] = data[name]
-    for name in ("budget_ms", "predicted_ms", "measured_ms", "importance", "gap"):
-        if data.get(name) is not None:
-            found[name] = _number(data[name], name)
-    for name, key in (("table_hashes", "tables"), ("costs", "costs")):
-        if not isinstance(data.get(key, {}), dict):
-            raise SolutionError(f"{key}={shown(data[key])}: expected an object")
-        found[name] = data.get(key, {})
-    found["costs"] = {each: _number(value, f"costs.{each[:60]}") for each, value in found["costs"].items()}
-    for each, value in found["table_hashes"].items():
-        if not isinstance(value, str):
-            raise SolutionError(f"tables.{each[:60]}={shown(value)}: expected text")
-    segments = data.get("segments", [])
-    if not isinstance(segments, list) or not all(isinstance(each, dict) for each in segments):
-        raise SolutionError(f"segments={str(segments)[:60]}: expected a list of objects")
-    found["segments"] = tuple(_segment(each) for each in segments)
-    return found
-
-
-def _segment(data: dict[str, Any]) -> SolutionSegment:
-    start, end = data.get("start"), data.get("end")
-    if not (type(start) is int and type(end) is int and 0 <= start < end <= LARGEST_POSITION):
-        raise SolutionError(f"segments: start={shown(start)}, end={shown(end)}, expected positions with start < end")
-    latency, kernel = data.get("latency_ms"), data.get("kernel", "")
-    if kernel and not (isinstance(kernel, str) and is_kernel_text(kernel)):
-        raise SolutionError(f"segments: kernel={shown(kernel)}: expected a merged kernel such as '3x3' or 'identity'")
-    return SolutionSegment(
-        start=start,
-        end=end,
-        plan=_plan(data.get("plan", "merge")),
-        kernel=kernel or "",
-        latency_ms=None if latency is None else _number(latency, "latency_ms"),
-    )
-
-
-def _plan(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 100:
-        raise SolutionError(f"segments: plan={shown(value)}: expected text such as 'merge'")
-    return value
-
-
-def _number(value: object, name: str) -> float:
-    # Also a whole number must fit a float: those beyond it have no end.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
-        raise SolutionError(f"{name}={shown(value)}: expected a finite number")
-    return float(value)
+        raise SolutionError(f"{name} is no plain list of positions ({reason})") from None

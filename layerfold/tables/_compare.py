@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from layerfold.errors import MissingEntryError, ProvenanceMismatchError, TableError, UsageError
+from layerfold.files import JsonObject
 from layerfold.tables._csv import read_rows
 from layerfold.tables.importance import ImportanceEntry, ImportanceTable
 from layerfold.tables.latency import LatencyEntry, LatencyTable
@@ -208,7 +209,7 @@ class TableDifference:
             found += [f"only in {name}: {_name(key)}" for key in keys[:most]]
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the whole difference, ready for ``json.dumps``."""
         return {
             "files": list(self.names),

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, NoReturn
+
+from annotated_types import Ge, Le, MaxLen
 
 from layerfold.arguments import shown
 from layerfold.errors import ProvenanceMismatchError, TableError
-from layerfold.files import read_json, sidecar_path
+from layerfold.files import Count, Finite, JsonObject, JsonValue, parse_json, read_bytes, sidecar_path
 from layerfold.tables.fields import LARGEST_POSITION, as_tuple
 
 SCHEMA = 1
-_TEXT = ("kind", "model", "model_hash", "network_hash", "dtype", "device", "driver", "backend", "date", "notes")
+_REMEDY = "delete it or write the table again"
+_MOST_BYTES = 256 << 20
+_Size = Annotated[int, Ge(1), Le(2**31 - 1)]
+_Position = Annotated[int, Ge(0), Le(LARGEST_POSITION)]
+_Pair = tuple[_Position, _Position]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +66,9 @@ class Provenance:
     fixed_ms: float = 0.0
     scale: float = 1.0
     chains: tuple[tuple[int, int], ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    measurement: Mapping[str, Any] = field(default_factory=dict)
-    backend_options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, JsonValue] = field(default_factory=dict)
+    measurement: Mapping[str, JsonValue] = field(default_factory=dict)
+    backend_options: Mapping[str, JsonValue] = field(default_factory=dict)
     date: str = ""
     left_out: tuple[tuple[int, int], ...] = ()
     notes: str = ""
@@ -86,49 +93,25 @@ class Provenance:
                 )
             stop = end
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd about the machine while a latency table was measured, each in one sentence."""
+        conditions = self.measurement.get("conditions")
+        found = conditions.get("warnings") if isinstance(conditions, Mapping) else None
+        return tuple(map(str, found)) if isinstance(found, (list, tuple)) else ()
+
+    def to_json(self) -> JsonObject:
         """Return what the sidecar holds."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: object, *, source: str) -> Provenance:
-        """Check a parsed sidecar and return it; keys that this version does not know are ignored.
+    def from_json(cls, data: Mapping[str, JsonValue], *, source: str) -> Provenance:
+        """Check what a sidecar holds and return it; keys that this version does not know are ignored.
 
         Raises:
             TableError: a field of the wrong type or out of its range; names ``source`` and the field.
         """
-        if not isinstance(data, dict):
-            raise TableError(f"{source}: expected a JSON object, got {type(data).__name__}")
-        if data.get("schema", SCHEMA) != SCHEMA:
-            raise TableError(
-                f"{source}: schema {shown(data['schema'])} is not known; "
-                f"this version reads schema {SCHEMA}, upgrade layerfold"
-            )
-        known = {each.name for each in fields(cls)}
-        found = {name: value for name, value in data.items() if name in known and value is not None}
-        for name in _TEXT:
-            if not isinstance(found.get(name, ""), str):
-                raise TableError(f"{source}: {name}={shown(found[name])}: expected text")
-        for name in ("versions", "options", "measurement", "backend_options"):
-            if not isinstance(found.get(name, {}), dict):
-                raise TableError(f"{source}: {name}={shown(found[name])}: expected a JSON object")
-        for name in ("chains", "left_out"):
-            pairs = found.get(name, [])
-            if not (isinstance(pairs, list) and all(_is_int_pair(pair) for pair in pairs)):
-                raise TableError(f"{source}: {name}={shown(pairs)}: expected a list of [start, end] pairs of positions")
-            found[name] = tuple((pair[0], pair[1]) for pair in pairs)
-        shape = found.get("input_shape", [])
-        if not (
-            isinstance(shape, list) and len(shape) <= 8 and all(_is_int(size) and 0 < size < 2**31 for size in shape)
-        ):
-            raise TableError(f"{source}: input_shape={shown(shape)}: expected a list of sizes of at least 1")
-        found["input_shape"] = tuple(shape)
-        if not (_is_int(found.get("batch", 1)) and 1 <= found.get("batch", 1) < 2**31):
-            raise TableError(f"{source}: batch={shown(found['batch'])}: expected a whole number of at least 1")
-        try:
-            return cls(**found)
-        except TableError as error:
-            raise TableError(f"{source}: {error}") from None
+        return _parsed(json.dumps(data), source)[0]
 
 
 def read_sidecar(table_path: Path) -> tuple[Provenance, int | None]:
@@ -136,12 +119,59 @@ def read_sidecar(table_path: Path) -> tuple[Provenance, int | None]:
     path = sidecar_path(table_path)
     if not os.path.lexists(path):
         return Provenance(), None
-    data = read_json(path, dict[str, Any], remedy="delete it or write the table again", error=TableError)
-    provenance = Provenance.from_json(data, source=str(path))
-    rows = data.get("rows")
-    if rows is not None and not (_is_int(rows) and 0 <= rows < 2**53):
-        raise TableError(f"{path}: rows={shown(rows)}: expected a whole number")
-    return provenance, rows
+    return _parsed(read_bytes(path, most_bytes=_MOST_BYTES, remedy=_REMEDY, error=TableError), str(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Versioned:
+    """What of a sidecar says whether the rest can be read."""
+
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sidecar:
+    """What a sidecar holds; see :class:`Provenance`. None is unknown, as what is not there.
+
+    Attributes:
+        rows: of the table beside it.
+    """
+
+    kind: str | None = None
+    model: str | None = None
+    model_hash: str | None = None
+    network_hash: str | None = None
+    input_shape: Annotated[list[_Size], MaxLen(8)] | None = None
+    batch: _Size | None = None
+    dtype: str | None = None
+    device: str | None = None
+    driver: str | None = None
+    backend: str | None = None
+    versions: dict[str, str] | None = None
+    fixed_ms: Finite | None = None
+    scale: Finite | None = None
+    chains: list[_Pair] | None = None
+    options: JsonObject | None = None
+    measurement: JsonObject | None = None
+    backend_options: JsonObject | None = None
+    date: str | None = None
+    left_out: list[_Pair] | None = None
+    notes: str | None = None
+    rows: Count | None = None
+
+
+def _parsed(content: bytes | str, source: str) -> tuple[Provenance, int | None]:
+    schema = parse_json(content, _Versioned, source=source, remedy=_REMEDY, error=TableError).schema
+    if schema != SCHEMA:
+        raise TableError(
+            f"{source}: schema {shown(schema)} is not known; this version reads schema {SCHEMA}, upgrade layerfold"
+        )
+    found = parse_json(content, _Sidecar, source=source, remedy=_REMEDY, error=TableError)
+    known = {name: value for name, value in vars(found).items() if name != "rows" and value is not None}
+    try:
+        return Provenance(**{**known, "input_shape": tuple(found.input_shape or ())}), found.rows
+    except TableError as error:
+        raise TableError(f"{source}: {error}") from None
 
 
 def check_same_source(

@@ -18,7 +18,7 @@ from layerfold.errors import DataError, SolutionError, UsageError
 from layerfold.importance import FinalistScores
 from layerfold.importance.finalists import STEPS
 from layerfold.pipeline.options import CompressOptions
-from layerfold.pipeline.plan_scores import finalist_scores
+from layerfold.pipeline.plan_scores import finalist_scores, finalist_steps
 from tests.torch_cpu.small_training import images, is_same, network, train
 
 IMAGES = 64
@@ -116,6 +116,10 @@ def test_finalists_without_what_leads_to_them_are_refused(other: dict[str, Any])
     CompressOptions(**{"speedup": 1.1, "finalist_steps": 0, **other})
 
 
-def test_runs_that_knew_no_finalists_go_on() -> None:
-    assert "finalist_steps" not in CompressOptions(speedup=1.1).as_config()
-    assert CompressOptions(speedup=1.1, finalist_steps=0).as_config()["finalist_steps"] == 0
+def test_steps_of_finalists_are_settled_before_a_run(trained) -> None:
+    data = trained[2]
+    options = CompressOptions(speedup=1.1, batch_size=16, finetune_epochs=10**4)
+    assert finalist_steps(options, data) == 60
+    assert finalist_steps(replace(options, finetune_epochs=1), data) == 0
+    assert finalist_steps(replace(options, finalist_steps=7), data) == 7
+    assert finalist_steps(replace(options, whole_plans=0), data) == 0

@@ -112,13 +112,13 @@ def test_recipe_survives_json(forms: tuple[Path, nn.Module, nn.Module, Recipe]) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": 3}, "model=3: expected a model's source"),
+        ({"model": 3}, "recipe: model=3: expected a valid string"),
         ({"input_shape": [3, 0, 8]}, r"input_shape=\(3, 0, 8\): expected \(channels, height, width\)"),
-        ({"input_shape": "3x8x8"}, "expected \\[channels, height, width\\]"),
-        ({"exclude": "stem"}, "exclude='stem': expected a list of module names"),
-        ({"num_classes": -1}, "num_classes=-1: expected a whole number"),
-        ({"solution": None}, "no solution"),
-        ({"solution": {"act_pos": [1]}}, "no 'merge_pos'"),
+        ({"input_shape": "3x8x8"}, "recipe: input_shape='3x8x8': expected a valid array"),
+        ({"exclude": "stem"}, "recipe: exclude='stem': expected a valid array"),
+        ({"num_classes": -1}, "recipe: num_classes=-1: expected greater than or equal to 1"),
+        ({"solution": None}, "recipe: solution=None: expected a JSON object"),
+        ({"solution": {"act_pos": [1]}}, "recipe: solution: merge_pos is missing"),
     ],
 )
 def test_broken_recipe_is_refused(

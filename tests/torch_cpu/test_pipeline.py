@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.importance import FinalistScores
 from layerfold.models import LoadedModel
 from layerfold.pipeline import CompressOptions, CompressResult, budget_loop, plan_scores
+from layerfold.pipeline.run_config import completed
 from layerfold.pipeline.run_folder import RunFolder
 
 FILES = (
@@ -139,9 +140,59 @@ def test_finalists_are_trained_and_the_best_is_taken(
     assert "Finetuned for 2 steps each" in (found.out / "report.html").read_text()
 
 
-def test_runs_that_knew_no_whole_plans_go_on() -> None:
-    assert "whole_plans" not in options(1.1).as_config()
-    assert CompressOptions(speedup=1.1, whole_plans=0).as_config()["whole_plans"] == 0
+LEFT_OUT: dict[str, Any] = {
+    "backend_device": None,
+    "precision": None,
+    "layout": None,
+    "backend_options": {},
+    "drop_layers": False,
+    "whole_plans": 24,
+    "finalist_steps": None,
+    "train_device": "cpu",
+    "unfreeze": False,
+    "keep_frozen": False,
+}
+"""What versions up to 0.1 did not write where it was the default."""
+
+
+def test_every_setting_is_written_down_as_it_takes_effect(finished: CompressResult) -> None:
+    config = json.loads((finished.out / "run.json").read_text())["config"]
+    assert {"backend_device": "cpu", "precision": "float32", "layout": "nchw", "whole_plans": 24}.items() <= (
+        config.items()
+    )
+    assert (config["importance_method"], config["learning_rate"], config["finalist_steps"]) == ("shared", 0.05, 0)
+    assert config.keys() >= {each.name for each in fields(CompressOptions)} - {"device"}
+
+
+def test_file_that_does_not_say_stands_for_the_defaults_of_its_version(data: ImageData) -> None:
+    """The numbers are written out here, too: a default that changes later must not change what an old file means."""
+    now = options(1.1).settled(data).as_config() | {"finalist_steps": 0}
+    old = {name: value for name, value in now.items() if name not in LEFT_OUT}
+    old |= {"learning_rate": None, "importance_method": "auto"}
+    assert completed(old, data) == now
+    longer = old | {"finetune_epochs": 8, "batch_size": 64}
+    known = completed(longer, data)
+    assert (known["finalist_steps"], known["learning_rate"], known["importance_method"]) == (60, 0.025, "shared")
+    unlabelled = completed(old, replace(data, is_labelled=False))
+    assert (unlabelled["finalist_steps"], unlabelled["importance_method"]) == (0, "recalibrate")
+    said = {"precision": "float16", "whole_plans": 3, "finalist_steps": 7, "learning_rate": 0.5}
+    assert said.items() <= completed(old | said, data).items(), "what a file says counts"
+
+
+def test_run_of_a_version_that_left_settings_out_goes_on(tmp_path: Path, data: ImageData) -> None:
+    now = options(1.1).settled(data).as_config() | {"finalist_steps": 0}
+    old = {name: value for name, value in now.items() if name not in LEFT_OUT} | {"learning_rate": None}
+    RunFolder(tmp_path, old).step("profile", [], lambda: {})
+    RunFolder(tmp_path, now, complete=lambda stored: completed(stored, data))
+    assert json.loads((tmp_path / "run.json").read_text())["config"] == json.loads(json.dumps(now))
+
+
+def test_default_that_has_changed_since_does_not_change_a_run_silently(tmp_path: Path, data: ImageData) -> None:
+    now = options(1.1).settled(data).as_config() | {"finalist_steps": 0}
+    old = {name: value for name, value in now.items() if name not in LEFT_OUT}
+    RunFolder(tmp_path, old).step("profile", [], lambda: {})
+    with pytest.raises(UsageError, match=r"whole_plans was 24, now 30.*--overwrite"):
+        RunFolder(tmp_path, now | {"whole_plans": 30}, complete=lambda stored: completed(stored, data))
 
 
 def test_report_shows_every_latency_in_the_unit_of_the_last_measurement(finished: CompressResult) -> None:

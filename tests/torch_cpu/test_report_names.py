@@ -16,6 +16,7 @@ from torch import nn
 
 import layerfold as lf
 from layerfold.pipeline.comparison import ComparedNetwork, SolutionComparison
+from layerfold.profiler.benchmark import MeasuredOn
 from layerfold.report import ReportData, ResultRow, network_svg, write_report
 from layerfold.report.comparison import ComparedPoint, comparison_plot
 
@@ -129,7 +130,16 @@ def test_no_cell_of_a_comparison_is_a_formula(name: str, tmp_path: Path) -> None
         macs=1,
         note=name,
     )
-    SolutionComparison(networks=(network,)).write_csv(tmp_path / "compare.csv")
+    provenance: MeasuredOn = {
+        "backend": "onnxruntime",
+        "versions": {},
+        "device": "cpu",
+        "driver": "",
+        "options": {},
+        "batch": 1,
+        "conditions": {},
+    }
+    SolutionComparison(networks=(network,), provenance=provenance).write_csv(tmp_path / "compare.csv")
     (row,) = csv.DictReader(io.StringIO((tmp_path / "compare.csv").read_bytes().decode()))
     shown = f"'{name}" if name[0] != "\r" else r"\r=1"
     assert (row["name"], row["note"]) == (shown, shown)

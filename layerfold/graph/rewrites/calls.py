@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from layerfold.graph.elementwise import Kwargs
 from layerfold.graph.rewrites.constants import (
     add_module,
     attribute_name,
@@ -45,7 +46,7 @@ def rewrite_calls(module: fx.GraphModule) -> Iterator[Install]:
             yield from _rewrite(module, node, _POOL, (), _make_pool, "pool")
 
 
-def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+def _arguments(node: fx.Node, names: tuple[str, ...]) -> Kwargs:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
@@ -74,7 +75,7 @@ def _rewrite(
     yield install
 
 
-def _install(root: nn.Module, *, name: str, given: dict[str, str], options: dict[str, Any], make: Any) -> None:
+def _install(root: nn.Module, *, name: str, given: dict[str, str], options: Kwargs, make: Any) -> None:
     tensors = {argument: get_tensor(root, attribute) for argument, attribute in given.items()}
     for attribute in given.values():
         take_tensor(root, attribute, moved=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from layerfold.files import JsonObject
 from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
@@ -31,12 +32,12 @@ class Distill(EstimatorBase):
 
     def __init__(self, subject: Subject, training: Training) -> None:
         super().__init__(subject, training)
-        self._how = Distill.options(self.segment_training(training))
+        self._how = self.segment_training(training).settled(steps=_STEPS, learning_rate=_LEARNING_RATE)
         self._targets = FeatureBank(subject.original_form, subject.calibration.images)
 
     @staticmethod
-    def options(training: Training) -> dict[str, Any]:
-        return training.options(steps=_STEPS, learning_rate=_LEARNING_RATE)
+    def options(training: Training) -> JsonObject:
+        return training.settled(steps=_STEPS, learning_rate=_LEARNING_RATE).to_json()
 
     @classmethod
     def segment_training(cls, training: Training) -> Training:
@@ -69,11 +70,11 @@ class Distill(EstimatorBase):
         parameters = [each for each in segment.parameters() if each.requires_grad]
         if not parameters:
             return
-        steps, rate = self._how["steps"], self._how["learning_rate"]
+        steps, rate = self._how.steps, self._how.learning_rate or _LEARNING_RATE
         scale = torch.cat([each.float().flatten(1).var(1) for each in targets]).mean().clamp_min(1e-12)
         optimizer = torch.optim.Adam(parameters, lr=rate)
         segment.train()
-        rows = self._rows([len(each) for each in targets], self._how["batch_size"])
+        rows = self._rows([len(each) for each in targets], self._how.batch_size)
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from layerfold.files import JsonObject
 from layerfold.finetune import finetune_network
 from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
@@ -22,15 +23,18 @@ class Finetune(EstimatorBase):
     trains_original: ClassVar[bool] = True
 
     @staticmethod
-    def options(training: Training) -> dict[str, Any]:
-        return training.options(steps=_STEPS, learning_rate=None)
+    def options(training: Training) -> JsonObject:
+        return training.settled(steps=_STEPS, learning_rate=None).to_json()
 
     def scores_of(self, request: Request) -> Scores:
         changed = self.subject.changed_form(request)
+        how = self.training.settled(steps=_STEPS, learning_rate=None)
         finetune_network(
             changed,
             self.subject.data,
-            **self.options(self.training),
+            steps=how.steps,
+            batch_size=how.batch_size,
+            learning_rate=how.learning_rate,
             seed=self.training.seed,
             device=self.subject.device,
             score_holdout=False,

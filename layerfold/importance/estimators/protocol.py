@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Protocol
 
+from layerfold.files import JsonObject
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
 from layerfold.importance.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettledTraining:
+    """A :class:`Training` with an estimator's own defaults put in; the learning rate may stay the finetuning's."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float | None
+
+    def to_json(self) -> JsonObject:
+        """Return what journals and sidecars hold."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +40,13 @@ class Training:
     learning_rate: float | None = None
     seed: int = 0
 
-    def options(self, *, steps: int, learning_rate: float | None) -> dict[str, Any]:
+    def settled(self, *, steps: int, learning_rate: float | None) -> SettledTraining:
         """Return what training an entry depends on besides the seed, with these where nothing was said."""
-        return {
-            "steps": self.steps or steps,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate or learning_rate,
-        }
+        return SettledTraining(
+            steps=self.steps or steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate or learning_rate,
+        )
 
 
 class Estimator(Protocol):
@@ -65,7 +79,7 @@ class Estimator(Protocol):
     def __init__(self, subject: Subject, training: Training) -> None: ...
 
     @staticmethod
-    def options(training: Training) -> dict[str, Any]:
+    def options(training: Training) -> JsonObject:
         """Return what of ``training`` its answers depend on, with defaults put in: for journals and sidecars."""
 
     def scores_of(self, request: Request) -> Scores:

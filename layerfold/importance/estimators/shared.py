@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from layerfold.files import JsonObject
 from layerfold.finetune import FinetuneOptions, train_network
 from layerfold.importance.estimators.distill import Distill
-from layerfold.importance.estimators.protocol import Training
+from layerfold.importance.estimators.protocol import SettledTraining, Training
 from layerfold.importance.requests import Request, entries_hash
 from layerfold.importance.sharing import TakingTurns
 from layerfold.importance.subject import Subject
@@ -37,17 +38,18 @@ class Shared(Distill):
     looks_ahead: ClassVar[bool] = True
 
     @staticmethod
-    def options(training: Training) -> dict[str, Any]:
+    def options(training: Training) -> JsonObject:
         of_segment = Shared.segment_training(training)
-        return {**_together(training), "segment_steps": of_segment.steps, "segment_batch_size": of_segment.batch_size}
+        together = _together(training).to_json()
+        return {**together, "segment_steps": of_segment.steps, "segment_batch_size": of_segment.batch_size}
 
     @classmethod
     def segment_training(cls, training: Training) -> Training:
         return Training(steps=_SEGMENT_STEPS, batch_size=min(training.batch_size, _SEGMENT_IMAGES))
 
 
-def _together(training: Training) -> dict[str, Any]:
-    return training.options(steps=_STEPS, learning_rate=_LEARNING_RATE)
+def _together(training: Training) -> SettledTraining:
+    return training.settled(steps=_STEPS, learning_rate=_LEARNING_RATE)
 
 
 def train_together(
@@ -73,7 +75,12 @@ def train_together(
         model.give_turn(int(order[place]))
 
     how = _together(training)
-    options = FinetuneOptions(**{**how, "steps": how["steps"] * len(networks)}, seed=training.seed)
+    options = FinetuneOptions(
+        steps=how.steps * len(networks),
+        batch_size=how.batch_size,
+        learning_rate=how.learning_rate,
+        seed=training.seed,
+    )
     train_network(
         model,
         subject.data,

@@ -4,7 +4,17 @@ Imports no other room of the profiler.
 """
 
 from layerfold.profiler.backends.base import BackendBase
-from layerfold.profiler.backends.protocol import Array, Backend, Runner
+from layerfold.profiler.backends.protocol import Array, Backend, BackendFacts, BackendOptions, Runner
 from layerfold.profiler.backends.registry import backend_class, backend_names, get_backend
 
-__all__ = ["Array", "Backend", "BackendBase", "Runner", "backend_class", "backend_names", "get_backend"]
+__all__ = [
+    "Array",
+    "Backend",
+    "BackendBase",
+    "BackendFacts",
+    "BackendOptions",
+    "Runner",
+    "backend_class",
+    "backend_names",
+    "get_backend",
+]

@@ -7,11 +7,11 @@ import platform
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from layerfold.errors import UsageError, nearest_names
 from layerfold.export.precision import PRECISIONS, canonical_precision, has_quantised_nodes, is_half, to_half
-from layerfold.profiler.backends.protocol import Runner
+from layerfold.profiler.backends.protocol import BackendFacts, BackendOptions, Runner
 
 LAYOUTS = ("nchw", "channels_last")
 USUAL_PRECISION, USUAL_LAYOUT = PRECISIONS[0], LAYOUTS[0]
@@ -71,9 +71,9 @@ class BackendBase:
         return ("nchw",)
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> BackendOptions:
         """What was chosen and changes latency."""
-        threads = {} if self.is_gpu else {"threads": self.threads}
+        threads: BackendOptions = {} if self.is_gpu else {"threads": self.threads}
         return {"device": self.device, **threads, "precision": self.precision, "layout": self.layout}
 
     @property
@@ -92,7 +92,7 @@ class BackendBase:
         self._one_of("precision", self.precision, self.precisions(self.device), PRECISIONS)
         return True
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> BackendFacts:
         """Return backend, versions, device, driver, options."""
         device, driver = self.device_facts()
         versions = {module: module_version(module) for module in (*self.requires, "onnx")}

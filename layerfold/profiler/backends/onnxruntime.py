@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from layerfold.errors import DeviceUnavailableError, ProfilerError, UsageError
 from layerfold.profiler.backends.base import BackendBase, one_line
 from layerfold.profiler.backends.cuda import gpu_facts, has_gpu
-from layerfold.profiler.backends.protocol import Array
+from layerfold.profiler.backends.protocol import Array, BackendOptions
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _DTYPES = {
@@ -55,7 +56,7 @@ class OnnxRuntimeBackend(BackendBase):
         return ("nchw", "channels_last") if device == "cuda" else ("nchw",)
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> BackendOptions:
         return {**super().options, "provider": _PROVIDERS[self.device], "graph_optimization": "all"}
 
     def device_facts(self) -> tuple[str, str]:
@@ -132,7 +133,7 @@ class OnnxRuntimeRunner:
         self._run = self._binding = self._session = None
 
 
-def check_names(inputs: dict[str, Array], known: dict[str, Any]) -> None:
+def check_names(inputs: dict[str, Array], known: Collection[str]) -> None:
     """Refuse inputs that are not exactly those of the graph."""
     if set(inputs) != set(known):
         raise UsageError(f"inputs {sorted(inputs)} must be exactly the graph's inputs {list(known)}")

@@ -10,7 +10,7 @@ import numpy as np
 from layerfold.errors import ProfilerError
 from layerfold.profiler.backends.base import BackendBase, one_line
 from layerfold.profiler.backends.onnxruntime import check_names, random_input
-from layerfold.profiler.backends.protocol import Array
+from layerfold.profiler.backends.protocol import Array, BackendOptions
 from layerfold.profiler.backends.torch import input_specs
 
 _CAPABILITIES = {"FP32": "float32", "FP16": "float16", "INT8": "int8"}
@@ -49,7 +49,7 @@ class OpenVinoBackend(BackendBase):
         return ("nchw", "channels_last")
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> BackendOptions:
         return {**super().options, "performance_hint": "LATENCY", "streams": 1}
 
     def _compile(self, onnx_bytes: bytes) -> OpenVinoRunner:

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypedDict
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+BackendOptions = dict[str, str | int | float | bool | None]
+"""What was chosen and changes latency, by name."""
+
+
+class BackendFacts(TypedDict):
+    """What a latency measured on a backend depends on.
+
+    Attributes:
+        backend: its name.
+        versions: of the packages that compile and run.
+        device: its name, as a person knows it.
+        driver: its version; empty where there is none.
+        options: what was chosen.
+    """
+
+    backend: str
+    versions: dict[str, str]
+    device: str
+    driver: str
+    options: BackendOptions
 
 
 class Runner(Protocol):
@@ -53,13 +75,13 @@ class Backend(Protocol):
         """Return the precisions of a device that is available."""
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> BackendOptions:
         """What was chosen and changes latency, for example ``{"threads": 1}``."""
 
     def is_available(self) -> bool:
         """Say whether the device can be used now."""
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> BackendFacts:
         """Return backend, versions, device, driver, options: what a latency measured here depends on."""
 
     def compile(self, onnx_bytes: bytes) -> Runner:

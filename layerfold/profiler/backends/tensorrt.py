@@ -14,7 +14,7 @@ from layerfold.export.trt_library import import_tensorrt
 from layerfold.profiler.backends.base import BackendBase, module_version
 from layerfold.profiler.backends.cuda import GraphedPasses, gpu_facts, has_gpu, input_copies
 from layerfold.profiler.backends.onnxruntime import check_names, random_input
-from layerfold.profiler.backends.protocol import Array
+from layerfold.profiler.backends.protocol import Array, BackendFacts, BackendOptions
 
 
 def _required() -> dict[str, str]:
@@ -53,10 +53,10 @@ class TensorRtBackend(BackendBase):
         return ("float32", "float16", "int8")
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> BackendOptions:
         return {**super().options, "library": self.library, "tf32": False}
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> BackendFacts:
         facts = super().provenance()
         return {**facts, "versions": {self.library: module_version(self.library), "onnx": module_version("onnx")}}
 

@@ -13,7 +13,7 @@ from layerfold.export.precision import read_graph
 from layerfold.profiler.backends.base import BackendBase, one_line
 from layerfold.profiler.backends.cuda import GraphedPasses, gpu_facts, has_gpu, input_copies
 from layerfold.profiler.backends.onnxruntime import check_names, random_input
-from layerfold.profiler.backends.protocol import Array
+from layerfold.profiler.backends.protocol import Array, BackendOptions
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class TorchBackend(BackendBase):
         return ("nchw", "channels_last")
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> BackendOptions:
         return {**super().options, "compile_mode": self.compile_mode}
 
     def device_facts(self) -> tuple[str, str]:

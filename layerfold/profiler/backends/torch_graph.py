@@ -316,7 +316,7 @@ def _resize(build: _Build, args: list[Value], attributes: _Attributes) -> Any:
         or (mode == "bilinear" and how not in ("half_pixel", "pytorch_half_pixel", "align_corners"))
     ):
         raise _UnsupportedError(f"resizing by {attributes.get('mode')}, {how}")
-    kwargs: dict[str, Any] = {"mode": mode} | ({"align_corners": is_aligned} if mode == "bilinear" else {})
+    kwargs: dict[str, str | bool] = {"mode": mode} | ({"align_corners": is_aligned} if mode == "bilinear" else {})
     if len(args) > 3 and args[3] is not None:
         return build.call(F.interpolate, args[0], size=tuple(_ints(args[3], "sizes")[2:]), **kwargs)
     if not isinstance(args[2], torch.Tensor):

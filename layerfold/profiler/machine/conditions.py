@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from layerfold.executor import processors
+from layerfold.files import JsonObject
 from layerfold.profiler.machine.reference import ReferenceTime, time_reference
 from layerfold.profiler.machine.state import MachineState, machine_state
 from layerfold.profiler.timing.block_statistics import trend
@@ -110,7 +111,7 @@ class Conditions:
             )
         return tuple(found)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold: what is known, and the warnings."""
         known = {name: _rounded(value) for name, value in asdict(self).items() if value is not None}
         return {**known, "warnings": list(self.warnings)}

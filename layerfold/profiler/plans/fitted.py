@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 from annotated_types import Ge, Gt, Le
 
 from layerfold.errors import TableError
-from layerfold.files import Count, Finite, parse_json
+from layerfold.files import Count, Finite, JsonObject, parse_json
 from layerfold.profiler.plans.beliefs import Beliefs, SegmentFacts
 from layerfold.profiler.plans.plan import MeasuredPlan, pooled_plans
 from layerfold.tables import LatencyEntry, LatencyTable
@@ -108,7 +108,7 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
         elif entry.drops:
             latency_ms, spread_ms = scale * isolated[entry.key], scale * entry.spread_ms
         entries.append(replace(entry, latency_ms=latency_ms, spread_ms=spread_ms))
-    facts = {
+    facts: JsonObject = {
         ISOLATED: [isolated[entry.key] for entry in table.entries],
         SCALES: {name: float(value) for name, value in beliefs.scales.items()},
         PLANS: [

@@ -19,8 +19,9 @@ from types import TracebackType
 from typing import Any, Literal, TextIO
 
 from layerfold.errors import ProfilerError
+from layerfold.files import JsonObject
 from layerfold.profiler.backends import Backend
-from layerfold.profiler.machine.conditions import Watch
+from layerfold.profiler.machine.conditions import Conditions, Watch
 from layerfold.profiler.store.checked import Reading, facts_of, reading_of
 from layerfold.profiler.store.claims import claimant_here
 from layerfold.profiler.store.environment import environment_of, is_gpu
@@ -59,14 +60,13 @@ class MeasurementCache:
     def __init__(
         self,
         path: str | os.PathLike[str] | Literal[False] | None,
-        environment: Mapping[str, Any],
+        environment: Mapping[str, object],
         *,
         log: TextIO | None = None,
         has_gpu: bool = False,
         rows: Rows | None = None,
     ) -> None:
         self._environment = json.dumps(environment, sort_keys=True)
-        self.facts: dict[str, Any] = dict(environment)
         self._rows = RowFile(path) if rows is None else rows
         self.path = Path(self._rows.path)
         self.poll_s = _POLL_S
@@ -184,11 +184,11 @@ class MeasurementCache:
         except sqlite3.Error:
             return
 
-    def conditions(self) -> dict[str, Any]:
-        """Return under what conditions this run measured, as JSON would hold it."""
-        return self.watch.conditions().to_json()
+    def conditions(self) -> Conditions | None:
+        """Return under what conditions this run measured; None where nothing did."""
+        return self.watch.conditions()
 
-    def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def summaries(self, signatures: Iterable[str]) -> dict[str, JsonObject]:
         """Return all that is stored of signatures: the result, the summary of its blocks, the conditions."""
         return {
             signature: found

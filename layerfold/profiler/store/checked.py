@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias, TypeGuard
 
 from annotated_types import Ge, Gt, Le
 
 from layerfold.errors import ProfilerError
-from layerfold.files import Count, Finite, parse_json
+from layerfold.files import Count, Finite, JsonObject, parse_json
 from layerfold.profiler.store.kinds import Kind
 from layerfold.profiler.timing.measurement import Measurement
 from layerfold.profiler.timing.ratio import MeasuredRatio, Ratio
@@ -86,16 +86,15 @@ def _ratio_of(summary: str | bytes) -> MeasuredRatio | None:
 
 def facts_of(
     kind: object, summary: object, conditions: object, measured_at: object, took_s: object, build_s: object
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Return all that a row holds as plain values, or None where one of them is damaged."""
     reading = reading_of(kind, summary)
-    times = measured_at, took_s, 0.0 if build_s is None else build_s
     if reading is None or not isinstance(conditions, (str, bytes)):
         return None
-    if not all(isinstance(each, (int, float)) and 0 <= each < 1e12 for each in times):
+    if not (_is_time(measured_at) and _is_time(took_s) and (build_s is None or _is_time(build_s))):
         return None
     try:
-        seen = parse_json(conditions, dict[str, Any], source="conditions", error=ProfilerError)
+        seen = parse_json(conditions, JsonObject, source="conditions", error=ProfilerError)
     except ProfilerError:
         return None
     return {
@@ -105,3 +104,7 @@ def facts_of(
         "took_s": took_s,
         "build_s": build_s,
     }
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and 0 <= value < 1e12

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.store.environment import environment_of
 from layerfold.profiler.store.file import default_cache_path, open_for_reading
@@ -25,7 +26,7 @@ class CacheHistory:
         environment: as of ``MeasurementCache``.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, object]) -> None:
         self.path = default_cache_path() if path is None else Path(path)
         self._environment = json.dumps(environment, sort_keys=True)
         try:
@@ -56,7 +57,7 @@ class CacheHistory:
         found = (row[0] for row in self._every(f"{query} ORDER BY measured_at", values))
         return [each for each in found if isinstance(each, (int, float)) and 0 <= each < 1e9]
 
-    def summaries(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def summaries(self, signatures: Iterable[str]) -> dict[str, JsonObject]:
         """Return all that is stored of signatures."""
         if self._connection is None:
             return {}

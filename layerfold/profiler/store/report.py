@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TextIO
 
+from layerfold.files import JsonObject
 from layerfold.profiler.store.checked import Reading
 from layerfold.profiler.timing.measurement import Measurement
 from layerfold.profiler.timing.ratio import MeasuredRatio
@@ -63,7 +64,7 @@ class RunReport:
             "disturbed_blocks": sum(each.disturbed for each in latencies) + sum(each.contended for each in ratios),
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a sidecar would hold."""
         return {**self.counts(), "failures": dict(self.failures)}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from layerfold.files import JsonObject
 from layerfold.profiler.store.checked import facts_of
 from layerfold.profiler.store.claims import Claimant, ClaimWatch, Heart, claim_holders, drop_claims, take_claims
 from layerfold.profiler.store.file import MEMORY, default_cache_path, open_cache_file, open_in_memory
@@ -107,7 +108,7 @@ class RowFile:
         self._connection.close()
 
 
-def facts_in(one: Callable[[str, Sequence[Any]], Any], environment: str, signature: str) -> dict[str, Any] | None:
+def facts_in(one: Callable[[str, Sequence[Any]], Any], environment: str, signature: str) -> JsonObject | None:
     """Return all that is stored of a signature, or None; ``one`` gives the first row of a query."""
     query = f"SELECT {FACTS} FROM measurement WHERE environment = ? AND signature = ?"
     row = one(query, (environment, signature))

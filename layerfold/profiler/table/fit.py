@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from layerfold.files import JsonObject
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.plans.draw import covering_solutions, promising_segments
@@ -33,7 +33,7 @@ def fit_to_plans(
     *,
     seed: int = 0,
     progress: bool = True,
-) -> tuple[list[LatencyEntry], float, dict[str, Any]]:
+) -> tuple[list[LatencyEntry], float, JsonObject]:
     """Time promising segments between their neighbours, then random plans, and fit the entries to them.
 
     The first half of the plans hold every promising segment about equally often; the second half are those, out of

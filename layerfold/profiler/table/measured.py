@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
+from layerfold.files import JsonObject
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
 from layerfold.profiler.backends import Backend
@@ -80,7 +81,7 @@ def measured_table(
     outside = outside_graph(model, net, batch=batch, dtype=dtype)
     fixed_ms = _outside_ms(net, outside, alone)
     entries = [_isolated_entry(net, segment, alone, bounds) for segment in built]
-    fit: dict[str, Any] = {}
+    fit: JsonObject = {}
     if method == "plans":
         timer = PlanTimer(net, outside, backend, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
         neighbours = NeighbourTimer(net, backend, store, batch=batch, dtype=dtype)
@@ -108,13 +109,12 @@ def measured_table(
     return LatencyTable(entries, provenance=provenance)
 
 
-def _measurement_facts(
-    store: MeasurementCache, segments: Sequence[Segment], failures: Mapping[str, str]
-) -> dict[str, Any]:
+def _measurement_facts(store: MeasurementCache, segments: Sequence[Segment], failures: Mapping[str, str]) -> JsonObject:
     """Return what a table's provenance says of its measurements."""
+    seen = store.conditions()
     return {
         **store.report.counts(),
-        "conditions": store.conditions(),
+        "conditions": {"warnings": []} if seen is None else seen.to_json(),
         "not_built": [
             {"st": segment.start, "end": segment.end, "reason": failures[segment.signature]}
             for segment in segments
@@ -162,20 +162,21 @@ def _isolated_entry(
     net: Network, segment: Segment, profiler: SegmentProfiler, bounds: dict[str, float]
 ) -> LatencyEntry:
     is_chain_start = any(chain.start == segment.start for chain in net.chains)
-    facts: dict[str, Any] = {
-        "start": segment.start,
-        "end": segment.end,
-        "start_act": int(is_chain_start or net.has_activation(segment.start)),
-        "end_act": int(segment.activation is not None),
-        "signature": segment.signature,
-        "macs": segment.macs,
-        "params": segment.conv.num_params,
-    }
-    if segment.dropped:
-        facts |= {"merged": segment.merged, "kept": segment.kept}
-    if segment.is_free:
-        return LatencyEntry(latency_ms=0.0, spread_ms=0.0, runs=0, **facts)
-    if segment.signature in bounds:
-        return LatencyEntry(latency_ms=bounds[segment.signature], spread_ms=0.0, runs=0, **facts)
-    raw = profiler.raw[segment.signature]
-    return LatencyEntry(latency_ms=profiler.net_ms(segment), spread_ms=raw.spread_ms, runs=raw.runs, **facts)
+    latency_ms, spread_ms, runs = bounds.get(segment.signature, 0.0), 0.0, 0
+    if not segment.is_free and segment.signature not in bounds:
+        raw = profiler.raw[segment.signature]
+        latency_ms, spread_ms, runs = profiler.net_ms(segment), raw.spread_ms, raw.runs
+    return LatencyEntry(
+        start=segment.start,
+        end=segment.end,
+        latency_ms=0.0 if segment.is_free else latency_ms,
+        spread_ms=spread_ms,
+        start_act=int(is_chain_start or net.has_activation(segment.start)),
+        end_act=int(segment.activation is not None),
+        signature=segment.signature,
+        runs=runs,
+        macs=segment.macs,
+        params=segment.conv.num_params,
+        merged=segment.merged if segment.dropped else "",
+        kept=segment.kept if segment.dropped else None,
+    )

@@ -12,17 +12,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from torch import nn
 
 from layerfold.errors import ProfilerError, ProvenanceMismatchError, UsageError
 from layerfold.executor import Executor, Pool
 from layerfold.graph import Network, trace_again
-from layerfold.profiler.backends import Backend, BackendBase, Runner, get_backend
+from layerfold.profiler.backends import Backend, BackendBase, BackendFacts, Runner, get_backend
+from layerfold.profiler.machine.conditions import Conditions
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.checked import Reading
-from layerfold.profiler.store.environment import environment_of, is_gpu
+from layerfold.profiler.store.environment import Environment, environment_of, is_gpu
 from layerfold.profiler.store.file import MEMORY
 from layerfold.profiler.store.rows import RowFile
 from layerfold.profiler.table.measured import TableSettings, measured_table
@@ -66,7 +67,7 @@ class Task:
 
     number: int = 0
     rows: Callable[[], Any] | None = None
-    environment: Mapping[str, Any] | None = None
+    environment: Environment | None = None
     workers: int = 1
 
     def __hash__(self) -> int:
@@ -74,6 +75,14 @@ class Task:
 
     def __str__(self) -> str:
         return f"measuring, worker {self.number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DeviceFacts:
+    """What a worker says of its device: what every latency measured there depends on, and the dtype of every graph."""
+
+    environment: Environment
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +144,13 @@ class MakeFiller:
         net = trace_again(self.model, self.net)
         return lambda task: self._run(task, backend, net)
 
-    def _run(self, task: Task, backend: Backend, net: Network) -> dict[str, Any]:
+    def _run(self, task: Task, backend: Backend, net: Network) -> _DeviceFacts | Conditions | None:
         settings = replace(self.settings, dtype=self.dtype or backend.precision)
         here = environment_of(backend, batch=settings.batch, dtype=settings.dtype)
         if task.rows is None:
-            return {"environment": here, "dtype": settings.dtype}
-        first = task.environment or {}
-        if here != first:
+            return _DeviceFacts(environment=here, dtype=settings.dtype)
+        first = task.environment
+        if first is not None and here != first:
             raise ProvenanceMismatchError(
                 f"a worker's device is {here['device']}, driver {here['driver']}, the first "
                 f"one's {first['device']}, driver {first['driver']}: one table is of one "
@@ -162,7 +171,7 @@ class WatchedCache(MeasurementCache):
         workers: who fill it.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, environment: Mapping[str, Any], workers: _Workers) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, environment: Environment, workers: _Workers) -> None:
         super().__init__(path, environment)
         self.poll_s = _LOOK_EVERY_S
         self._workers = workers
@@ -172,7 +181,7 @@ class WatchedCache(MeasurementCache):
         self._workers.check()
         return []
 
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> Conditions | None:
         return self._workers.conditions()
 
     def look_up(self, signature: str) -> Reading | None:
@@ -192,12 +201,13 @@ class RemoteBackend(BackendBase):
     name = "remote"
     requires: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, environment: Mapping[str, Any]) -> None:
+    def __init__(self, environment: Environment) -> None:
         super().__init__()
-        self._facts = {name: value for name, value in environment.items() if name not in ("batch", "dtype")}
+        facts = {name: value for name, value in environment.items() if name not in ("batch", "dtype")}
+        self._facts = cast(BackendFacts, facts)
 
-    def provenance(self) -> dict[str, Any]:
-        return dict(self._facts)
+    def provenance(self) -> BackendFacts:
+        return {**self._facts}
 
     def compile(self, onnx_bytes: bytes) -> Runner:
         raise ProfilerError("measuring is for the workers of the executor")
@@ -237,15 +247,14 @@ def filled_together(
     """
     with executor.open(make_filler) as pool:
         ((_, facts),) = pool.map_unordered([[Task()]])
-        environment = facts["environment"]
-        workers = _Workers(pool, environment)
-        with closing(WatchedCache(path, environment, workers)) as store:
+        workers = _Workers(pool, facts.environment)
+        with closing(WatchedCache(path, facts.environment, workers)) as store:
             if retry_failed:
                 store.forget_failures()
             workers.start(pool.share(RowFile, str(store.path)))
             try:
                 yield SharedCache(
-                    store=store, backend=RemoteBackend(environment), dtype=facts["dtype"], workers=pool.size
+                    store=store, backend=RemoteBackend(facts.environment), dtype=facts.dtype, workers=pool.size
                 )
             finally:
                 workers.stop()
@@ -269,10 +278,10 @@ def shared_path(
 class _Workers:
     """The workers at their tasks, watched from a thread."""
 
-    def __init__(self, pool: Pool, environment: Mapping[str, Any]) -> None:
+    def __init__(self, pool: Pool, environment: Environment) -> None:
         self._pool, self._environment = pool, environment
         self._error: Exception | None = None
-        self._conditions: list[dict[str, Any]] = []
+        self._conditions: list[Conditions | None] = []
         self._thread = threading.Thread(daemon=True, target=self._watch)
 
     def start(self, rows: Callable[[], Any]) -> None:
@@ -300,8 +309,9 @@ class _Workers:
         if self._error is not None:
             raise self._error
 
-    def conditions(self) -> dict[str, Any]:
-        """Return the conditions of the worker that has most to say of them."""
+    def conditions(self) -> Conditions | None:
+        """Return the conditions of the worker that has most to say of them; None where none has ended."""
         self._thread.join(_ENDS_WITHIN_S)
         self.check()
-        return max(self._conditions, key=lambda each: len(each["warnings"]), default={"warnings": []})
+        known = [each for each in self._conditions if each is not None]
+        return max(known, key=lambda each: len(each.warnings), default=None)

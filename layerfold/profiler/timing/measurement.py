@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from layerfold.errors import UsageError
+from layerfold.files import JsonObject
 from layerfold.profiler.timing.block_statistics import median_interval, outliers, quantiles, trend
 
 
@@ -76,7 +76,7 @@ class Measurement:
         """Half the interval's width, relative to the median."""
         return (self.high_ms - self.low_ms) / 2 / self.median_ms
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold."""
         return asdict(self)
 

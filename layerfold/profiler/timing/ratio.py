@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from layerfold.files import JsonObject
 from layerfold.profiler.timing.block_statistics import median_interval
 
 
@@ -47,7 +47,7 @@ class MeasuredRatio:
     runs: int
     is_settled: bool
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what a JSON file would hold: flat."""
         facts = asdict(self)
         return {**facts.pop("ratio"), **facts}
