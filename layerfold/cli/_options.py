@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from layerfold.arguments import LIMITS
 from layerfold.cli._quantities import finite_number, parse_ms, parse_speedup
 from layerfold.errors import UsageError
-from layerfold.profiler.backends.protocol import BackendOptions
 
 if TYPE_CHECKING:
     from layerfold.profiler import Backend
+    from layerfold.profiler.backends import BackendOptions
 
 
 def add_command(subparsers: Any, name: str, help_text: str, description: str, examples: str) -> argparse.ArgumentParser:
