@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import add_command, add_result_arguments
 from layerfold.cli._output import show, show_json
 from layerfold.cli._text import columns
-from layerfold.profiler.backends.protocol import BackendOptions
+
+if TYPE_CHECKING:
+    from layerfold.profiler.backends import BackendOptions
 
 
 def add_parser(subparsers: Any) -> None:
