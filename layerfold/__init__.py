@@ -37,11 +37,12 @@ if TYPE_CHECKING:
     from layerfold.data import ImageData, open_data
     from layerfold.executor import Executor
     from layerfold.export import export_network
-    from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network, recalibrate_batch_norm
+    from layerfold.finetune import evaluate_network, finetune_network, recalibrate_batch_norm
     from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, layer_norms, trace_network
-    from layerfold.importance import Refinement, estimate_importance
+    from layerfold.importance import estimate_importance
     from layerfold.merge import add_fading, build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
+    from layerfold.options import FinetuneOptions, ImportanceOptions, Refinement, RunOptions, SearchOptions
     from layerfold.pipeline import CompressOptions, SolutionComparison, compare_solutions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
     from layerfold.search import SearchResult, published_pattern, search_activations
@@ -64,11 +65,12 @@ _HOMES = {
     "layerfold.data": ("ImageData", "open_data"),
     "layerfold.executor": ("Executor",),
     "layerfold.export": ("export_network",),
-    "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network", "recalibrate_batch_norm"),
+    "layerfold.finetune": ("evaluate_network", "finetune_network", "recalibrate_batch_norm"),
     "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "layer_norms", "trace_network"),
-    "layerfold.importance": ("Refinement", "estimate_importance"),
+    "layerfold.importance": ("estimate_importance",),
     "layerfold.merge": ("add_fading", "build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
+    "layerfold.options": ("FinetuneOptions", "ImportanceOptions", "Refinement", "RunOptions", "SearchOptions"),
     "layerfold.pipeline": ("CompressOptions", "SolutionComparison", "compare_solutions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
     "layerfold.search": ("SearchResult", "published_pattern", "search_activations"),
@@ -104,6 +106,7 @@ __all__ = [
     "Frontier",
     "ImageData",
     "ImportanceEntry",
+    "ImportanceOptions",
     "ImportanceTable",
     "InfeasibleBudgetError",
     "LatencyEntry",
@@ -122,6 +125,8 @@ __all__ = [
     "ProvenanceMismatchError",
     "Refinement",
     "Residual",
+    "RunOptions",
+    "SearchOptions",
     "SearchResult",
     "Segment",
     "Solution",

@@ -11,9 +11,6 @@ from collections.abc import Iterator
 
 from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
 
-ESTIMATORS = ("shared", "recalibrate", "distill", "finetune", "taylor")
-METHODS = ("auto", *ESTIMATORS, "adaptive")
-SCORES = ("accuracy", "agreement", "loss", "kl")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 FORMATS = ("onnx", "tensorrt")
 ENGINE_PRECISIONS = ("fp32", "fp16", "int8", "float32", "float16", "half")

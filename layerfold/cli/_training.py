@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import SEED, above, at_least, whole
 from layerfold.cli._quantities import finite_number
+from layerfold.options import FinetuneOptions
 
 if TYPE_CHECKING:
     from layerfold.data import ImageData
-    from layerfold.finetune import FinetuneOptions, FinetuneReport
+    from layerfold.finetune import FinetuneReport
     from layerfold.models import LoadedModel
 
 _PRESETS = ("mobilenetv2-1.0", "mobilenetv2-1.4", "vgg19")
@@ -171,7 +172,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def training_of(arguments: argparse.Namespace) -> FinetuneOptions:
     """Return how to train: what was given, over the preset, over the defaults."""
-    from layerfold.finetune import FinetuneOptions, preset
+    from layerfold.finetune import preset
 
     base = FinetuneOptions(epochs=arguments.default_epochs) if arguments.preset is None else preset(arguments.preset)
     named = {field.name for field in fields(FinetuneOptions)} - _OF_FINETUNE_ALONE

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from layerfold.budget import check_one_given
-from layerfold.cli._choices import METHODS, OPTIMIZERS, SCORES, parse_formats
+from layerfold.cli._choices import OPTIMIZERS, parse_formats
 from layerfold.cli._networks import add_drop_argument
 from layerfold.cli._options import (
     SEED,
@@ -30,6 +30,7 @@ from layerfold.cli._sources import (
     open_data_of,
 )
 from layerfold.cli._training import add_freezing_arguments
+from layerfold.options.importance import METHODS, SCORES
 
 if TYPE_CHECKING:
     from layerfold.pipeline import CompressResult

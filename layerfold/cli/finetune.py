@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,10 @@ from layerfold.cli._training import (
     training_of,
 )
 from layerfold.errors import UsageError
+from layerfold.options import FinetuneOptions, RunOptions
 
 if TYPE_CHECKING:
-    from layerfold.finetune import FinetuneOptions, FinetuneReport
+    from layerfold.finetune import FinetuneReport
 
 
 def add_parser(subparsers: Any) -> None:
@@ -148,21 +149,16 @@ def _finetune(args: argparse.Namespace) -> int:
                 f"--feature-weight {options.feature_weight:g}: the solution merges nothing, so that there "
                 "is no end of a segment to compare; leave it out"
             )
-    report = finetune_network(
-        student,
-        data,
-        teacher=teacher,
-        features=features,
-        **asdict(options),
-        fade=fade,
+    run = RunOptions(
+        device=args.train_device,
         keep_other=args.save_both,
         checkpoint_path=checkpoint,
         checkpoint_every_s=args.checkpoint_every,
         log_path=log,
         tensorboard_path=args.tensorboard,
-        device=args.train_device,
         progress=not args.quiet,
     )
+    report = finetune_network(student, data, options, teacher=teacher, features=features, fade=fade, run=run)
     if not is_main_process():
         return 0
     test: dict[str, Any] = {}

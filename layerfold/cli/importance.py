@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._choices import ESTIMATORS, METHODS, SCORES
 from layerfold.cli._executor import add_executor_arguments, executor_of
 from layerfold.cli._networks import (
     add_candidate_arguments,
@@ -33,6 +32,8 @@ from layerfold.cli._quantities import parse_ms
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns, facts
 from layerfold.cli._training import add_freezing_arguments
+from layerfold.options import ImportanceOptions, Refinement
+from layerfold.options.importance import ESTIMATORS, METHODS, SCORES
 
 if TYPE_CHECKING:
     from layerfold.tables import ImportanceTable
@@ -160,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
+    from layerfold.importance import estimate_importance, remove_journal, weights_hash
     from layerfold.importance.journal import belongs_to, wrote_table
     from layerfold.tables import LatencyTable
 
@@ -191,13 +192,8 @@ def _run(args: argparse.Namespace) -> int:
         calibration_images=args.calibration_images,
     ):
         check_output(args.output)
-    table = estimate_importance(
-        loaded.module,
-        net,
-        data,
-        args.method,
-        latency=latency,
-        candidates=candidates_of(args, net, loaded) if latency is None else None,
+    options = ImportanceOptions(
+        method=args.method,
         score=args.score,
         fill_slots=args.fill_slots,
         calibration_images=args.calibration_images,
@@ -207,7 +203,6 @@ def _run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         seed=args.seed,
-        journal_path=journal,
         refinement=Refinement(
             start_with=args.start_with,
             refine_with=args.refine_with,
@@ -216,9 +211,12 @@ def _run(args: argparse.Namespace) -> int:
         ),
         unfreeze=args.unfreeze,
         keep_frozen=args.keep_frozen,
+        candidates=candidates_of(args, net, loaded) if latency is None else None,
         executor=executor,
         model_name=loaded.source,
-        progress=not args.quiet,
+    )
+    table = estimate_importance(
+        loaded.module, net, data, options=options, latency=latency, journal_path=journal, progress=not args.quiet
     )
     table.write(args.output)
     remove_journal(journal)

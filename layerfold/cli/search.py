@@ -32,6 +32,7 @@ from layerfold.cli._training import (
 )
 from layerfold.errors import UsageError, nearest_names
 from layerfold.files import replacing
+from layerfold.options import RunOptions, SearchOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -206,21 +207,16 @@ def _search(args: argparse.Namespace, target: dict[str, Any], table: LatencyTabl
     if table is not None:
         check_table(net, table, args.latency)
     checkpoint = Path(f"{args.output}.checkpoint")
-    found = search_activations(
-        loaded.module,
-        net,
-        data,
+    options = SearchOptions(
         **target,
-        latency=table,
         anneal=args.anneal,
         training=training_of(args),
         distill=not args.no_teacher,
         max_kernel=args.max_kernel,
-        checkpoint_path=checkpoint,
-        device=args.train_device,
-        progress=not args.quiet,
         model_name=loaded.source,
     )
+    where = RunOptions(device=args.train_device, checkpoint_path=checkpoint, progress=not args.quiet)
+    found = search_activations(loaded.module, net, data, options, latency=table, run=where)
     if args.weights_out is not None:
         _write_weights(found.weights, Path(args.weights_out))
     found.solution.write(args.output)

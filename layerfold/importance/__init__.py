@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from layerfold.importance.adaptive import Refinement
 from layerfold.importance.estimate import (
-    ADAPTIVE,
-    AUTO,
-    METHODS,
     check_method,
     default_method,
     estimate_importance,
@@ -16,16 +12,10 @@ from layerfold.importance.estimate import (
 from layerfold.importance.finalists import FinalistScores
 from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
-from layerfold.importance.scores import SCORES
 from layerfold.importance.wholes import WholeScores
 
 __all__ = [
-    "ADAPTIVE",
-    "AUTO",
-    "METHODS",
-    "SCORES",
     "FinalistScores",
-    "Refinement",
     "Request",
     "WholeScores",
     "check_method",

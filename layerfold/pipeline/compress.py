@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
-from layerfold.executor import Executor
 from layerfold.export import check_onnx, export_network, export_onnx
 from layerfold.export.network import FORMATS
 from layerfold.files import write_bytes
@@ -30,11 +29,12 @@ from layerfold.finetune import (
 )
 from layerfold.graph import Network, Segment, check_same_function, example_images, layer_norms, trace_network
 from layerfold.graph.copying import copy_module
-from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
+from layerfold.importance import estimate_importance, remove_journal, weights_hash
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
 from layerfold.modules import plain_module, public_call
+from layerfold.options import Refinement, RunOptions
 from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
 from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same, probe_images
@@ -319,22 +319,19 @@ class _Run:
         # Here, not with the profile, so that another budget finds the profile done.
         check_reachable(self.net, self.latency, self.options.budget, self.meter, progress=self.progress)
         journal = self.folder.file("importance.journal")
+        how = replace(
+            self.options.importance,
+            method=importance_method(self.options, self.data),
+            refinement=Refinement(budgets_ms=self._near_the_budget()),
+            model_name=self.name,
+        )
         table = estimate_importance(
             self.model,
             self.net,
             self.data,
-            importance_method(self.options, self.data),
+            options=how,
             latency=self.latency,
-            score=self.options.importance_score,
-            holdout_images=self.options.importance_images,
-            steps=self.options.importance_steps,
-            batch_size=self.options.batch_size,
-            seed=self.options.seed,
-            refinement=Refinement(budgets_ms=self._near_the_budget()),
             journal_path=journal,
-            model_name=self.name,
-            keep_frozen=self.options.keep_frozen,
-            executor=Executor(devices=(self.options.train_device,)),
             progress=self.progress,
         )
         table.write(self.folder.file("importance.csv"))
@@ -400,20 +397,13 @@ class _Run:
     def _finetune(self) -> dict[str, Any]:
         student = self._train_form()
         checkpoint = self.folder.file("finetune.checkpoint")
-        report = finetune_network(
-            student,
-            self.data,
-            teacher=self.model,
-            epochs=self._epochs,
-            batch_size=self.options.batch_size,
-            learning_rate=self.options.learning_rate,
-            optimizer=self.options.optimizer,
-            seed=self.options.seed,
+        run = RunOptions(
             checkpoint_path=checkpoint,
             device=self.options.train_device,
             progress=self.progress,
             description="finetune",
         )
+        report = finetune_network(student, self.data, self.options.finetune, teacher=self.model, run=run)
         save_form(
             student,
             self.folder.file("finetuned.safetensors"),

@@ -10,9 +10,11 @@ from layerfold.arguments import MOST_COUNTED, check_bounds, check_fields, whole
 from layerfold.budget import Budget, check_one_given
 from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
+from layerfold.executor import Executor
 from layerfold.export.network import FORMATS
 from layerfold.export.precision import canonical_precision
-from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES
+from layerfold.options import FinetuneOptions, ImportanceOptions
+from layerfold.options.importance import ADAPTIVE, AUTO, METHODS, SCORES
 from layerfold.pipeline.budget_loop import MOST_WHOLES
 from layerfold.profiler import get_backend
 from layerfold.profiler.backends import Backend, backend_class
@@ -190,6 +192,31 @@ class CompressOptions:
     def budget(self) -> Budget:
         """The budget as one object."""
         return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
+
+    @property
+    def finetune(self) -> FinetuneOptions:
+        """How the merged network is finetuned; of settled options with epochs (:meth:`settled`)."""
+        return FinetuneOptions(
+            epochs=self.finetune_epochs or _EPOCHS,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+        )
+
+    @property
+    def importance(self) -> ImportanceOptions:
+        """How importances are estimated; of settled options (:meth:`settled`)."""
+        return ImportanceOptions(
+            method=self.importance_method,
+            score=None if self.importance_score == AUTO else self.importance_score,
+            holdout_images=self.importance_images,
+            steps=self.importance_steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            keep_frozen=self.keep_frozen,
+            executor=Executor(devices=(self.train_device,)),
+        )
 
     def open_backend(self) -> Backend:
         """Return what latency is measured with.

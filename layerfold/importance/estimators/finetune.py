@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from layerfold.finetune import finetune_network
+from layerfold.finetune import train_network
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
 from layerfold.importance.subject import Subject
+from layerfold.options import FinetuneOptions, RunOptions
 
 _STEPS = 300
 
@@ -26,6 +27,7 @@ class Finetune:
 
     def __init__(self, subject: Subject, training: Training) -> None:
         self._subject, self._training = subject, training
+        self._run = RunOptions(device=subject.device, score_holdout=False, progress=False)
 
     @staticmethod
     def options(training: Training) -> dict[str, Any]:
@@ -33,13 +35,6 @@ class Finetune:
 
     def scores_of(self, request: Request) -> Scores:
         changed = self._subject.changed_form(request)
-        finetune_network(
-            changed,
-            self._subject.data,
-            **self.options(self._training),
-            seed=self._training.seed,
-            device=self._subject.device,
-            score_holdout=False,
-            progress=False,
-        )
+        options = FinetuneOptions(**self.options(self._training), seed=self._training.seed)
+        train_network(changed, self._subject.data, options, self._run)
         return self._subject.score(changed)
