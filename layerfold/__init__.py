@@ -42,7 +42,20 @@ if TYPE_CHECKING:
     from layerfold.importance import estimate_importance
     from layerfold.merge import add_fading, build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
-    from layerfold.options import FinetuneOptions, ImportanceOptions, Refinement, RunOptions, SearchOptions
+    from layerfold.options import (
+        BenchmarkOptions,
+        CompareOptions,
+        DataOptions,
+        ExportOptions,
+        FinetuneOptions,
+        ImportanceOptions,
+        ProfileOptions,
+        Refinement,
+        RunOptions,
+        SearchOptions,
+        SolveOptions,
+        VerifyOptions,
+    )
     from layerfold.pipeline import CompressOptions, SolutionComparison, compare_solutions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
     from layerfold.search import SearchResult, published_pattern, search_activations
@@ -70,7 +83,20 @@ _HOMES = {
     "layerfold.importance": ("estimate_importance",),
     "layerfold.merge": ("add_fading", "build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
-    "layerfold.options": ("FinetuneOptions", "ImportanceOptions", "Refinement", "RunOptions", "SearchOptions"),
+    "layerfold.options": (
+        "BenchmarkOptions",
+        "CompareOptions",
+        "DataOptions",
+        "ExportOptions",
+        "FinetuneOptions",
+        "ImportanceOptions",
+        "ProfileOptions",
+        "Refinement",
+        "RunOptions",
+        "SearchOptions",
+        "SolveOptions",
+        "VerifyOptions",
+    ),
     "layerfold.pipeline": ("CompressOptions", "SolutionComparison", "compare_solutions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
     "layerfold.search": ("SearchResult", "published_pattern", "search_activations"),
@@ -91,16 +117,20 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Barrier",
+    "BenchmarkOptions",
     "Chain",
     "ClusterUnavailableError",
+    "CompareOptions",
     "CompressOptions",
     "DataError",
+    "DataOptions",
     "DeviceUnavailableError",
     "DivergenceError",
     "EquivalenceError",
     "Executor",
     "ExecutorError",
     "ExportError",
+    "ExportOptions",
     "FinetuneError",
     "FinetuneOptions",
     "Frontier",
@@ -120,6 +150,7 @@ __all__ = [
     "Network",
     "Option",
     "OptionalDependencyError",
+    "ProfileOptions",
     "ProfilerError",
     "Provenance",
     "ProvenanceMismatchError",
@@ -132,10 +163,12 @@ __all__ = [
     "Solution",
     "SolutionComparison",
     "SolutionError",
+    "SolveOptions",
     "TableError",
     "UnstableMeasurementError",
     "UnsupportedGraphError",
     "UsageError",
+    "VerifyOptions",
     "WriteError",
     "__version__",
     "add_fading",

@@ -63,6 +63,13 @@ _CLASSES = frozenset(
         "ImportanceOptions",
         "RunOptions",
         "SearchOptions",
+        "BenchmarkOptions",
+        "CompareOptions",
+        "DataOptions",
+        "ExportOptions",
+        "ProfileOptions",
+        "SolveOptions",
+        "VerifyOptions",
         "Limits",
         "Refinement",
     }

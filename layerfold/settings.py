@@ -20,6 +20,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 _RULE = "rule"
+_PLAIN = frozenset({"int", "float", "bool", "str", "Path", "os.PathLike[str]", "None"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,9 @@ def takes_settings(**classes: type[Any]) -> Callable[[Callable[_P, _R]], Callabl
                 if key not in home:
                     raise _unknown(key, [*named, *home], name)
                 settings[key] = checked_value(key, value, known[key].type)
+            for each in own:  # before the settings together: a wrong type is said of what has it
+                if each.name in bound.arguments and set(str(each.annotation).split(" | ")) <= _PLAIN:
+                    checked_value(each.name, bound.arguments[each.name], each.annotation)
             for parameter, cls in classes.items():
                 of_this = {key: value for key, value in settings.items() if home[key] == parameter}
                 bound.arguments[parameter] = merged(bound.arguments.get(parameter), cls, of_this, name=parameter)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._executor import add_executor_arguments, executor_of
@@ -25,11 +26,10 @@ from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import UsageError
 from layerfold.files import write_json
+from layerfold.options import ProfileOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from layerfold.graph import Network, Segment
+    from layerfold.graph import Network
     from layerfold.profiler import Backend
     from layerfold.tables import LatencyTable
 
@@ -126,20 +126,22 @@ def _run(args: argparse.Namespace) -> int:
         backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import profile_network
     from layerfold.profiler.open_cache import open_cache
-    from layerfold.profiler.table import TableSettings
     from layerfold.profiler.together import BackendChoice, MakeFiller, filled_together
 
     loaded = load_model_of(args)
     net = trace_of(args, loaded, leads_to_network=False)
-    how: dict[str, Any] = {
-        "batch": args.batch,
-        "method": args.method,
-        "target": args.target,
-        "cap_s": args.cap_s,
-        "candidates": candidates_of(args, net, loaded),
-    }
+    options = ProfileOptions(
+        batch=args.batch,
+        method=args.method,
+        target=args.target,
+        cap_s=args.cap_s,
+        candidates=candidates_of(args, net, loaded),
+        model_name=loaded.source,
+    )
     if args.dry_run:
-        return _print_plan(args, _plan(args, net, how["candidates"], backend, args.workers or 1))
+        there = replace(options, dtype=backend.precision, workers=args.workers or 1)
+        return _print_plan(args, _plan(args, net, backend, there))
+    measures: Backend
     with ExitStack() as stack:
         if executor.is_here:
             log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
@@ -150,18 +152,16 @@ def _run(args: argparse.Namespace) -> int:
             )
             if args.retry_failed:
                 store.forget_failures()
-            how |= {"backend": backend, "dtype": backend.precision}
+            measures, options = backend, replace(options, dtype=backend.precision)
         else:
             choice = BackendChoice(name=args.backend, device=args.device, options=backend_options(args))
-            make_filler = MakeFiller.of(loaded.module, net, choice, executor, TableSettings(**how), log=args.log)
+            make_filler = MakeFiller.of(loaded.module, net, choice, executor, options, log=args.log)
             shared = stack.enter_context(
                 filled_together(executor, make_filler, args.cache, retry_failed=args.retry_failed)
             )
             store = shared.store
-            how |= {"backend": shared.backend, "dtype": shared.dtype, "workers": shared.workers}
-        table = profile_network(
-            loaded.module, net, cache=store, model_name=loaded.source, progress=not args.quiet, **how
-        )
+            measures, options = shared.backend, replace(options, dtype=shared.dtype, workers=shared.workers)
+        table = profile_network(loaded.module, net, measures, options=options, cache=store, progress=not args.quiet)
         table.write(args.output)
         if args.summaries:
             known = store.summaries([*store.report.new, *store.report.cached])
@@ -170,28 +170,15 @@ def _run(args: argparse.Namespace) -> int:
     return _print(args, {"table": args.output, **_summary(table)})
 
 
-def _plan(
-    args: argparse.Namespace, net: Network, candidates: Sequence[Segment], backend: Backend, workers: int
-) -> dict[str, Any]:
+def _plan(args: argparse.Namespace, net: Network, backend: Backend, options: ProfileOptions) -> dict[str, Any]:
     from layerfold.profiler.estimate import estimate_profile
     from layerfold.profiler.open_cache import open_history
 
     # With --no-cache nothing is looked up: a file that is not there knows nothing.
     place = os.devnull if args.no_cache else args.cache
-    history = open_history(place, backend, batch=args.batch, dtype=backend.precision)
+    history = open_history(place, backend, batch=options.batch, dtype=options.dtype)
     try:
-        found = estimate_profile(
-            net,
-            candidates,
-            backend,
-            history,
-            method=args.method,
-            target=args.target,
-            cap_s=args.cap_s,
-            batch=args.batch,
-            dtype=backend.precision,
-            workers=workers,
-        )
+        found = estimate_profile(net, backend, history, options)
     finally:
         history.close()
     return {"model": args.model, "layers": len(net.layers), **found.to_json()}

@@ -20,6 +20,7 @@ from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import BATCH_NORM_TEXTS, facts, warn_of_conditions
 from layerfold.errors import MissingEntryError, UsageError
+from layerfold.options import VerifyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,22 +94,19 @@ def run(args: argparse.Namespace) -> int:
     note_needless(net, solution)
     if table is not None:
         check_table(net, table, args.latency)
+    options = VerifyOptions(
+        batch=args.batch,
+        budget_ms=args.budget,
+        speedup=args.speedup,
+        predicted_ms=None if table is None else table.predict_ms(solution),
+        predicted_interval_ms=None
+        if table is None
+        else _interval_ms(table, solution, dropped_layers(net, solution.kept_layers)),
+        target=args.target,
+        cap_s=args.cap_s,
+    )
     with progress_bar("verify: measure both networks", 1, enabled=not args.quiet) as bar:
-        found = verify_solution(
-            loaded.module,
-            net,
-            solution,
-            backend,
-            batch=args.batch,
-            budget_ms=args.budget,
-            speedup=args.speedup,
-            predicted_ms=None if table is None else table.predict_ms(solution),
-            predicted_interval_ms=None
-            if table is None
-            else _interval_ms(table, solution, dropped_layers(net, solution.kept_layers)),
-            target=args.target,
-            cap_s=args.cap_s,
-        )
+        found = verify_solution(loaded.module, net, solution, backend, options=options)
         bar.advance()
     if args.plot is not None and table is not None:
         from layerfold.report.latency_plots import time_png

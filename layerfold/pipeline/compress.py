@@ -34,7 +34,7 @@ from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
 from layerfold.models import LoadedModel
 from layerfold.modules import plain_module, public_call
-from layerfold.options import Refinement, RunOptions
+from layerfold.options import LoopOptions, PlanScores, Refinement, RunOptions
 from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
 from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same, probe_images
@@ -50,6 +50,7 @@ from layerfold.profiler.fitted import plans_of
 from layerfold.profiler.verify import judge
 from layerfold.progress import waiting
 from layerfold.report import ReportData
+from layerfold.settings import takes_settings
 from layerfold.solver import Solution
 from layerfold.tables import ImportanceTable, LatencyTable
 
@@ -78,18 +79,18 @@ class CompressResult:
     is_budget_met: bool
 
 
+@takes_settings(options=CompressOptions)
 @public_call
 def compress_network(
     model: nn.Module | LoadedModel,
     data: ImageData,
     *,
     out: str | Path,
-    budget_ms: float | None = None,
-    speedup: float | None = None,
     options: CompressOptions | None = None,
     overwrite: bool = False,
     progress: bool = True,
     command: str = "",
+    **settings: Any,
 ) -> CompressResult:
     """Compress a trained CNN to a latency budget: every step of docs/design.md, in one folder.
 
@@ -100,8 +101,8 @@ def compress_network(
             checkpoints can be loaded without this program.
         data: images in three splits, of the model's input shape.
         out: output folder.
-        budget_ms, speedup: end-to-end latency wanted, or original latency / wanted.
-        options: all other settings; budget_ms and speedup given here win over its own.
+        options, settings: see :class:`CompressOptions`; a setting given by name takes the place of that of ``options``,
+            and a budget that of another budget. One of ``budget_ms``, ``speedup`` and ``fastest`` must be given.
         overwrite: start over where ``out`` holds another run. A setting that nothing which was done depends on may
             change without it: after a budget that nothing meets, another one.
         progress: show bars on stderr.
@@ -116,9 +117,6 @@ def compress_network(
     """
     loaded = model if isinstance(model, LoadedModel) else None
     module = plain_module(model.module) if isinstance(model, LoadedModel) else model
-    given = asdict(options) if options is not None else {}
-    if budget_ms is not None or speedup is not None or options is None:
-        given |= {"budget_ms": budget_ms, "speedup": speedup}
     if module.training:
         module = copy_module(module).eval()  # the caller's stays in training mode
     other = next((each.dtype for each in module.parameters() if each.dtype != torch.float32), None)
@@ -127,7 +125,7 @@ def compress_network(
         if progress:
             print(f"model is {str(other).removeprefix('torch.')}: works on a float32 copy", file=sys.stderr)
     with RunFolder.only_one(out):
-        run = _Run(module, loaded, data, CompressOptions(**given), Path(out), overwrite, progress, command)
+        run = _Run(module, loaded, data, options or CompressOptions(), Path(out), overwrite, progress, command)
         return run.all_steps()
 
 
@@ -302,16 +300,10 @@ class _Run:
             check_onnx(onnx_bytes, module, images, MOST_DIFFERENCE)
 
     def _profile(self) -> dict[str, Any]:
-        table = profile_network(
-            self.model,
-            self.net,
-            self.backend,
-            batch=self.options.batch,
-            dtype=self.backend.precision,
-            candidates=self.candidates,
-            progress=self.progress,
-            model_name=self.name,
+        how = replace(
+            self.options.profile, dtype=self.backend.precision, candidates=self.candidates, model_name=self.name
         )
+        table = profile_network(self.model, self.net, self.backend, options=how, progress=self.progress)
         table.write(self.folder.file("latency.csv"))
         return {"candidates": len(self.candidates), "plans": len(plans_of(table))}
 
@@ -353,11 +345,8 @@ class _Run:
             self.importance,
             self.options.budget,
             self.meter,
-            alpha=self.options.alpha,
-            margin=self.options.margin,
-            score_plan=scores,
-            most_wholes=self.options.whole_plans,
-            score_finalist=finalists,
+            options=LoopOptions(alpha=self.options.alpha, margin=self.options.margin),
+            scores=PlanScores(score_plan=scores, most_wholes=self.options.whole_plans, score_finalist=finalists),
             progress=self.progress,
         )
         solution = replace(
