@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._flags import add_flag, add_flags
 from layerfold.cli._networks import add_trace_arguments, note_needless, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, at_least, check_output
 from layerfold.cli._output import show, show_json
@@ -48,18 +49,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--solution", required=True, metavar="JSON", help="a solution of `layerfold solve`")
     add_training_arguments(parser, epochs=10)
     add_freezing_arguments(parser)
-    parser.add_argument(
-        "--feature-weight",
-        type=at_least(0),
-        metavar="X",
-        help="how much the distance from the teacher's feature maps at the ends of merged segments "
-        "counts beside the loss (default: 0)",
-    )
-    parser.add_argument(
-        "--keep",
-        choices=("last", "best"),
-        help="weights of the last epoch, or of the best on the holdout (default: last)",
-    )
+    add_flags(parser, FinetuneOptions, "feature_weight", "keep", is_left_open=True)
     parser.add_argument(
         "--save-both",
         action="store_true",
@@ -79,14 +69,8 @@ def add_parser(subparsers: Any) -> None:
         "search` ended with (default: those of --weights)",
     )
     parser.add_argument("--no-test", action="store_true", help="do not score the test split in the end")
-    parser.add_argument("--tensorboard", metavar="DIR", help="write each epoch for TensorBoard too")
-    parser.add_argument(
-        "--checkpoint-every",
-        type=at_least(0),
-        default=60.0,
-        metavar="S",
-        help="seconds between two checkpoints within an epoch (default: 60)",
-    )
+    add_flag(parser, RunOptions, "tensorboard_path", "--tensorboard")
+    add_flag(parser, RunOptions, "checkpoint_every_s", "--checkpoint-every")
     add_output_arguments(parser, "FILE", "the finetuned train form (.safetensors); how to build it goes to FILE.json")
     add_result_arguments(parser)
     parser.set_defaults(run=run)

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._executor import add_executor_arguments, executor_of
+from layerfold.cli._flags import add_flag
 from layerfold.cli._networks import add_candidate_arguments, add_trace_arguments, candidates_of, trace_of
 from layerfold.cli._options import (
-    above,
     add_backend_arguments,
     add_command,
     add_output_arguments,
@@ -49,25 +49,9 @@ def add_parser(subparsers: Any) -> None:
     add_candidate_arguments(parser, max_growth=4.0)
     add_backend_arguments(parser)
     measuring = parser.add_argument_group("how it is measured")
-    measuring.add_argument(
-        "--method",
-        choices=("plans", "isolated"),
-        default="plans",
-        help="fitted to whole networks under random plans, or segments alone: faster, less true (default: %(default)s)",
-    )
-    measuring.add_argument(
-        "--target",
-        type=above(0, 1),
-        metavar="X",
-        help="half-width of the 95 %% intervals to stop at, relative (default: by method)",
-    )
-    measuring.add_argument(
-        "--cap-s",
-        type=above(0),
-        default=0.25,
-        metavar="S",
-        help="most seconds of timed running an entry (default: %(default)s)",
-    )
+    add_flag(measuring, ProfileOptions, "method")
+    add_flag(measuring, ProfileOptions, "target", default="by method")
+    add_flag(measuring, ProfileOptions, "cap_s")
     cache = measuring.add_mutually_exclusive_group()
     cache.add_argument(
         "--cache", metavar="FILE", help="file of finished measurements (default: in the user's cache folder)"

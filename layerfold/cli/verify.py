@@ -6,9 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._flags import add_flags
 from layerfold.cli._networks import add_trace_arguments, check_table, note_needless, trace_of
 from layerfold.cli._options import (
-    above,
     add_backend_arguments,
     add_budget_arguments,
     add_command,
@@ -60,16 +60,7 @@ def add_parser(subparsers: Any) -> None:
         "original latency / budget, for example 1.5",
     )
     add_backend_arguments(parser)
-    parser.add_argument(
-        "--target",
-        type=above(0, 1),
-        default=0.01,
-        metavar="X",
-        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cap-s", type=above(0), default=10.0, metavar="S", help="most seconds a network (default: %(default)s)"
-    )
+    add_flags(parser, VerifyOptions, "target", "cap_s")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
