@@ -37,11 +37,25 @@ if TYPE_CHECKING:
     from layerfold.data import ImageData, open_data
     from layerfold.executor import Executor
     from layerfold.export import export_network
-    from layerfold.finetune import FinetuneOptions, evaluate_network, finetune_network, recalibrate_batch_norm
+    from layerfold.finetune import evaluate_network, finetune_network, recalibrate_batch_norm
     from layerfold.graph import Barrier, Chain, Layer, Network, Residual, Segment, layer_norms, trace_network
-    from layerfold.importance import Refinement, estimate_importance
+    from layerfold.importance import estimate_importance
     from layerfold.merge import add_fading, build_train_form, merge_network
     from layerfold.models import LoadedModel, load_model
+    from layerfold.options import (
+        BenchmarkOptions,
+        CompareOptions,
+        DataOptions,
+        ExportOptions,
+        FinetuneOptions,
+        ImportanceOptions,
+        ProfileOptions,
+        Refinement,
+        RunOptions,
+        SearchOptions,
+        SolveOptions,
+        VerifyOptions,
+    )
     from layerfold.pipeline import CompressOptions, SolutionComparison, compare_solutions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
     from layerfold.search import SearchResult, published_pattern, search_activations
@@ -64,11 +78,25 @@ _HOMES = {
     "layerfold.data": ("ImageData", "open_data"),
     "layerfold.executor": ("Executor",),
     "layerfold.export": ("export_network",),
-    "layerfold.finetune": ("FinetuneOptions", "evaluate_network", "finetune_network", "recalibrate_batch_norm"),
+    "layerfold.finetune": ("evaluate_network", "finetune_network", "recalibrate_batch_norm"),
     "layerfold.graph": ("Barrier", "Chain", "Layer", "Network", "Residual", "Segment", "layer_norms", "trace_network"),
-    "layerfold.importance": ("Refinement", "estimate_importance"),
+    "layerfold.importance": ("estimate_importance",),
     "layerfold.merge": ("add_fading", "build_train_form", "merge_network"),
     "layerfold.models": ("LoadedModel", "load_model"),
+    "layerfold.options": (
+        "BenchmarkOptions",
+        "CompareOptions",
+        "DataOptions",
+        "ExportOptions",
+        "FinetuneOptions",
+        "ImportanceOptions",
+        "ProfileOptions",
+        "Refinement",
+        "RunOptions",
+        "SearchOptions",
+        "SolveOptions",
+        "VerifyOptions",
+    ),
     "layerfold.pipeline": ("CompressOptions", "SolutionComparison", "compare_solutions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
     "layerfold.search": ("SearchResult", "published_pattern", "search_activations"),
@@ -89,21 +117,26 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Barrier",
+    "BenchmarkOptions",
     "Chain",
     "ClusterUnavailableError",
+    "CompareOptions",
     "CompressOptions",
     "DataError",
+    "DataOptions",
     "DeviceUnavailableError",
     "DivergenceError",
     "EquivalenceError",
     "Executor",
     "ExecutorError",
     "ExportError",
+    "ExportOptions",
     "FinetuneError",
     "FinetuneOptions",
     "Frontier",
     "ImageData",
     "ImportanceEntry",
+    "ImportanceOptions",
     "ImportanceTable",
     "InfeasibleBudgetError",
     "LatencyEntry",
@@ -117,20 +150,25 @@ __all__ = [
     "Network",
     "Option",
     "OptionalDependencyError",
+    "ProfileOptions",
     "ProfilerError",
     "Provenance",
     "ProvenanceMismatchError",
     "Refinement",
     "Residual",
+    "RunOptions",
+    "SearchOptions",
     "SearchResult",
     "Segment",
     "Solution",
     "SolutionComparison",
     "SolutionError",
+    "SolveOptions",
     "TableError",
     "UnstableMeasurementError",
     "UnsupportedGraphError",
     "UsageError",
+    "VerifyOptions",
     "WriteError",
     "__version__",
     "add_fading",

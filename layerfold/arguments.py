@@ -60,6 +60,16 @@ _CLASSES = frozenset(
         "Frontier",
         "CompressOptions",
         "FinetuneOptions",
+        "ImportanceOptions",
+        "RunOptions",
+        "SearchOptions",
+        "BenchmarkOptions",
+        "CompareOptions",
+        "DataOptions",
+        "ExportOptions",
+        "ProfileOptions",
+        "SolveOptions",
+        "VerifyOptions",
         "Limits",
         "Refinement",
     }
@@ -235,9 +245,17 @@ def number(name: str, value: object) -> float:
 
 
 def check_bounds(
-    name: str, value: float | None, *, least: float = -math.inf, above: float | None = None, most: float = math.inf
+    name: str,
+    value: float | None,
+    *,
+    least: float = -math.inf,
+    above: float | None = None,
+    most: float = math.inf,
+    below: float | None = None,
 ) -> None:
-    """Refuse a number that is infinite, below ``least``, not above ``above``, or more than ``most``; None passes.
+    """Refuse a number that is infinite, or not within its bounds, of which ``above`` and ``below`` are left out.
+
+    None passes.
 
     Raises:
         UsageError: names the argument, its value and the bounds.
@@ -245,9 +263,9 @@ def check_bounds(
     if value is None:
         return
     lower = f"above {above:g}" if above is not None else f"at least {least:g}" if math.isfinite(least) else ""
-    upper = f"at most {most:g}" if math.isfinite(most) else ""
-    is_above = above is None or value > above
-    if not (abs(value) <= _LARGEST and is_above and least <= value <= most):
+    upper = f"below {below:g}" if below is not None else f"at most {most:g}" if math.isfinite(most) else ""
+    is_inside = (above is None or value > above) and (below is None or value < below)
+    if not (abs(value) <= _LARGEST and is_inside and least <= value <= most):
         raise UsageError(f"{name}={shown(value)}: must be {' and '.join(filter(None, (lower, upper))) or 'a number'}")
 
 

@@ -61,7 +61,7 @@ def public_call(
     kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     if {"model", "net"} <= kinds.keys() and check is None:
         raise TypeError(f"{function.__name__} takes a model and its net: mark it with network_call")
-    originals = {"example_input", "options"}  # beside one of these stands the caller's own network, as it was trained
+    originals = {"example_input", "out"}  # beside one of these stands the caller's own network, as it was trained
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:

@@ -40,7 +40,7 @@ import layerfold as lf
 from layerfold.graph import Segment
 from layerfold.importance import FinalistScores, WholeScores, remove_journal
 from layerfold.importance.requests import NOTHING
-from layerfold.pipeline.budget_loop import MOST_WHOLES
+from layerfold.options.solve import MOST_WHOLES
 from layerfold.solver import climb_plans
 from layerfold.tables.kernel import SegmentKey
 

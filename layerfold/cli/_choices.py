@@ -7,42 +7,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import overload
+from collections.abc import Iterator
 
 from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
-from layerfold.plugins import entries_of
 
-
-class Methods(Sequence[str]):
-    """Names of methods: ours, and those of estimators that other packages register, looked for when first needed."""
-
-    def __init__(self, *own: str, last: tuple[str, ...] = (), but: tuple[str, ...] = ()) -> None:
-        self._own, self._last, self._known = own, last, {*own, *last, *but}
-
-    @cached_property
-    def _names(self) -> tuple[str, ...]:
-        others = sorted(name for name in entries_of("layerfold.estimators") if name not in self._known)
-        return (*self._own, *others, *self._last)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
-        return self._names[index]
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-_ESTIMATORS = ("shared", "recalibrate", "distill", "finetune", "taylor")
-ESTIMATORS = Methods(*_ESTIMATORS, but=("auto", "adaptive"))
-METHODS = Methods("auto", *_ESTIMATORS, last=("adaptive",))
-SCORES = ("accuracy", "agreement", "loss", "kl")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 FORMATS = ("onnx", "tensorrt")
 ENGINE_PRECISIONS = ("fp32", "fp16", "int8", "float32", "float16", "half")

@@ -23,6 +23,7 @@ from layerfold.cli._sources import (
 )
 from layerfold.cli._text import BATCH_NORM_TEXTS, facts
 from layerfold.errors import UsageError
+from layerfold.options import FinetuneOptions
 
 if TYPE_CHECKING:
     from layerfold.graph import Network
@@ -181,7 +182,6 @@ def _scores_of_plans(
     """Return what scores plans before any training and after a short one, each None where it is not to."""
     if args.data is None or not args.whole_plans:
         return None, None
-    from layerfold.finetune import FinetuneOptions
     from layerfold.importance import FinalistScores, WholeScores
 
     data, images = open_data_of(args, loaded), args.importance_images

@@ -15,6 +15,7 @@ from layerfold.cli._choices import INTERPOLATIONS
 from layerfold.cli._options import BATCH, CLASSES, SEED, above, at_least, whole
 from layerfold.cli._quantities import finite_number, parse_whole
 from layerfold.errors import UsageError
+from layerfold.options import DataOptions
 from layerfold.terminal import one_line
 
 if TYPE_CHECKING:
@@ -192,19 +193,20 @@ def open_data_of(arguments: argparse.Namespace, loaded: LoadedModel) -> ImageDat
     """Open the images that ``add_data_arguments`` read, prepared as ``loaded`` expects them."""
     from layerfold.data import open_data
 
-    mean = loaded.mean if arguments.mean is None else arguments.mean
-    std = loaded.std if arguments.std is None else arguments.std
-    return open_data(
-        arguments.data,
-        input_shape=loaded.input_shape,
-        mean=mean,
-        std=std,
+    options = DataOptions(
+        mean=loaded.mean if arguments.mean is None else arguments.mean,
+        std=loaded.std if arguments.std is None else arguments.std,
         interpolation=arguments.interpolation or loaded.interpolation,
         crop_pct=loaded.crop_pct if arguments.crop_pct is None else arguments.crop_pct,
         num_classes=loaded.num_classes,
         holdout=arguments.holdout,
         seed=arguments.data_seed,
-        cache=arguments.image_cache,
         download=arguments.download,
+    )
+    return open_data(
+        arguments.data,
+        input_shape=loaded.input_shape,
+        options=options,
+        cache=arguments.image_cache,
         progress=not getattr(arguments, "quiet", False),
     )

@@ -6,12 +6,14 @@ import argparse
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._options import SEED, above, at_least, whole
+from layerfold.cli._flags import add_flag, add_flags
+from layerfold.cli._options import at_least
 from layerfold.cli._quantities import finite_number
+from layerfold.options import FinetuneOptions, RunOptions
 
 if TYPE_CHECKING:
     from layerfold.data import ImageData
-    from layerfold.finetune import FinetuneOptions, FinetuneReport
+    from layerfold.finetune import FinetuneReport
     from layerfold.models import LoadedModel
 
 _PRESETS = ("mobilenetv2-1.0", "mobilenetv2-1.4", "vgg19")
@@ -32,85 +34,27 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> N
         help="settings of Kim et al. 2023 for a network on ImageNet; what is given beside it counts",
     )
     length = group.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=whole(1), metavar="N", help=f"passes over the train split (default: {epochs})")
-    length.add_argument("--steps", type=whole(1), metavar="N", help="steps in all, instead of epochs")
-    group.add_argument(
-        "--optimizer", metavar="NAME", help="sgd, adamw or another of timm's, such as lamb or lion (default: sgd)"
-    )
-    group.add_argument(
-        "--learning-rate",
-        type=above(0),
-        metavar="X",
-        help="the highest (default: 0.05 for sgd and 0.001 for adamw, at batch size 128)",
-    )
-    group.add_argument(
-        "--weight-decay", type=at_least(0), metavar="X", help="(default: 0.0001 for sgd, 0.02 for adamw, 0 for others)"
-    )
-    group.add_argument(
-        "--grad-clip", type=at_least(0), metavar="X", help="longest gradient; 0 for no limit (default: 5)"
-    )
-    group.add_argument(
-        "--warmup",
-        type=at_least(0, 1),
-        metavar="X",
-        help="share of the steps in which the learning rate rises (default: 0.1)",
-    )
-    group.add_argument(
-        "--schedule",
-        choices=("cosine", "step", "multistep", "poly", "constant"),
-        help="what the learning rate does then (default: cosine)",
-    )
-    group.add_argument(
-        "--decay-rate", type=above(0, 1), metavar="X", help="what step and multistep multiply it by (default: 0.1)"
-    )
-    group.add_argument(
-        "--decay-every",
-        type=at_least(0, 1),
-        metavar="X",
-        help="share of the steps after which step does so (default: 0.3)",
-    )
-    group.add_argument(
-        "--milestones",
-        type=_numbers,
-        metavar="X,X",
-        help="shares of the steps after which multistep does so (default: 0.5,0.75)",
-    )
-    group.add_argument("--decay-power", type=above(0), metavar="X", help="of poly (default: 1)")
-    group.add_argument(
-        "--ema",
-        type=above(0, 1),
-        metavar="X",
-        help="keep and score a moving average of the weights with this decay, such as 0.9998",
-    )
-    group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="(default: no); fp16 needs a GPU")
-    group.add_argument("--train-device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    group.add_argument(
-        "--seed",
-        type=whole(0, SEED),
-        metavar="N",
-        help="of the order of images, augmentation, mixing and dropout (default: 0)",
-    )
+    add_flag(length, FinetuneOptions, "epochs", is_left_open=True, default=str(epochs))
+    add_flag(length, FinetuneOptions, "steps")
+    add_flag(group, FinetuneOptions, "optimizer", is_left_open=True)
+    add_flag(group, FinetuneOptions, "learning_rate", default="0.05 for sgd and 0.001 for adamw, at batch size 128")
+    add_flag(group, FinetuneOptions, "weight_decay", default="0.0001 for sgd, 0.02 for adamw, 0 for others")
+    add_flag(group, FinetuneOptions, "grad_clip_norm", "--grad-clip", is_left_open=True, type=at_least(0))
+    add_flags(group, FinetuneOptions, "warmup", "schedule", "decay_rate", "decay_every", is_left_open=True)
+    add_flag(group, FinetuneOptions, "milestones", is_left_open=True, type=_numbers)
+    add_flag(group, FinetuneOptions, "decay_power", is_left_open=True)
+    add_flag(group, FinetuneOptions, "ema_decay", "--ema")
+    add_flag(group, FinetuneOptions, "mixed_precision", is_left_open=True, help="fp16 needs a GPU")
+    add_flag(group, RunOptions, "device", "--train-device")
+    add_flag(group, FinetuneOptions, "seed", is_left_open=True)
     images = parser.add_argument_group("images in training")
     augment = images.add_mutually_exclusive_group()
-    augment.add_argument(
-        "--augment", metavar="NAME", help="a policy, such as rand-m9-mstd0.5 (default: random crops and mirroring)"
-    )
+    add_flag(augment, FinetuneOptions, "augment", is_left_open=True, default="random crops and mirroring")
     augment.add_argument("--no-augment", action="store_true", help="no random crops and mirroring")
-    images.add_argument(
-        "--random-erasing",
-        type=at_least(0, 1),
-        metavar="X",
-        help="share of the images of which a patch is erased (default: 0)",
-    )
-    images.add_argument("--mixup", type=at_least(0), metavar="X", help="alpha, such as 0.2; 0 for none (default: 0)")
-    images.add_argument("--cutmix", type=at_least(0), metavar="X", help="alpha, such as 1; 0 for none (default: 0)")
-    images.add_argument("--label-smoothing", type=at_least(0, 1), metavar="X", help="(default: 0)")
+    add_flags(images, FinetuneOptions, "random_erasing", "mixup", "cutmix", "label_smoothing", is_left_open=True)
     teacher = parser.add_argument_group("teacher")
     teacher.add_argument("--no-teacher", action="store_true", help="learn from the labels only")
-    teacher.add_argument(
-        "--distillation-weight", type=at_least(0, 1), metavar="X", help="the teacher's share of the loss (default: 0.5)"
-    )
-    teacher.add_argument("--temperature", type=above(0), metavar="X", help="softens both answers (default: 2)")
+    add_flags(teacher, FinetuneOptions, "distillation_weight", "temperature", is_left_open=True)
 
 
 def add_freezing_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +115,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def training_of(arguments: argparse.Namespace) -> FinetuneOptions:
     """Return how to train: what was given, over the preset, over the defaults."""
-    from layerfold.finetune import FinetuneOptions, preset
+    from layerfold.finetune import preset
 
     base = FinetuneOptions(epochs=arguments.default_epochs) if arguments.preset is None else preset(arguments.preset)
     named = {field.name for field in fields(FinetuneOptions)} - _OF_FINETUNE_ALONE

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._flags import add_flags
 from layerfold.cli._inputs import read_input
 from layerfold.cli._options import (
     CLASSES,
-    above,
     add_backend_arguments,
     add_command,
     add_result_arguments,
@@ -21,6 +21,7 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import parse_shape
 from layerfold.cli._text import columns, warn_of_conditions
 from layerfold.errors import UsageError
+from layerfold.options import BenchmarkOptions
 
 if TYPE_CHECKING:
     from layerfold.profiler import BenchmarkReport
@@ -48,16 +49,7 @@ def add_parser(subparsers: Any) -> None:
         "--num-classes", type=whole(1, CLASSES), metavar="N", help="outputs of a MODEL (default: its own)"
     )
     add_backend_arguments(parser)
-    parser.add_argument(
-        "--target",
-        type=above(0, 1),
-        default=0.01,
-        metavar="X",
-        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cap-s", type=above(0), default=10.0, metavar="S", help="most seconds a network (default: %(default)s)"
-    )
+    add_flags(parser, BenchmarkOptions, "target", "cap_s")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 

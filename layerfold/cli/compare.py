@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._flags import add_flags
 from layerfold.cli._networks import add_trace_arguments, check_table, trace_of
 from layerfold.cli._options import (
-    above,
     add_backend_arguments,
     add_command,
     add_result_arguments,
@@ -21,6 +21,7 @@ from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._sources import add_data_arguments, add_model_arguments, load_model_of, open_data_of
 from layerfold.cli._text import columns
 from layerfold.errors import ProvenanceMismatchError, UsageError
+from layerfold.options import CompareOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,16 +65,7 @@ def add_parser(subparsers: Any) -> None:
         "--importance", metavar="CSV", help="importance table to sum from (default: each solution's own importance)"
     )
     add_backend_arguments(parser)
-    parser.add_argument(
-        "--target",
-        type=above(0, 1),
-        default=0.01,
-        metavar="X",
-        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cap-s", type=above(0), default=10.0, metavar="S", help="most seconds a network (default: %(default)s)"
-    )
+    add_flags(parser, CompareOptions, "target", "cap_s")
     output = parser.add_argument_group("output")
     output.add_argument("--csv", metavar="FILE", help="write the table")
     output.add_argument("--plot", metavar="FILE", help="draw accuracy against latency (.png, .svg or .pdf)")
@@ -121,19 +113,22 @@ def run(args: argparse.Namespace) -> int:
     before = {each.original_accuracy_pct for each in given.values() if each.original_accuracy_pct is not None}
     if len(before) == 1:  # where files disagree on it, they were scored on other images
         known["original"] = before.pop()
+    options = CompareOptions(
+        batch=args.batch,
+        latency=latency,
+        importance=importance,
+        accuracies_pct=known,
+        target=args.target,
+        cap_s=args.cap_s,
+    )
     found = compare_solutions(
         loaded.module,
         net,
         {name: each.solution for name, each in given.items()},
         backend,
+        options=options,
         networks={name: each.network for name, each in given.items() if each.network is not None},
-        latency=latency,
-        importance=importance,
         data=None if args.data is None else open_data_of(args, loaded),
-        accuracies_pct=known,
-        batch=args.batch,
-        target=args.target,
-        cap_s=args.cap_s,
         progress=not args.quiet,
     )
     if args.csv is not None:

@@ -8,10 +8,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from layerfold.budget import check_one_given
-from layerfold.cli._choices import METHODS, OPTIMIZERS, SCORES, parse_formats
+from layerfold.cli._choices import OPTIMIZERS, parse_formats
+from layerfold.cli._flags import add_flag
 from layerfold.cli._networks import add_drop_argument
 from layerfold.cli._options import (
-    SEED,
     above,
     add_backend_arguments,
     add_budget_arguments,
@@ -30,6 +30,8 @@ from layerfold.cli._sources import (
     open_data_of,
 )
 from layerfold.cli._training import add_freezing_arguments
+from layerfold.options import FinetuneOptions, ImportanceOptions, RunOptions
+from layerfold.options.importance import SCORES
 
 if TYPE_CHECKING:
     from layerfold.pipeline import CompressResult
@@ -79,15 +81,16 @@ def add_parser(subparsers: Any) -> None:
         help="largest growth in multiply-adds by a merge (default: 4)",
     )
     add_drop_argument(search)
-    search.add_argument(
+    add_flag(
+        search,
+        ImportanceOptions,
+        "method",
         "--importance",
-        choices=METHODS,
-        default="auto",
         metavar="METHOD",
         help="shared (weights are trained once for all entries), recalibrate (no training, no labels "
         "needed), distill (segments alone are trained), finetune (the paper's), taylor, or adaptive "
-        "(shared, then finetune near the budget) (default: shared; without labels or finetuning "
-        "recalibrate)",
+        "(shared, then finetune near the budget)",
+        default="shared; without labels or finetuning recalibrate",
     )
     search.add_argument(
         "--score",
@@ -97,12 +100,20 @@ def add_parser(subparsers: Any) -> None:
         help="loss, accuracy, agreement or kl, both with the original and without need of labels "
         "(default: loss, without labels kl)",
     )
-    search.add_argument("--importance-images", type=whole(1), metavar="N", help="holdout images a score (default: all)")
-    search.add_argument(
+    add_flag(
+        search,
+        ImportanceOptions,
+        "holdout_images",
+        "--importance-images",
+        help="holdout images a score",
+        default="all",
+    )
+    add_flag(
+        search,
+        ImportanceOptions,
+        "steps",
         "--importance-steps",
-        type=whole(1),
-        metavar="N",
-        help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)",
+        default="300 with finetune, 40 with distill, 2 with shared",
     )
     search.add_argument(
         "--alpha",
@@ -128,15 +139,16 @@ def add_parser(subparsers: Any) -> None:
         help="passes over the train split (default: 3); without labels the original's answers are learned",
     )
     train.add_argument("--no-finetune", action="store_true", help="merge the weights as they are")
-    train.add_argument("--learning-rate", type=above(0), metavar="R", help="highest learning rate")
+    add_flag(train, FinetuneOptions, "learning_rate", metavar="R", help="highest learning rate")
     train.add_argument(
         "--optimizer", choices=OPTIMIZERS, default="sgd", metavar="NAME", help="sgd or adamw (default: sgd)"
     )
-    train.add_argument(
+    add_flag(
+        train,
+        RunOptions,
+        "device",
         "--train-device",
-        default="cpu",
-        metavar="NAME",
-        help="where networks are trained and scored: cpu, cuda, cuda:1, ... (default: cpu)",
+        help="where networks are trained and scored: cpu, cuda, cuda:1, ...",
     )
     add_freezing_arguments(parser)
     out = parser.add_argument_group("output")
@@ -148,7 +160,7 @@ def add_parser(subparsers: Any) -> None:
         help="onnx,tensorrt (default: onnx, and tensorrt where installed)",
     )
     out.add_argument("--overwrite", action="store_true", help="start over where the folder holds another run")
-    out.add_argument("--seed", type=whole(0, SEED), default=0, metavar="N", help="of everything random (default: 0)")
+    add_flag(out, ImportanceOptions, "seed", help="of everything random")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
 

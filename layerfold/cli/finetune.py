@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._flags import add_flag, add_flags
 from layerfold.cli._networks import add_trace_arguments, note_needless, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import add_command, add_output_arguments, add_result_arguments, at_least, check_output
 from layerfold.cli._output import show, show_json
@@ -24,9 +25,10 @@ from layerfold.cli._training import (
 )
 from layerfold.errors import UsageError
 from layerfold.files import JsonObject
+from layerfold.options import FinetuneOptions, RunOptions
 
 if TYPE_CHECKING:
-    from layerfold.finetune import FinetuneOptions, FinetuneReport
+    from layerfold.finetune import FinetuneReport
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,18 +50,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--solution", required=True, metavar="JSON", help="a solution of `layerfold solve`")
     add_training_arguments(parser, epochs=10)
     add_freezing_arguments(parser)
-    parser.add_argument(
-        "--feature-weight",
-        type=at_least(0),
-        metavar="X",
-        help="how much the distance from the teacher's feature maps at the ends of merged segments "
-        "counts beside the loss (default: 0)",
-    )
-    parser.add_argument(
-        "--keep",
-        choices=("last", "best"),
-        help="weights of the last epoch, or of the best on the holdout (default: last)",
-    )
+    add_flags(parser, FinetuneOptions, "feature_weight", "keep", is_left_open=True)
     parser.add_argument(
         "--save-both",
         action="store_true",
@@ -79,14 +70,8 @@ def add_parser(subparsers: Any) -> None:
         "search` ended with (default: those of --weights)",
     )
     parser.add_argument("--no-test", action="store_true", help="do not score the test split in the end")
-    parser.add_argument("--tensorboard", metavar="DIR", help="write each epoch for TensorBoard too")
-    parser.add_argument(
-        "--checkpoint-every",
-        type=at_least(0),
-        default=60.0,
-        metavar="S",
-        help="seconds between two checkpoints within an epoch (default: 60)",
-    )
+    add_flag(parser, RunOptions, "tensorboard_path", "--tensorboard")
+    add_flag(parser, RunOptions, "checkpoint_every_s", "--checkpoint-every")
     add_output_arguments(parser, "FILE", "the finetuned train form (.safetensors); how to build it goes to FILE.json")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
@@ -149,21 +134,16 @@ def _finetune(args: argparse.Namespace) -> int:
                 f"--feature-weight {options.feature_weight:g}: the solution merges nothing, so that there "
                 "is no end of a segment to compare; leave it out"
             )
-    report = finetune_network(
-        student,
-        data,
-        teacher=teacher,
-        features=features,
-        **asdict(options),
-        fade=fade,
+    run = RunOptions(
+        device=args.train_device,
         keep_other=args.save_both,
         checkpoint_path=checkpoint,
         checkpoint_every_s=args.checkpoint_every,
         log_path=log,
         tensorboard_path=args.tensorboard,
-        device=args.train_device,
         progress=not args.quiet,
     )
+    report = finetune_network(student, data, options, teacher=teacher, features=features, fade=fade, run=run)
     if not is_main_process():
         return 0
     test: _TestScores | None = None

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._choices import ESTIMATORS, METHODS, SCORES
 from layerfold.cli._executor import add_executor_arguments, executor_of
+from layerfold.cli._flags import add_flag, add_flags
 from layerfold.cli._networks import (
     add_candidate_arguments,
     add_trace_arguments,
@@ -21,13 +21,10 @@ from layerfold.cli._networks import (
     trace_of,
 )
 from layerfold.cli._options import (
-    SEED,
-    above,
     add_command,
     add_output_arguments,
     add_result_arguments,
     check_output,
-    whole,
 )
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs, only_writer
@@ -36,6 +33,7 @@ from layerfold.cli._sources import add_data_arguments, add_model_arguments, load
 from layerfold.cli._text import columns, facts
 from layerfold.cli._training import add_freezing_arguments
 from layerfold.files import JsonObject, as_json, parse_json
+from layerfold.options import ImportanceOptions, Refinement
 
 if TYPE_CHECKING:
     from layerfold.tables import ImportanceTable
@@ -63,23 +61,23 @@ def add_parser(subparsers: Any) -> None:
         metavar="CSV",
         help="latency table: its segments are taken, but for those that it says are not worth merging",
     )
-    group.add_argument(
-        "--method",
-        choices=METHODS,
-        default="auto",
-        metavar="NAME",
+    add_flag(
+        group,
+        ImportanceOptions,
+        "method",
         help="shared (one set of weights is trained in the networks of all entries in turn), "
         "recalibrate (BatchNorm statistics only, no training), distill (the segment alone is trained), "
         "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
-        "or adaptive (each entry cheaply, then those of the best plans expensively; needs --latency) "
-        "(default: shared, without labels recalibrate); here there are %(choices)s",
+        "or adaptive (each entry cheaply, then those of the best plans expensively; needs --latency); here "
+        "there are %(choices)s",
+        default="shared, without labels recalibrate",
     )
-    group.add_argument(
-        "--score",
-        choices=SCORES,
-        metavar="NAME",
-        help="accuracy, loss, agreement or kl (divergence), both with the original and without need of "
-        "labels (default: accuracy, without labels agreement)",
+    add_flag(
+        group,
+        ImportanceOptions,
+        "score",
+        help="accuracy, loss, agreement or kl (divergence), both with the original and without need of labels",
+        default="accuracy, without labels agreement",
     )
     group.add_argument(
         "--fill-slots",
@@ -87,53 +85,15 @@ def add_parser(subparsers: Any) -> None:
         default=None,
         help="also try an activation where the original has none (default: only with finetune)",
     )
-    group.add_argument(
-        "--calibration-images",
-        type=whole(2),
-        default=256,
-        metavar="N",
-        help="images for BatchNorm statistics (default: %(default)s)",
-    )
-    group.add_argument(
-        "--holdout-images", type=whole(1), metavar="N", help="images scored (default: the whole holdout)"
-    )
+    add_flag(group, ImportanceOptions, "calibration_images")
+    add_flag(group, ImportanceOptions, "holdout_images", default="the whole holdout")
     length = group.add_mutually_exclusive_group()
-    length.add_argument(
-        "--steps",
-        type=whole(1),
-        metavar="N",
-        help="training steps an entry (default: 300 with finetune, 40 with distill, 2 with shared)",
-    )
-    length.add_argument(
-        "--epochs",
-        type=whole(1),
-        metavar="N",
-        help="the same as passes over the train split; the paper finetunes for one",
-    )
-    group.add_argument(
-        "--learning-rate", type=above(0), metavar="X", help="with finetune, distill and shared (default: the method's)"
-    )
+    add_flag(length, ImportanceOptions, "steps", default="300 with finetune, 40 with distill, 2 with shared")
+    add_flag(length, ImportanceOptions, "epochs")
+    add_flag(group, ImportanceOptions, "learning_rate", default="the method's")
     adaptive = parser.add_argument_group("with --method adaptive")
-    adaptive.add_argument(
-        "--start-with",
-        choices=ESTIMATORS,
-        metavar="NAME",
-        default="shared",
-        help="the cheap method (default: %(default)s)",
-    )
-    adaptive.add_argument(
-        "--refine-with",
-        choices=ESTIMATORS,
-        metavar="NAME",
-        default="finetune",
-        help="the expensive method (default: %(default)s)",
-    )
-    adaptive.add_argument(
-        "--refine-most",
-        type=whole(1),
-        metavar="N",
-        help="most entries to estimate by the expensive method (default: one in five, at least 16)",
-    )
+    add_flags(adaptive, Refinement, "start_with", "refine_with")
+    add_flag(adaptive, Refinement, "most", "--refine-most", default="one in five, at least 16")
     adaptive.add_argument(
         "--around",
         type=partial(parse_ms, argument="--around"),
@@ -142,13 +102,7 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         help="refine for this budget, such as 1.2ms; may be given several times (default: the whole frontier)",
     )
-    group.add_argument(
-        "--seed",
-        type=whole(0, SEED),
-        default=0,
-        metavar="N",
-        help="of the images drawn and of training (default: %(default)s)",
-    )
+    add_flag(group, ImportanceOptions, "seed")
     add_freezing_arguments(parser)
     add_executor_arguments(parser, has_threads=True)
     add_output_arguments(parser, "CSV", "the importance table; how it was made goes to CSV.json")
@@ -163,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from layerfold.importance import Refinement, estimate_importance, remove_journal, weights_hash
+    from layerfold.importance import estimate_importance, remove_journal, weights_hash
     from layerfold.importance.journal import belongs_to, wrote_table
     from layerfold.tables import LatencyTable
 
@@ -194,13 +148,8 @@ def _run(args: argparse.Namespace) -> int:
         calibration_images=args.calibration_images,
     ):
         check_output(args.output)
-    table = estimate_importance(
-        loaded.module,
-        net,
-        data,
-        args.method,
-        latency=latency,
-        candidates=candidates_of(args, net, loaded) if latency is None else None,
+    options = ImportanceOptions(
+        method=args.method,
         score=args.score,
         fill_slots=args.fill_slots,
         calibration_images=args.calibration_images,
@@ -210,7 +159,6 @@ def _run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         seed=args.seed,
-        journal_path=journal,
         refinement=Refinement(
             start_with=args.start_with,
             refine_with=args.refine_with,
@@ -219,9 +167,12 @@ def _run(args: argparse.Namespace) -> int:
         ),
         unfreeze=args.unfreeze,
         keep_frozen=args.keep_frozen,
+        candidates=candidates_of(args, net, loaded) if latency is None else None,
         executor=executor,
         model_name=loaded.source,
-        progress=not args.quiet,
+    )
+    table = estimate_importance(
+        loaded.module, net, data, options=options, latency=latency, journal_path=journal, progress=not args.quiet
     )
     table.write(args.output)
     remove_journal(journal)

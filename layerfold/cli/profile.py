@@ -7,13 +7,13 @@ import json
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._executor import add_executor_arguments, executor_of
+from layerfold.cli._flags import add_flag
 from layerfold.cli._networks import add_candidate_arguments, add_trace_arguments, candidates_of, trace_of
 from layerfold.cli._options import (
-    above,
     add_backend_arguments,
     add_command,
     add_output_arguments,
@@ -27,11 +27,10 @@ from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import facts, warn_of_conditions
 from layerfold.errors import UsageError
 from layerfold.files import parse_json, write_json
+from layerfold.options import ProfileOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from layerfold.graph import Network, Segment
+    from layerfold.graph import Network
     from layerfold.profiler import Backend
     from layerfold.profiler.estimate import ProfileEstimate
     from layerfold.tables import LatencyTable
@@ -53,25 +52,9 @@ def add_parser(subparsers: Any) -> None:
     add_candidate_arguments(parser, max_growth=4.0)
     add_backend_arguments(parser)
     measuring = parser.add_argument_group("how it is measured")
-    measuring.add_argument(
-        "--method",
-        choices=("plans", "isolated"),
-        default="plans",
-        help="fitted to whole networks under random plans, or segments alone: faster, less true (default: %(default)s)",
-    )
-    measuring.add_argument(
-        "--target",
-        type=above(0, 1),
-        metavar="X",
-        help="half-width of the 95 %% intervals to stop at, relative (default: by method)",
-    )
-    measuring.add_argument(
-        "--cap-s",
-        type=above(0),
-        default=0.25,
-        metavar="S",
-        help="most seconds of timed running an entry (default: %(default)s)",
-    )
+    add_flag(measuring, ProfileOptions, "method")
+    add_flag(measuring, ProfileOptions, "target", default="by method")
+    add_flag(measuring, ProfileOptions, "cap_s")
     cache = measuring.add_mutually_exclusive_group()
     cache.add_argument(
         "--cache", metavar="FILE", help="file of finished measurements (default: in the user's cache folder)"
@@ -130,22 +113,22 @@ def _run(args: argparse.Namespace) -> int:
         backend = open_backend(args)  # what is missing shows before torch is loaded
     from layerfold.profiler import profile_network
     from layerfold.profiler.store.cache import open_cache
-    from layerfold.profiler.table.measured import TableSettings
     from layerfold.profiler.table.together import BackendChoice, MakeFiller, filled_together
 
     loaded = load_model_of(args)
     net = trace_of(args, loaded, leads_to_network=False)
-    settings = TableSettings(
+    options = ProfileOptions(
         batch=args.batch,
         method=args.method,
         target=args.target,
         cap_s=args.cap_s,
         candidates=candidates_of(args, net, loaded),
+        model_name=loaded.source,
     )
     if args.dry_run:
-        found = _plan(args, net, settings.candidates or (), backend, args.workers or 1)
-        return _print_plan(args, len(net.layers), found)
-    workers = 1
+        there = replace(options, dtype=backend.precision, workers=args.workers or 1)
+        return _print_plan(args, len(net.layers), _plan(args, net, backend, there))
+    measures: Backend
     with ExitStack() as stack:
         if executor.is_here:
             log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
@@ -156,30 +139,16 @@ def _run(args: argparse.Namespace) -> int:
             )
             if args.retry_failed:
                 store.forget_failures()
-            dtype = backend.precision
+            measures, options = backend, replace(options, dtype=backend.precision)
         else:
             choice = BackendChoice(name=args.backend, device=args.device, options=backend_options(args))
-            make_filler = MakeFiller.of(loaded.module, net, choice, executor, settings, log=args.log)
+            make_filler = MakeFiller.of(loaded.module, net, choice, executor, options, log=args.log)
             shared = stack.enter_context(
                 filled_together(executor, make_filler, args.cache, retry_failed=args.retry_failed)
             )
             store = shared.store
-            backend, dtype, workers = shared.backend, shared.dtype, shared.workers
-        table = profile_network(
-            loaded.module,
-            net,
-            backend,
-            batch=settings.batch,
-            method=settings.method,
-            target=settings.target,
-            cap_s=settings.cap_s,
-            candidates=settings.candidates,
-            dtype=dtype,
-            workers=workers,
-            cache=store,
-            model_name=loaded.source,
-            progress=not args.quiet,
-        )
+            measures, options = shared.backend, replace(options, dtype=shared.dtype, workers=shared.workers)
+        table = profile_network(loaded.module, net, measures, options=options, cache=store, progress=not args.quiet)
         table.write(args.output)
         if args.summaries:
             known = store.summaries([*store.report.new, *store.report.cached])
@@ -188,28 +157,15 @@ def _run(args: argparse.Namespace) -> int:
     return _print(args, _Summary.of(args.output, table), table.provenance)
 
 
-def _plan(
-    args: argparse.Namespace, net: Network, candidates: Sequence[Segment], backend: Backend, workers: int
-) -> ProfileEstimate:
+def _plan(args: argparse.Namespace, net: Network, backend: Backend, options: ProfileOptions) -> ProfileEstimate:
     from layerfold.profiler.estimate import estimate_profile
     from layerfold.profiler.store.history import open_history
 
     # With --no-cache nothing is looked up: a file that is not there knows nothing.
     place = os.devnull if args.no_cache else args.cache
-    history = open_history(place, backend, batch=args.batch, dtype=backend.precision)
+    history = open_history(place, backend, batch=options.batch, dtype=options.dtype)
     try:
-        return estimate_profile(
-            net,
-            candidates,
-            backend,
-            history,
-            method=args.method,
-            target=args.target,
-            cap_s=args.cap_s,
-            batch=args.batch,
-            dtype=backend.precision,
-            workers=workers,
-        )
+        return estimate_profile(net, backend, history, options)
     finally:
         history.close()
 

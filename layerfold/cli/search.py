@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from layerfold.budget import check_one_given
+from layerfold.cli._flags import add_flag, add_flags
 from layerfold.cli._networks import add_trace_arguments, check_table, note_random_weights, trace_of
 from layerfold.cli._options import (
     add_budget_arguments,
     add_command,
     add_output_arguments,
     add_result_arguments,
-    at_least,
-    whole,
 )
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs, only_writer
@@ -32,6 +31,7 @@ from layerfold.cli._training import (
 )
 from layerfold.errors import UsageError, nearest_names
 from layerfold.files import replacing
+from layerfold.options import RunOptions, SearchOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,30 +74,13 @@ def add_parser(subparsers: Any) -> None:
         "training, or the search that was set for efficientnet_lite0 or mobilenetv2_140 (blocks, 0.4 "
         "of them)",
     )
-    group.add_argument(
-        "--granularity",
-        choices=("slot", "block"),
-        help="a gate for each activation, or for all of a block (default: slot)",
-    )
+    add_flag(group, SearchOptions, "granularity", is_left_open=True)
     group.add_argument(
         "--latency",
         metavar="CSV",
         help="latency table from which the merging follows (default: as few convs as can be)",
     )
-    group.add_argument(
-        "--max-kernel",
-        type=whole(1),
-        default=15,
-        metavar="K",
-        help="largest kernel of a merged conv, where there is no table (default: %(default)s)",
-    )
-    group.add_argument(
-        "--anneal",
-        type=at_least(0, 1),
-        default=0.5,
-        metavar="X",
-        help="share of the steps at which the target is reached (default: %(default)s)",
-    )
+    add_flags(group, SearchOptions, "max_kernel", "anneal")
     add_training_arguments(parser, epochs=10)
     add_freezing_arguments(parser)
     add_output_arguments(parser, "JSON", "the solution, for verify, finetune and merge")
@@ -215,21 +198,16 @@ def _search(args: argparse.Namespace, target: _Target, table: LatencyTable | Non
     if table is not None:
         check_table(net, table, args.latency)
     checkpoint = Path(f"{args.output}.checkpoint")
-    found = search_activations(
-        loaded.module,
-        net,
-        data,
+    options = SearchOptions(
         **target,
-        latency=table,
         anneal=args.anneal,
         training=training_of(args),
         distill=not args.no_teacher,
         max_kernel=args.max_kernel,
-        checkpoint_path=checkpoint,
-        device=args.train_device,
-        progress=not args.quiet,
         model_name=loaded.source,
     )
+    where = RunOptions(device=args.train_device, checkpoint_path=checkpoint, progress=not args.quiet)
+    found = search_activations(loaded.module, net, data, options, latency=table, run=where)
     if args.weights_out is not None:
         _write_weights(found.weights, Path(args.weights_out))
     found.solution.write(args.output)

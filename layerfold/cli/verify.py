@@ -6,9 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from layerfold.cli._flags import add_flags
 from layerfold.cli._networks import add_trace_arguments, check_table, note_needless, trace_of
 from layerfold.cli._options import (
-    above,
     add_backend_arguments,
     add_budget_arguments,
     add_command,
@@ -20,6 +20,7 @@ from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._sources import add_model_arguments, load_model_of
 from layerfold.cli._text import BATCH_NORM_TEXTS, facts, warn_of_conditions
 from layerfold.errors import MissingEntryError, UsageError
+from layerfold.options import VerifyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,16 +60,7 @@ def add_parser(subparsers: Any) -> None:
         "original latency / budget, for example 1.5",
     )
     add_backend_arguments(parser)
-    parser.add_argument(
-        "--target",
-        type=above(0, 1),
-        default=0.01,
-        metavar="X",
-        help="half-width of the 95 %% intervals to stop at, relative (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cap-s", type=above(0), default=10.0, metavar="S", help="most seconds a network (default: %(default)s)"
-    )
+    add_flags(parser, VerifyOptions, "target", "cap_s")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     add_result_arguments(parser)
     parser.set_defaults(run=run)
@@ -94,22 +86,19 @@ def run(args: argparse.Namespace) -> int:
     note_needless(net, solution)
     if table is not None:
         check_table(net, table, args.latency)
+    options = VerifyOptions(
+        batch=args.batch,
+        budget_ms=args.budget,
+        speedup=args.speedup,
+        predicted_ms=None if table is None else table.predict_ms(solution),
+        predicted_interval_ms=None
+        if table is None
+        else _interval_ms(table, solution, dropped_layers(net, solution.kept_layers)),
+        target=args.target,
+        cap_s=args.cap_s,
+    )
     with progress_bar("verify: measure both networks", 1, enabled=not args.quiet) as bar:
-        found = verify_solution(
-            loaded.module,
-            net,
-            solution,
-            backend,
-            batch=args.batch,
-            budget_ms=args.budget,
-            speedup=args.speedup,
-            predicted_ms=None if table is None else table.predict_ms(solution),
-            predicted_interval_ms=None
-            if table is None
-            else _interval_ms(table, solution, dropped_layers(net, solution.kept_layers)),
-            target=args.target,
-            cap_s=args.cap_s,
-        )
+        found = verify_solution(loaded.module, net, solution, backend, options=options)
         bar.advance()
     if args.plot is not None and table is not None:
         from layerfold.report.latency_plots import time_png

@@ -8,6 +8,7 @@ import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +30,9 @@ from layerfold.data.preprocessing import Preprocessing, default_normalisation
 from layerfold.errors import DataError, UsageError, nearest_names
 from layerfold.factories import is_factory_source
 from layerfold.files import JsonObject
+from layerfold.options import DataOptions
+from layerfold.settings import takes_settings
 
-MOST_ARRAY_BYTES = 2**30
 _PREFIXES = ("folder:", "images:", "parquet:", "torch/", "hfds/", "wds/")
 _FORMS = (
     "folder:PATH, images:PATH, parquet:PATH, mnist5k, noisy15k, torch/NAME:FOLDER, hfds/NAME, wds/FOLDER "
@@ -39,22 +41,16 @@ _FORMS = (
 _PROBED = 16
 
 
+@takes_settings(options=DataOptions)
 @checked
 def open_data(
     source: str | Path,
     *,
     input_shape: tuple[int, int, int],
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    interpolation: str | None = None,
-    crop_pct: float | None = None,
-    num_classes: int | None = None,
-    holdout: float | None = None,
-    seed: int = 0,
-    max_array_bytes: int = MOST_ARRAY_BYTES,
+    options: DataOptions | None = None,
     cache: str | Path | None = None,
-    download: bool = False,
     progress: bool = True,
+    **settings: Any,
 ) -> ImageData:
     """Open images for one model.
 
@@ -70,17 +66,9 @@ def open_data(
             ``ImageData`` or a (train, test) pair of Datasets; the factory may have parameters ``input_shape``,
             ``mean``, ``std``, ``num_classes``, ``seed``. A ``Path`` alone is a folder, of Parquet where it has some.
         input_shape: (channels, height, width) that the model takes; 1 or 3 channels.
-        mean, std: normalisation per channel, images in 0..1; ImageNet's by default.
-        interpolation, crop_pct: as in timm; bicubic and 0.875 by default. Images that all have the input size
-            already are neither resized nor cropped.
-        num_classes: outputs of the model; labels must be below it. By default what the labels show.
-        holdout: share of train (below 1) or number of images; by default 10 %, at most 2,000.
-        seed: of the splits.
-        max_array_bytes: a split whose decoded pixels need more is too large to be held in memory: without a cache it
-            is decoded image by image, and its training images are cut at random, not shifted.
+        options, settings: see :class:`DataOptions`; a setting given by name takes the place of that of ``options``.
         cache: the folder where decoded images are kept for later epochs and runs; ``"off"`` for none. By default
             ``images`` in the folder ``LAYERFOLD_CACHE``, else in the user's folder for caches.
-        download: whether torchvision or ``datasets`` may fetch what is not there.
         progress: show a bar on stderr while the headers of many images are looked at.
 
     Raises:
@@ -89,24 +77,25 @@ def open_data(
             outside the range, a split with fewer than two classes or without images.
         OptionalDependencyError: the package that reads the source is not installed.
     """
+    options = options or DataOptions()
     source = _form_of(source) if isinstance(source, Path) else source
     input_shape = image_shape("input_shape", input_shape)
     default_mean, default_std = default_normalisation(input_shape[0])
     preprocessing = Preprocessing(
         input_shape=(input_shape[0], input_shape[1], input_shape[2]),
-        mean=tuple(mean) if mean is not None else default_mean,
-        std=tuple(std) if std is not None else default_std,
-        interpolation=interpolation or "bicubic",
-        crop_pct=0.875 if crop_pct is None else crop_pct,
+        mean=tuple(options.mean) if options.mean is not None else default_mean,
+        std=tuple(options.std) if options.std is not None else default_std,
+        interpolation=options.interpolation or "bicubic",
+        crop_pct=0.875 if options.crop_pct is None else options.crop_pct,
     )
     if is_factory_source(source):
-        return data_of_factory(source, preprocessing, num_classes, holdout, seed)
-    stored = _read_source(source, download)
+        return data_of_factory(source, preprocessing, options.num_classes, options.holdout, options.seed)
+    stored = _read_source(source, options.download)
     if source in DIGITS:
         # Digits are centred in their frame: cropping would only enlarge them.
         preprocessing = replace(preprocessing, crop_pct=1.0)
-    image_cache = ImageCache(cache, max_array_bytes)
-    data = _split_stored(source, stored, preprocessing, num_classes, holdout, seed, image_cache)
+    image_cache = ImageCache(cache, options.max_array_bytes)
+    data = _split_stored(source, stored, preprocessing, options, image_cache)
     _look_at_headers(source, stored, preprocessing, image_cache, progress=progress)
     for note in stored.notes:
         print(f"layerfold: {note}", file=sys.stderr)
@@ -173,15 +162,14 @@ def _split_stored(
     source: str,
     stored: StoredData,
     preprocessing: Preprocessing,
-    num_classes: int | None,
-    holdout: float | None,
-    seed: int,
+    options: DataOptions,
     cache: ImageCache,
 ) -> ImageData:
+    num_classes = options.num_classes
     classes = _check_labels(source, stored, num_classes) if stored.is_labelled else _given_classes(source, num_classes)
     is_digits = source in DIGITS
     preprocessing = replace(preprocessing, is_resized=not _have_input_size(stored, preprocessing))
-    rows, how = _choose_rows(source, stored, holdout, seed)
+    rows, how = _choose_rows(source, stored, options.holdout, options.seed)
     splits: dict[str, Split] = {}
     for name, (pool, chosen) in rows.items():
         if stored.is_labelled:
@@ -189,7 +177,7 @@ def _split_stored(
         splits[name] = _make_split(stored, pool, chosen, preprocessing, cache, is_digits=is_digits)
     prepared = asdict(preprocessing)
     prepared.pop("input_shape")
-    details: JsonObject = {"source": source, "splits": how, "seed": seed, "preprocessing": prepared}
+    details: JsonObject = {"source": source, "splits": how, "seed": options.seed, "preprocessing": prepared}
     digest = hashlib.sha256(json.dumps([stored.content_hash, preprocessing.input_shape, prepared]).encode())
     for name, (pool, chosen) in rows.items():
         digest.update(f"{name} {pool}".encode() + chosen.tobytes() + stored.pools[pool].labels[chosen].tobytes())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -13,8 +14,10 @@ from torch import fx, nn
 from layerfold.errors import ExportError, OptionalDependencyError, UsageError, nearest_names
 from layerfold.export.engine import EngineReport, build_engine, write_with_facts
 from layerfold.export.onnx import Inputs, OnnxCheck, check_onnx, export_onnx
-from layerfold.files import JsonObject, JsonValue
+from layerfold.files import JsonObject
 from layerfold.modules import public_call
+from layerfold.options import ExportOptions
+from layerfold.settings import takes_settings
 
 FORMATS = ("onnx", "tensorrt")
 
@@ -45,21 +48,18 @@ class ExportReport:
         }
 
 
+@takes_settings(options=ExportOptions)
 @public_call
 def export_network(
     merged: nn.Module,
     out: str | os.PathLike[str],
     formats: Sequence[str] = ("onnx",),
     *,
+    options: ExportOptions | None = None,
     example_input: Inputs | None = None,
-    precision: str = "float32",
-    compute_capabilities: Sequence[str] = (),
-    name: str = "model",
-    tolerance: float = 1e-4,
-    skip_missing: bool = False,
-    preprocessing: Mapping[str, JsonValue] | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
+    **settings: Any,
 ) -> ExportReport:
     """Export a network to ONNX, check the file in ONNX Runtime, and build an engine from it if asked for.
 
@@ -68,18 +68,16 @@ def export_network(
         out: folder for ``<name>.onnx`` (always written), ``<name>.engine`` and ``<name>.engine.json``.
         formats: out of ``onnx`` and ``tensorrt``.
         example_input: [N, C, H, W] or a tuple of inputs; fixes the shapes. None takes those a traced module remembers.
-        precision, compute_capabilities, timing_cache, log: as of :func:`layerfold.export.build_engine`.
-        name: stem of the files.
-        tolerance: largest difference of ONNX from the module, relative to the largest output.
-        preprocessing: how images become inputs (the fields of ``layerfold.data.Preprocessing``), kept in a JSON file
-            beside each file for ``layerfold run``; None to keep nothing.
-        skip_missing: leave out a format whose package is not installed, and say so in the report, in place of an error.
+        options, settings: see :class:`ExportOptions`; a setting given by name takes the place of that of ``options``.
+        timing_cache, log: as of :func:`layerfold.export.build_engine`.
 
     Raises:
         UsageError: unknown format, or no example input.
         ExportError: the export fails, or the file differs from the module.
         OptionalDependencyError: ``tensorrt`` was asked for and is not installed.
     """
+    options = options or ExportOptions()
+    name, preprocessing = options.name, options.preprocessing
     check_formats(formats)
     example = _remembered_input(merged) if example_input is None else example_input
     folder = Path(out)
@@ -87,7 +85,7 @@ def export_network(
     if folder.exists() and not folder.is_dir():  # said before the export takes its time
         raise ExportError(f"out={str(out)!r}: is no folder; name another")
     onnx_bytes = export_onnx(merged, example)
-    check = check_onnx(onnx_bytes, merged, _random_like(example), tolerance)
+    check = check_onnx(onnx_bytes, merged, _random_like(example), options.tolerance)
     write_with_facts(onnx_path, onnx_bytes, None if preprocessing is None else {"preprocessing": dict(preprocessing)})
     engine, skipped = None, {}
     if "tensorrt" in formats:
@@ -95,14 +93,14 @@ def export_network(
             engine = build_engine(
                 onnx_bytes,
                 folder / f"{name}.engine",
-                precision=precision,
-                compute_capabilities=compute_capabilities,
+                precision=options.precision,
+                compute_capabilities=options.compute_capabilities,
                 timing_cache=timing_cache,
                 log=log,
                 preprocessing=preprocessing,
             )
         except OptionalDependencyError as error:
-            if not skip_missing:
+            if not options.skip_missing:
                 raise
             skipped["tensorrt"] = str(error)
     return ExportReport(onnx_path=onnx_path, check=check, engine=engine, skipped=skipped)

@@ -14,7 +14,6 @@ from layerfold.finetune._batch_norm import (
 )
 from layerfold.finetune._device import check_device
 from layerfold.finetune._memory import is_out_of_memory
-from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._presets import PRESETS, preset
 from layerfold.finetune._processes import ending_together, is_main_process
 from layerfold.finetune._report import EpochRow, FinetuneReport
@@ -29,7 +28,6 @@ __all__ = [
     "PRESETS",
     "RECALIBRATED",
     "EpochRow",
-    "FinetuneOptions",
     "FinetuneReport",
     "Scores",
     "averaging_batch_norm",

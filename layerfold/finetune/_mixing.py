@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from layerfold.finetune._options import FinetuneOptions
+from layerfold.options.finetune import FinetuneOptions
 
 
 class BatchMixer:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from layerfold.errors import DataError, UsageError
 from layerfold.finetune._features import feature_distance, tapped
-from layerfold.finetune._options import FinetuneOptions
+from layerfold.options.finetune import FinetuneOptions
 
 
 class Objective:

@@ -7,28 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
+from layerfold.errors import OptionalDependencyError, UsageError
 
 if TYPE_CHECKING:
-    from layerfold.finetune._options import FinetuneOptions
-
-LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}
-"""At 128 images a step; of the optimizers for which one is known to suit."""
-
-WEIGHT_DECAYS = {"sgd": 1e-4, "adamw": 0.02}
-
-
-def unknown_optimizer(name: str) -> str:
-    """Return why there is no such optimizer, or ``""`` if timm has it."""
-    if name in LEARNING_RATES:
-        return ""
-    from timm.optim._optim_factory import list_optimizers
-
-    known = [str(each) for each in list_optimizers()]
-    # timm wraps any of them in Lookahead.
-    if name.removeprefix("lookahead_") in known:
-        return ""
-    return f"timm has no such optimizer{nearest_names(name, known)}"
+    from layerfold.options.finetune import FinetuneOptions
 
 
 def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:

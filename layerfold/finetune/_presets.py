@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from layerfold.errors import UsageError, nearest_names
-from layerfold.finetune._options import FinetuneOptions
+from layerfold.options.finetune import FinetuneOptions
 
 _PAPER = FinetuneOptions(
     batch_size=256,

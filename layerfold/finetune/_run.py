@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,57 +34,59 @@ from layerfold.finetune._memory import is_out_of_memory
 from layerfold.finetune._mixing import BatchMixer
 from layerfold.finetune._objective import Objective
 from layerfold.finetune._optimizers import make_optimizer
-from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._processes import sum_over_processes
 from layerfold.finetune._report import EpochRow, FinetuneReport, best_epoch
 from layerfold.finetune._scores import Scores, check_labels, evaluate_together
 from layerfold.finetune._shared_norm import SharedBatchNorm
+from layerfold.options.finetune import FinetuneOptions, RunOptions
 from layerfold.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be trained, and how: what ``train_network`` was given.
+
+    Attributes:
+        model: on the accelerator's device.
+        data: its train split is learned.
+        options: how to train.
+        run: where, and what is kept.
+        teacher: on the accelerator's device, in eval mode, or None.
+        features: pairs of nodes whose values are compared.
+        before_step: called before each step.
+        settings: what decides the outcome beside the options.
+    """
+
+    model: nn.Module
+    data: ImageData
+    options: FinetuneOptions
+    run: RunOptions
+    teacher: nn.Module | None
+    features: Sequence[tuple[str, str]]
+    before_step: Callable[[int, int], None] | None
+    settings: Mapping[str, Any]
 
 
 class Run:
     """A training run, begun or resumed.
 
     Args:
-        model: on the accelerator's device.
-        data: its train split is learned.
-        options: how to train.
-        teacher: on the accelerator's device, in eval mode, or None.
-        features: pairs of nodes whose values are compared.
+        job: what is to be done.
         loader: batches of the train split.
         accelerator: Accelerate's.
-        path: of the checkpoint, or None.
         log: where epochs are written down.
-        before_step: called before each step.
-        settings: what decides the outcome beside the options.
-        score_holdout: whether each epoch is scored.
-        keep_other: whether both the best and the last weights are wanted.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: ImageData,
-        options: FinetuneOptions,
-        *,
-        teacher: nn.Module | None,
-        features: Sequence[tuple[str, str]],
-        loader: BatchLoader,
-        accelerator: Any,
-        path: Path | None,
-        log: EpochLog,
-        before_step: Callable[[int, int], None] | None,
-        settings: JsonObject,
-        score_holdout: bool,
-        keep_other: bool,
-    ) -> None:
+    def __init__(self, job: Job, loader: BatchLoader, accelerator: Any, log: EpochLog) -> None:
+        model, data, options, teacher, run = job.model, job.data, job.options, job.teacher, job.run
+        path = None if run.checkpoint_path is None else Path(run.checkpoint_path)
         self._model, self._data, self._options, self._loader = model, data, options, loader
         self._accelerator, self._path, self._log = accelerator, path, log
-        self._before_step, self._score_holdout = before_step, score_holdout
-        self._tracks_best = keep_other or options.keep == "best"
+        self._before_step, self._run = job.before_step, run
+        self._tracks_best = run.keep_other or options.keep == "best"
         self.total_steps = options.steps or options.epochs * len(loader)
         self._teacher = teacher
-        self._objective = Objective(options, model, teacher, features, is_labelled=data.is_labelled)
+        self._objective = Objective(options, model, teacher, job.features, is_labelled=data.is_labelled)
         images = first_images(data)
         # Statistics that lag behind may overflow where those of a batch, in training, do not: that is seen later.
         self._num_outputs = check_answers(model, images, needs_finite=False)
@@ -97,12 +99,12 @@ class Run:
         self._config: JsonObject = {}
         if path is not None:
             self._config = {
-                **settings,
+                **job.settings,
                 **asdict(options),
                 "model": network_hash(model),
                 "data": data.fingerprint,
                 "teacher": network_hash(teacher) if teacher is not None else None,
-                "keep_other": keep_other,
+                "keep_other": run.keep_other,
             }
         self.state = TrainingState()
         if path is not None and path.exists():
@@ -118,7 +120,7 @@ class Run:
         """The weights that are scored and kept."""
         return self._model.state_dict() if self._average is None else self._average.state
 
-    def train(self, bar: Progress, checkpoint_every_s: float) -> None:
+    def train(self, bar: Progress) -> None:
         """Run from where the state stands to the end; the model then holds the weights to keep."""
         state = self.state
         saved_at = time.monotonic()
@@ -129,7 +131,7 @@ class Run:
             for images, labels in self._batches():
                 if self._before_step is not None:
                     self._before_step(state.step, self.total_steps)
-                is_due = self._path is not None and time.monotonic() - saved_at > checkpoint_every_s
+                is_due = self._path is not None and time.monotonic() - saved_at > self._run.checkpoint_every_s
                 loss, is_due = self._step(images, labels, is_due)
                 state.loss_sum += loss
                 state.step += 1
@@ -242,7 +244,7 @@ class Run:
 
     def _end_epoch(self, began: float) -> None:
         state = self.state
-        scores = self._scores() if self._score_holdout else None
+        scores = self._scores() if self._run.score_holdout else None
         row = EpochRow(
             epoch=state.epoch + 1,
             steps=state.step,

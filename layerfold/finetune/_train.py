@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,62 +17,32 @@ from layerfold.finetune._layout import stored_channels_last
 from layerfold.finetune._log import EpochLog
 from layerfold.finetune._memory import memory_errors_named
 from layerfold.finetune._modes import modes_kept
-from layerfold.finetune._options import FinetuneOptions
 from layerfold.finetune._processes import open_accelerator, send_to_all
 from layerfold.finetune._report import FinetuneReport
-from layerfold.finetune._run import Run
-from layerfold.finetune._schedules import ScheduleName
+from layerfold.finetune._run import Job, Run
 from layerfold.finetune._trainable import check_trainable
 from layerfold.graph.fading import fade_to, fading_activations, remove_fading
 from layerfold.modules import public_call
+from layerfold.options.finetune import FinetuneOptions, RunOptions
 from layerfold.progress import progress_bar
+from layerfold.settings import takes_settings
 
 _ALWAYS_FINE = 128
 """The default batch, which few images do not fill."""
 
 
+@takes_settings(options=FinetuneOptions, run=RunOptions)
 @public_call
 def finetune_network(
     model: nn.Module,
     data: ImageData,
+    options: FinetuneOptions | None = None,
     *,
     teacher: nn.Module | None = None,
-    epochs: int = 1,
-    steps: int | None = None,
-    batch_size: int = 128,
-    optimizer: str = "sgd",
-    learning_rate: float | None = None,
-    weight_decay: float | None = None,
-    warmup: float = 0.1,
-    schedule: ScheduleName = "cosine",
-    decay_rate: float = 0.1,
-    decay_every: float = 0.3,
-    milestones: tuple[float, ...] = (0.5, 0.75),
-    decay_power: float = 1.0,
-    label_smoothing: float = 0.0,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    ema_decay: float | None = None,
-    distillation_weight: float = 0.5,
-    temperature: float = 2.0,
-    feature_weight: float = 0.0,
-    grad_clip_norm: float | None = 5.0,
-    augment: bool | str = True,
-    random_erasing: float = 0.0,
-    keep: Literal["last", "best"] = "last",
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
-    seed: int = 0,
-    fade: float = 0.0,
     features: Sequence[tuple[str, str]] = (),
-    score_holdout: bool = True,
-    keep_other: bool = False,
-    checkpoint_path: str | Path | None = None,
-    checkpoint_every_s: float = 60.0,
-    log_path: str | Path | None = None,
-    tensorboard_path: str | Path | None = None,
-    device: str = "cpu",
-    progress: bool = True,
-    description: str = "Finetuning",
+    fade: float = 0.0,
+    run: RunOptions | None = None,
+    **settings: Any,
 ) -> FinetuneReport:
     """Train a network in place; afterwards it is in eval mode, on the device and in the layout it came in.
 
@@ -88,22 +59,12 @@ def finetune_network(
             require gradients stay as they are; BatchNorm statistics follow the images all the same.
         data: its train split is learned, its holdout scored after every epoch.
         teacher: the original network; left as it is.
-        epochs ... seed: see ``FinetuneOptions``.
-        fade: share of the steps, 0..1, over which the activations that :func:`add_fading` put into a train form fade to
-            nothing. Afterwards they are taken out; with 0 at once.
+        options, settings: see :class:`FinetuneOptions`; a setting given by name takes the place of that of ``options``.
         features: where ``feature_weight`` is above 0, pairs of nodes of ``model`` and ``teacher``, both traced, whose
             values are compared: :func:`layerfold.merge.segment_ends`.
-        score_holdout: False saves the time of scoring (then ``keep`` must be ``last``).
-        keep_other: return the best weights beside the last, or the last beside the best
-            (``FinetuneReport.other_weights``).
-        checkpoint_path: file that holds the state of the run; if it exists the run goes on from it, and ends as it
-            would have without the interruption. After one that diverged it also goes on with another learning rate.
-        checkpoint_every_s: seconds between two writes of it within an epoch; it is also written after each epoch.
-        log_path: CSV file with a row an epoch, written as each ends.
-        tensorboard_path: folder for the same in TensorBoard's format.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...
-        progress: show a bar with an ETA on stderr.
-        description: the text beside the bar.
+        fade: share of the steps, 0..1, over which the activations that :func:`add_fading` put into a train form fade to
+            nothing. Afterwards they are taken out; with 0 at once.
+        run: where it runs, and what it keeps and shows: see :class:`RunOptions`, whose fields may be given by name too.
 
     Raises:
         DataError: no train split, neither labels nor a teacher, a label outside the model's classes, or a holdout of
@@ -115,50 +76,16 @@ def finetune_network(
         UsageError: an option outside its range, a network that gives no logits or of which nothing would train, a
             teacher with other outputs, a damaged checkpoint or one of another run, or a port in use.
     """
-    options = FinetuneOptions(
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        schedule=schedule,
-        decay_rate=decay_rate,
-        decay_every=decay_every,
-        milestones=milestones,
-        decay_power=decay_power,
-        label_smoothing=label_smoothing,
-        mixup=mixup,
-        cutmix=cutmix,
-        ema_decay=ema_decay,
-        distillation_weight=distillation_weight,
-        temperature=temperature,
-        feature_weight=feature_weight,
-        grad_clip_norm=grad_clip_norm,
-        augment=augment,
-        random_erasing=random_erasing,
-        keep=keep,
-        mixed_precision=mixed_precision,
-        seed=seed,
-    )
-    _check_fade(model, fade, options, keep_other)
+    options, run = options or FinetuneOptions(), run or RunOptions()
+    _check_fade(model, fade, options, run)
     try:
         report = train_network(
             model,
             data,
             options,
+            replace(run, description=run.description or "Finetuning"),
             teacher=teacher,
             features=features,
-            score_holdout=score_holdout,
-            keep_other=keep_other,
-            checkpoint_path=checkpoint_path,
-            checkpoint_every_s=checkpoint_every_s,
-            log_path=log_path,
-            tensorboard_path=tensorboard_path,
-            device=device,
-            progress=progress,
-            description=description,
             before_step=_fading_steps(model, fade) if fade else None,
             settings={"fade": fade} if fade else None,
         )
@@ -168,7 +95,7 @@ def finetune_network(
     return report
 
 
-def _check_fade(model: nn.Module, fade: float, options: FinetuneOptions, keep_other: bool) -> None:
+def _check_fade(model: nn.Module, fade: float, options: FinetuneOptions, run: RunOptions) -> None:
     if not 0 <= fade <= 1:
         raise UsageError(f"fade={fade!r}: must be within 0..1")
     if fade and next(fading_activations(model), None) is None:
@@ -176,7 +103,7 @@ def _check_fade(model: nn.Module, fade: float, options: FinetuneOptions, keep_ot
             f"fade={fade!r}: no activation fades in this network; add them (add_fading) to the train "
             "form of a solution that removes some, or leave fade out"
         )
-    if fade and (options.keep == "best" or keep_other):
+    if fade and (options.keep == "best" or run.keep_other):
         raise UsageError(
             "keep='best': epochs in which activations fade cannot be compared; use keep='last' alone with fade"
         )
@@ -193,33 +120,26 @@ def train_network(
     model: nn.Module,
     data: ImageData,
     options: FinetuneOptions,
+    run: RunOptions,
     *,
     teacher: nn.Module | None = None,
     features: Sequence[tuple[str, str]] = (),
     before_step: Callable[[int, int], None] | None = None,
     settings: Mapping[str, Any] | None = None,
-    score_holdout: bool = True,
-    keep_other: bool = False,
-    checkpoint_path: str | Path | None = None,
-    checkpoint_every_s: float = 60.0,
-    log_path: str | Path | None = None,
-    tensorboard_path: str | Path | None = None,
-    device: str = "cpu",
-    progress: bool = True,
-    description: str = "Training",
 ) -> FinetuneReport:
     """Train a network in place, as :func:`finetune_network` does, which says what is not said here.
 
     Args:
         options: how to train.
+        run: where it runs, and what it keeps and shows.
         before_step: called before each step with the steps done and the steps in all, for what changes on the way.
             It must depend on nothing but these and the model's state, or a resumed run would end otherwise.
         settings: plain values that decide the outcome beside the options; a checkpoint made with others is refused.
     """
-    if (options.keep == "best" or keep_other) and not score_holdout:
+    if (options.keep == "best" or run.keep_other) and not run.score_holdout:
         raise UsageError("keep='best': needs the holdout's scores; leave score_holdout=True")
     check_trainable(model, keep_frozen=True)  # what is frozen in part was frozen by whoever calls
-    if score_holdout:
+    if run.score_holdout:
         data.check_holdout()
     loader = data.loader(
         "train",
@@ -239,8 +159,8 @@ def train_network(
         raise UsageError(f"mixup, cutmix: the train split has only {rows} images; mixing needs an even number")
     with ExitStack() as stack:
         # Steps seed torch's global generator: it is given back as it was.
-        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(device)))
-        accelerator = open_accelerator(device, options.mixed_precision, changes=before_step is not None)
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(run.device)))
+        accelerator = open_accelerator(run.device, options.mixed_precision, changes=before_step is not None)
         number, is_main = accelerator.num_processes, accelerator.is_main_process
         if rows < 2 * number:
             raise UsageError(
@@ -249,33 +169,34 @@ def train_network(
             )
         stack.enter_context(memory_errors_named(options.batch_size, number))
         stack.enter_context(stored_channels_last(model, accelerator.device))
-        log = EpochLog(_path(log_path), _path(tensorboard_path)) if is_main else EpochLog(None, None)
+        log = EpochLog(_path(run.log_path), _path(run.tensorboard_path)) if is_main else EpochLog(None, None)
         stack.callback(log.close)
         if teacher is not None:
             stack.enter_context(stored_channels_last(teacher, accelerator.device))
             stack.enter_context(modes_kept(teacher))
             teacher.eval()
             send_to_all(teacher, accelerator)
-        run = Run(
-            model,
-            data,
-            options,
+        job = Job(
+            model=model,
+            data=data,
+            options=options,
+            run=run,
             teacher=teacher,
             features=features,
-            loader=loader,
-            accelerator=accelerator,
-            path=_path(checkpoint_path),
-            log=log,
             before_step=before_step,
-            settings=dict(settings or {}),
-            score_holdout=score_holdout,
-            keep_other=keep_other,
+            settings=settings or {},
         )
-        stack.callback(run.release)
-        shown = progress and is_main
-        with progress_bar(description, run.total_steps, enabled=shown, done=run.state.step) as bar:
-            run.train(bar, checkpoint_every_s)
-    return run.report()
+        training = Run(job, loader, accelerator, log)
+        stack.callback(training.release)
+        bar_of = progress_bar(
+            run.description or "Training",
+            training.total_steps,
+            enabled=run.progress and is_main,
+            done=training.state.step,
+        )
+        with bar_of as bar:
+            training.train(bar)
+    return training.report()
 
 
 def _path(given: str | Path | None) -> Path | None:

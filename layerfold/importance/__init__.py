@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from layerfold.importance.adaptive import Refinement
 from layerfold.importance.estimate import (
-    ADAPTIVE,
-    AUTO,
-    METHODS,
     check_method,
     default_method,
     estimate_importance,
@@ -17,7 +13,7 @@ from layerfold.importance.estimators import Estimator, EstimatorBase, Training, 
 from layerfold.importance.finalists import FinalistScores
 from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
-from layerfold.importance.scores import SCORES, Scores
+from layerfold.importance.scores import Scores
 from layerfold.importance.subject import Subject
 from layerfold.importance.wholes import WholeScores
 
@@ -29,7 +25,6 @@ __all__ = [
     "Estimator",
     "EstimatorBase",
     "FinalistScores",
-    "Refinement",
     "Request",
     "Scores",
     "Subject",

@@ -15,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from layerfold.arguments import check_fields
-from layerfold.errors import UsageError, nearest_names
 from layerfold.graph import Network
-from layerfold.importance.estimators import ESTIMATORS
 from layerfold.importance.filling import Filling
 from layerfold.importance.requests import Request
+from layerfold.options import Refinement
 from layerfold.progress import progress_bar
 from layerfold.solver import Frontier, Solution, entries_behind, solve_frontier
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable, Provenance
@@ -31,39 +29,10 @@ _TIE_BREAK = 1e-3
 """Slope of the cheap values where the fit is flat, so that entries keep their cheap order."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refinement:
-    """How training is spent where it counts.
-
-    Attributes:
-        start_with: method of the cheap estimates.
-        refine_with: method of the dear ones.
-        most: most entries to refine; None for one in five, at least 16.
-        budgets_ms: latencies end to end whose plans are looked at; none for plans all over the frontier.
-    """
-
-    start_with: str = "shared"
-    refine_with: str = "finetune"
-    most: int | None = None
-    budgets_ms: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("start_with", "refine_with"):
-            value = getattr(self, name)
-            if value not in ESTIMATORS:
-                raise UsageError(
-                    f"{name}={value!r}: must be one of {', '.join(ESTIMATORS)}{nearest_names(value, list(ESTIMATORS))}"
-                )
-        if self.most is not None and self.most < 1:
-            raise UsageError(f"most={self.most}: must be at least 1")
-
-
 def estimate_adaptively(
     net: Network,
     latency: LatencyTable,
     requests: Sequence[Request],
-    asked: Sequence[Request],
     cheap: Filling,
     dear: Filling,
     how: Refinement,
@@ -77,12 +46,12 @@ def estimate_adaptively(
         net: the network.
         latency: what the plans are solved with.
         requests: every row of the table.
-        asked: those of them that change something.
         cheap, dear: the two ways to estimate.
         how: limits.
         provenance: of the table; what was spent is added to its options.
         progress: show bars on stderr.
     """
+    asked = [each for each in requests if not each.changes_nothing(net)]
     most = how.most if how.most is not None else max(16, len(asked) // 5)
 
     def fill(filling: Filling, what: str, wanted: Sequence[Request]) -> Values:

@@ -23,6 +23,7 @@ from layerfold.importance.requests import NOTHING, Request
 from layerfold.importance.scores import Scores
 from layerfold.importance.sharing import WeightsFile
 from layerfold.importance.subject import Subject
+from layerfold.options import ImportanceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +84,14 @@ class MakeWitness:
 
     Attributes:
         model, net, data: as in ``estimate_importance``.
-        calibration_images, holdout_images, seed: as in ``Subject``.
+        options: how many images are drawn, and by which seed.
         threads: torch's, for what follows; None for as many as it has.
     """
 
     model: nn.Module
     net: Network
     data: ImageData
-    calibration_images: int | None
-    holdout_images: int | None
-    seed: int
+    options: ImportanceOptions
     threads: int | None
 
     def __call__(self, device: str) -> Witness:
@@ -110,9 +109,7 @@ class MakeWitness:
             self.model,
             net,
             self.data,
-            calibration_images=self.calibration_images,
-            holdout_images=self.holdout_images,
-            seed=self.seed,
+            self.options,
             is_recalibrated=is_recalibrated,
             weights=weights,
             device=device,
@@ -150,10 +147,10 @@ class Witness:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            made_by = self._made_by
+            options = self._made_by.options
             raise ExecutorError(
-                f"{task}: out of memory with calibration_images={made_by.calibration_images}, "
-                f"holdout_images={made_by.holdout_images or 'all'}, batch_size={task.training.batch_size}; take fewer, "
+                f"{task}: out of memory with calibration_images={options.calibration_images}, "
+                f"holdout_images={options.holdout_images or 'all'}, batch_size={task.training.batch_size}; take fewer, "
                 "fewer workers at once, or a device with more memory"
             ) from error
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,47 +22,35 @@ from layerfold.finetune import check_answers, check_trainable, first_images, unf
 from layerfold.graph import Network, Segment
 from layerfold.graph.copying import copy_module
 from layerfold.graph.same_model import network_call
-from layerfold.importance.adaptive import Refinement, estimate_adaptively
+from layerfold.importance.adaptive import estimate_adaptively
 from layerfold.importance.asking import MakeWitness
 from layerfold.importance.estimators import ESTIMATORS, Training
-from layerfold.importance.filling import Filling
+from layerfold.importance.filling import Filling, Work
 from layerfold.importance.journal import cheap_journal
 from layerfold.importance.requests import list_requests
-from layerfold.importance.scores import NEED_LABELS, SCORES, column_of
+from layerfold.importance.scores import NEED_LABELS, column_of
 from layerfold.modules import tensor_bytes
+from layerfold.options import ImportanceOptions, Refinement
+from layerfold.options.importance import ADAPTIVE, AUTO, METHODS, SCORES
 from layerfold.progress import progress_bar
+from layerfold.settings import takes_settings
 from layerfold.tables import ImportanceTable, LatencyTable, Provenance
 from layerfold.tables.kernel import SegmentKey
 
-AUTO, ADAPTIVE = "auto", "adaptive"
-METHODS = (AUTO, *ESTIMATORS, ADAPTIVE)
 
-
+@takes_settings(options=ImportanceOptions)
 @network_call
 def estimate_importance(
     model: nn.Module,
     net: Network,
     data: ImageData,
-    method: str = AUTO,
+    method: str | None = None,
     *,
+    options: ImportanceOptions | None = None,
     latency: LatencyTable | None = None,
-    candidates: Sequence[Segment] | None = None,
-    score: str | None = None,
-    fill_slots: bool | None = None,
-    calibration_images: int | None = 256,
-    holdout_images: int | None = None,
-    steps: int | None = None,
-    epochs: int | None = None,
-    batch_size: int = 128,
-    learning_rate: float | None = None,
-    refinement: Refinement | None = None,
-    seed: int = 0,
-    executor: str | Executor = "local",
     journal_path: str | Path | None = None,
-    model_name: str | None = None,
-    unfreeze: bool = False,
-    keep_frozen: bool = False,
     progress: bool = True,
+    **settings: Any,
 ) -> ImportanceTable:
     """Estimate the importance of every segment worth merging.
 
@@ -75,38 +64,24 @@ def estimate_importance(
     - ``distill`` first trains the segment alone, for a few steps, to give the original's feature map at its end;
     - ``shared`` first trains one set of weights in the networks of all entries in turn, then does as ``distill`` from
       these weights on: training tells what can be made up for, and all entries share most of its price;
-    - ``finetune`` trains the changed network, and the original alike (Kim et al. 2023, section 4): the dearest, by
-      which the others are judged;
+    - ``finetune`` trains the changed network, and the original alike (Kim et al. 2023, section 4): the most expensive,
+      by which the others are judged;
     - ``taylor`` tells from one backward pass over the original how the loss would change: no entry costs anything;
     - ``auto`` is ``shared``, or ``recalibrate`` where there are no labelled images to train on;
-    - ``adaptive`` estimates every entry cheaply, and those dearly that the solver's plans stand on (``refinement``).
+    - ``adaptive`` estimates every entry cheaply, and those expensively that the solver's plans stand on
+      (``refinement``).
 
     Args:
         model: the trained model that ``net`` was traced from; left untouched.
         data: calibration and training images come from its train split (where it has none, from its holdout), the
             score from its holdout.
-        method: one of ``METHODS``.
+        method: one of the above.
+        options, settings: see :class:`ImportanceOptions`; a setting given by name takes the place of that of
+            ``options``.
         latency: if given, segments whose merging is not faster than the best of their parts are left out, and
             listed in the sidecar. Options with dropped layers that are not faster than the fastest way to keep all
             layers are left out too. ``adaptive`` needs it.
-        candidates: segments; None for those of ``latency``, or ``net.candidates()``.
-        score: ``accuracy`` (points), ``agreement`` with the original's answers (points, needs no labels), ``loss`` (the
-            holdout's cross-entropy, nats, negated) or ``kl`` (divergence from the original's answers, nats, negated,
-            needs no labels); None for ``accuracy``, or ``agreement`` where there are no labels.
-        fill_slots: whether empty slots are also tried with an activation; None for yes with ``finetune`` and no with
-            the others, since a fresh nonlinearity only ever loses before training.
-        calibration_images, holdout_images: how many images are used; None for all. ``distill`` trains on the former.
-        steps, batch_size, learning_rate: of ``finetune`` (300 an entry), ``distill`` (40) and ``shared`` (2); with
-            ``adaptive`` of its dear method.
-        epochs: in place of ``steps``, passes over the train split an entry; the paper's ``finetune`` has one.
-        refinement: how ``adaptive`` goes about it.
-        seed: of the images drawn and of training.
-        executor: where entries are estimated: ``local``, ``ray``, or an :class:`Executor` that says more. The table is
-            the same to the bit on CPUs of one kind with equally many threads.
         journal_path: file that keeps finished entries, for resuming; ``remove_journal`` takes it away.
-        model_name: what the user calls the model.
-        unfreeze, keep_frozen: by methods that train, whether parameters that are frozen train too, or stay as they are;
-            a model with frozen parameters is refused where neither is said.
         progress: show a bar on stderr.
 
     Returns:
@@ -122,104 +97,110 @@ def estimate_importance(
         ClusterUnavailableError: there is no such cluster.
         OptionalDependencyError: Ray is not installed.
     """
-    method = method if method != AUTO else default_method(data)
-    chosen = refinement or Refinement()
-    score = score or ("accuracy" if data.is_labelled else "agreement")
-    check_method(method, score, data, chosen)
+    options = _settled(options or ImportanceOptions(), data)
+    check_method(options.method, _score_of(options), data, options.refinement)
     check_answers(model, first_images(data))
-    if trains(method, chosen):
-        check_trainable(model, unfreeze=unfreeze, keep_frozen=keep_frozen)
-        if unfreeze:
+    if trains(options.method, options.refinement):
+        check_trainable(model, unfreeze=options.unfreeze, keep_frozen=options.keep_frozen)
+        if options.unfreeze:
             model = copy_module(model)
             unfreeze_parameters(model)
-    segments, left_out = _worth_estimating(net, latency, candidates)
-    fills = fill_slots if fill_slots is not None else method != ADAPTIVE and ESTIMATORS[method].fills_slots
+    segments, left_out = _worth_estimating(net, latency, options.candidates)
+    fills = _fills_slots(options)
     requests = list_requests(net, segments, fill_slots=fills)
-    asked = [request for request in requests if not request.changes_nothing(net)]
     common: JsonObject = {
-        "score": score,
+        "score": options.score,
         "fill_slots": fills,
-        "calibration_images": calibration_images,
-        "holdout_images": holdout_images,
-        "seed": seed,
+        "calibration_images": options.calibration_images,
+        "holdout_images": options.holdout_images,
+        "seed": options.seed,
     }
     weights = weights_hash(model)
-    settings = {"network": net.hash, "weights": weights, "data": data.fingerprint, **common}
+    decisive = {"network": net.hash, "weights": weights, "data": data.fingerprint, **common}
     journal = Path(journal_path) if journal_path is not None else None
 
     provenance = Provenance(
         kind="importance",
-        model=model_name or net.name,
+        model=options.model_name or net.name,
         model_hash=weights,
         network_hash=net.hash,
         input_shape=(1, *net.input_shapes[0][1:]),
         chains=tuple((chain.start, chain.end) for chain in net.chains),
-        options={"method": method, **common, "data": data.name, "data_fingerprint": data.fingerprint},
+        options={"method": options.method, **common, "data": data.name, "data_fingerprint": data.fingerprint},
         versions={"torch": torch.__version__},
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         left_out=left_out,
     )
-    if epochs is not None:
-        steps = _steps_of(data, epochs, steps, batch_size)
-    training = Training(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-    if method == ADAPTIVE and latency is None:
+    training = Training(
+        steps=_steps_of(options, data),
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    if options.method == ADAPTIVE and latency is None:
         raise UsageError(
             "method='adaptive': needs a latency table, for the solver whose plans it refines; pass "
             "latency (--latency), or use another method"
         )
-    where = Executor.of(executor)
-    make_witness = MakeWitness(
-        model=model,
-        net=net,
-        data=data,
-        calibration_images=calibration_images,
-        holdout_images=holdout_images,
-        seed=seed,
-        threads=where.threads_each,
-    )
+    where = Executor.of(options.executor)
+    # Workers are told how to go about it, not of what: each question says that.
+    told = replace(options, candidates=None, executor="local")
+    make_witness = MakeWitness(model=model, net=net, data=data, options=told, threads=where.threads_each)
     with (
         _threads_kept(),
         tempfile.TemporaryDirectory(prefix="layerfold-") as scratch,
         where.open(make_witness) as pool,
     ):
-
-        def filling_of(method: str, training: Training, journal: Path | None) -> Filling:
-            return Filling(
-                method,
-                score,
-                training,
-                net,
-                pool,
-                journal,
-                settings,
-                asked,
-                scratch=Path(scratch),
-                is_local=where.kind == "local",
-                progress=progress,
-            )
-
-        if method == ADAPTIVE:
+        work = Work(
+            net=net,
+            score=_score_of(options),
+            entries=[request for request in requests if not request.changes_nothing(net)],
+            settings=decisive,
+            pool=pool,
+            is_local=where.kind == "local",
+            scratch=Path(scratch),
+            progress=progress,
+        )
+        if options.method == ADAPTIVE:
             assert latency is not None
-            cheap = filling_of(chosen.start_with, Training(batch_size=batch_size, seed=seed), cheap_journal(journal))
-            dear = filling_of(chosen.refine_with, training, journal)
-            return estimate_adaptively(
-                net, latency, requests, asked, cheap, dear, chosen, provenance, progress=progress
+            how = options.refinement
+            cheap = Filling(
+                work, how.start_with, replace(training, steps=None, learning_rate=None), cheap_journal(journal)
             )
-        filling = filling_of(method, training, journal)
-        needed = filling.needed(asked)
+            dear = Filling(work, how.refine_with, training, journal)
+            return estimate_adaptively(net, latency, requests, cheap, dear, how, provenance, progress=progress)
+        filling = Filling(work, options.method, training, journal)
+        needed = filling.needed(work.entries)
         unknown = filling.unknown(needed)
         filling.prepare(unknown)
         done = len(needed) - len(unknown)
-        with progress_bar(f"importance: {method}", len(needed), enabled=progress, done=done) as bar:
+        with progress_bar(f"importance: {options.method}", len(needed), enabled=progress, done=done) as bar:
             filling.fill(unknown, bar.advance)
         entries = [filling.entry(request) for request in requests]
-        options = {
+        said = {
             **provenance.options,
             **filling.options,
             "original": filling.original,
             "seconds": round(filling.seconds, 3),
         }
-        return ImportanceTable(entries, provenance=replace(provenance, options=options))
+        return ImportanceTable(entries, provenance=replace(provenance, options=said))
+
+
+def _settled(options: ImportanceOptions, data: ImageData) -> ImportanceOptions:
+    """Return the options with what is left to the data said: the method and the score."""
+    method = options.method if options.method != AUTO else default_method(data)
+    return replace(options, method=method, score=options.score or ("accuracy" if data.is_labelled else "agreement"))
+
+
+def _score_of(options: ImportanceOptions) -> str:
+    assert options.score is not None  # it is settled
+    return options.score
+
+
+def _fills_slots(options: ImportanceOptions) -> bool:
+    if options.fill_slots is not None:
+        return options.fill_slots
+    return options.method != ADAPTIVE and ESTIMATORS[options.method].fills_slots
 
 
 def check_method(method: str, score: str, data: ImageData, refinement: Refinement | None = None) -> None:
@@ -274,10 +255,10 @@ def default_method(data: ImageData, *, is_finetuned: bool = True) -> str:
     return "shared" if is_finetuned and data.is_labelled and data.train is not None else "recalibrate"
 
 
-def _steps_of(data: ImageData, epochs: int, steps: int | None, batch_size: int) -> int:
-    if steps is not None or epochs < 1:
-        raise UsageError(f"epochs={epochs}, steps={steps}: give one of them, at least 1")
-    return epochs * len(data.loader("train", batch_size, drop_last=True))
+def _steps_of(options: ImportanceOptions, data: ImageData) -> int | None:
+    if options.epochs is None:
+        return options.steps
+    return options.epochs * len(data.loader("train", options.batch_size, drop_last=True))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,28 +16,47 @@ from layerfold.importance.estimators import ESTIMATORS, Training
 from layerfold.importance.journal import Estimate, Journal, checkpoint_beside, weights_beside
 from layerfold.importance.recovery import lasting_share
 from layerfold.importance.requests import NOTHING, TOGETHER, Request, entries_hash
-from layerfold.importance.scores import SCORES, Scores, change_of, column_of, importance_of
+from layerfold.importance.scores import Scores, change_of, column_of, importance_of
 from layerfold.importance.sharing import WeightsFile
+from layerfold.options.importance import SCORES
 from layerfold.tables import ImportanceEntry
 
 _EXTRA = ("agreement", "kl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the methods that fill one table share.
+
+    Attributes:
+        net: the network.
+        score: one of ``SCORES``.
+        entries: all that may be asked for: what is trained once for them depends on each.
+        settings: what the answers depend on besides the method.
+        pool: workers that answer a ``Question`` or take a ``Lesson``.
+        is_local: whether the workers see this machine's files and stderr.
+        scratch: folder for what else would be kept beside the journal, where there is none.
+        progress: show a bar of that training on stderr.
+    """
+
+    net: Network
+    score: str
+    entries: Sequence[Request]
+    settings: JsonObject
+    pool: Pool
+    is_local: bool
+    scratch: Path
+    progress: bool
 
 
 class Filling:
     """What a method says of a network's entries.
 
     Args:
-        method: one of ``ESTIMATORS``.
-        score: one of ``SCORES``, which the method must know.
+        work: what is asked, and who answers.
+        method: one of ``ESTIMATORS``, which must know the score.
         training: how entries are trained.
-        net: the network.
-        pool: workers that answer a ``Question`` or take a ``Lesson``.
         journal_path: file that keeps finished entries, or None.
-        settings: what the answers depend on besides the method.
-        entries: all that may be asked for: what is trained once for them depends on each.
-        scratch: folder for what else would be kept beside the journal, where there is none.
-        is_local: whether the workers see this machine's files and stderr.
-        progress: show a bar of that training on stderr.
 
     Attributes:
         options: what of the training the answers depend on.
@@ -45,32 +65,20 @@ class Filling:
         UsageError: a score that the method cannot tell.
     """
 
-    def __init__(
-        self,
-        method: str,
-        score: str,
-        training: Training,
-        net: Network,
-        pool: Pool,
-        journal_path: Path | None,
-        settings: JsonObject,
-        entries: Sequence[Request],
-        *,
-        scratch: Path,
-        is_local: bool,
-        progress: bool,
-    ) -> None:
-        self._kind, self._score = ESTIMATORS[method], score
-        if column_of(score) not in self._kind.known_scores:
+    def __init__(self, work: Work, method: str, training: Training, journal_path: Path | None) -> None:
+        self._kind, self._score = ESTIMATORS[method], work.score
+        if column_of(work.score) not in self._kind.known_scores:
             known = ", ".join(each for each in SCORES if column_of(each) in self._kind.known_scores)
-            raise UsageError(f"score={score!r}: method={method!r} cannot tell it; use score={known}, or another method")
-        self._method, self._training, self._net, self._pool = method, training, net, pool
+            raise UsageError(
+                f"score={work.score!r}: method={method!r} cannot tell it; use score={known}, or another method"
+            )
+        self._method, self._training, self._net, self._pool = method, training, work.net, work.pool
         self.options = self._kind.options(training)
-        self._together = (NOTHING, *entries)
+        self._together = (NOTHING, *work.entries)
         shared = {"entries": entries_hash(self._together)} if self._kind.shares_training else {}
-        self._journal = Journal(journal_path, {**settings, "method": method, **self.options, **shared})
-        self._is_local, self._progress = is_local, progress
-        self._beside = journal_path or scratch / method
+        self._journal = Journal(journal_path, {**work.settings, "method": method, **self.options, **shared})
+        self._is_local, self._progress = work.is_local, work.progress
+        self._beside = journal_path or work.scratch / method
         if not self._journal.goes_on:
             checkpoint_beside(self._beside).unlink(missing_ok=True)
 

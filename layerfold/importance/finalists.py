@@ -14,10 +14,11 @@ from torch import nn
 
 from layerfold.data import ImageData
 from layerfold.errors import DataError, DivergenceError
-from layerfold.finetune import FinetuneOptions, check_device, evaluate_network, train_network
+from layerfold.finetune import check_device, evaluate_network, train_network
 from layerfold.graph import Network
 from layerfold.importance.wholes import HOLDOUT_IMAGES
 from layerfold.merge import build_train_form
+from layerfold.options import FinetuneOptions, RunOptions
 from layerfold.solver import Solution
 
 STEPS = 60
@@ -69,7 +70,10 @@ class FinalistScores:
         self.steps = (options and options.steps) or STEPS
         self._options = replace(options or FinetuneOptions(), steps=self.steps, keep="last")
         self._model, self._net, self._data = model, net, data
-        self._images, self._device, self._progress = holdout_images or HOLDOUT_IMAGES, device, progress
+        self._images = holdout_images or HOLDOUT_IMAGES
+        self._run = RunOptions(
+            device=device, score_holdout=False, progress=progress, description="verify: train a finalist"
+        )
 
     def __call__(self, solution: Solution) -> float:
         """Return the loss of a plan's network after its training, in nats, negated: higher is better.
@@ -82,19 +86,10 @@ class FinalistScores:
         """
         student = build_train_form(self._model, self._net, solution)
         try:
-            train_network(
-                student,
-                self._data,
-                self._options,
-                teacher=self._model,
-                score_holdout=False,
-                device=self._device,
-                progress=self._progress,
-                description="verify: train a finalist",
-            )
+            train_network(student, self._data, self._options, self._run, teacher=self._model)
         except DivergenceError:
             return -math.inf
         holdout = self._data.loader("holdout", _BATCH_IMAGES, limit=self._images, seed=self._options.seed)
-        loss = evaluate_network(student.to(self._device), holdout).loss
+        loss = evaluate_network(student.to(self._run.device), holdout).loss
         assert loss is not None  # labels are checked in the beginning
         return -loss if math.isfinite(loss) else -math.inf

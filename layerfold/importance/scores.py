@@ -16,7 +16,6 @@ _COLUMNS = {
     "loss": ("val_loss", -1.0),
     "kl": ("kl", -1.0),
 }
-SCORES = tuple(_COLUMNS)
 NEED_LABELS = ("accuracy", "loss")
 
 

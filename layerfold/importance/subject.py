@@ -19,6 +19,7 @@ from layerfold.importance.scores import Scores, score_logits
 from layerfold.importance.sharing import share_parameters
 from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
 from layerfold.merge import build_train_form, merge_network
+from layerfold.options import ImportanceOptions
 from layerfold.solver import Solution
 
 
@@ -44,8 +45,7 @@ class Subject:
         net: its description.
         data: calibration images come from its train split (where it has none, from its holdout), scores from its
             holdout.
-        calibration_images, holdout_images: how many; None for all.
-        seed: of the images drawn.
+        options: how many images of each are drawn, and by which seed.
         is_recalibrated: whether the original's BatchNorm statistics are measured again before it is scored, so that
             changed networks with new statistics differ from it by the change alone.
         weights: parameters by name, to be looked at in place of the model's own; agreement and divergence are still
@@ -63,10 +63,8 @@ class Subject:
         model: nn.Module,
         net: Network,
         data: ImageData,
+        options: ImportanceOptions,
         *,
-        calibration_images: int | None,
-        holdout_images: int | None,
-        seed: int,
         is_recalibrated: bool,
         weights: Mapping[str, Tensor] | None = None,
         device: str = "cpu",
@@ -75,9 +73,9 @@ class Subject:
         check_device(device)
         # Channels last is several times faster in depthwise convs on a CPU.
         self._model = copy_module(model).eval().to(device).to(memory_format=torch.channels_last)
-        holdout = self._on_device(data.loader("holdout", 256, limit=holdout_images, seed=seed))
+        holdout = self._on_device(data.loader("holdout", 256, limit=options.holdout_images, seed=options.seed))
         source = "holdout" if data.train is None else "train"
-        drawn = self._on_device(data.loader(source, 128, limit=calibration_images, seed=seed))
+        drawn = self._on_device(data.loader(source, 128, limit=options.calibration_images, seed=options.seed))
         self._expected = logits_of(self._model, [(x,) for x, _ in holdout])
         if weights is not None:
             self._model.load_state_dict(dict(weights), strict=False)

@@ -17,6 +17,7 @@ from layerfold.finetune import check_answers, first_images
 from layerfold.graph import Network
 from layerfold.importance.scores import change_of, importance_of
 from layerfold.importance.subject import Subject
+from layerfold.options import ImportanceOptions
 from layerfold.solver import Solution
 
 HOLDOUT_IMAGES = 1000
@@ -59,9 +60,9 @@ class WholeScores:
             model,
             net,
             data,
-            calibration_images=calibration_images,
-            holdout_images=holdout_images or HOLDOUT_IMAGES,
-            seed=seed,
+            ImportanceOptions(
+                calibration_images=calibration_images, holdout_images=holdout_images or HOLDOUT_IMAGES, seed=seed
+            ),
             is_recalibrated=True,
             device=device,
         )

@@ -9,6 +9,7 @@ from torch import nn
 
 from layerfold.budget import Budget
 from layerfold.graph import Network
+from layerfold.options import VerifyOptions
 from layerfold.profiler import MeasurePolicy, Verification, verify_solution
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.graphs.outside import outside_graph
@@ -56,14 +57,7 @@ class BackendMeter:
 
     def verify(self, solution: Solution, budget: Budget, *, predicted_ms: float, cap_s: float) -> Verification:
         """Build a plan as it will be shipped, and measure it next to the original for ``cap_s`` seconds at most."""
+        options = VerifyOptions(batch=self._batch, **asdict(budget), predicted_ms=predicted_ms, cap_s=cap_s)
         return verify_solution(
-            self._model,
-            self._net,
-            solution,
-            self._backend,
-            batch=self._batch,
-            **asdict(budget),
-            predicted_ms=predicted_ms,
-            original_onnx=self._original_onnx,
-            cap_s=cap_s,
+            self._model, self._net, solution, self._backend, options=options, original_onnx=self._original_onnx
         )

@@ -6,17 +6,18 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from layerfold.budget import Budget, Verdict
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.graph import Network
+from layerfold.options import LoopOptions, PlanScores
 from layerfold.pipeline.plan_search import PlanSearch
 from layerfold.profiler import Verification
 from layerfold.profiler.plans.plan import MeasuredPlan, Plan
 from layerfold.progress import Progress, progress_bar, waiting
-from layerfold.solver import Frontier, Limits, ScoredPlan, Solution, climb_plans
-from layerfold.solver.extension import Normalise
+from layerfold.settings import takes_settings
+from layerfold.solver import Frontier, ScoredPlan, Solution, climb_plans
 from layerfold.solver.rounding import round_to
 from layerfold.tables import ImportanceTable, LatencyTable
 from layerfold.tables.kernel import SegmentKey
@@ -27,8 +28,6 @@ _ENOUGH = 0.975
 """A plan that uses this much of the limit is not worth another verification."""
 _LEAST_SLACK = 0.02
 """Share of a plan's latency by which a budget that is named as reachable lies above it at least."""
-MOST_WHOLES = 24
-"""Plans that are scored as whole networks at most."""
 MOST_FINALISTS = 4
 """Of those taken that a dearer score decides between at most."""
 
@@ -109,6 +108,7 @@ class LoopResult:
         return _finite(self.finalists)
 
 
+@takes_settings(options=LoopOptions, scores=PlanScores)
 def meet_budget(
     net: Network,
     latency: LatencyTable,
@@ -116,16 +116,10 @@ def meet_budget(
     budget: Budget,
     meter: PlanMeter,
     *,
-    alpha: float = 0.0,
-    normalise: Normalise = "single",
-    limits: Limits | None = None,
-    margin: float = 0.02,
-    max_rounds: int = 8,
-    cap_s: float = 6.0,
-    score_plan: Callable[[Solution], float] | None = None,
-    most_wholes: int = MOST_WHOLES,
-    score_finalist: Callable[[Solution], float] | None = None,
+    options: LoopOptions | None = None,
+    scores: PlanScores | None = None,
     progress: bool = True,
+    **settings: Any,
 ) -> LoopResult:
     """Find the best solution whose measured latency is within the budget.
 
@@ -142,39 +136,35 @@ def meet_budget(
     Args:
         latency: of any method; fitted ones (``method="plans"``) need the fewest turns.
         meter: times and verifies plans.
-        alpha, normalise, limits: see :func:`solve_frontier`.
-        margin: share of the budget left free while a faster plan exists, so that measuring again confirms it.
-        max_rounds: most plans to build and verify before any is scored; besides, up to three times as many are timed.
-        cap_s: most seconds a network in one verification.
-        score_plan: score of a plan's whole network, higher is better (:class:`layerfold.importance.WholeScores`).
-            The fastest plan is what it is, and not scored.
-        most_wholes: most plans to score.
-        score_finalist: another score of plans, higher is better, which may be dearer
-            (:class:`layerfold.importance.FinalistScores`); None takes the plan whose whole scores best.
+        options, settings: see :class:`layerfold.options.LoopOptions`; a setting given by name takes the place of that
+            of ``options``.
+        scores: see :class:`layerfold.options.PlanScores`, whose fields may be given by name too.
 
     Raises:
         InfeasibleBudgetError: nothing meets the budget; names what can be met.
     """
-    search = PlanSearch(net, latency, importance, meter.time, alpha=alpha, normalise=normalise, limits=limits)
-    loop = _Loop(search, budget, meter, margin=margin, cap_s=cap_s)
+    options, scores = options or LoopOptions(), scores or PlanScores()
+    score_plan, score_finalist = scores.score_plan, scores.score_finalist
+    search = PlanSearch(net, latency, importance, meter.time, options)
+    loop = _Loop(search, budget, meter, margin=options.margin, cap_s=options.cap_s)
     _check_fixed(budget, search)
     what = "verify: time plans"
     with progress_bar(what, _MOST_TRIALS, enabled=progress) as bar, loop.told_by(bar, what):
         if budget.is_fastest:
             loop.verify(search.fastest(_FASTEST_TRIALS, bar.advance))
         else:
-            loop.find_highest(max_rounds, bar.advance)
+            loop.find_highest(options.max_rounds, bar.advance)
     best = loop.best()
     wholes: list[ScoredPlan] = []
     if score_plan is not None and not budget.is_fastest:
         what = "verify: plans as wholes"
-        with progress_bar(what, most_wholes, enabled=progress) as bar, loop.told_by(bar, what):
+        with progress_bar(what, scores.most_wholes, enabled=progress) as bar, loop.told_by(bar, what):
             wholes = climb_plans(
                 best.solution,
                 score_plan,
                 loop.solve_without,
                 take=loop.is_kept_by,
-                most=most_wholes,
+                most=scores.most_wholes,
                 advance=bar.advance,
             )
     finalists: list[ScoredPlan] = []

@@ -19,12 +19,14 @@ from layerfold.finetune import check_answers, evaluate_network, first_images
 from layerfold.graph import Network
 from layerfold.graph.same_model import network_call
 from layerfold.merge import build_train_form, merge_network
+from layerfold.options import CompareOptions
 from layerfold.profiler import benchmark_networks
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.benchmark import MeasuredOn
 from layerfold.profiler.verify import example_input_of
 from layerfold.progress import progress_bar
 from layerfold.report.comparison import ComparedPoint, comparison_plot
+from layerfold.settings import takes_settings
 from layerfold.solver import Solution, importance_of
 from layerfold.tables import ImportanceTable, LatencyTable
 
@@ -134,6 +136,7 @@ class SolutionComparison:
         return comparison_plot(points, path, title=title)
 
 
+@takes_settings(options=CompareOptions)
 @network_call
 def compare_solutions(
     model: nn.Module,
@@ -141,17 +144,11 @@ def compare_solutions(
     solutions: Mapping[str, Solution],
     backend: str | Backend = "onnxruntime",
     *,
+    options: CompareOptions | None = None,
     networks: Mapping[str, nn.Module] | None = None,
-    latency: LatencyTable | None = None,
-    importance: ImportanceTable | None = None,
     data: ImageData | None = None,
-    accuracies_pct: Mapping[str, float] | None = None,
-    device: str | None = None,
-    threads: int = 1,
-    batch: int = 1,
-    target: float = 0.01,
-    cap_s: float = 10.0,
     progress: bool = True,
+    **settings: Any,
 ) -> SolutionComparison:
     """Merge a network by several solutions and measure all of them in turns with the original.
 
@@ -161,16 +158,10 @@ def compare_solutions(
         solutions: name -> solution, whatever made it: the solver, a search, a published pattern, a hand.
         backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device`` and
             ``threads`` are its own).
+        options, settings: see :class:`CompareOptions`; a setting given by name takes the place of that of ``options``.
         networks: name -> that solution's finetuned network in deploy form. It is measured and scored in place of the
             model's own weights merged, which are not scored.
-        latency: table that predicts; without it a solution's own prediction is shown.
-        importance: table that importances are summed from; without it a solution's own is shown.
         data: the original and ``networks`` are scored on its test split.
-        accuracies_pct: accuracies known beforehand by name, ``original`` for the original's; where ``data`` scores a
-            network, that counts.
-        device, threads: as of :func:`benchmark_networks`.
-        batch: images in one forward pass.
-        target, cap_s: as of :func:`benchmark_networks`.
         progress: show a bar on stderr.
 
     Raises:
@@ -178,11 +169,13 @@ def compare_solutions(
         SolutionError: a solution that does not fit the network; names it.
         DataError: images with more classes than the model has.
     """
-    networks, known = networks or {}, accuracies_pct or {}
+    options = options or CompareOptions()
+    networks, known = networks or {}, options.accuracies_pct or {}
+    latency, importance = options.latency, options.importance
     _check_names(solutions, networks, known)
     if data is not None:
         check_answers(model, first_images(data), num_classes=data.num_classes if data.is_labelled else None)
-    example = example_input_of(net, batch)
+    example = example_input_of(net, options.batch)
     # Merging, exporting and scoring each network, then one measurement.
     with progress_bar("compare: prepare", len(solutions) + 2, enabled=progress) as bar:
         modules = {ORIGINAL: model}
@@ -194,7 +187,7 @@ def compare_solutions(
                 onnx[name] = export_onnx(modules[name], example)
             bar.advance()
         bar.describe("compare: measure")
-        report = benchmark_networks(onnx, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
+        report = benchmark_networks(onnx, example, backend, options)
         bar.advance()
     accuracies: dict[str, float | None] = dict(known)
     agreements: dict[str, float | None] = {}

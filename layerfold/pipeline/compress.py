@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -40,6 +40,7 @@ from layerfold.pipeline.steps import Job, Steps
 from layerfold.pipeline.summary import FILES, RunOutcome, write_summary
 from layerfold.progress import waiting
 from layerfold.report import ReportData, StepTime
+from layerfold.settings import takes_settings
 from layerfold.solver import Solution
 
 _WITHOUT_A_BAR = ("trace", "merge", "export", "evaluate", "bench")
@@ -66,18 +67,18 @@ class CompressResult:
     is_budget_met: bool
 
 
+@takes_settings(options=CompressOptions)
 @public_call
 def compress_network(
     model: nn.Module | LoadedModel,
     data: ImageData,
     *,
     out: str | Path,
-    budget_ms: float | None = None,
-    speedup: float | None = None,
     options: CompressOptions | None = None,
     overwrite: bool = False,
     progress: bool = True,
     command: str = "",
+    **settings: Any,
 ) -> CompressResult:
     """Compress a trained CNN to a latency budget: every step of docs/design.md, in one folder.
 
@@ -88,8 +89,8 @@ def compress_network(
             checkpoints can be loaded without this program.
         data: images in three splits, of the model's input shape.
         out: output folder.
-        budget_ms, speedup: end-to-end latency wanted, or original latency / wanted.
-        options: all other settings; budget_ms and speedup given here win over its own.
+        options, settings: see :class:`CompressOptions`; a setting given by name takes the place of that of ``options``,
+            and a budget that of another budget. One of ``budget_ms``, ``speedup`` and ``fastest`` must be given.
         overwrite: start over where ``out`` holds another run. A setting that nothing which was done depends on may
             change without it: after a budget that nothing meets, another one.
         progress: show bars on stderr.
@@ -104,9 +105,6 @@ def compress_network(
     """
     loaded = model if isinstance(model, LoadedModel) else None
     module = plain_module(model.module) if isinstance(model, LoadedModel) else model
-    given = asdict(options) if options is not None else {}
-    if budget_ms is not None or speedup is not None or options is None:
-        given |= {"budget_ms": budget_ms, "speedup": speedup}
     if module.training:
         module = copy_module(module).eval()  # the caller's stays in training mode
     other = next((each.dtype for each in module.parameters() if each.dtype != torch.float32), None)
@@ -115,7 +113,7 @@ def compress_network(
         if progress:
             print(f"model is {str(other).removeprefix('torch.')}: works on a float32 copy", file=sys.stderr)
     with RunFolder.only_one(out):
-        job = _job_of(module, loaded, data, CompressOptions(**given))
+        job = _job_of(module, loaded, data, options or CompressOptions())
         folder = _open_folder(job, Path(out), overwrite=overwrite)
         return _Run(Steps(job, folder, progress=progress), command).all_steps()
 

@@ -13,6 +13,7 @@ from layerfold.data import ImageData, open_data
 from layerfold.files import JsonObject, replacing
 from layerfold.finetune import finetune_network
 from layerfold.models import LoadedModel, load_model
+from layerfold.options import FinetuneOptions, RunOptions
 from layerfold.pipeline.compress import CompressResult, compress_network
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.run_folder import RunFolder
@@ -111,18 +112,11 @@ def _trained_in(run: RunFolder, data: ImageData, epochs: int, seed: int, progres
 
         loaded: LoadedModel = load_model(MODEL, num_classes=NUM_CLASSES, in_channels=1)
         checkpoint = run.file("train.checkpoint")
-        report = finetune_network(
-            loaded.module,
-            data,
-            epochs=epochs,
-            batch_size=BATCH_SIZE,
-            optimizer="adamw",
-            learning_rate=0.005,
-            seed=seed,
-            checkpoint_path=checkpoint,
-            progress=progress,
-            description="train the baseline",
+        options = FinetuneOptions(
+            epochs=epochs, batch_size=BATCH_SIZE, optimizer="adamw", learning_rate=0.005, seed=seed
         )
+        shown = RunOptions(checkpoint_path=checkpoint, progress=progress, description="train the baseline")
+        report = finetune_network(loaded.module, data, options, run=shown)
         state = {name: value.contiguous() for name, value in loaded.module.state_dict().items()}
         with replacing(path) as partial:
             save_file(state, partial)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from layerfold.arguments import MOST_COUNTED, check_bounds, check_fields, whole
 from layerfold.budget import Budget, check_one_given
 from layerfold.data import ImageData
 from layerfold.errors import UsageError, nearest_names
+from layerfold.executor import Executor
 from layerfold.export.network import FORMATS
 from layerfold.export.precision import canonical_precision
 from layerfold.files import JsonObject, as_json
-from layerfold.finetune import FinetuneOptions
-from layerfold.importance import ADAPTIVE, AUTO, METHODS, SCORES, default_method
-from layerfold.pipeline.budget_loop import MOST_WHOLES
+from layerfold.importance import default_method
+from layerfold.options import FinetuneOptions, ImportanceOptions, ProfileOptions
+from layerfold.options.importance import ADAPTIVE, AUTO, METHODS, SCORES
+from layerfold.options.solve import MOST_WHOLES
 from layerfold.profiler import get_backend
 from layerfold.profiler.backends import Backend, backend_class
 from layerfold.profiler.backends.base import NAMED_OPTIONS, USUAL_LAYOUT, USUAL_PRECISION
@@ -151,10 +153,12 @@ class CompressOptions:
     formats: tuple[str, ...] | None = None
     seed: int = 0
 
+    one_of: ClassVar[tuple[str, ...]] = ("budget_ms", "speedup", "fastest")
+
     def __post_init__(self) -> None:
         check_fields(self)
         check_one_given(
-            {name: getattr(self, name) for name in ("budget_ms", "speedup", "fastest")},
+            {name: getattr(self, name) for name in self.one_of},
             "give one of the three, for example --budget 4.5ms or --speedup 1.5",
         )
         _ = self.budget  # checks its number
@@ -192,6 +196,36 @@ class CompressOptions:
     def budget(self) -> Budget:
         """The budget as one object."""
         return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
+
+    @property
+    def finetune(self) -> FinetuneOptions:
+        """How the merged network is finetuned; of settled options with epochs (:meth:`settled`)."""
+        return FinetuneOptions(
+            epochs=self.finetune_epochs or _EPOCHS,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+        )
+
+    @property
+    def importance(self) -> ImportanceOptions:
+        """How importances are estimated; of settled options (:meth:`settled`)."""
+        return ImportanceOptions(
+            method=self.importance_method,
+            score=None if self.importance_score == AUTO else self.importance_score,
+            holdout_images=self.importance_images,
+            steps=self.importance_steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            keep_frozen=self.keep_frozen,
+            executor=Executor(devices=(self.train_device,)),
+        )
+
+    @property
+    def profile(self) -> ProfileOptions:
+        """How latencies are measured; of the backend that :meth:`open_backend` returns."""
+        return ProfileOptions(batch=self.batch)
 
     def open_backend(self) -> Backend:
         """Return what latency is measured with.

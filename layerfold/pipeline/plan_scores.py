@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from layerfold.data import ImageData
-from layerfold.finetune import FinetuneOptions
 from layerfold.graph import Network
 from layerfold.importance import FinalistScores, WholeScores
 from layerfold.importance.finalists import STEPS
@@ -41,18 +42,11 @@ def finalist_scores(
     steps = finalist_steps(options, data)
     if not steps:
         return None
-    training = FinetuneOptions(
-        steps=steps,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        optimizer=options.optimizer,
-        seed=options.seed,
-    )
     return FinalistScores(
         model,
         net,
         data,
-        training,
+        replace(options.finetune, steps=steps),
         holdout_images=options.importance_images,
         device=options.train_device,
         progress=progress,

@@ -8,11 +8,11 @@ from dataclasses import replace
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.graph import Network
 from layerfold.graph.dropping import dropped_layers
+from layerfold.options import SolveOptions
 from layerfold.profiler.plans.beliefs import Beliefs, PlanPrediction
 from layerfold.profiler.plans.fitted import beliefs_of, fitted_table
 from layerfold.profiler.plans.plan import MeasuredPlan, Plan
-from layerfold.solver import Frontier, Limits, Solution, solve_frontier
-from layerfold.solver.extension import Normalise
+from layerfold.solver import Frontier, Solution, solve_frontier
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable
 from layerfold.tables.kernel import SegmentKey
 
@@ -33,7 +33,7 @@ class PlanSearch:
         latency: its latency table.
         importance: its importances; None if only the fastest plan is of interest.
         time_plan: times a plan next to the original.
-        alpha, normalise, limits: see :func:`solve_frontier`.
+        options: what is solved for.
 
     Attributes:
         original_ms: the original's latency as measured last.
@@ -46,14 +46,11 @@ class PlanSearch:
         latency: LatencyTable,
         importance: ImportanceTable | None,
         time_plan: Callable[[Plan], MeasuredPlan],
-        *,
-        alpha: float = 0.0,
-        normalise: Normalise = "single",
-        limits: Limits | None = None,
+        options: SolveOptions | None = None,
     ) -> None:
         self._net, self.latency, self._time_plan = net, latency, time_plan
         self._importance = importance if importance is not None else _no_importance(latency, net)
-        self._alpha, self._normalise, self._limits = alpha, normalise, limits
+        self._options = options or SolveOptions()
         self.original_ms = latency.original_ms
         self.trials: list[MeasuredPlan] = []
         self._learnt: list[MeasuredPlan] = []
@@ -90,7 +87,7 @@ class PlanSearch:
             )
         ]
         kept = LatencyTable(entries, provenance=table.provenance, source=table.source)
-        return solve_frontier(kept, self._importance, self._alpha, self._normalise, limits=self._limits)
+        return solve_frontier(kept, self._importance, options=self._options)
 
     def predicted_ms(self, solution: Solution) -> float:
         """Return the expected end-to-end latency of a solution, with the original as measured last."""

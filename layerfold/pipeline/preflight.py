@@ -9,7 +9,7 @@ from torch import nn
 
 from layerfold.data import ImageData
 from layerfold.errors import DataError, OptionalDependencyError, UsageError
-from layerfold.finetune import FinetuneOptions, check_answers, check_device, check_trainable, first_images
+from layerfold.finetune import check_answers, check_device, check_trainable, first_images
 from layerfold.graph import Segment
 from layerfold.importance import check_method, trains
 from layerfold.pipeline.options import CompressOptions
@@ -58,13 +58,7 @@ def check_candidates(candidates: Sequence[Segment], options: CompressOptions) ->
 
 def _check_images(data: ImageData, options: CompressOptions) -> None:
     if options.finetune_epochs:
-        FinetuneOptions(
-            epochs=options.finetune_epochs,
-            batch_size=options.batch_size,
-            optimizer=options.optimizer,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-        )
+        _ = options.finetune  # checks its fields
         count = len(data.split("train"))
         if count < _FEWEST_IMAGES:
             raise DataError(

@@ -11,7 +11,6 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
-from layerfold.executor import Executor
 from layerfold.export import check_onnx, export_network, export_onnx
 from layerfold.export.network import FORMATS
 from layerfold.files import write_bytes
@@ -26,9 +25,10 @@ from layerfold.finetune import (
 )
 from layerfold.graph import Network, Segment, check_same_function, example_images, layer_norms
 from layerfold.graph.copying import copy_module
-from layerfold.importance import Refinement, estimate_importance, remove_journal
+from layerfold.importance import estimate_importance, remove_journal
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
+from layerfold.options import LoopOptions, PlanScores, Refinement, RunOptions
 from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
 from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same
@@ -194,11 +194,10 @@ class Steps:
             job.model,
             job.net,
             job.backend,
-            batch=job.options.batch,
-            dtype=job.backend.precision,
-            candidates=job.candidates,
+            options=replace(
+                job.options.profile, dtype=job.backend.precision, candidates=job.candidates, model_name=job.name
+            ),
             progress=self.progress,
-            model_name=job.name,
         )
         table.write(self.folder.file("latency.csv"))
         return Profiled(candidates=len(job.candidates), plans=len(plans_of(table)))
@@ -213,18 +212,13 @@ class Steps:
             job.model,
             job.net,
             job.data,
-            options.importance_method,
+            options=replace(
+                options.importance,
+                refinement=Refinement(budgets_ms=self._near_the_budget()),
+                model_name=job.name,
+            ),
             latency=self.latency,
-            score=options.importance_score,
-            holdout_images=options.importance_images,
-            steps=options.importance_steps,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            refinement=Refinement(budgets_ms=self._near_the_budget()),
             journal_path=journal,
-            model_name=job.name,
-            keep_frozen=options.keep_frozen,
-            executor=Executor(devices=(options.train_device,)),
             progress=self.progress,
         )
         table.write(self.folder.file("importance.csv"))
@@ -248,11 +242,8 @@ class Steps:
             self.importance_table,
             options.budget,
             self.meter,
-            alpha=options.alpha,
-            margin=options.margin,
-            score_plan=scores,
-            most_wholes=options.whole_plans,
-            score_finalist=finalists,
+            options=LoopOptions(alpha=options.alpha, margin=options.margin),
+            scores=PlanScores(score_plan=scores, most_wholes=options.whole_plans, score_finalist=finalists),
             progress=self.progress,
         )
         solution = replace(
@@ -280,20 +271,10 @@ class Steps:
         job, options = self.job, self.job.options
         student = self._train_form()
         checkpoint = self.folder.file("finetune.checkpoint")
-        report = finetune_network(
-            student,
-            job.data,
-            teacher=job.model,
-            epochs=job.epochs,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            optimizer=options.optimizer,
-            seed=options.seed,
-            checkpoint_path=checkpoint,
-            device=options.train_device,
-            progress=self.progress,
-            description="finetune",
+        run = RunOptions(
+            checkpoint_path=checkpoint, device=options.train_device, progress=self.progress, description="finetune"
         )
+        report = finetune_network(student, job.data, options.finetune, teacher=job.model, run=run)
         save_form(
             student,
             self.folder.file("finetuned.safetensors"),

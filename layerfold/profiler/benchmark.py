@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
 from layerfold.files import JsonObject, as_json, read_bytes
 from layerfold.modules import public_call
+from layerfold.options import BenchmarkOptions
 from layerfold.profiler.backends import Backend, Runner, get_backend
 from layerfold.profiler.backends.protocol import BackendFacts
 from layerfold.profiler.machine.conditions import Watch
@@ -21,6 +23,7 @@ from layerfold.profiler.timing.block_statistics import is_narrow
 from layerfold.profiler.timing.measurement import MeasurePolicy, summarise_blocks
 from layerfold.profiler.timing.ratio import Ratio
 from layerfold.profiler.timing.turns import Turns, time_in_turns
+from layerfold.settings import takes_settings
 
 Benchmarkable = nn.Module | bytes | str | os.PathLike[str]
 
@@ -100,17 +103,14 @@ class BenchmarkReport:
         return {"networks": self.rows(), "provenance": as_json(self.provenance)}
 
 
+@takes_settings(options=BenchmarkOptions)
 @public_call
 def benchmark_networks(
     networks: Mapping[str, Benchmarkable],
     example_input: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
     backend: str | Backend = "onnxruntime",
-    *,
-    device: str | None = None,
-    threads: int = 1,
-    target: float = 0.01,
-    cap_s: float = 10.0,
-    is_patient: bool = False,
+    options: BenchmarkOptions | None = None,
+    **settings: Any,
 ) -> BenchmarkReport:
     """Measure networks end to end, in turns, round by round (``layerfold.profiler.timing.turns``).
 
@@ -119,11 +119,8 @@ def benchmark_networks(
         example_input: [N, C, H, W] for exporting modules; not needed for ONNX.
         backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device`` and
             ``threads`` are its own).
-        device: a device of that backend; None for its first.
-        threads: worker threads, for backends on the CPU.
-        target: half-width of the 95 % intervals, relative, at which to stop.
-        cap_s: most seconds a network.
-        is_patient: take up to three times as long while a neighbour slows the processor.
+        options, settings: see :class:`BenchmarkOptions`; a setting given by name takes the place of that of
+            ``options``.
 
     Raises:
         UsageError: no networks, a missing file, or a module without ``example_input``.
@@ -131,18 +128,21 @@ def benchmark_networks(
     """
     if not networks:
         raise UsageError("networks is empty; give at least one, as name -> module or ONNX file")
-    chosen = get_backend(backend, device=device, threads=threads) if isinstance(backend, str) else backend
+    options = options or BenchmarkOptions()
+    chosen = (
+        get_backend(backend, device=options.device, threads=options.threads) if isinstance(backend, str) else backend
+    )
     runners: dict[str, Runner] = {}
     try:
         for name, network in networks.items():
             runners[name] = chosen.compile(onnx_of(name, network, example_input))
-        policy = MeasurePolicy(target=target, cap_s=cap_s)
+        policy = MeasurePolicy(target=options.target, cap_s=options.cap_s)
         watch = Watch()
         turns = time_in_turns(
             [runner.run for runner in runners.values()],
             policy,
             are_latencies_wanted=True,
-            is_patient=is_patient,
+            is_patient=options.is_patient,
             between_rounds=watch.sample,
         )
     finally:

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from layerfold.files import JsonObject
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
+from layerfold.options import ProfileOptions
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.plans.timer import PLAN_POLICY
 from layerfold.profiler.store.history import CacheHistory
 from layerfold.profiler.store.kinds import SUFFIXES, Kind
 from layerfold.profiler.table.fit import usual_num_plans
-from layerfold.profiler.table.measured import KIND_ALONE, Method, TableSettings, segment_profiler
+from layerfold.profiler.table.measured import KIND_ALONE, segment_profiler
 from layerfold.profiler.table.neighbours import RATIO, neighbours_signature
 from layerfold.profiler.table.segments import distinct
 
@@ -58,28 +59,17 @@ class ProfileEstimate:
         return asdict(self)
 
 
-def estimate_profile(
-    net: Network,
-    candidates: Sequence[Segment],
-    backend: Backend,
-    history: CacheHistory,
-    *,
-    method: Method = "plans",
-    target: float | None = None,
-    cap_s: float = 0.25,
-    batch: int = 1,
-    dtype: str = "float32",
-    workers: int = 1,
-) -> ProfileEstimate:
-    """Say what :func:`profile_network` would do with the same arguments; nothing is written.
+def estimate_profile(net: Network, backend: Backend, history: CacheHistory, options: ProfileOptions) -> ProfileEstimate:
+    """Say what :func:`profile_network` would do with the same options; nothing is written.
 
     Time is taken from what measurements took before in the same environment, else from measuring six of the segments
     now, spread over the range of their multiply-adds. Segments plainly too slow to be worth measuring are found out on
     the way, so that the estimate is rather too high.
     """
+    candidates = net.candidates() if options.candidates is None else options.candidates
     singles = [net.segment(m, m + 1) for m in range(len(net.layers))]
     wanted = distinct([*(segment for segment in candidates if not segment.is_free), *singles])
-    kind = KIND_ALONE[method]
+    kind = KIND_ALONE[options.method]
     left = [segment for segment in wanted if not history.holds(segment.signature + SUFFIXES[kind])]
     merged = [segment for segment in candidates if segment.is_changed]
     estimate_s, basis = 0.0, "nothing to do"
@@ -88,9 +78,9 @@ def estimate_profile(
         if len(past_s) >= _LEAST_HISTORY:
             each_s, basis = statistics.fmean(past_s), "history"
         else:
-            each_s, basis = _probe_s(left, backend, method, target, cap_s, batch, dtype), "probe"
-        estimate_s += each_s * len(left) / workers
-    in_context, whole = _later_stages(net, merged, history, method, cap_s)
+            each_s, basis = _probe_s(left, backend, options), "probe"
+        estimate_s += each_s * len(left) / options.workers
+    in_context, whole = _later_stages(net, merged, history, options)
     # Which of them will be worth measuring, only measuring tells: what is known may be all there is to know.
     for stage in (in_context, whole):
         if left or not stage.cached:
@@ -121,7 +111,7 @@ class _Stage:
 
 
 def _later_stages(
-    net: Network, merged: Sequence[Segment], history: CacheHistory, method: Method, cap_s: float
+    net: Network, merged: Sequence[Segment], history: CacheHistory, options: ProfileOptions
 ) -> tuple[_Stage, _Stage]:
     """Return the stage that measures segments in their surroundings, and the one that measures whole networks."""
 
@@ -129,30 +119,21 @@ def _later_stages(
         each_s = statistics.fmean(past_s) if len(past_s) >= _LEAST_HISTORY else assumed_s
         return _Stage(at_most=at_most, cached=min(len(past_s), at_most), each_s=each_s)
 
-    if method == "plans":
+    if options.method == "plans":
         keys = {neighbours_signature(net, segment) + RATIO for segment in merged}
         known = sum(history.holds(key) for key in keys)
-        beside = stage(len(keys), history.seconds(Kind.NEIGHBOURS_RATIO), 2 * cap_s)
+        beside = stage(len(keys), history.seconds(Kind.NEIGHBOURS_RATIO), 2 * options.cap_s)
         networks = usual_num_plans(merged) if merged else 0
         return replace(beside, cached=known), stage(networks, history.seconds(Kind.PLAN, net.hash), PLAN_POLICY.cap_s)
     return _Stage(), _Stage()
 
 
-def _probe_s(
-    left: Sequence[Segment],
-    backend: Backend,
-    method: Method,
-    target: float | None,
-    cap_s: float,
-    batch: int,
-    dtype: str,
-) -> float:
+def _probe_s(left: Sequence[Segment], backend: Backend, options: ProfileOptions) -> float:
     """Measure some segments for real, into a cache that is thrown away; return the mean time of one."""
     count = min(_PROBES, len(left))
     places = {round(i * (len(left) - 1) / max(count - 1, 1)) for i in range(count)}
     # `left` is sorted by multiply-adds; the largest tenth is mostly skipped when it is for earnest
     some = [left[int(0.9 * place)] for place in sorted(places)]
     began = time.perf_counter()
-    settings = TableSettings(batch=batch, dtype=dtype, method=method, target=target, cap_s=cap_s)
-    segment_profiler(backend, None, settings).measure(some)
+    segment_profiler(backend, None, replace(options, workers=1)).measure(some)
     return (time.perf_counter() - began) / len(some)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from layerfold.budget import Budget
-from layerfold.errors import UsageError
 from layerfold.export.onnx import export_onnx
 from layerfold.files import JsonObject
 from layerfold.finetune import NO_BATCH_NORM, ORIGINAL, has_batch_norm
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
+from layerfold.options import VerifyOptions
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.benchmark import BenchmarkReport, MeasuredOn, benchmark_networks
+from layerfold.settings import takes_settings
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
@@ -73,6 +74,7 @@ class Verification:
         return {**asdict(self), "prediction_error": self.prediction_error}
 
 
+@takes_settings(options=VerifyOptions)
 @network_call
 def verify_solution(
     model: nn.Module,
@@ -80,16 +82,9 @@ def verify_solution(
     solution: Solution,
     backend: str | Backend = "onnxruntime",
     *,
-    device: str | None = None,
-    threads: int = 1,
-    batch: int = 1,
-    budget_ms: float | None = None,
-    speedup: float | None = None,
-    predicted_ms: float | None = None,
-    predicted_interval_ms: tuple[float, float] | None = None,
+    options: VerifyOptions | None = None,
     original_onnx: bytes | None = None,
-    target: float = 0.01,
-    cap_s: float = 10.0,
+    **settings: Any,
 ) -> Verification:
     """Merge a network by a solution with the weights at hand and measure it, interleaved with the original.
 
@@ -99,14 +94,8 @@ def verify_solution(
         solution: what to merge; its ``budget_ms`` and ``predicted_ms`` are used unless given here.
         backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device`` and
             ``threads`` are its own).
-        device, threads: as of :func:`benchmark_networks`.
-        batch: images in one forward pass.
-        budget_ms: end-to-end budget.
-        speedup: speed-up over the original, above 0; it then decides, and not ``budget_ms``.
-        predicted_ms: what the table predicts.
-        predicted_interval_ms: 95 % interval of that (``layerfold.profiler.plans.fitted.predicted_interval_ms``).
+        options, settings: see :class:`VerifyOptions`; a setting given by name takes the place of that of ``options``.
         original_onnx: the original as exported before, to save that time when several solutions are verified.
-        target, cap_s: as of :func:`benchmark_networks`.
 
     Raises:
         UsageError: a budget or speed-up that is not above 0.
@@ -114,28 +103,26 @@ def verify_solution(
     """
     from layerfold.merge import build_train_form, merge_network
 
-    if speedup is not None and not speedup > 0:
-        raise UsageError(f"speedup={speedup} must be above 0, for example 1.3")
-    budget_ms = solution.budget_ms if budget_ms is None else budget_ms
-    if budget_ms is not None and not budget_ms > 0:
-        raise UsageError(f"budget_ms={budget_ms} must be above 0 milliseconds")
+    options = options or VerifyOptions()
+    budget_ms = solution.budget_ms if options.budget_ms is None else options.budget_ms
     # Only the structure counts for latency: no need to compare each merged conv with its segment here.
     student = build_train_form(model, net, solution).eval()
     merged = merge_network(student, tolerance=None)
-    example = example_input_of(net, batch)
+    example = example_input_of(net, options.batch)
     if original_onnx is None:
         original_onnx = export_onnx(model, example)
     # Exported as it will be shipped: the quick exporter's graph pools otherwise, and runs up to 3 % faster.
     networks = {"original": original_onnx, "merged": export_onnx(merged, example)}
-    report = benchmark_networks(networks, example, backend, device=device, threads=threads, target=target, cap_s=cap_s)
-    predicted_ms = solution.predicted_ms if predicted_ms is None else predicted_ms
+    report = benchmark_networks(networks, example, backend, options)
+    predicted_ms = solution.predicted_ms if options.predicted_ms is None else options.predicted_ms
+    speedup, interval_ms = options.speedup, options.predicted_interval_ms
     budget = Budget(budget_ms=budget_ms) if speedup is None else Budget(speedup=speedup)
     found = replace(
         judge(report, budget, predicted_ms), batch_norm=ORIGINAL if has_batch_norm(student) else NO_BATCH_NORM
     )
-    if predicted_interval_ms is None:
+    if interval_ms is None:
         return found
-    return replace(found, predicted_low_ms=predicted_interval_ms[0], predicted_high_ms=predicted_interval_ms[1])
+    return replace(found, predicted_low_ms=interval_ms[0], predicted_high_ms=interval_ms[1])
 
 
 def judge(report: BenchmarkReport, budget: Budget, predicted_ms: float | None = None) -> Verification:

@@ -41,6 +41,7 @@ class MeasuredPoint:
     is_within: bool | None = None
 
 
+# Nine parameters: each is a part of the picture that may be left out, and no other function hands them on.
 def frontier_png(
     points: Sequence[Point],
     path: str | Path,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from layerfold.search._gates import GRANULARITIES, Gate, Granularity, activations_left, list_gates
+from layerfold.options.search import GRANULARITIES, Granularity
+from layerfold.search._gates import Gate, activations_left, list_gates
 from layerfold.search._merging import BestMerging
 from layerfold.search._patterns import PUBLISHED_PATTERNS, PUBLISHED_SEARCHES, PublishedSearch, published_pattern
 from layerfold.search._search import GateResult, SearchResult, search_activations

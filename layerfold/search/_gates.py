@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from layerfold.errors import UsageError
 from layerfold.graph.description import Chain
 from layerfold.graph.gates import chains_outside
 from layerfold.graph.network import Network
-
-Granularity = Literal["slot", "block"]
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+from layerfold.options.search import GRANULARITIES, Granularity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from layerfold.arguments import checked
 from layerfold.errors import UsageError, nearest_names
 from layerfold.graph.network import Network
-from layerfold.search._gates import Granularity
+from layerfold.options.search import Granularity
 from layerfold.search._merging import BestMerging
 from layerfold.solver import Solution
 from layerfold.tables import LatencyTable

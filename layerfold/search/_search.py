@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
-from layerfold.budget import Budget, check_one_given
+from layerfold.budget import Budget
 from layerfold.data import ImageData
 from layerfold.errors import UsageError
 from layerfold.files import JsonObject
-from layerfold.finetune import FinetuneOptions, FinetuneReport, train_network
+from layerfold.finetune import FinetuneReport, train_network
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
+from layerfold.options import RunOptions, SearchOptions
 from layerfold.search._gated import GatedNetwork
-from layerfold.search._gates import Gate, Granularity, list_gates
+from layerfold.search._gates import Gate, list_gates
 from layerfold.search._merging import BestMerging
 from layerfold.search._needless import Choice, without_needless
 from layerfold.search._schedule import Annealing
 from layerfold.search._targets import BudgetTarget, NumberTarget, Target
+from layerfold.settings import takes_settings
 from layerfold.solver import Solution
 from layerfold.tables import LatencyTable
 
@@ -66,26 +68,17 @@ class SearchResult:
         }
 
 
+@takes_settings(options=SearchOptions, run=RunOptions)
 @network_call
 def search_activations(
     model: nn.Module,
     net: Network,
     data: ImageData,
+    options: SearchOptions | None = None,
     *,
-    keep: float | None = None,
-    budget_ms: float | None = None,
-    speedup: float | None = None,
     latency: LatencyTable | None = None,
-    granularity: Granularity = "slot",
-    anneal: float = 0.5,
-    training: FinetuneOptions | None = None,
-    distill: bool = True,
-    max_kernel: int = 15,
-    checkpoint_path: str | Path | None = None,
-    checkpoint_every_s: float = 60.0,
-    device: str = "cpu",
-    progress: bool = True,
-    model_name: str = "",
+    run: RunOptions | None = None,
+    **settings: Any,
 ) -> SearchResult:
     """Learn which activations of a trained network may go (DepthShrinker), to a number or to a latency budget.
 
@@ -101,23 +94,12 @@ def search_activations(
         net: its description.
         data: its train split is learned, its holdout scored after every epoch; without labels the original's answers
             are learned, so ``distill`` must stay.
-        keep: gates that stay on, 0..number of gates, or a share of them below 1, besides those that free no merge; one
-            of ``keep``, ``budget_ms`` and ``speedup``.
-        budget_ms: end-to-end latency that the table must predict for the result, above 0; needs ``latency``.
-        speedup: the original's predicted latency / budget, above 0; needs ``latency``.
+        options, settings: see :class:`SearchOptions`; a setting given by name takes the place of that of ``options``.
+            One of ``keep``, ``budget_ms`` and ``speedup`` must be given.
         latency: table from which S follows (stage 1). Without it S merges into as few convs as candidates allow, of
             as few into those of the least multiply-adds.
-        granularity: a gate for each ``slot`` or each ``block``; see :func:`layerfold.search.list_gates`.
-        anneal: share of the steps at which the target is reached, 0..1.
-        training: epochs, learning rate, teacher's share and the like; gates stay on until its ``warmup`` is over.
-        distill: learn from the original's logits too; without labels, from them alone.
-        max_kernel: largest merged kernel where there is no table.
-        checkpoint_path: file that holds the state of the run; if it exists the run goes on from it, and ends as it
-            would have without the interruption.
-        checkpoint_every_s: seconds between two writes of it.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...
-        progress: show a bar with an ETA on stderr.
-        model_name: what the user calls the model, for the solution.
+        run: where it trains, and what it keeps and shows: see :class:`RunOptions`, whose fields may be given by name
+            too; ``keep_other`` may not.
 
     Raises:
         UsageError: an option outside its range, more gates to keep than there are, or no activation that could go.
@@ -127,13 +109,13 @@ def search_activations(
 
     Source: Fu et al., *DepthShrinker* (ICML 2022, arXiv 2206.00843), sections 3.2 and 3.3. The budget is ours.
     """
-    options = training or FinetuneOptions()
-    if options.keep == "best":
-        raise UsageError("training.keep='best': epochs with other gates on cannot be compared; use keep='last'")
-    gates = list_gates(net, granularity)
-    merging = BestMerging(net, latency, max_kernel=max_kernel)
-    target = _target_of(net, gates, merging, keep, budget_ms, speedup)
-    annealing = Annealing(begin=options.warmup, end=anneal)
+    options, run = options or SearchOptions(), run or RunOptions()
+    if run.keep_other:
+        raise UsageError("keep_other=True: epochs with other gates on cannot be compared; leave it out")
+    gates = list_gates(net, options.granularity)
+    merging = BestMerging(net, latency, max_kernel=options.max_kernel)
+    target = _target_of(net, gates, merging, options)
+    annealing = Annealing(begin=options.training.warmup, end=options.anneal)
     gated = GatedNetwork(model, net, gates)
 
     def choose(share: float) -> Choice:
@@ -143,28 +125,24 @@ def search_activations(
         choice = choose(annealing.share_at(step, total_steps))
         gated.switch(choice.on, choice.staying)
 
-    settings = {
-        "granularity": granularity,
-        "anneal": anneal,
+    decisive = {
+        "granularity": options.granularity,
+        "anneal": options.anneal,
         "latency": merging.table.hash,
         "target": repr(target.describe()),
     }
     report = train_network(
         gated.module,
         data,
-        options,
-        teacher=model if distill else None,
+        options.training,
+        replace(run, description=run.description or "Searching"),
+        teacher=model if options.distill else None,
         before_step=switch_gates,
-        settings=settings,
-        checkpoint_path=checkpoint_path,
-        checkpoint_every_s=checkpoint_every_s,
-        device=device,
-        progress=progress,
-        description="Searching",
+        settings=decisive,
     )
     scores = gated.scores
     choice = choose(1.0)
-    solution = merging.solution(choice.act_pos, model=model_name, budget_ms=target.describe().get("budget_ms"))
+    solution = merging.solution(choice.act_pos, model=options.model_name, budget_ms=target.describe().get("budget_ms"))
     return SearchResult(
         solution=solution,
         gates=tuple(
@@ -176,23 +154,15 @@ def search_activations(
     )
 
 
-def _target_of(
-    net: Network,
-    gates: tuple[Gate, ...],
-    merging: BestMerging,
-    keep: float | None,
-    budget_ms: float | None,
-    speedup: float | None,
-) -> Target:
-    check_one_given({"keep": keep, "budget_ms": budget_ms, "speedup": speedup}, "give one of the three")
+def _target_of(net: Network, gates: tuple[Gate, ...], merging: BestMerging, options: SearchOptions) -> Target:
+    keep, budget_ms, speedup = options.keep, options.budget_ms, options.speedup
     if keep is not None:
         return NumberTarget(len(gates), keep)
     if not merging.has_latencies:
         raise UsageError(f"budget_ms={budget_ms}, speedup={speedup}: needs latency, the network's latency table")
-    if speedup is not None:
-        budget_ms = Budget(speedup=speedup).in_ms(merging.table.original_ms)
-    assert budget_ms is not None
-    return BudgetTarget(net, gates, merging, budget_ms)
+    return BudgetTarget(
+        net, gates, merging, Budget(budget_ms=budget_ms, speedup=speedup).in_ms(merging.table.original_ms)
+    )
 
 
 def _weights_for(model: nn.Module, searched: nn.Module) -> dict[str, Tensor]:

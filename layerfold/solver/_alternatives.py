@@ -9,11 +9,11 @@ from itertools import count as counting
 
 from layerfold.arguments import checked, shown, whole
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
+from layerfold.options.solve import Normalise
 from layerfold.solver._limits import Limits
 from layerfold.solver._solution import Solution
 from layerfold.solver._solve import latency_tables, solve_frontier
 from layerfold.solver.budgets import checked_budgets
-from layerfold.solver.extension import Normalise
 from layerfold.tables import ImportanceTable, LatencyTable
 
 MOST_ALTERNATIVES = 100

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from layerfold.errors import InfeasibleBudgetError
 from layerfold.files import JsonObject, csv_text, write_json, write_text
+from layerfold.options.solve import SolveOptions
 from layerfold.solver._refine import refine_budget
 from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._sum import SummedFrontier
@@ -52,8 +53,7 @@ class Frontier:
         gaps: Floats,
         columns: CostColumns,
         importance: ImportanceTable,
-        alpha: float,
-        risk: float | None,
+        options: SolveOptions,
         found: Found,
     ) -> None:
         self._summed = summed
@@ -64,8 +64,7 @@ class Frontier:
         self.latencies_ms = latencies_ms
         self.importances: Floats = summed.importances[points]
         self.gaps = gaps
-        self.alpha = alpha
-        self.risk = risk
+        self.alpha, self.risk = options.alpha, options.risk
 
     def __len__(self) -> int:
         return len(self._points)

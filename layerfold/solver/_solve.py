@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.arguments import checked
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
+from layerfold.options.solve import Normalise, SolveOptions
+from layerfold.settings import takes_settings
 from layerfold.solver._drop_options import split_importances
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._limits import Limits
@@ -18,7 +21,7 @@ from layerfold.solver._problem import build_options, check_tables
 from layerfold.solver._risk import quantile
 from layerfold.solver._vector_costs import CostColumns, cost_columns
 from layerfold.solver.budgets import checked_budgets
-from layerfold.solver.extension import Normalise, normalised_importances
+from layerfold.solver.extension import normalised_importances
 from layerfold.solver.labels import least_to_go
 from layerfold.solver.rounding import round_to
 from layerfold.solver.search import Found, check_epsilon, solve_options
@@ -30,18 +33,16 @@ _ROUNDING = 1e-12
 _SAME = 1e-14
 
 
+@takes_settings(options=SolveOptions)
 @checked
 def solve_frontier(
     latency: LatencyTable | Sequence[LatencyTable],
     importance: ImportanceTable,
-    alpha: float = 0.0,
-    normalise: Normalise = "single",
+    alpha: float | None = None,
+    normalise: Normalise | None = None,
     *,
-    limits: Limits | None = None,
-    risk: float | None = None,
-    budgets_ms: Sequence[float] | None = None,
-    epsilon: float = 0.0,
-    max_labels: int = 20_000,
+    options: SolveOptions | None = None,
+    **settings: Any,
 ) -> Frontier:
     """Return every Pareto-optimal solution, exact for all budgets.
 
@@ -52,14 +53,7 @@ def solve_frontier(
         latency: the latency table; several for several devices, all of the same segments.
         importance: importances by (start, end, start_act, end_act).
         alpha, normalise: see :func:`extend_importance`; a solution's importance is the normalised sum.
-        limits: caps and fixed decisions beside the budget.
-        risk: if given, latencies are those that the sum of independent normal entries keeps to with
-            probability 1 - risk.
-        epsilon: the part of the span of importance (best plan less fastest plan) that an answer may miss by; 0 for
-            exact. With one cost it steers the thinning, and the gap is proven afterwards by the hull; with several
-            costs it bounds the gap beforehand.
-        max_labels: most labels a state before thinning sets in; then epsilon is 1e-4, or what it takes.
-        budgets_ms: end-to-end limits known beforehand, one a device: the frontier holds only what keeps to them.
+        options, settings: see :class:`SolveOptions`; a setting given by name takes the place of that of ``options``.
 
     Raises:
         MissingEntryError, ProvenanceMismatchError, TableError: tables that do not go together.
@@ -68,34 +62,39 @@ def solve_frontier(
     Paper: section 4; appendix B for the extended importances.
     """
     tables = latency_tables(latency)
-    limits = limits or Limits()
+    options = options or SolveOptions()
+    limits, risk = options.limits or Limits(), options.risk
     limits.check_positions(tables[0].chains, tables[0].source)
     check_tables(tables, importance)
     columns = cost_columns(tables, limits, has_risk=risk is not None)
     deviations = quantile(risk) if risk is not None else 0.0
-    check_epsilon(epsilon, max_labels)
-    caps = _caps(columns, budgets_ms)
-    importances = normalised_importances(importance, alpha, normalise)
+    check_epsilon(options.epsilon, options.max_labels)
+    caps = _caps(columns, options.budgets_ms)
+    importances = normalised_importances(importance, options.alpha, options.normalise)
     whole, drops = split_importances(importances, importance.entries)
     all_options = build_options(tables, whole, limits, columns, drops, empty_slots=importance.empty_slots)
-    to_go = [least_to_go(options) for options in all_options]
+    to_go = [least_to_go(each) for each in all_options]
     least = np.array([each[1] for each in to_go])
-    for options, least_costs in zip(all_options, least, strict=True):
+    for of_chain, least_costs in zip(all_options, least, strict=True):
         if not np.isfinite(least_costs).all():
             remedy = "loosen the fixed decisions"
             if limits == Limits():
                 remedy = "activation pairs are missing, estimate them"
-            start, end = options.chain
+            start, end = of_chain.chain
             raise MissingEntryError(f"{importance.source}: no options lead through the chain {start}..{end}; {remedy}")
     slack = caps * (1.0 + _ROUNDING)
     if (least.sum(axis=0) > slack).any():
         raise _out_of_reach(columns, caps, least.sum(axis=0))
     found = solve_options(
-        all_options, to_go, caps=slack if np.isfinite(caps).any() else None, epsilon=epsilon, max_labels=max_labels
+        all_options,
+        to_go,
+        caps=slack if np.isfinite(caps).any() else None,
+        epsilon=options.epsilon,
+        max_labels=options.max_labels,
     )
     if found is None:
         raise _out_of_reach(columns, caps, least.sum(axis=0))
-    return _finished(found, columns, importance, alpha, risk, deviations, caps)
+    return _finished(found, columns, importance, options, deviations, caps)
 
 
 def latency_tables(latency: LatencyTable | Sequence[LatencyTable]) -> list[LatencyTable]:
@@ -126,8 +125,7 @@ def _finished(
     found: Found,
     columns: CostColumns,
     importance: ImportanceTable,
-    alpha: float,
-    risk: float | None,
+    options: SolveOptions,
     deviations: float,
     caps: Floats,
 ) -> Frontier:
@@ -135,7 +133,7 @@ def _finished(
     summed = found.summed
     devices = columns.num_devices
     sums = summed.costs[:, :devices].copy()
-    if risk is not None:
+    if options.risk is not None:
         sums += deviations * np.sqrt(summed.costs[:, devices : 2 * devices])
     fits = np.flatnonzero((np.column_stack((sums, summed.costs[:, devices:])) <= caps * (1.0 + _ROUNDING)).all(axis=1))
     if not len(fits):
@@ -160,8 +158,7 @@ def _finished(
         gaps=gaps,
         columns=columns,
         importance=importance,
-        alpha=alpha,
-        risk=risk,
+        options=options,
         found=found,
     )
 

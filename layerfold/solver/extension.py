@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.arguments import checked, number, shown
 from layerfold.errors import UsageError
+from layerfold.options.solve import Normalise
 from layerfold.solver._drop_options import split_importances
 from layerfold.tables import ImportanceEntry, ImportanceTable
 from layerfold.tables.fields import check_chain
 from layerfold.tables.importance import Key
 
 Floats = NDArray[np.float64]
-Normalise = Literal["single", "default", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)

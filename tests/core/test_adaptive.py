@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from layerfold.importance.adaptive import Refinement, on_one_scale, refine
+from layerfold.importance.adaptive import on_one_scale, refine
 from layerfold.importance.requests import Request
+from layerfold.options import Refinement
 from layerfold.solver import solve_frontier
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable
 

@@ -68,7 +68,7 @@ def test_wrong_type_is_one_line_that_begins_with_the_argument(name: str, argumen
         assert len(said) < 300
 
 
-OPTIONS = [lf.CompressOptions, lf.FinetuneOptions, lf.Executor]
+OPTIONS = [lf.CompressOptions, lf.FinetuneOptions, lf.RunOptions, lf.Executor]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda each: each.__name__)

@@ -6,15 +6,14 @@ from layerfold.cli import _choices
 from layerfold.data.preprocessing import INTERPOLATIONS
 from layerfold.export.network import FORMATS
 from layerfold.export.precision import _SHORT, PRECISIONS
-from layerfold.finetune._optimizers import LEARNING_RATES
-from layerfold.importance import METHODS, SCORES
-from layerfold.importance.estimate import ESTIMATORS
+from layerfold.importance import estimators, scores
+from layerfold.options.importance import ESTIMATORS, SCORES
+from layerfold.options.optimizers import LEARNING_RATES
 
 
 def test_names_known_to_the_command_line_are_those_of_the_libraries() -> None:
-    assert tuple(_choices.METHODS) == METHODS
-    assert tuple(ESTIMATORS) == tuple(_choices.ESTIMATORS)
-    assert _choices.SCORES == SCORES
+    assert tuple(estimators.ESTIMATORS) == ESTIMATORS
+    assert tuple(scores._COLUMNS) == SCORES
     assert _choices.INTERPOLATIONS == INTERPOLATIONS
     assert _choices.FORMATS == FORMATS
     assert set(_choices.ENGINE_PRECISIONS) == {*PRECISIONS, *_SHORT}

@@ -158,8 +158,12 @@ def test_everything_trained_and_scored_is_on_the_device_asked_for(
         real = getattr(module, name)
 
         def spy(*args: Any, **given: Any) -> Any:
-            if "executor" in given:
-                seen[name] = given.pop("executor").devices
+            if "options" in given:
+                seen[name] = given["options"].executor.devices
+                given["options"] = replace(given["options"], executor="local")
+            elif "run" in given:
+                seen[name] = given["run"].device
+                given["run"] = replace(given["run"], device="cpu")
             else:
                 seen[name] = given.pop("device")
             return real(*args, **given)  # here, on the CPU

@@ -16,8 +16,9 @@ from torch.utils.data import TensorDataset
 
 from layerfold.data import ImageData
 from layerfold.errors import DataError, FinetuneError, UsageError
-from layerfold.finetune import FinetuneOptions, _checkpoint
+from layerfold.finetune import _checkpoint
 from layerfold.finetune._checkpoint import mark_diverged
+from layerfold.options import FinetuneOptions
 from tests.torch_cpu.small_training import (
     Interrupt,
     images,

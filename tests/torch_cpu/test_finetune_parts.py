@@ -15,8 +15,9 @@ from torch import nn
 
 from layerfold.cli import _training
 from layerfold.errors import FinetuneError, OptionalDependencyError, UsageError
-from layerfold.finetune import PRESETS, FinetuneOptions, evaluate_network, preset
+from layerfold.finetune import PRESETS, evaluate_network, preset
 from layerfold.finetune._mixing import BatchMixer
+from layerfold.options import FinetuneOptions
 from tests.torch_cpu.small_training import Interrupt, images, interrupted_after, is_same, network, train
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from layerfold.data import ImageData, open_data
 from layerfold.errors import DataError, DeviceUnavailableError, FinetuneError, UsageError
-from layerfold.finetune import FinetuneOptions, check_device, evaluate_network, finetune_network
+from layerfold.finetune import check_device, evaluate_network, finetune_network
 from layerfold.finetune._objective import distillation_loss
+from layerfold.options import FinetuneOptions
 
 
 @pytest.fixture(autouse=True)

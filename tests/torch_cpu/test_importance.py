@@ -84,7 +84,9 @@ def test_kept_feature_maps_are_those_of_the_original_in_whatever_order_they_are_
     trained: Trained, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     model, net, data = trained
-    subject = Subject(model, net, data, calibration_images=48, holdout_images=48, seed=0, is_recalibrated=False)
+    subject = Subject(
+        model, net, data, lf.ImportanceOptions(calibration_images=48, holdout_images=48), is_recalibrated=False
+    )
     form, batches = subject.original_form, subject.calibration.images
     monkeypatch.setattr(suffix, "_KEPT_BYTES", most)
     bank = FeatureBank(form, batches)

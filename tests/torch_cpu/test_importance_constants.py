@@ -67,7 +67,9 @@ def test_tensors_that_the_end_reads_are_no_feature_maps(end: str, method: str) -
 def test_what_lies_behind_a_change_computes_the_whole_changed_network(end: str) -> None:
     model = _Net(ENDS[end])
     net = lf.trace_network(model, torch.randn(1, 3, 8, 8))
-    subject = Subject(model, net, images(), calibration_images=20, holdout_images=None, seed=0, is_recalibrated=False)
+    subject = Subject(
+        model, net, images(), lf.ImportanceOptions(calibration_images=20, holdout_images=None), is_recalibrated=False
+    )
     for request in list_requests(net, net.candidates(), fill_slots=False):
         changed = subject.changed_form(request)
         with torch.no_grad():
@@ -81,7 +83,9 @@ def test_what_lies_behind_a_change_computes_the_whole_changed_network(end: str) 
 def test_only_the_feature_map_in_front_of_the_change_is_kept(end: str) -> None:
     model = _Net(ENDS[end])
     net = lf.trace_network(model, torch.randn(1, 3, 8, 8))
-    subject = Subject(model, net, images(), calibration_images=20, holdout_images=None, seed=0, is_recalibrated=False)
+    subject = Subject(
+        model, net, images(), lf.ImportanceOptions(calibration_images=20, holdout_images=None), is_recalibrated=False
+    )
     late = [each for each in list_requests(net, net.candidates(), fill_slots=False) if each.start == 2]
     for request in late:
         suffix = subject.behind_the_change(subject.changed_form(request))

@@ -18,10 +18,12 @@ from torch.utils.data import TensorDataset
 
 import layerfold as lf
 from layerfold.data import ImageData
-from layerfold.importance import SCORES, Refinement, Request, remove_journal
+from layerfold.importance import Request, remove_journal
 from layerfold.importance.estimators import ESTIMATORS, Distill, Taylor, Training
 from layerfold.importance.scores import column_of
 from layerfold.importance.subject import Subject
+from layerfold.options import Refinement
+from layerfold.options.importance import SCORES
 from layerfold.tables import LatencyEntry, Provenance
 
 Trained = tuple[nn.Module, lf.Network, ImageData]
@@ -47,7 +49,11 @@ def trained(shared_path: Path) -> Trained:
 def subject_of(trained: Trained, *, images: int = 96, is_recalibrated: bool = True) -> Subject:
     model, net, data = trained
     return Subject(
-        model, net, data, calibration_images=images, holdout_images=images, seed=0, is_recalibrated=is_recalibrated
+        model,
+        net,
+        data,
+        lf.ImportanceOptions(calibration_images=images, holdout_images=images),
+        is_recalibrated=is_recalibrated,
     )
 
 

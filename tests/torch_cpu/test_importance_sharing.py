@@ -73,7 +73,9 @@ def case() -> Case:
 
 def _subject(case: Case) -> Subject:
     model, net, data = case
-    return Subject(model, net, data, calibration_images=16, holdout_images=None, seed=0, is_recalibrated=False)
+    return Subject(
+        model, net, data, lf.ImportanceOptions(calibration_images=16, holdout_images=None), is_recalibrated=False
+    )
 
 
 def test_checks_of_networks_that_share_weights_leave_these_as_they_are(case: Case) -> None:

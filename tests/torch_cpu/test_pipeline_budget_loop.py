@@ -20,7 +20,8 @@ from layerfold.budget import Budget
 from layerfold.cli._solve_verify import _finalists_text, _wholes_text
 from layerfold.errors import InfeasibleBudgetError, UsageError
 from layerfold.graph import Network
-from layerfold.pipeline.budget_loop import MOST_WHOLES, LoopResult, check_reachable, meet_budget
+from layerfold.options.solve import MOST_WHOLES
+from layerfold.pipeline.budget_loop import LoopResult, check_reachable, meet_budget
 from layerfold.pipeline.run_folder import RunFolder
 from layerfold.profiler.plans.plan import MeasuredPlan, Plan
 from layerfold.profiler.verify import Verification

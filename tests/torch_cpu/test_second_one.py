@@ -16,9 +16,10 @@ import layerfold as lf
 from layerfold.cli import main
 from layerfold.data import ImageData
 from layerfold.errors import DataError, UsageError
-from layerfold.finetune import FinetuneOptions, check_answers, check_trainable, first_images
+from layerfold.finetune import check_answers, check_trainable, first_images
 from layerfold.graph.alone import check_alone
 from layerfold.importance import WholeScores
+from layerfold.options import FinetuneOptions
 from layerfold.pipeline import CompressOptions
 from layerfold.pipeline.preflight import check_inputs
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from layerfold.files import JsonObject
-from layerfold.finetune import finetune_network
+from layerfold.finetune import train_network
 from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import Scores
+from layerfold.importance.subject import Subject
+from layerfold.options import FinetuneOptions, RunOptions
 
 _STEPS = 300
 
@@ -22,22 +24,19 @@ class Finetune(EstimatorBase):
     trains: ClassVar[bool] = True
     trains_original: ClassVar[bool] = True
 
+    def __init__(self, subject: Subject, training: Training) -> None:
+        super().__init__(subject, training)
+        how = training.settled(steps=_STEPS, learning_rate=None)
+        self._options = FinetuneOptions(
+            steps=how.steps, batch_size=how.batch_size, learning_rate=how.learning_rate, seed=training.seed
+        )
+        self._run = RunOptions(device=subject.device, score_holdout=False, progress=False)
+
     @staticmethod
     def options(training: Training) -> JsonObject:
         return training.settled(steps=_STEPS, learning_rate=None).to_json()
 
     def scores_of(self, request: Request) -> Scores:
         changed = self.subject.changed_form(request)
-        how = self.training.settled(steps=_STEPS, learning_rate=None)
-        finetune_network(
-            changed,
-            self.subject.data,
-            steps=how.steps,
-            batch_size=how.batch_size,
-            learning_rate=how.learning_rate,
-            seed=self.training.seed,
-            device=self.subject.device,
-            score_holdout=False,
-            progress=False,
-        )
+        train_network(changed, self.subject.data, self._options, self._run)
         return self.subject.score(changed)

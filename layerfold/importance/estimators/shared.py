@@ -15,12 +15,13 @@ import numpy as np
 from torch import Tensor
 
 from layerfold.files import JsonObject
-from layerfold.finetune import FinetuneOptions, train_network
+from layerfold.finetune import train_network
 from layerfold.importance.estimators.distill import Distill
 from layerfold.importance.estimators.protocol import SettledTraining, Training
 from layerfold.importance.requests import Request, entries_hash
 from layerfold.importance.sharing import TakingTurns
 from layerfold.importance.subject import Subject
+from layerfold.options import FinetuneOptions, RunOptions
 
 _STEPS, _LEARNING_RATE = 2, 0.02
 _SEGMENT_STEPS, _SEGMENT_IMAGES = 20, 32
@@ -81,16 +82,13 @@ def train_together(
         learning_rate=how.learning_rate,
         seed=training.seed,
     )
-    train_network(
-        model,
-        subject.data,
-        options,
-        before_step=before_step,
-        settings={"entries": entries_hash(requests)},
+    run = RunOptions(
+        device=subject.device,
         score_holdout=False,
         checkpoint_path=checkpoint_path,
-        device=subject.device,
         progress=progress,
         description="importance: training shared weights",
     )
+    entries = {"entries": entries_hash(requests)}
+    train_network(model, subject.data, options, run, before_step=before_step, settings=entries)
     return {name: value.detach().to("cpu", copy=True) for name, value in owner.named_parameters()}

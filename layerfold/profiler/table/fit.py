@@ -20,6 +20,8 @@ from layerfold.tables.kernel import IDENTITY, SegmentKey
 _LEAST_PLANS, _MOST_PLANS = 16, 40
 _FLOOR = 0.05
 _POOL = 5
+_SEED = 0
+"""Of the random plans: the same in every table."""
 
 
 def fit_to_plans(
@@ -31,7 +33,6 @@ def fit_to_plans(
     neighbours: NeighbourTimer,
     num_plans: int | None = None,
     *,
-    seed: int = 0,
     progress: bool = True,
 ) -> tuple[list[LatencyEntry], float, JsonObject]:
     """Time promising segments between their neighbours, then random plans, and fit the entries to them.
@@ -47,7 +48,6 @@ def fit_to_plans(
         timer: times the plans.
         neighbours: times segments between their neighbours.
         num_plans: how many; None for one a promising shape, 16 at least and 40 at most.
-        seed: of the random plans.
         progress: show a bar on stderr.
 
     Returns:
@@ -73,7 +73,7 @@ def fit_to_plans(
         num_plans = usual_num_plans(promising)
     table = fitted_table(alone, beliefs_of(alone), original_ms=original_ms)
     if num_plans > 0:
-        first = covering_solutions(net, growth, math.ceil(num_plans / 2), seed, dropped=dropped)
+        first = covering_solutions(net, growth, math.ceil(num_plans / 2), _SEED, dropped=dropped)
         what = "profile: whole networks"
         with progress_bar(what, num_plans, enabled=progress) as bar:
 
@@ -83,7 +83,7 @@ def fit_to_plans(
             measured = timer.measure(first, advance=bar.advance, on_unsure=say_unsure)
             bar.describe(what)
             seen = {(plan.merge_pos, plan.dropped) for plan in first}
-            more = covering_solutions(net, growth, _POOL * num_plans, seed + 1, dropped=dropped)
+            more = covering_solutions(net, growth, _POOL * num_plans, _SEED + 1, dropped=dropped)
             pool = [plan for plan in more if (plan.merge_pos, plan.dropped) not in seen]
             chosen = beliefs_of(table, measured).most_informative(pool, num_plans - len(first))
             measured += timer.measure([pool[index] for index in chosen], advance=bar.advance, on_unsure=say_unsure)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from torch import nn
 
 from layerfold.files import JsonObject
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
+from layerfold.options import ProfileOptions
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.graphs.outside import OutsideGraph, outside_graph
 from layerfold.profiler.plans.timer import PLAN_POLICY, PlanTimer
@@ -24,28 +24,10 @@ from layerfold.profiler.timing.measurement import MeasurePolicy
 from layerfold.progress import progress_bar
 from layerfold.tables import LatencyEntry, LatencyTable, Provenance
 
-Method = Literal["plans", "isolated"]
-KIND_ALONE: dict[Method, Kind] = {"plans": Kind.SCREENING, "isolated": Kind.ALONE}
+KIND_ALONE: dict[str, Kind] = {"plans": Kind.SCREENING, "isolated": Kind.ALONE}
 """Method of profiling -> how segments are measured alone."""
 DEFAULT_TARGET: dict[str, float] = {"plans": 0.006, "isolated": 0.02}
 SCREENING = MeasurePolicy(target=0.05, cap_s=0.05, block_ms=0.3, warmup_cap_s=0.05)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableSettings:
-    """What a table is to hold, and how well each entry is to be measured.
-
-    Attributes:
-        batch, dtype, candidates, method, num_plans, target, cap_s: as of ``profile_network``.
-    """
-
-    batch: int = 1
-    dtype: str = "float32"
-    candidates: Sequence[Segment] | None = None
-    method: Method = "plans"
-    num_plans: int | None = None
-    target: float | None = None
-    cap_s: float = 0.25
 
 
 def measured_table(
@@ -53,10 +35,8 @@ def measured_table(
     net: Network,
     backend: Backend,
     store: MeasurementCache,
-    settings: TableSettings,
+    options: ProfileOptions,
     *,
-    model_name: str | None = None,
-    workers: int = 1,
     progress: bool = False,
 ) -> LatencyTable:
     """Measure what the cache does not hold yet, and make the table of it.
@@ -65,17 +45,15 @@ def measured_table(
         model, net: as of ``profile_network``.
         backend: measures.
         store: the cache of this backend, batch and dtype.
-        settings: what is measured.
-        model_name: for the table's provenance.
-        workers: processes that fill the cache together, this one included.
+        options: what is measured; its ``workers`` are processes that fill the cache together, this one included.
         progress: show a bar on stderr.
     """
-    batch, dtype, method = settings.batch, settings.dtype, settings.method
-    segments = list(net.candidates() if settings.candidates is None else settings.candidates)
-    policy = policy_of(method, settings.target, settings.cap_s)
+    batch, dtype, method = options.batch, options.dtype, options.method
+    segments = list(net.candidates() if options.candidates is None else options.candidates)
+    policy = policy_of(options)
     facts = backend.provenance()
     with progress_bar("profile: segments alone", count_alone(net, segments), enabled=progress) as bar:
-        alone = segment_profiler(backend, store, settings, workers=workers, advance=bar.advance)
+        alone = segment_profiler(backend, store, options, advance=bar.advance)
         bounds = profile_segments(net, segments, alone)
     built = [segment for segment in segments if segment.signature not in alone.failures]
     outside = outside_graph(model, net, batch=batch, dtype=dtype)
@@ -86,11 +64,11 @@ def measured_table(
         timer = PlanTimer(net, outside, backend, store, replace(PLAN_POLICY, target=policy.target), dtype=dtype)
         neighbours = NeighbourTimer(net, backend, store, batch=batch, dtype=dtype)
         entries, fixed_ms, fit = fit_to_plans(
-            net, built, entries, fixed_ms, timer, neighbours, settings.num_plans, progress=progress
+            net, built, entries, fixed_ms, timer, neighbours, options.num_plans, progress=progress
         )
     provenance = Provenance(
         kind="latency",
-        model=model_name or net.name,
+        model=options.model_name or net.name,
         network_hash=net.hash,
         input_shape=(batch, *net.input_shapes[0][1:]),
         batch=batch,
@@ -102,7 +80,7 @@ def measured_table(
         fixed_ms=fixed_ms,
         chains=tuple((chain.start, chain.end) for chain in net.chains),
         measurement=_measurement_facts(store, segments, alone.failures),
-        options={"method": method, "target": policy.target, "cap_s": settings.cap_s, **fit},
+        options={"method": method, "target": policy.target, "cap_s": options.cap_s, **fit},
         backend_options=facts["options"],
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
@@ -123,30 +101,28 @@ def _measurement_facts(store: MeasurementCache, segments: Sequence[Segment], fai
     }
 
 
-def policy_of(method: Method, target: float | None, cap_s: float) -> MeasurePolicy:
+def policy_of(options: ProfileOptions) -> MeasurePolicy:
     """Return when a measurement that counts has settled."""
-    return MeasurePolicy(target=target or DEFAULT_TARGET[method], cap_s=cap_s, block_ms=0.3, warmup_cap_s=0.1)
+    target = options.target or DEFAULT_TARGET[options.method]
+    return MeasurePolicy(target=target, cap_s=options.cap_s, block_ms=0.3, warmup_cap_s=0.1)
 
 
 def segment_profiler(
     backend: Backend,
     store: MeasurementCache | None,
-    settings: TableSettings,
+    options: ProfileOptions,
     *,
-    workers: int = 1,
     advance: Callable[[], None] = lambda: None,
 ) -> SegmentProfiler:
     """Return what measures segments alone: for screening where they are measured in the network afterwards."""
-    method = settings.method
-    policy = SCREENING if method != "isolated" else policy_of(method, settings.target, settings.cap_s)
     return SegmentProfiler(
         backend,
         store,
-        policy,
-        batch=settings.batch,
-        dtype=settings.dtype,
-        workers=workers,
-        kind=KIND_ALONE[method],
+        SCREENING if options.method != "isolated" else policy_of(options),
+        batch=options.batch,
+        dtype=options.dtype,
+        workers=options.workers,
+        kind=KIND_ALONE[options.method],
         advance=advance,
     )
 

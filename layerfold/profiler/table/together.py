@@ -19,6 +19,7 @@ from torch import nn
 from layerfold.errors import ProfilerError, ProvenanceMismatchError, UsageError
 from layerfold.executor import Executor, Pool
 from layerfold.graph import Network, trace_again
+from layerfold.options import ProfileOptions
 from layerfold.profiler.backends import Backend, BackendBase, BackendFacts, Runner, get_backend
 from layerfold.profiler.machine.conditions import Conditions
 from layerfold.profiler.store.cache import MeasurementCache
@@ -26,7 +27,7 @@ from layerfold.profiler.store.checked import Reading
 from layerfold.profiler.store.environment import Environment, environment_of, is_gpu
 from layerfold.profiler.store.file import MEMORY
 from layerfold.profiler.store.rows import RowFile
-from layerfold.profiler.table.measured import TableSettings, measured_table
+from layerfold.profiler.table.measured import measured_table
 
 _LOOK_EVERY_S = 0.25
 _ENDS_WITHIN_S = 60.0
@@ -92,7 +93,7 @@ class MakeFiller:
     Attributes:
         model, net: as of ``profile_network``.
         backend: to be opened.
-        settings: what is measured.
+        options: what is measured.
         dtype: None for the precision of the backend as it is opened.
         log: path of a file that gets a line a measurement, or None.
     """
@@ -100,7 +101,7 @@ class MakeFiller:
     model: nn.Module
     net: Network
     backend: BackendChoice
-    settings: TableSettings
+    options: ProfileOptions
     dtype: str | None
     log: str | None
 
@@ -111,7 +112,7 @@ class MakeFiller:
         net: Network,
         backend: Backend | BackendChoice,
         executor: Executor,
-        settings: TableSettings,
+        options: ProfileOptions,
         *,
         dtype: str | None = None,
         log: str | None = None,
@@ -137,7 +138,7 @@ class MakeFiller:
                 )
             # A worker sees its own GPU only, and a backend knows it as the first.
             backend = replace(backend, device=executor.devices[0].partition(":")[0])
-        return cls(model=model, net=net, backend=backend, settings=settings, dtype=dtype, log=log)
+        return cls(model=model, net=net, backend=backend, options=options, dtype=dtype, log=log)
 
     def __call__(self, device: str) -> Callable[[Task], Any]:
         backend = self.backend.open()
@@ -145,10 +146,10 @@ class MakeFiller:
         return lambda task: self._run(task, backend, net)
 
     def _run(self, task: Task, backend: Backend, net: Network) -> _DeviceFacts | Conditions | None:
-        settings = replace(self.settings, dtype=self.dtype or backend.precision)
-        here = environment_of(backend, batch=settings.batch, dtype=settings.dtype)
+        options = replace(self.options, dtype=self.dtype or backend.precision, workers=task.workers)
+        here = environment_of(backend, batch=options.batch, dtype=options.dtype)
         if task.rows is None:
-            return _DeviceFacts(environment=here, dtype=settings.dtype)
+            return _DeviceFacts(environment=here, dtype=options.dtype)
         first = task.environment
         if first is not None and here != first:
             raise ProvenanceMismatchError(
@@ -159,7 +160,7 @@ class MakeFiller:
         with ExitStack() as stack:
             log = stack.enter_context(open(self.log, "a", encoding="utf-8")) if self.log else None
             store = stack.enter_context(MeasurementCache(None, here, log=log, has_gpu=is_gpu(here), rows=task.rows()))
-            measured_table(self.model, net, backend, store, settings, workers=task.workers)
+            measured_table(self.model, net, backend, store, options)
             return store.conditions()
 
 

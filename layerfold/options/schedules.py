@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from layerfold.finetune._options import FinetuneOptions
+    from layerfold.options.finetune import FinetuneOptions
 
 ScheduleName = Literal["cosine", "step", "multistep", "poly", "constant"]
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
