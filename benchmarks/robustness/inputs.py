@@ -48,7 +48,7 @@ SKELETONS: dict[tuple[str, ...], list[str]] = {
         "--speedup",
         "1.01",
         "--no-finetune",
-        "--importance",
+        "--method",
         "recalibrate",
         "--whole-plans",
         "0",
@@ -60,7 +60,7 @@ SKELETONS: dict[tuple[str, ...], list[str]] = {
     ("inspect",): [*MODEL, "--svg", "new.svg"],
     ("profile",): [*MODEL, *_FAST, "--quiet", "-o", "new.csv"],
     ("importance",): [*MODEL, *DATA, "--weights", "weights.pth", "--method", "recalibrate", "--quiet", "-o", "new.csv"],
-    ("solve",): ["--time-path", "latency.csv", "--imp-path", "importance.csv", "--speedup", "0.9", "-o", "new.json"],
+    ("solve",): ["--latency", "latency.csv", "--importance", "importance.csv", "--speedup", "0.9", "-o", "new.json"],
     ("search",): [
         *MODEL,
         *DATA,

@@ -28,8 +28,8 @@ def add_flag(
     is_left_open: bool = False,
     default: str | None = None,
     **changes: Any,
-) -> None:
-    """Add the flag of a field.
+) -> argparse.Action:
+    """Add the flag of a field, and return it.
 
     Args:
         group: of the parser.
@@ -48,7 +48,7 @@ def add_flag(
     how["metavar"] = rule.metavar or (None if rule.choices else "X")
     said = _shown(value) if default is None else default
     how["help"] = " ".join(filter(None, (changes.pop("help", rule.help), f"(default: {said})" if said else "")))
-    group.add_argument(flag or "--" + name.replace("_", "-"), **{**how, **changes})
+    return group.add_argument(flag or "--" + name.replace("_", "-"), **{**how, **changes})
 
 
 def _type_of(field: Field[Any], rule: Rule) -> Callable[[str], Any] | None:

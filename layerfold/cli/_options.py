@@ -79,6 +79,11 @@ def add_budget_arguments(group: argparse._ActionsContainer, budget_help: str, sp
     group.add_argument("--speedup", type=parse_speedup, metavar="X", help=speedup_help, **how)
 
 
+def add_former_name(group: argparse._ActionsContainer, action: argparse.Action, name: str) -> None:
+    """Take a flag by a name that it had before, too; the help does not show it."""
+    group._option_string_actions[name] = action
+
+
 def add_result_arguments(parser: argparse.ArgumentParser, *, has_progress: bool = True) -> None:
     """Add ``--json``, and ``--quiet`` for a command that shows its progress."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -15,8 +15,6 @@ from layerfold.files import held
 
 PICTURES = (".png", ".svg", ".pdf")
 _INPUTS = (
-    "time_path",
-    "imp_path",
     "latency",
     "importance",
     "solution",

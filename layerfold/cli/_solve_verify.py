@@ -124,7 +124,7 @@ def meet_budget_of(
     """
     budget_ms = asked[0].budget_ms
     if len(latencies) != 1 or len(asked) != 1 or asked[0].is_knee or isinstance(budget_ms, tuple):
-        raise UsageError("--verify: give one --time-path and one --budget or --speedup")
+        raise UsageError("--verify: give one --latency and one --budget or --speedup")
     for name, value in (("--risk", args.risk), ("--alternatives", args.alternatives)):
         if value is not None:
             raise UsageError(f"{name} {value}: speaks of predictions; --verify measures instead, leave it out")

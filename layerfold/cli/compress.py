@@ -15,6 +15,7 @@ from layerfold.cli._options import (
     above,
     add_backend_arguments,
     add_budget_arguments,
+    add_former_name,
     add_result_arguments,
     backend_options,
     check_output_folder,
@@ -81,17 +82,16 @@ def add_parser(subparsers: Any) -> None:
         help="largest growth in multiply-adds by a merge (default: 4)",
     )
     add_drop_argument(search)
-    add_flag(
+    method = add_flag(
         search,
         ImportanceOptions,
         "method",
-        "--importance",
-        metavar="METHOD",
         help="shared (weights are trained once for all entries), recalibrate (no training, no labels "
         "needed), distill (segments alone are trained), finetune (the paper's), taylor, or adaptive "
         "(shared, then finetune near the budget)",
         default="shared; without labels or finetuning recalibrate",
     )
+    add_former_name(search, method, "--importance")
     search.add_argument(
         "--score",
         choices=("auto", *SCORES),
@@ -192,7 +192,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_kernel=arguments.max_kernel,
         max_growth=arguments.max_growth,
         drop_layers=arguments.drop_layers,
-        importance_method=arguments.importance,
+        importance_method=arguments.method,
         importance_score=arguments.score,
         importance_images=arguments.importance_images,
         importance_steps=arguments.importance_steps,

@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "Write a merged network as ONNX, checked in ONNX Runtime against the network itself, and as a TensorRT engine, "
         "checked against the ONNX file where a GPU is. A JSON file beside each says what it is and how images become "
         "its input.",
-        "  layerfold export merged.safetensors -o out/ --formats onnx,tensorrt --precision fp16 \\\n"
+        "  layerfold export merged.safetensors -o out/ --formats onnx,tensorrt --precision float16 \\\n"
         "      --compute-capability 8.6,8.9,12.0\n"
         "  layerfold export quantised.onnx -o out/ --formats tensorrt --precision int8",
     )
@@ -63,9 +63,9 @@ def add_parser(subparsers: Any) -> None:
     engine.add_argument(
         "--precision",
         choices=ENGINE_PRECISIONS,
-        default="fp32",
+        default="float32",
         metavar="NAME",
-        help="fp32 (TF32 off), fp16, or int8 for a quantised ONNX file (default: %(default)s)",
+        help="float32 (TF32 off), float16, or int8 for a quantised ONNX file (default: %(default)s)",
     )
     engine.add_argument(
         "--compute-capability",

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._inputs import check_readable
-from layerfold.cli._options import add_backend_arguments, add_command, add_result_arguments, open_backend, whole
+from layerfold.cli._options import (
+    add_backend_arguments,
+    add_command,
+    add_former_name,
+    add_result_arguments,
+    open_backend,
+    whole,
+)
 from layerfold.cli._output import show, show_json
 from layerfold.cli._sources import add_preparation_arguments
 from layerfold.cli._text import columns
@@ -30,11 +37,14 @@ def add_parser(subparsers: Any) -> None:
         "classify images with an exported network",
         "Classify images with an ONNX file, on any backend, or with a TensorRT engine, on its GPU. Images are prepared "
         "as the JSON file beside the network says; `layerfold export` writes it.",
-        "  layerfold run out/merged.onnx --input cat.jpg dog.jpg --labels names.txt\n"
-        "  layerfold run out/merged.engine --input cat.jpg --top 1 --json",
+        "  layerfold run out/merged.onnx --image cat.jpg dog.jpg --labels names.txt\n"
+        "  layerfold run out/merged.engine --image cat.jpg --top 1 --json",
     )
     parser.add_argument("network", metavar="FILE", help="an .onnx file or an .engine file")
-    parser.add_argument("--input", nargs="+", action="extend", required=True, metavar="IMAGE", help="image files")
+    images = parser.add_argument(
+        "--image", nargs="+", action="extend", required=True, metavar="IMAGE", help="image files"
+    )
+    add_former_name(parser, images, "--input")
     parser.add_argument(
         "--top", type=whole(1), default=5, metavar="N", help="classes to show for each image (default: %(default)s)"
     )
@@ -65,19 +75,19 @@ def run(args: argparse.Namespace) -> int:
             interpolation=args.interpolation,
             crop_pct=args.crop_pct,
         )
-        found = Classifier(network.infer, spec, preprocessing, labels).classify(args.input, args.top)
+        found = Classifier(network.infer, spec, preprocessing, labels).classify(args.image, args.top)
     finally:
         network.close()
     if args.json:
         images = [
             {"image": image, "top": [asdict(guess) for guess in guesses]}
-            for image, guesses in zip(args.input, found, strict=True)
+            for image, guesses in zip(args.image, found, strict=True)
         ]
         show_json({"network": str(path), "device": device, "images": images})
         return 0
     rows = [
         (image if rank == 0 else "", guess.index, guess.label, f"{100 * guess.probability:.1f} %")
-        for image, guesses in zip(args.input, found, strict=True)
+        for image, guesses in zip(args.image, found, strict=True)
         for rank, guess in enumerate(guesses)
     ]
     print(f"{path} on {device}", file=sys.stderr)

@@ -13,6 +13,7 @@ from layerfold.cli._networks import add_trace_arguments, check_table, note_rando
 from layerfold.cli._options import (
     add_budget_arguments,
     add_command,
+    add_former_name,
     add_output_arguments,
     add_result_arguments,
 )
@@ -61,7 +62,10 @@ def add_parser(subparsers: Any) -> None:
     add_data_arguments(parser, required=False)
     group = parser.add_argument_group("what to reach")
     target = group.add_mutually_exclusive_group()
-    target.add_argument("--keep", type=_keep, metavar="N", help="gates that stay on: a count, or a share below 1")
+    gates = target.add_argument(
+        "--keep-gates", type=_keep, metavar="N", help="gates that stay on: a count, or a share below 1"
+    )
+    add_former_name(target, gates, "--keep")
     add_budget_arguments(
         target,
         "end-to-end latency, for example 4.5ms; needs --latency",
@@ -152,20 +156,26 @@ def _target_of(args: argparse.Namespace) -> _Target:
             raise UsageError(f"--weights-out {args.weights_out}: --pattern {args.pattern} trains nothing")
         return {}
     check_one_given(
-        {f"--{name}": getattr(args, name) for name in ("keep", "budget", "speedup", "pattern")}, "give one of the four"
+        {
+            "--keep-gates": args.keep_gates,
+            "--budget": args.budget,
+            "--speedup": args.speedup,
+            "--pattern": args.pattern,
+        },
+        "give one of the four",
     )
-    if args.keep is None and args.latency is None:
+    if args.keep_gates is None and args.latency is None:
         raise UsageError("--latency: a budget needs the network's latency table (`layerfold profile`)")
-    return {"granularity": granularity, "keep": args.keep, "budget_ms": args.budget, "speedup": args.speedup}
+    return {"granularity": granularity, "keep": args.keep_gates, "budget_ms": args.budget, "speedup": args.speedup}
 
 
 def _keep(text: str) -> float:
-    """Return ``--keep``: a count, or a share below 1."""
-    value = parse_number(text, "--keep", least=0, most=1e6, example="20 or 0.4")
+    """Return ``--keep-gates``: a count, or a share below 1."""
+    value = parse_number(text, "--keep-gates", least=0, most=1e6, example="20 or 0.4")
     if 0 < value < 1:
         return value
     if value != int(value):
-        raise UsageError(f"--keep {text}: must be a whole number of gates, or a share of them below 1")
+        raise UsageError(f"--keep-gates {text}: must be a whole number of gates, or a share of them below 1")
     return int(value)
 
 

@@ -45,21 +45,22 @@ def add_parser(subparsers: Any) -> None:
         description="Choose what to merge: the best importance within a latency budget, proven optimal. One solve "
         "answers every budget. Results go to stdout.",
         epilog="examples:\n"
-        "  layerfold solve --time-path time.csv --imp-path imp.csv --budget 25.0 -o solution.json\n"
-        "  layerfold solve --time-path time.csv --imp-path imp.csv --speedup 1.5 --plot frontier.png --explain\n"
-        "  layerfold solve --time-path time.csv --imp-path imp.csv --speedup 1.4 --verify timm:mobilenetv2_100\n"
-        "  layerfold solve --time-path phone.csv --budget 4ms --time-path server.csv --budget 900us --imp-path imp.csv",
+        "  layerfold solve --latency latency.csv --importance imp.csv --budget 25.0 -o solution.json\n"
+        "  layerfold solve --latency latency.csv --importance imp.csv --speedup 1.5 --plot frontier.png --explain\n"
+        "  layerfold solve --latency latency.csv --importance imp.csv --speedup 1.4 --verify timm:mobilenetv2_100\n"
+        "  layerfold solve --latency phone.csv --budget 4ms --latency server.csv --budget 900us --importance imp.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     tables = parser.add_argument_group("tables")
     tables.add_argument(
+        "--latency",
         "--time-path",
         action="append",
         required=True,
         metavar="CSV",
         help="latency table; give it again for each further device, each with a budget of its own",
     )
-    tables.add_argument("--imp-path", required=True, metavar="CSV", help="importance table")
+    tables.add_argument("--importance", "--imp-path", required=True, metavar="CSV", help="importance table")
     budget = parser.add_argument_group("budget")
     add_budget_arguments(
         budget,
@@ -164,8 +165,8 @@ def run(args: argparse.Namespace) -> int:
     limits = _limits(args)
     alpha, risk, alternatives = args.alpha, args.risk, args.alternatives
     _check_outputs(args, len(asked))
-    latencies = [LatencyTable.read(path) for path in args.time_path]
-    importance = ImportanceTable.read(args.imp_path)
+    latencies = [LatencyTable.read(path) for path in args.latency]
+    importance = ImportanceTable.read(args.importance)
 
     for name, value in (("--data", args.data), ("--finalist-steps", args.finalist_steps)):
         if args.model is None and value:
@@ -239,11 +240,9 @@ def run(args: argparse.Namespace) -> int:
 def _asked(args: argparse.Namespace) -> list[Asked]:
     """Return what :meth:`Frontier.at` is asked, once for each solution wanted."""
     budgets, speedups = args.budget, args.speedup
-    devices = len(args.time_path)
+    devices = len(args.latency)
     if devices > 1 and budgets and len(budgets) != devices:
-        raise UsageError(
-            f"--budget: given {len(budgets)} times for {devices} tables, expected one for each --time-path"
-        )
+        raise UsageError(f"--budget: given {len(budgets)} times for {devices} tables, expected one for each --latency")
     found: list[Asked] = []
     if devices > 1 and budgets:
         found.append(Asked(budget_ms=tuple(budgets)))

@@ -104,7 +104,7 @@ class Classifier:
             for row, path in zip(logits, paths[first:], strict=False):
                 if not np.isfinite(row).all():
                     raise DataError(
-                        f"--input {path}: the network's answer is not finite; see whether --mean, --std "
+                        f"--image {path}: the network's answer is not finite; see whether --mean, --std "
                         "and the weights are those that it was trained with"
                     )
             found += [self._best(row, top) for row in logits[: len(chunk)]]
@@ -115,11 +115,11 @@ class Classifier:
 
         if path.is_dir():
             named = name_text(path)
-            raise DataError(f"--input {named}: is a folder; name the images in it, as in {named}/*.jpg")
+            raise DataError(f"--image {named}: is a folder; name the images in it, as in {named}/*.jpg")
         try:
             pixels = self._preprocessing.pixels(path)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
-            raise DataError(f"--input {name_text(path)}: {reason_of(error)}") from error
+            raise DataError(f"--image {name_text(path)}: {reason_of(error)}") from error
         return self._preprocessing.normalise(pixels[np.newaxis]).numpy()
 
     def _best(self, logits: _Array, top: int) -> list[Guess]:

@@ -38,7 +38,7 @@ def check_trainable(
     if len(frozen) == len(parameters):
         raise UsageError(
             f"{count}, so there is nothing to train; give --unfreeze (unfreeze=True) to train them all, "
-            "or do without training (--no-finetune, --importance recalibrate)"
+            "or do without training (--no-finetune, --method recalibrate)"
         )
     if not keep_frozen:
         raise UsageError(

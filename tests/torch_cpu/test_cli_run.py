@@ -126,9 +126,9 @@ def test_table_names_classes(folder, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["out/merged.onnx", "--input", "none.png"], 2, "--input none.png: No such file or directory"),
-        (["out/merged.onnx", "--input", "out"], 2, "--input out: is a folder; name the images in it, as in out/*.jpg"),
-        (["out/merged.onnx", "--input", "text.jpg"], 2, "--input text.jpg: is no image that Pillow can read"),
+        (["out/merged.onnx", "--input", "none.png"], 2, "--image none.png: No such file or directory"),
+        (["out/merged.onnx", "--input", "out"], 2, "--image out: is a folder; name the images in it, as in out/*.jpg"),
+        (["out/merged.onnx", "--input", "text.jpg"], 2, "--image text.jpg: is no image that Pillow can read"),
         (["out/none.onnx", "--input", "a.png"], 2, "FILE out/none.onnx: no such file"),
         (["merged.safetensors", "--input", "a.png"], 2, "expected a name that ends in .onnx or .engine"),
         (["bare.onnx", "--input", "a.png"], 2, "no JSON beside it that says how images are prepared; give --mean"),

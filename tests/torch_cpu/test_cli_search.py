@@ -96,7 +96,7 @@ def test_images_without_labels_are_searched_with_the_original_as_teacher(search:
         "--steps",
         "4",
         "--quiet",
-        "--keep",
+        "--keep-gates",
         "2",
         "-o",
         folder / "solution.json",
@@ -113,7 +113,7 @@ def test_images_without_labels_are_searched_with_the_original_as_teacher(search:
 def test_search_ends_in_a_solution_that_finetune_and_merge_take(search: Search) -> None:
     folder = search.folder
     code, out, _ = search.short(
-        "--keep", 2, "--weights-out", folder / "searched.safetensors", "--json", "-o", folder / "solution.json"
+        "--keep-gates", 2, "--weights-out", folder / "searched.safetensors", "--json", "-o", folder / "solution.json"
     )
     found = json.loads(out)
     assert code == 0
@@ -173,7 +173,7 @@ def test_unreachable_budget_is_exit_3_and_names_the_least(search: Search) -> Non
 
 def test_interrupted_search_goes_on(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = search.folder
-    arguments = [*search.model, *search.data, "--epochs", 3, "--keep", 2, "--json"]
+    arguments = [*search.model, *search.data, "--epochs", 3, "--keep-gates", 2, "--json"]
     assert search(*arguments, "-o", folder / "whole.json")[0] == 0
     monkeypatch.setenv("STOP_AT_READ", "200")
     code, out, err = search(*arguments, "-o", folder / "stopped.json")
@@ -191,20 +191,20 @@ def test_interrupted_search_goes_on(search: Search, monkeypatch: pytest.MonkeyPa
     ("arguments", "words"),
     [
         ([], "--keep, --budget, --speedup, --pattern: give one of the four"),
-        (["--keep", "5"], "keep=5: must be a whole number from 0 to 4, the number of gates"),
-        (["--keep", "1.5"], "--keep 1.5: must be a whole number of gates, or a share of them below 1"),
-        (["--keep", "-1"], "--keep -1: a number from 0"),
-        (["--keep", "many"], "--keep many: a number from 0"),
-        (["--keep", "1", "--budget", "4ms"], "not allowed with argument"),
+        (["--keep-gates", "5"], "keep=5: must be a whole number from 0 to 4, the number of gates"),
+        (["--keep-gates", "1.5"], "--keep-gates 1.5: must be a whole number of gates, or a share of them below 1"),
+        (["--keep-gates", "-1"], "--keep-gates -1: a number from 0"),
+        (["--keep-gates", "many"], "--keep-gates many: a number from 0"),
+        (["--keep-gates", "1", "--budget", "4ms"], "not allowed with argument"),
         (["--speedup", "1.2"], "--latency: a budget needs the network's latency table"),
         (["--budget", "4 apples", "--latency", "{latency}"], "--budget 4 apples: a latency in ms"),
-        (["--granularity", "layer", "--keep", "1"], "invalid choice: 'layer'"),
+        (["--granularity", "layer", "--keep-gates", "1"], "invalid choice: 'layer'"),
         (["--pattern", "mobilenetv2_140-Z"], "nearest: mobilenetv2_140-"),
         (["--pattern", "mobilenetv2_140-A"], "is for MobileNetV2, one chain of 52 layers"),
         (["--pattern", "mobilenetv2_140-A", "--weights-out", "w.safetensors"], "trains nothing"),
         (["--pattern", "efficientnet_lite0", "--granularity", "slot"], "searches blocks; leave --granularity out"),
-        (["--keep", "1", "--weights-out", "w.pth"], "expected a name that ends in .safetensors"),
-        (["--keep", "1", "--anneal", "2"], "at most 1"),
+        (["--keep-gates", "1", "--weights-out", "w.pth"], "expected a name that ends in .safetensors"),
+        (["--keep-gates", "1", "--anneal", "2"], "at most 1"),
     ],
     ids=str,
 )
@@ -218,7 +218,7 @@ def test_bad_input_is_exit_2_and_one_line(search: Search, arguments: list[str], 
 
 
 def test_search_without_images_says_so(search: Search) -> None:
-    code, _, err = search(*search.model, "--keep", 1, "-o", search.folder / "solution.json")
+    code, _, err = search(*search.model, "--keep-gates", 1, "-o", search.folder / "solution.json")
     assert code == 2
     assert "--data: a search trains the network" in err
 

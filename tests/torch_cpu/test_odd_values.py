@@ -22,7 +22,7 @@ _OUTPUTS = {
     "export": ["export", "missing.safetensors"],
     "importance": ["importance", "timm:resnet18", *_NEVER_READ],
     "finetune": ["finetune", "timm:resnet18", *_NEVER_READ, "--solution", "missing.json"],
-    "search": ["search", "timm:resnet18", "--keep", "1"],
+    "search": ["search", "timm:resnet18", "--keep-gates", "1"],
     "merge": ["merge", "missing.safetensors"],
     "profile": ["profile", "timm:resnet18"],
     "solve": ["solve", "--time-path", "missing.csv", "--imp-path", "missing.csv", "--speedup", "1.5"],

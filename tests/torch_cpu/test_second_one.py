@@ -283,7 +283,7 @@ def test_answers_that_depend_on_the_other_images_are_refused_first(name: str) ->
 _STEPS = {
     "importance": ["--data", "DATA", "-o", "i.csv"],
     "finetune": ["--data", "DATA", "--solution", "solution.json", "-o", "f.safetensors"],
-    "search": ["--data", "DATA", "--keep", "1", "-o", "s.json"],
+    "search": ["--data", "DATA", "--keep-gates", "1", "-o", "s.json"],
     "verify": ["--solution", "solution.json"],
     "merge": ["--solution", "solution.json", "-o", "m.safetensors"],
     "compare": ["a=solution.json"],
@@ -464,7 +464,7 @@ def test_commands_say_it_in_one_line(
         "compress": ["--speedup", "1.5", "-o", "out"],
         "importance": ["-o", "i.csv", "--method", "distill"],
         "finetune": ["--solution", "solution.json", "-o", "f.safetensors"],
-        "search": ["--keep", "1", "-o", "s.json"],
+        "search": ["--keep-gates", "1", "-o", "s.json"],
     }[command]
     folder = factory.parent
     more = [str(folder / each) if each == "out" or each.endswith(_SUFFIXES) else each for each in more]
