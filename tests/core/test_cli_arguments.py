@@ -94,7 +94,7 @@ def test_there_are_numeric_flags_of_every_kind() -> None:
         "--alpha",
         "--input",
         "--mean",
-        "--keep",
+        "--keep-gates",
         "--keep-act",
         "--milestones",
         "--tolerance",

@@ -101,7 +101,7 @@ def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None
         (["slove"], "unknown command 'slove'; nearest: solve"),
         (["solve", "--bugdet", "3"], "unknown argument --bugdet; nearest: --budget"),
         (["solve", "--speed=3"], "unknown argument --speed; nearest: --speedup"),
-        (["solve"], "required: --time-path, --imp-path; see `layerfold solve --help`"),
+        (["solve"], "required: --latency/--time-path, --importance/--imp-path; see `layerfold solve --help`"),
         (["--json"], "unrecognized arguments: --json"),
         (["bench", "a.onnx", "--threads", "0"], "argument --threads: 0: a whole number of at least 1 is expected"),
         (["bench", "a.onnx", "--target", "2"], "argument --target: 2: a number above 0, at most 1, is expected"),

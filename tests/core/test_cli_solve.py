@@ -162,7 +162,7 @@ def test_two_devices_need_two_budgets_and_keep_both(
     assert solution["predicted_ms"] <= 8.0
     assert solution["costs"]["latency_2_ms"] <= 4.1
     assert main([*tables, "--time-path", str(tmp_path / "phone.csv"), "--budget", "8"]) == 2
-    assert "expected one for each --time-path" in capsys.readouterr().err
+    assert "expected one for each --latency" in capsys.readouterr().err
 
 
 def test_epsilon_answers_say_how_near_they_come(tables: list[str], capsys: pytest.CaptureFixture[str]) -> None:

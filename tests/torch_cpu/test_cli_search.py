@@ -190,7 +190,7 @@ def test_interrupted_search_goes_on(search: Search, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--keep, --budget, --speedup, --pattern: give one of the four"),
+        ([], "--keep-gates, --budget, --speedup, --pattern: give one of the four"),
         (["--keep-gates", "5"], "keep=5: must be a whole number from 0 to 4, the number of gates"),
         (["--keep-gates", "1.5"], "--keep-gates 1.5: must be a whole number of gates, or a share of them below 1"),
         (["--keep-gates", "-1"], "--keep-gates -1: a number from 0"),
