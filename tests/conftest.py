@@ -49,6 +49,42 @@ def _beside_other_tests() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def measured_in_a_hurry() -> Iterator[None]:
+    """Let measurements settle at once, for tests of what a run hands on and not of how fast a network is.
+
+    Beside other tests they would hardly settle by themselves, and use all the time that they may.
+    """
+    from layerfold.profiler.timing.measurement import MeasurePolicy
+
+    def hurried(policy: MeasurePolicy) -> None:
+        object.__setattr__(policy, "target", max(policy.target, 0.1))
+        for name, most in (("cap_s", 0.05), ("warmup_cap_s", 0.02)):
+            object.__setattr__(policy, name, min(getattr(policy, name), most))
+
+    def checked_and_hurried(policy: MeasurePolicy) -> None:
+        check(policy)
+        hurried(policy)
+
+    check = MeasurePolicy.__post_init__
+    made_at_import = {
+        id(value): value
+        for name, module in list(sys.modules.items())
+        if name.startswith("layerfold.")
+        for value in list(vars(module).values())
+        if isinstance(value, MeasurePolicy)
+    }.values()
+    kept = [(policy, dict(vars(policy))) for policy in made_at_import]
+    for policy in made_at_import:
+        hurried(policy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MeasurePolicy, "__post_init__", checked_and_hurried)
+        yield
+    for policy, values in kept:
+        for name, value in values.items():
+            object.__setattr__(policy, name, value)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _memory_goes_back() -> Iterator[None]:
     """Give back what the tests of a file freed: glibc would otherwise keep gigabytes of tensors, in pieces."""

@@ -16,7 +16,9 @@ from torch import nn
 import layerfold as lf
 from layerfold.cli import build_parser, main
 from layerfold.importance import WholeScores
-from layerfold.pipeline import CompressOptions, compress, plan_scores, preflight
+from layerfold.pipeline import CompressOptions, plan_scores, preflight, steps
+
+pytestmark = pytest.mark.usefixtures("measured_in_a_hurry")
 
 MODEL = """
 from torch import nn
@@ -141,7 +143,7 @@ def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
         "learning_rate",
     )
     assert {name: given[name] for name in alike} == {name: getattr(options, name) for name in alike}
-    assert (given["score"], given["importance"], given["epochs"]) == (
+    assert (given["score"], given["method"], given["epochs"]) == (
         options.importance_score,
         options.importance_method,
         options.finetune_epochs,
@@ -170,8 +172,8 @@ def test_everything_trained_and_scored_is_on_the_device_asked_for(
 
         monkeypatch.setattr(module, name, spy)
 
-    spied(compress, "estimate_importance")
-    spied(compress, "finetune_network")
+    spied(steps, "estimate_importance")
+    spied(steps, "finetune_network")
     spied(plan_scores, "WholeScores")
     spied(plan_scores, "FinalistScores")
     monkeypatch.setattr(preflight, "check_device", seen.setdefault)

@@ -104,6 +104,7 @@ def test_plan_is_no_worse_a_whole_than_the_one_of_highest_importance(finished: C
     assert ("As whole networks, before any training" in page) == (len(wholes["taken"]) > 1)
 
 
+@pytest.mark.usefixtures("measured_in_a_hurry")
 def test_finalists_are_trained_and_the_best_is_taken(
     loaded: LoadedModel, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +238,7 @@ def test_second_run_does_nothing_twice(finished: CompressResult, loaded: LoadedM
     assert again.solution == finished.solution
 
 
+@pytest.mark.usefixtures("measured_in_a_hurry")
 def test_run_goes_on_from_the_step_that_is_missing(
     finished: CompressResult, loaded: LoadedModel, data: ImageData
 ) -> None:
@@ -261,6 +263,7 @@ def test_folder_with_foreign_files_is_refused_even_to_overwrite(tmp_path: Path) 
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.usefixtures("measured_in_a_hurry")
 def test_unreachable_budget_names_the_least_before_anything_is_trained(
     loaded: LoadedModel, data: ImageData, tmp_path: Path
 ) -> None:
@@ -270,6 +273,7 @@ def test_unreachable_budget_names_the_least_before_anything_is_trained(
     assert not (tmp_path / "out/importance.csv").exists()
 
 
+@pytest.mark.usefixtures("measured_in_a_hurry")
 def test_without_finetuning_importances_expect_none(loaded: LoadedModel, data: ImageData, tmp_path: Path) -> None:
     chosen = CompressOptions(
         fastest=True,

@@ -20,6 +20,8 @@ from layerfold.merge.files import load_form
 from layerfold.pipeline.equality import batches_of, check_same, probe_images
 from tests.torch_cpu.small_training import images, network
 
+pytestmark = pytest.mark.usefixtures("measured_in_a_hurry")
+
 _FACTORY = """
 from torch import nn
 from tests.torch_cpu.small_training import images, network
