@@ -12,7 +12,7 @@ from layerfold.options.optimizers import LEARNING_RATES
 
 
 def test_names_known_to_the_command_line_are_those_of_the_libraries() -> None:
-    assert tuple(estimators.ESTIMATORS) == ESTIMATORS
+    assert tuple(estimators.ESTIMATORS) == tuple(ESTIMATORS)
     assert tuple(scores._COLUMNS) == SCORES
     assert _choices.INTERPOLATIONS == INTERPOLATIONS
     assert _choices.FORMATS == FORMATS

@@ -130,7 +130,7 @@ def _solution(tmp_path: Path, **fields: object) -> str:
         ({"merge_pos": [5]}, "merge_pos holds 5; this network has positions 1..4"),
         ({"act_pos": [1], "merge_pos": [2]}, "act_pos=[1]: not in merge_pos"),
         ({"network_hash": "0123456789abcdef"}, "was made for a network of hash 0123456789abcdef"),
-        ({"merge_pos": [-1]}, "-1 is no position"),
+        ({"merge_pos": [-1]}, "merge_pos.0=-1: expected"),
     ],
 )
 def test_solution_that_does_not_fit_is_one_line_and_exit_2(

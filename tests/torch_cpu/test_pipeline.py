@@ -136,7 +136,7 @@ def test_finalists_are_trained_and_the_best_is_taken(
     assert wholes["finalist_steps"] == 2
     model = loaded.module.eval()
     net = lf.trace_network(model, torch.zeros(1, *data.input_shape))
-    score = FinalistScores(model, net, data, lf.FinetuneOptions(steps=2), holdout_images=64)
+    score = FinalistScores(model, net, data, lf.FinetuneOptions(steps=2, batch_size=32), holdout_images=64)
     assert score(found.solution) == pytest.approx(max(wholes["finalists"]), abs=1e-5)
     assert "Finetuned for 2 steps each" in (found.out / "report.html").read_text()
 
@@ -161,7 +161,11 @@ def test_every_setting_is_written_down_as_it_takes_effect(finished: CompressResu
     assert {"backend_device": "cpu", "precision": "float32", "layout": "nchw", "whole_plans": 24}.items() <= (
         config.items()
     )
-    assert (config["importance_method"], config["learning_rate"], config["finalist_steps"]) == ("shared", 0.05, 0)
+    assert (config["importance_method"], config["learning_rate"], config["finalist_steps"]) == (
+        "shared",
+        0.05 * 32 / 128,
+        0,
+    )
     assert config.keys() >= {each.name for each in fields(CompressOptions)} - {"device"}
 
 
@@ -171,7 +175,7 @@ def test_file_that_does_not_say_stands_for_the_defaults_of_its_version(data: Ima
     old = {name: value for name, value in now.items() if name not in LEFT_OUT}
     old |= {"learning_rate": None, "importance_method": "auto"}
     assert completed(old, data) == now
-    longer = old | {"finetune_epochs": 8, "batch_size": 64}
+    longer = old | {"finetune_epochs": 24, "batch_size": 64}
     known = completed(longer, data)
     assert (known["finalist_steps"], known["learning_rate"], known["importance_method"]) == (60, 0.025, "shared")
     unlabelled = completed(old, replace(data, is_labelled=False))
