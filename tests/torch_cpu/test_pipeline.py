@@ -161,11 +161,8 @@ def test_every_setting_is_written_down_as_it_takes_effect(finished: CompressResu
     assert {"backend_device": "cpu", "precision": "float32", "layout": "nchw", "whole_plans": 24}.items() <= (
         config.items()
     )
-    assert (config["importance_method"], config["learning_rate"], config["finalist_steps"]) == (
-        "shared",
-        0.05 * 32 / 128,
-        0,
-    )
+    found = tuple(config[name] for name in ("importance_method", "learning_rate", "finalist_steps"))
+    assert found == ("shared", 0.0125, 0)
     assert config.keys() >= {each.name for each in fields(CompressOptions)} - {"device"}
 
 
@@ -271,7 +268,7 @@ def test_folder_with_foreign_files_is_refused_even_to_overwrite(tmp_path: Path) 
 def test_unreachable_budget_names_the_least_before_anything_is_trained(
     loaded: LoadedModel, data: ImageData, tmp_path: Path
 ) -> None:
-    with pytest.raises(InfeasibleBudgetError, match="no plan meets it") as caught:
+    with pytest.raises(InfeasibleBudgetError, match="budget 20x") as caught:
         lf.compress_network(loaded, data, out=tmp_path / "out", options=options(20), progress=False)
     assert caught.value.least_ms > caught.value.budget_ms
     assert not (tmp_path / "out/importance.csv").exists()
