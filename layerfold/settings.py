@@ -122,9 +122,10 @@ def merged(
     if options is None:
         return cls(**settings)
     group = getattr(cls, "one_of", ())
-    given = {key: value for key, value in settings.items() if key not in group or value not in (None, False)}
+    # None and False say that it is not wanted; 0 is a value.
+    given = {key: value for key, value in settings.items() if key not in group or not (value is None or value is False)}
     if any(key in group for key in given):
-        given = {**dict.fromkeys(key for key in group if getattr(options, key)), **given}
+        given = {**{each.name: each.default for each in fields(cast(Any, cls)) if each.name in group}, **given}
     return replace(cast(Any, options), **given) if given else options
 
 
@@ -162,9 +163,12 @@ def takes_settings(**classes: type[Any]) -> Callable[[Callable[_P, _R]], Callabl
             bound = signature.bind_partial(*args, **kwargs)
             settings = bound.arguments.pop("settings", {})
             settings |= {key: bound.arguments.pop(key) for key in placed if key in bound.arguments}
-            for key, value in settings.items():
+            for key, value in list(settings.items()):
                 if key not in home:
                     raise _unknown(key, [*named, *home], name)
+                if value is None and known[key].default_factory is not MISSING:
+                    del settings[key]  # an object of options that is left out
+                    continue
                 settings[key] = checked_value(key, value, known[key].type)
             for each in own:  # before the settings together: a wrong type is said of what has it
                 if each.name in bound.arguments and set(str(each.annotation).split(" | ")) <= _PLAIN:

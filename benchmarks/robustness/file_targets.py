@@ -61,7 +61,7 @@ TARGETS = [
         "json",
         [
             ["tables", "plot", "plans.csv", "--kind", "prediction", "-o", "new.png"],
-            ["solve", "--time-path", "plans.csv", "--imp-path", "importance.csv", "--speedup", "0.9", "-o", "new.json"],
+            ["solve", "--latency", "plans.csv", "--importance", "importance.csv", "--speedup", "0.9", "-o", "new.json"],
         ],
     ),
     Target("importance.csv", "csv", [["solve", *_SOLVE], ["tables", "check", "importance.csv"]]),

@@ -220,7 +220,7 @@ class _NotBuilt:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measurements:
-    """Of the table's measurements, what is shown; see ``layerfold.profiler.run_report``."""
+    """Of the table's measurements, what is shown; see ``layerfold.profiler.store.report``."""
 
     measured: int
     cached: int

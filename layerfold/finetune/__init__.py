@@ -20,6 +20,7 @@ from layerfold.finetune._report import EpochRow, FinetuneReport
 from layerfold.finetune._scores import Scores, check_labels, evaluate_network, predict_logits
 from layerfold.finetune._train import finetune_network, train_network
 from layerfold.finetune._trainable import check_trainable, unfreeze_parameters
+from layerfold.options import FinetuneOptions
 
 __all__ = [
     "FINETUNED",
@@ -28,6 +29,7 @@ __all__ = [
     "PRESETS",
     "RECALIBRATED",
     "EpochRow",
+    "FinetuneOptions",
     "FinetuneReport",
     "Scores",
     "averaging_batch_norm",

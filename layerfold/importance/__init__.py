@@ -16,6 +16,7 @@ from layerfold.importance.requests import Request, list_requests
 from layerfold.importance.scores import Scores
 from layerfold.importance.subject import Subject
 from layerfold.importance.wholes import WholeScores
+from layerfold.options.importance import ADAPTIVE, AUTO, METHODS, SCORES, Refinement
 
 __all__ = [
     "ADAPTIVE",
@@ -25,6 +26,7 @@ __all__ = [
     "Estimator",
     "EstimatorBase",
     "FinalistScores",
+    "Refinement",
     "Request",
     "Scores",
     "Subject",

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from layerfold.arguments import shown
 from layerfold.data import ImageData
-from layerfold.errors import ExecutorError, FinetuneError
+from layerfold.errors import ExecutorError, FinetuneError, LayerfoldError
 from layerfold.finetune import is_out_of_memory
 from layerfold.graph import Network, trace_again
 from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
@@ -171,7 +172,7 @@ class Witness:
         if key not in self._estimators:
             self._estimators[key] = kind(subject, task.training)
         scores = self._estimators[key].scores_of(task.request)
-        return Estimate(_finite(scores), time.monotonic() - began)
+        return Estimate(_finite(_checked(scores, task.method)), time.monotonic() - began)
 
     def _subject(
         self,
@@ -185,6 +186,22 @@ class Witness:
                 self._net, self._device, is_recalibrated=is_recalibrated, weights=weights and weights().read()
             )
         return self._subjects[key]
+
+
+def _checked(scores: object, method: str) -> Scores:
+    """Return what an estimator answered, which may be of another package, if it is scores.
+
+    Raises:
+        LayerfoldError: it is something else.
+    """
+    if isinstance(scores, Mapping) and all(
+        isinstance(name, str) and isinstance(value, int | float) for name, value in scores.items()
+    ):
+        return dict(scores)
+    raise LayerfoldError(
+        f"method={method!r}: its scores_of returned {shown(scores)}, expected numbers by name, for example "
+        "{'val_loss': -0.4}; see docs/importance.md"
+    )
 
 
 def _finite(scores: Scores) -> Scores:

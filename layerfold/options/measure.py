@@ -28,7 +28,7 @@ class ProfileOptions:
         candidates: what to measure; None for ``net.candidates()``.
         method: ``plans`` screens the segments alone, times promising ones between their neighbours, then some tens of
             whole networks, each merged by a random plan, and fits the entries to them
-            (``layerfold.profiler.beliefs``): sums of entries then predict networks, and each entry says how sure
+            (``layerfold.profiler.plans.beliefs``): sums of entries then predict networks, and each entry says how sure
             it is. ``isolated`` takes the segments alone: shared between networks, and off by a tenth or more.
         num_plans: whole networks to time for ``plans``; None for one a promising shape, 16 at least and 40 at most.
         target: half-width of each 95 % interval at which it has settled, between 0 and 1, relative to the whole network
@@ -92,7 +92,7 @@ class VerifyOptions(BenchmarkOptions):
         budget_ms: end-to-end budget, above 0; None for the solution's.
         speedup: speed-up over the original, above 0; it then decides, and not ``budget_ms``.
         predicted_ms: what the table predicts; None for what the solution says.
-        predicted_interval_ms: 95 % interval of that (``layerfold.profiler.fitted.predicted_interval_ms``).
+        predicted_interval_ms: 95 % interval of that (``layerfold.profiler.plans.fitted.predicted_interval_ms``).
     """
 
     batch: int = 1

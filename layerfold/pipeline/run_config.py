@@ -50,11 +50,11 @@ def completed(stored: Mapping[str, JsonValue], data: ImageData) -> JsonObject:
         return found
     if found.get("learning_rate") is None and isinstance(optimizer, str) and optimizer in _LEARNING_RATES:
         found["learning_rate"] = _LEARNING_RATES[optimizer] * batch_size / 128
-    if found.get("finalist_steps") is None:
-        found["finalist_steps"] = 0
-        if has_training and found["whole_plans"] and not found.get("fastest"):
-            steps = epochs * len(data.loader("train", batch_size, drop_last=True))
-            found["finalist_steps"] = _FINALIST_STEPS if _FINALIST_SHARE * steps >= _FINALIST_STEPS else 0
+    if not (has_training and found["whole_plans"]) or found.get("fastest"):
+        found["finalist_steps"] = 0  # whatever was asked for, none were
+    elif found.get("finalist_steps") is None:
+        steps = epochs * len(data.loader("train", batch_size, drop_last=True))
+        found["finalist_steps"] = _FINALIST_STEPS if _FINALIST_SHARE * steps >= _FINALIST_STEPS else 0
     return found
 
 

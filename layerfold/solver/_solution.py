@@ -144,7 +144,7 @@ class Solution:
             SolutionError: a missing field, or one that breaks a rule.
         """
         try:
-            content = json.dumps(data)
+            content = json.dumps(data, default=_plain)
         except (TypeError, ValueError) as error:
             raise SolutionError(f"{source}: holds what JSON has no form for ({error}); give plain values") from None
         return cls._parsed(content, source)
@@ -341,3 +341,11 @@ def _plain_list(value: Any, name: str) -> Any:
     except Exception as error:  # a tensor without values, or sparse
         reason = " ".join(str(error).split())[:100]
         raise SolutionError(f"{name} is no plain list of positions ({reason})") from None
+
+
+def _plain(value: object) -> object:
+    """Return an array of NumPy's, or a tensor, as the list that JSON has for it."""
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        return to_list()
+    raise TypeError(f"a {type(value).__name__}")

@@ -147,7 +147,7 @@ class _Sidecar:
     device: str | None = None
     driver: str | None = None
     backend: str | None = None
-    versions: dict[str, str] | None = None
+    versions: dict[str, str | int | float | None] | None = None
     fixed_ms: Finite | None = None
     scale: Finite | None = None
     chains: list[_Pair] | None = None
@@ -168,6 +168,8 @@ def _parsed(content: bytes | str, source: str) -> tuple[Provenance, int | None]:
         )
     found = parse_json(content, _Sidecar, source=source, remedy=_REMEDY, error=TableError)
     known = {name: value for name, value in vars(found).items() if name != "rows" and value is not None}
+    if found.versions is not None:
+        known["versions"] = {name: str(version) for name, version in found.versions.items()}
     try:
         return Provenance(**{**known, "input_shape": tuple(found.input_shape or ())}), found.rows
     except TableError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from layerfold.profiler.store import file
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.earlier import kind_of
 from layerfold.profiler.store.history import CacheHistory
@@ -163,3 +164,21 @@ def test_a_ratio_is_stored_and_counted_as_one(tmp_path: Path) -> None:
     line = (tmp_path / "log").read_text()
     assert f"UNSETTLED ratio 0.8 [0.79, 0.84] +-3.12%, 15 rounds, 184 set aside | {PLAN}" in line
     assert " ms" not in line
+
+
+def test_file_that_another_process_brings_up_to_date_meanwhile_is_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns, others = file._columns, []
+
+    def after_another_process(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+        if not others:
+            others.append(True)
+            file._connect(path).close()
+        return columns(connection, table)
+
+    monkeypatch.setattr(file, "_columns", after_another_process)
+    file.open_cache_file(path).close()
+    assert others
+    assert capsys.readouterr().err == ""
+    assert not list(path.parent.glob("*broken*"))

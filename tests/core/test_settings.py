@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
@@ -22,7 +22,9 @@ class Walk:
     mood: str = setting("calm", choices=("calm", "merry"))
     far_m: float | None = None
     long_s: float | None = None
-    one_of: ClassVar[tuple[str, ...]] = ("far_m", "long_s")
+    home: bool = False
+    guide: tuple[str, ...] = field(default_factory=tuple)
+    one_of: ClassVar[tuple[str, ...]] = ("far_m", "long_s", "home")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -63,6 +65,11 @@ def go(
         ({"boots": "new", "gear": Gear(steps=4)}, Walk(), Gear(boots="new", steps=4)),
         ({"options": Walk(far_m=3.0), "long_s": 2.0}, Walk(long_s=2.0), Gear()),
         ({"options": Walk(far_m=3.0), "long_s": None}, Walk(far_m=3.0), Gear()),
+        ({"options": Walk(home=True), "far_m": 3.0}, Walk(far_m=3.0), Gear()),
+        ({"options": Walk(home=True), "far_m": 0}, Walk(far_m=0.0), Gear()),
+        ({"options": Walk(far_m=0.0), "long_s": 2.0}, Walk(long_s=2.0), Gear()),
+        ({"options": Walk(far_m=3.0), "home": False}, Walk(far_m=3.0), Gear()),
+        ({"guide": None}, Walk(), Gear()),
     ],
 )
 def test_setting_by_name_takes_the_place_of_that_of_the_options(given: dict[str, Any], walk: Walk, gear: Gear) -> None:
@@ -102,7 +109,21 @@ def test_missing_argument_stays_a_type_error() -> None:
 
 def test_signature_shows_the_settings_once() -> None:
     parameters = inspect.signature(go).parameters
-    assert list(parameters) == ["place", "mood", "options", "gear", "dog", "steps", "pace", "far_m", "long_s", "boots"]
+    own, others = ["place", "mood", "options", "gear", "dog"], ["steps", "pace", "far_m", "long_s", "home", "guide", "boots"]
+    assert list(parameters) == own + others
+        "place",
+        "mood",
+        "options",
+        "gear",
+        "dog",
+        "steps",
+        "pace",
+        "far_m",
+        "long_s",
+        "home",
+        "guide",
+        "boots",
+    ]
     assert (parameters["steps"].default, parameters["steps"].annotation) == (3, "int")
     assert (parameters["mood"].default, parameters["mood"].annotation) == ("calm", "str")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from layerfold.errors import SolutionError
@@ -140,3 +141,10 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(SolutionError, match=r"(no such file|is a folder)"):
             Solution.read(path)
+
+
+def test_positions_may_be_arrays() -> None:
+    found = Solution.from_json(
+        {"act_pos": np.array([1]), "merge_pos": np.array([1, 3]), "predicted_ms": np.float32(0.5)}
+    )
+    assert (found.act_pos, found.merge_pos, found.predicted_ms) == ((1,), (1, 3), 0.5)

@@ -18,10 +18,23 @@ _ENTRY_POINTS = """
 [layerfold.estimators]
 as_it_is = my_package.estimators:AsItIs
 none = my_package.others:NoEstimator
+number = my_package.others:OneNumber
 absent = acme_absent:Estimator
 failing = my_package.failing:Estimator
 recalibrate = my_package.others:NoEstimator
 adaptive = my_package.others:NoEstimator
+"""
+_OTHERS = """
+from layerfold.importance import EstimatorBase
+
+
+class NoEstimator:
+    pass
+
+
+class OneNumber(EstimatorBase):
+    def scores_of(self, request):
+        return 0.5
 """
 _OWN = """
 import torch
@@ -72,7 +85,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "estimators.py").write_text(re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)[0])
-    (package / "others.py").write_text("class NoEstimator:\n    pass\n")
+    (package / "others.py").write_text(_OTHERS)
     (package / "failing.py").write_text("raise RuntimeError('no licence')\n")
     facts = folder / "my_package-2.1.dist-info"
     facts.mkdir()
@@ -123,7 +136,7 @@ def test_estimator_of_another_package_fills_a_table_alike_in_python_and_by_comma
 def test_help_lists_estimators_of_other_packages(site: Path) -> None:
     done = _python(site, "-m", "layerfold", "importance", "--help")
     assert done.returncode == 0, done.stderr
-    names = "auto, shared, recalibrate, distill, finetune, taylor, absent, as_it_is, failing, none, adaptive"
+    names = "auto, shared, recalibrate, distill, finetune, taylor, absent, as_it_is, failing, none, number, adaptive"
     assert names in " ".join(done.stdout.split())
 
 
@@ -132,6 +145,7 @@ def test_help_lists_estimators_of_other_packages(site: Path) -> None:
     [
         ("as_it_iz", 2, "nearest: as_it_is"),
         ("none", 1, "method='none' (my_package.others:NoEstimator) is no estimator: it lacks fills_slots"),
+        ("number", 1, "method='number': its scores_of returned 0.5, expected numbers by name"),
         ("absent", 4, "install my-package again, with what it needs"),
         ("failing", 1, "fails at import: RuntimeError: no licence; tell the makers of my-package"),
     ],
@@ -150,4 +164,4 @@ from layerfold.importance.estimators import ESTIMATORS
 print(ESTIMATORS["recalibrate"].__module__, len(ESTIMATORS))
 """
     done = _python(site, "-c", code)
-    assert done.stdout.split() == ["layerfold.importance.estimators.recalibrate", "9"], done.stderr
+    assert done.stdout.split() == ["layerfold.importance.estimators.recalibrate", "10"], done.stderr

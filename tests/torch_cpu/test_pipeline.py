@@ -177,6 +177,7 @@ def test_file_that_does_not_say_stands_for_the_defaults_of_its_version(data: Ima
     assert (known["finalist_steps"], known["learning_rate"], known["importance_method"]) == (60, 0.025, "shared")
     unlabelled = completed(old, replace(data, is_labelled=False))
     assert (unlabelled["finalist_steps"], unlabelled["importance_method"]) == (0, "recalibrate")
+    assert completed(old | {"finalist_steps": 60}, replace(data, is_labelled=False))["finalist_steps"] == 0, "none were"
     said = {"precision": "float16", "whole_plans": 3, "finalist_steps": 7, "learning_rate": 0.5}
     assert said.items() <= completed(old | said, data).items(), "what a file says counts"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pkgutil
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ _CALLS = [
 @pytest.mark.parametrize("name", layerfold.__all__)
 def test_public_name_resolves(name: str) -> None:
     assert getattr(layerfold, name) is not None
+
+
+@pytest.mark.parametrize(
+    "package", sorted(each.name for each in pkgutil.walk_packages(layerfold.__path__, "layerfold.") if each.ispkg)
+)
+def test_names_of_every_package_resolve(package: str) -> None:
+    module = import_module(package)
+    assert [name for name in getattr(module, "__all__", ()) if getattr(module, name, None) is None] == []
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`lf\.(\w+)`", _README))))

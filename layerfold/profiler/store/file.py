@@ -139,9 +139,10 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise sqlite3.DatabaseError(f"its schema is {version}, this version of layerfold writes {SCHEMA}")
         if tables and connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("its pages are damaged")
-        expected = {**_COLUMNS, "measurement": earlier.COLUMNS} if version == earlier.SCHEMA else _COLUMNS
-        for table in tables & expected.keys():
-            if _columns(connection, table) != expected[table]:
+        # A file of schema 2 may have the columns of this one by now: another process may be bringing it up to date.
+        earlier_columns = {**_COLUMNS, "measurement": earlier.COLUMNS} if version == earlier.SCHEMA else _COLUMNS
+        for table in tables & _COLUMNS.keys():
+            if _columns(connection, table) not in (_COLUMNS[table], earlier_columns[table]):
                 raise sqlite3.DatabaseError(f"its table {table} has other columns")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
