@@ -39,6 +39,13 @@ class LayerfoldError(Exception):
 
     Attributes:
         is_said: another of several processes has said what there is to say.
+
+    Example:
+        >>> try:
+        ...     lf.load_model("timm:mobilnetv2_100")
+        ... except lf.LayerfoldError as error:
+        ...     error.exit_code
+        2
     """
 
     exit_code = 1
@@ -85,6 +92,13 @@ class InfeasibleBudgetError(LayerfoldError):
     Attributes:
         budget_ms: the budget asked for, in milliseconds.
         least_ms: the least latency that can be reached, in milliseconds.
+
+    Example:
+        >>> try:
+        ...     lf.solve_frontier(latency, importance).at(budget_ms=1.5)
+        ... except lf.InfeasibleBudgetError as error:
+        ...     error.least_ms, error.exit_code
+        (2.6, 3)
     """
 
     exit_code = 3

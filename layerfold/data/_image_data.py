@@ -37,6 +37,17 @@ class ImageData:
         details: how the splits were made and the images prepared.
         is_labelled: whether images have labels; otherwise the label of each is ``UNLABELLED``.
         fingerprint: SHA-256 over content, splits and preprocessing; computed from a few items where not given.
+
+    Example:
+        >>> images = torch.utils.data.TensorDataset(torch.randn(32, 3, 8, 8), torch.arange(32) % 2)
+        >>> data = lf.ImageData(
+        ...     name="noise", num_classes=2, input_shape=(3, 8, 8), train=images, holdout=images, test=images
+        ... )
+        >>> data.num_images
+        {'train': 32, 'holdout': 32, 'test': 32}
+        >>> batch, labels = next(iter(data.loader("train", batch_size=8, shuffle=True)))
+        >>> batch.shape
+        torch.Size([8, 3, 8, 8])
     """
 
     name: str

@@ -76,6 +76,11 @@ def open_data(
         DataError: unreadable tables or images (all headers are looked at, once for each state of a folder), labels
             outside the range, a split with fewer than two classes or without images.
         OptionalDependencyError: the package that reads the source is not installed.
+
+    Example:
+        >>> data = lf.open_data("folder:images", input_shape=(3, 8, 8), cache="off", progress=False)
+        >>> data.num_classes, data.num_images
+        (2, {'train': 14, 'holdout': 2, 'test': 16})
     """
     options = options or DataOptions()
     source = _form_of(source) if isinstance(source, Path) else source

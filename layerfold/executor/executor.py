@@ -36,6 +36,13 @@ class Executor:
         resources: ``ray``: what a worker takes of the cluster, for example ``{"GPU": 1, "h200": 1}``: ``CPU``,
             ``GPU``, or a label that nodes were started with.
         retries: how often an entry is tried again whose worker died or failed.
+
+    Example:
+        >>> lf.Executor().is_here
+        True
+        >>> gpus = lf.Executor(devices=("cuda:0", "cuda:1"))
+        >>> gpus.is_here
+        False
     """
 
     kind: str = "local"

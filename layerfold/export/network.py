@@ -75,6 +75,11 @@ def export_network(
         UsageError: unknown format, or no example input.
         ExportError: the export fails, or the file differs from the module.
         OptionalDependencyError: ``tensorrt`` was asked for and is not installed.
+
+    Example:
+        >>> report = lf.export_network(merged, "files", example_input=torch.zeros(1, 3, 8, 8))
+        >>> report.onnx_path.name, report.check.max_rel < 1e-4
+        ('model.onnx', True)
     """
     options = options or ExportOptions()
     name, preprocessing = options.name, options.preprocessing

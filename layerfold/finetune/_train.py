@@ -75,6 +75,12 @@ def finetune_network(
         OptionalDependencyError: an optimizer or log whose package is not installed.
         UsageError: an option outside its range, a network that gives no logits or of which nothing would train, a
             teacher with other outputs, a damaged checkpoint or one of another run, or a port in use.
+
+    Example:
+        >>> form = lf.build_train_form(model, net, solution)
+        >>> report = lf.finetune_network(form, data, teacher=model, epochs=2, batch_size=16, progress=False)
+        >>> report.steps, [row.epoch for row in report.history]
+        (4, [1, 2])
     """
     options, run = options or FinetuneOptions(), run or RunOptions()
     _check_fade(model, fade, options, run)

@@ -31,6 +31,13 @@ class Layer:
         norm: qualified name of the norm module folded into it, or None.
         activation: what stands in the slot at position ``index``, or None for an empty slot.
         input_shape, output_shape: (channels, height, width) at the traced input.
+
+    Example:
+        >>> first = net.layers[0]
+        >>> first.name, first.norm, first.activation.kind
+        ('0', '1', 'relu')
+        >>> first.input_shape, first.output_shape
+        ((3, 8, 8), (8, 8, 8))
     """
 
     index: int
@@ -56,6 +63,12 @@ class Residual:
         shortcut: the convs on the way, each with its norm folded; empty for an identity.
         shortcut_names: qualified names of those convs.
         source_shape: (channels, height, width) of the feature map at ``src``.
+
+    Example:
+        >>> from torchvision.models.resnet import BasicBlock
+        >>> residual = lf.trace_network(BasicBlock(8, 8), torch.zeros(1, 8, 8, 8)).residuals[0]
+        >>> residual.src, residual.dst, residual.is_identity
+        (0, 2, True)
     """
 
     src: int
@@ -76,6 +89,10 @@ class Chain:
     Attributes:
         start, end: positions; ``start`` is the chain's input.
         activation: the chain's commonest activation, which fills an empty slot; None if the chain has none.
+
+    Example:
+        >>> [(chain.start, chain.end, chain.activation.kind) for chain in net.chains]
+        [(0, 3, 'relu')]
     """
 
     start: int
@@ -92,6 +109,10 @@ class Barrier:
         kind: what it is, for example ``max_pool2d``.
         reason: one clause that says why nothing merges across it.
         after: index of the last layer before it, 0 before the first.
+
+    Example:
+        >>> [(barrier.kind, barrier.after) for barrier in net.barriers]
+        [('AdaptiveAvgPool2d', 3), ('Flatten', 3), ('Linear', 3)]
     """
 
     name: str
@@ -113,6 +134,13 @@ class Segment:
             behind the merged conv, with their shortcut convs.
         dropped: layers of it that are left out; where that is every one, ``conv`` is of kind ``identity``, unless a
             shortcut conv is left of a residual.
+
+    Example:
+        >>> segment = net.segment(1, 3)
+        >>> segment.num_layers, segment.merged, segment.macs
+        (2, '5x5', 102400)
+        >>> segment.is_changed
+        True
     """
 
     start: int

@@ -14,7 +14,16 @@ from layerfold.graph.dropping import effective_stops
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Description):
-    """A traced network: a description only; fields as of :class:`Description`."""
+    """A traced network: a description only; fields as of :class:`Description`.
+
+    Example:
+        >>> len(net.layers), net.original_act_pos
+        (3, (1, 2, 3))
+        >>> [(segment.start, segment.end) for segment in net.candidates()]
+        [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+        >>> [segment.merged for segment in net.segments_of(solution.merge_pos)]
+        ['3x3', '5x5']
+    """
 
     def segment(self, start: int, end: int, dropped: Collection[int] = ()) -> Segment:
         """Return layers start+1..end, less those in ``dropped``, as one merged segment.

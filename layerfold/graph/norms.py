@@ -18,6 +18,13 @@ def layer_norms(model: nn.Module, net: Network) -> dict[int, float]:
         net: its description.
 
     Source: Kim et al., *LayerMerge* (ICML 2024), section 3.
+
+    Example:
+        >>> norms = lf.layer_norms(model, net)
+        >>> sorted(norms)
+        [1, 2, 3]
+        >>> len(net.candidates()), len(net.candidates(layer_norms=norms))
+        (6, 8)
     """
     graph = net.graph.on(model)
     modules = dict(graph.named_modules())

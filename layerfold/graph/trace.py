@@ -122,6 +122,13 @@ def trace_network(
     Raises:
         UnsupportedGraphError: the model cannot be traced, cannot run on the input, or has no conv to work on.
         UsageError: ``exclude`` names no module of the model, or ``example_input`` holds no tensors or too many.
+
+    Example:
+        >>> net = lf.trace_network(model, torch.zeros(1, 3, 8, 8))
+        >>> len(net.layers), [(chain.start, chain.end) for chain in net.chains]
+        (3, [(0, 3)])
+        >>> [(segment.start, segment.end) for segment in net.candidates() if segment.num_layers > 1]
+        [(0, 2), (0, 3), (1, 3)]
     """
     names = {name for name, _ in model.named_modules()}
     excluded = tuple(exclude)

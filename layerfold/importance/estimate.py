@@ -96,6 +96,13 @@ def estimate_importance(
         ExecutorError: an entry failed on every try, or memory is too small.
         ClusterUnavailableError: there is no such cluster.
         OptionalDependencyError: Ray is not installed.
+
+    Example:
+        >>> importance = lf.estimate_importance(model, net, data, "recalibrate", score="kl", progress=False)
+        >>> importance
+        ImportanceTable(6 entries, source='importance table')
+        >>> f"{importance.entry(0, 3).importance:.4f} nats"
+        '... nats'
     """
     options = _settled(options or ImportanceOptions(), data)
     check_method(options.method, _score_of(options), data, options.refinement)

@@ -66,6 +66,15 @@ def merge_network(student: nn.Module, *, tolerance: float | None = 1e-9, cut_bor
     Raises:
         MergeError: ``student`` is not in train form.
         EquivalenceError: a merged conv differs from its segment; names the first.
+
+    Example:
+        >>> form = lf.build_train_form(model, net, solution)
+        >>> merged = lf.merge_network(form)
+        >>> list(merged.meta["merged_convs"])
+        ['segment_1_3']
+        >>> images = torch.randn(4, 3, 8, 8)
+        >>> torch.allclose(merged(images), form(images), atol=1e-5)
+        True
     """
     if not isinstance(student, fx.GraphModule):
         raise MergeError(f"student is a {type(student).__name__}; merge_network takes what build_train_form returned")

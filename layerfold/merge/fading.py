@@ -34,6 +34,14 @@ def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: S
 
     Returns:
         How many activations will fade.
+
+    Example:
+        >>> form = lf.build_train_form(model, net, solution)
+        >>> lf.add_fading(form, model, net, solution)
+        1
+        >>> report = lf.finetune_network(form, data, steps=4, fade=0.5, progress=False)
+        >>> report.steps
+        4
     """
     traced: TracedGraph = net.graph
     original = traced.on(model)

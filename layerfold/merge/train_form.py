@@ -47,6 +47,13 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
         UsageError: ``net`` was traced from another model.
         SolutionError: positions outside 1..N, a segment across a residual, a dropped layer that changes the shape, or a
             solution of another network.
+
+    Example:
+        >>> form = lf.build_train_form(model, net, solution)
+        >>> form(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 2])
+        >>> [sum(isinstance(part, nn.ReLU) for part in each.modules()) for each in (model, form)]
+        [3, 2]
     """
     segments = check_solution(net, solution)
     traced: TracedGraph = net.graph

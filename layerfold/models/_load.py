@@ -55,6 +55,11 @@ class LoadedModel:
         weights_sha256: of the weights file, or None for random weights.
         weights_key: the name of the set of weights that was taken from the file; empty for one at its top.
         note: what there is to say, as one line, for example about that choice; empty where there is nothing.
+
+    Example:
+        >>> loaded = lf.load_model("timm:mobilenetv3_small_050", num_classes=10)
+        >>> loaded.name, loaded.input_shape, loaded.num_classes
+        ('mobilenetv3_small_050', (3, 224, 224), 10)
     """
 
     module: nn.Module
@@ -96,6 +101,13 @@ def load_model(
 
     Raises:
         UsageError: an unknown source or name (with the nearest ones), a bad factory, weights that do not fit.
+
+    Example:
+        >>> loaded = lf.load_model("timm:mobilenetv3_small_050")
+        >>> loaded.input_shape, loaded.num_classes
+        ((3, 224, 224), 1000)
+        >>> lf.load_model("own.py:small").module(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 2])
     """
     if weights_key is not None and weights is None:
         raise UsageError(f"weights_key={weights_key!r}: names a set in a weights file; give weights, too")

@@ -23,6 +23,11 @@ class DataOptions:
         max_array_bytes: a split whose decoded pixels need more is too large to be held in memory: without a cache it
             is decoded image by image, and its training images are cut at random, not shifted.
         download: whether torchvision or ``datasets`` may fetch what is not there.
+
+    Example:
+        >>> options = lf.DataOptions(mean=(0.5,), std=(0.25,), holdout=0.2)
+        >>> options.holdout
+        0.2
     """
 
     mean: tuple[float, ...] | None = None

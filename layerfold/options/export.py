@@ -20,6 +20,11 @@ class ExportOptions:
         skip_missing: leave out a format whose package is not installed, and say so in the report, in place of an error.
         preprocessing: how images become inputs (the fields of ``layerfold.data.Preprocessing``), kept in a JSON file
             beside each file for ``layerfold run``; None to keep nothing.
+
+    Example:
+        >>> options = lf.ExportOptions(name="small")
+        >>> options.precision
+        'float32'
     """
 
     precision: str = "float32"

@@ -44,6 +44,13 @@ class FinetuneOptions:
         keep: weights of the ``last`` epoch, or of the ``best`` on the holdout.
         mixed_precision: ``no``, ``bf16`` or ``fp16`` (which needs a GPU).
         seed: of the order of images, augmentation, mixing and dropout.
+
+    Example:
+        >>> options = lf.FinetuneOptions(epochs=20, batch_size=64)
+        >>> options.highest_learning_rate
+        0.025
+        >>> round(options.learning_rate_at(step=1, total_steps=100), 3)
+        0.005
     """
 
     epochs: int = setting(1, least=1, metavar="N", help="passes over the train split")
@@ -145,6 +152,11 @@ class RunOptions:
         tensorboard_path: folder for the same in TensorBoard's format.
         progress: show a bar with an ETA on stderr.
         description: the text beside the bar; None for what is being done.
+
+    Example:
+        >>> options = lf.RunOptions(device="cuda", log_path="log.csv")
+        >>> options.checkpoint_every_s
+        60.0
     """
 
     device: str = setting("cpu", metavar="NAME", help="cpu, cuda, cuda:1, ...")

@@ -61,6 +61,11 @@ class Refinement:
         refine_with: method of the expensive ones.
         most: most entries to refine, at least 1; None for one in five, at least 16.
         budgets_ms: latencies end to end whose plans are looked at; none for plans all over the frontier.
+
+    Example:
+        >>> options = lf.ImportanceOptions(method="adaptive", refinement=lf.Refinement(most=20))
+        >>> options.refinement.refine_with
+        'finetune'
     """
 
     start_with: str = setting("shared", choices=ESTIMATORS, metavar="NAME", help="the cheap method")
@@ -97,6 +102,11 @@ class ImportanceOptions:
         executor: where entries are estimated: ``local``, ``ray``, or an :class:`Executor` that says more. The table is
             the same to the bit on CPUs of one kind with equally many threads.
         model_name: what the user calls the model, for the table's provenance.
+
+    Example:
+        >>> options = lf.ImportanceOptions(method="finetune", score="loss", epochs=1)
+        >>> options.calibration_images
+        256
     """
 
     method: str = setting(AUTO, choices=METHODS, metavar="NAME")

@@ -38,6 +38,11 @@ class ProfileOptions:
         workers: processes that fill the cache together, if this is one of several.
         executor: who measures: ``local``, ``ray``, or an :class:`Executor` that says more. Several workers open a
             backend each, so that it must be named, and share what they measure through the cache.
+
+    Example:
+        >>> options = lf.ProfileOptions(batch=8, dtype="float16", cap_s=1)
+        >>> options.method
+        'plans'
     """
 
     batch: int = 1
@@ -70,6 +75,11 @@ class BenchmarkOptions:
         target: half-width of the 95 % intervals, relative, at which to stop, between 0 and 1.
         cap_s: most seconds a network, above 0.
         is_patient: take up to three times as long while a neighbour slows the processor.
+
+    Example:
+        >>> options = lf.BenchmarkOptions(threads=2, cap_s=5)
+        >>> options.target
+        0.01
     """
 
     device: str | None = None
@@ -93,6 +103,11 @@ class VerifyOptions(BenchmarkOptions):
         speedup: speed-up over the original, above 0; it then decides, and not ``budget_ms``.
         predicted_ms: what the table predicts; None for what the solution says.
         predicted_interval_ms: 95 % interval of that (``layerfold.profiler.plans.fitted.predicted_interval_ms``).
+
+    Example:
+        >>> options = lf.VerifyOptions(speedup=1.5, is_patient=True)
+        >>> options.batch
+        1
     """
 
     batch: int = 1
@@ -113,6 +128,11 @@ class CompareOptions(BenchmarkOptions):
         importance: table that importances are summed from; without it a solution's own is shown.
         accuracies_pct: accuracies known beforehand by name, ``original`` for the original's; where images score a
             network, that counts.
+
+    Example:
+        >>> options = lf.CompareOptions(latency=latency, accuracies_pct={"original": 71.9})
+        >>> options.batch
+        1
     """
 
     batch: int = 1

@@ -29,6 +29,11 @@ class SearchOptions:
         distill: learn from the original's logits too; without labels, from them alone.
         max_kernel: largest merged kernel where there is no table, at least 1.
         model_name: what the user calls the model, for the solution.
+
+    Example:
+        >>> options = lf.SearchOptions(speedup=1.5, training=lf.FinetuneOptions(epochs=30))
+        >>> options.granularity
+        'slot'
     """
 
     keep: float | None = None

@@ -30,6 +30,11 @@ class SolveOptions:
             exact. With one cost it steers the thinning, and the gap is proven afterwards by the hull; with several
             costs it bounds the gap beforehand.
         max_labels: most labels a state before thinning sets in; then epsilon is 1e-4, or what it takes.
+
+    Example:
+        >>> options = lf.SolveOptions(limits=lf.Limits(max_merged=1), risk=0.05)
+        >>> lf.solve_frontier(latency, importance, options=options).risk
+        0.05
     """
 
     alpha: float = 0.0

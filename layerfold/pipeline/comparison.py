@@ -87,6 +87,13 @@ class SolutionComparison:
     Attributes:
         networks: in the order given.
         provenance: backend, versions, device, options, batch.
+
+    Example:
+        >>> comparison["ours"].speedup
+        1.25
+        >>> comparison.rows()[0]["name"]
+        'original'
+        >>> comparison.write_csv("comparison.csv")
     """
 
     networks: tuple[ComparedNetwork, ...]
@@ -168,6 +175,14 @@ def compare_solutions(
         UsageError: no solutions, or a name that is not among them; with ``data``, a model that gives no logits.
         SolutionError: a solution that does not fit the network; names it.
         DataError: images with more classes than the model has.
+
+    Example:
+        >>> by_hand = lf.Solution(act_pos=[3], merge_pos=[3])
+        >>> found = lf.compare_solutions(model, net, {"solver": solution, "by hand": by_hand}, progress=False)
+        >>> [(each.name, each.num_convs) for each in found.networks]
+        [('original', 3), ('solver', 2), ('by hand', 1)]
+        >>> f"{found['solver'].speedup:.2f} times as fast"
+        '... times as fast'
     """
     options = options or CompareOptions()
     networks, known = networks or {}, options.accuracies_pct or {}

@@ -102,6 +102,13 @@ def compress_network(
         InfeasibleBudgetError: no plan meets the budget; names the least that can be met.
         EquivalenceError: what was traced, or merged, computes something else than the model.
         DataError, ProfilerError, FinetuneError, ExportError: the step that failed says why.
+
+    Example:
+        >>> result = lf.compress_network(model, data, fastest=True, finetune_epochs=0, out="out", progress=False)
+        >>> result.merged(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 2])
+        >>> sorted(path.name for path in result.out.glob("*.onnx"))
+        ['model.onnx', 'original.onnx']
     """
     loaded = model if isinstance(model, LoadedModel) else None
     module = plain_module(model.module) if isinstance(model, LoadedModel) else model

@@ -118,6 +118,13 @@ class CompressOptions:
         train_device: torch's name of where networks are trained and scored; latency is the backend's alone.
         formats: ``onnx``, ``tensorrt``; None for onnx, and tensorrt where it is installed.
         seed: of splits, order of images, random plans.
+
+    Example:
+        >>> options = lf.CompressOptions(speedup=1.5, finetune_epochs=10)
+        >>> options.backend, options.budget.speedup
+        ('onnxruntime', 1.5)
+        >>> options.finetune.epochs
+        10
     """
 
     budget_ms: float | None = None

@@ -125,6 +125,11 @@ def benchmark_networks(
     Raises:
         UsageError: no networks, a missing file, or a module without ``example_input``.
         ExportError: a module that cannot be exported.
+
+    Example:
+        >>> report = lf.benchmark_networks({"original": "original.onnx", "merged": "merged.onnx"})
+        >>> f"{report['merged'].median_ms:.3f} ms, {report['merged'].speedup:.2f} times as fast"
+        '... ms, ... times as fast'
     """
     if not networks:
         raise UsageError("networks is empty; give at least one, as name -> module or ONNX file")

@@ -59,6 +59,13 @@ def profile_network(
         ExportError: an activation that has no ONNX form.
         ProfilerError: the backend refuses a graph.
         ExecutorError: no worker could do its work; ClusterUnavailableError: there is no such cluster.
+
+    Example:
+        >>> latency = lf.profile_network(model, net, method="isolated", cache=False, progress=False)
+        >>> latency
+        LatencyTable(6 entries, chains=[(0, 3)], source='latency table')
+        >>> f"{latency.entry(0, 3).latency_ms:.3f} ms"
+        '... ms'
     """
     options = options or ProfileOptions()
     choice = BackendChoice.of(backend, device, options.threads) if isinstance(backend, str) else backend

@@ -100,6 +100,13 @@ def verify_solution(
     Raises:
         UsageError: a budget or speed-up that is not above 0.
         SolutionError: the solution does not fit the network.
+
+    Example:
+        >>> found = lf.verify_solution(model, net, solution, budget_ms=3.5)
+        >>> f"{found.measured_ms:.3f} ms"
+        '... ms'
+        >>> found.predicted_ms, found.is_within_budget
+        (3.2, True)
     """
     from layerfold.merge import build_train_form, merge_network
 

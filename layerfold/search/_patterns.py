@@ -78,6 +78,13 @@ def published_pattern(
     Raises:
         UsageError: no such pattern, or a pattern of another network.
         ProvenanceMismatchError: a table of another network.
+
+    Example:
+        >>> loaded = lf.load_model("timm:mobilenetv2_035")
+        >>> net = lf.trace_network(loaded.module, torch.zeros(1, 3, 32, 32))
+        >>> solution = lf.published_pattern("mobilenetv2_140-A", net)
+        >>> len(net.original_act_pos), len(solution.act_pos)
+        (35, 28)
     """
     if name not in PUBLISHED_PATTERNS:
         known = ", ".join(PUBLISHED_PATTERNS)

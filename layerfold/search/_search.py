@@ -52,6 +52,15 @@ class SearchResult:
         gates: every gate, by position.
         training: its history.
         weights: the weights that the search ended with, by the model's own names.
+
+    Example:
+        >>> found = lf.search_activations(
+        ...     model, net, data, keep=1, training=lf.FinetuneOptions(steps=4, batch_size=16), progress=False
+        ... )
+        >>> [(gate.name, gate.positions) for gate in found.gates]
+        [('0', (1,)), ('3', (2,))]
+        >>> sorted(found.as_dict())
+        ['gates', 'solution', 'training']
     """
 
     solution: Solution
@@ -108,6 +117,13 @@ def search_activations(
         FinetuneError: training diverged.
 
     Source: Fu et al., *DepthShrinker* (ICML 2022, arXiv 2206.00843), sections 3.2 and 3.3. The budget is ours.
+
+    Example:
+        >>> found = lf.search_activations(
+        ...     model, net, data, keep=1, training=lf.FinetuneOptions(steps=4, batch_size=16), progress=False
+        ... )
+        >>> len(found.gates), found.solution.merge_pos[-1]
+        (2, 3)
     """
     options, run = options or SearchOptions(), run or RunOptions()
     if run.keep_other:

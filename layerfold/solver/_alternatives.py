@@ -46,6 +46,12 @@ def solve_alternatives(
         InfeasibleBudgetError: not even one solution keeps to the budgets.
 
     Source: Lawler, "A procedure for computing the K best solutions to discrete optimization problems" (1972).
+
+    Example:
+        >>> for each in lf.solve_alternatives(latency, importance, count=2, budgets_ms=[3.5]):
+        ...     print(each.act_pos, each.predicted_ms, each.importance)
+        (1, 3) 3.2 -1.0
+        (2, 3) 3.5 -2.0
     """
     if not 1 <= whole("count", count) <= MOST_ALTERNATIVES:
         raise UsageError(f"count={shown(count)}: expected a whole number from 1 to {MOST_ALTERNATIVES}")

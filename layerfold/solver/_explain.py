@@ -148,6 +148,15 @@ def explain_point(frontier: Frontier, index: int) -> Explanation:
 
     Raises:
         UsageError: no such point.
+
+    Example:
+        >>> frontier = lf.solve_frontier(latency, importance)
+        >>> for line in lf.explain_point(frontier, 1).lines():
+        ...     print(line)
+        layers    become     alone ms  now ms  saved ms  importance
+        2-3       one conv          2     1.2      +0.8          -1
+        1 single  unchanged         1       1        +0          +0
+        next better point: +0.8 ms for +1 points: +activation 2; +break 2
     """
     if not 0 <= whole("index", index) < len(frontier):
         raise UsageError(f"index={shown(index)}: expected a point of the frontier, 0 to {len(frontier) - 1}")

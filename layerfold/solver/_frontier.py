@@ -42,6 +42,17 @@ class Frontier:
         importances: [points] in points.
         gaps: [points] points of importance that any solution no slower could have more; all 0 where exact.
         alpha, risk: what it was solved with.
+
+    Example:
+        >>> frontier = lf.solve_frontier(latency, importance)
+        >>> frontier
+        Frontier(3 points, 2.6 to 4 ms)
+        >>> [(point.predicted_ms, point.importance) for point in frontier]
+        [(2.6, -4.0), (3.2, -1.0), (4.0, 0.0)]
+        >>> frontier.at(budget_ms=3.5).merge_pos
+        (1, 3)
+        >>> frontier.at(speedup=1.5).predicted_ms
+        2.6
     """
 
     def __init__(

@@ -27,6 +27,11 @@ class Limits:
         allow_bare_stops: whether merging may stop where an activation was removed, as the published solver allows.
             By default nothing is removed for nothing: an activation stays where its removal frees no merge, and a
             segment that is not faster than its parts is no option.
+
+    Example:
+        >>> limits = lf.Limits(max_merged=1, keep_activations={2})
+        >>> [point.act_pos for point in lf.solve_frontier(latency, importance, limits=limits)]
+        [(2, 3), (1, 2, 3)]
     """
 
     max_params: float | None = None

@@ -76,6 +76,14 @@ class Solution:
 
     Raises:
         SolutionError: positions that are no whole numbers above 0, or an ``act_pos`` that is not in ``merge_pos``.
+
+    Example:
+        >>> solution = lf.Solution(act_pos=[1, 3], merge_pos=[1, 3])
+        >>> solution.structure
+        ((1, 3), (1, 3), None)
+        >>> solution.write("solution.json")
+        >>> lf.Solution.read("solution.json") == solution
+        True
     """
 
     act_pos: tuple[int, ...]

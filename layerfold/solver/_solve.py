@@ -60,6 +60,14 @@ def solve_frontier(
         InfeasibleBudgetError: nothing keeps to ``limits`` and ``budgets_ms``.
 
     Paper: section 4; appendix B for the extended importances.
+
+    Example:
+        >>> frontier = lf.solve_frontier(latency, importance)
+        >>> len(frontier), frontier.is_exact
+        (3, True)
+        >>> solution = frontier.at(budget_ms=3.5)
+        >>> solution.act_pos, solution.predicted_ms, solution.importance
+        ((1, 3), 3.2, -1.0)
     """
     tables = latency_tables(latency)
     options = options or SolveOptions()

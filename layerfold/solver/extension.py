@@ -136,6 +136,11 @@ def extend_importance(
 
     Returns:
         a table whose entries carry ``breaks``: start, the inner positions without activation, end.
+
+    Example:
+        >>> extended = lf.extend_importance(importance)
+        >>> extended.entry(0, 3).importance, extended.entry(0, 3).breaks
+        (-4.0, (0, 3))
     """
     importances, _ = split_importances(normalised_importances(importance, alpha, normalise), importance.entries)
     chains = importance.provenance.chains or (

@@ -53,6 +53,14 @@ class Option:
         importance: in points, higher is better.
         plan: what to do there.
         more_costs: further costs, in the order of the problem's limits (a second device, parameters, ...).
+
+    Example:
+        >>> from layerfold.solver.options import Plan
+        >>> option = lf.Option(
+        ...     start=0, start_act=1, end=3, end_act=1, latency_ms=2.2, importance=-1.0, plan=Plan(breaks=(0, 1, 3))
+        ... )
+        >>> option.plan.keys
+        ((0, 1), (1, 3))
     """
 
     start: int

@@ -115,6 +115,11 @@ def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:
 
     Returns:
         a table of the same segments whose entries carry ``breaks``.
+
+    Example:
+        >>> best = lf.compute_optimal_latency(latency)
+        >>> best.entry(0, 3).latency_ms, best.entry(0, 3).breaks
+        (1.6, (0, 3))
     """
     entries = [entry for entry in latency.entries if not entry.drops]
     found: dict[tuple[int, int], LatencyEntry] = {}

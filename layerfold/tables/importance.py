@@ -40,6 +40,11 @@ class ImportanceEntry:
         merged: the merged kernel (``layerfold.tables.kernel``); empty if unknown. Must be known where layers are
             dropped: it leads to the latency.
         kept: the layers that stay; None for every one.
+
+    Example:
+        >>> entry = lf.ImportanceEntry(start=1, end=3, start_act=1, end_act=1, importance=-0.8)
+        >>> entry.key
+        (1, 3, 1, 1)
     """
 
     start: int
@@ -110,6 +115,15 @@ class ImportanceTable:
 
     Attributes:
         by_key: (start, end, start_act, end_act) to entry, in the order of the entries.
+
+    Example:
+        >>> importance
+        ImportanceTable(6 entries, source='importance table')
+        >>> importance.entry(1, 3).importance
+        -1.0
+        >>> importance.write("importance.csv")
+        >>> lf.ImportanceTable.read("importance.csv").entry(0, 3).importance
+        -4.0
     """
 
     def __init__(

@@ -75,6 +75,11 @@ class LatencyEntry:
         kept: layers that stayed where it was measured (others that merge into the same kernel take as long); None for
             every one, or, with ``drops``, where the table does not say.
         drops: whether layers are dropped; follows from ``kept`` where that is given.
+
+    Example:
+        >>> entry = lf.LatencyEntry(start=1, end=3, latency_ms=1.2)
+        >>> entry.key
+        (1, 3)
     """
 
     start: int
@@ -155,6 +160,17 @@ class LatencyTable:
 
     Raises:
         TableError: a repeated segment, one outside all chains, or a gap that makes a chain's end unreachable.
+
+    Example:
+        >>> latency
+        LatencyTable(6 entries, chains=[(0, 3)], source='latency table')
+        >>> latency.entry(1, 3).latency_ms
+        1.2
+        >>> latency.original_ms, latency.predict_ms(solution)
+        (4.0, 3.2)
+        >>> latency.write("latency.csv")
+        >>> lf.LatencyTable.read("latency.csv").original_ms
+        4.0
     """
 
     def __init__(

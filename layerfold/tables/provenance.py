@@ -49,6 +49,11 @@ class Provenance:
         left_out: segments that an importance table leaves out on purpose, because merging them whole is not
             faster than merging them in parts.
         notes: free text.
+
+    Example:
+        >>> provenance = lf.Provenance(model="mine", device="my board", fixed_ms=0.4, chains=((0, 3),))
+        >>> lf.Provenance.from_json(provenance.to_json(), source="mine.json").device
+        'my board'
     """
 
     schema: int = SCHEMA
