@@ -184,7 +184,7 @@ def test_run_refuses_what_is_no_file_at_once_and_on_one_line(place: str, name: s
     path = tmp_path / name
     _PLACES[place](path)
     spec = InputSpec(name="x", shape=(1, 3, 8, 8))
-    with pytest.raises(DataError, match=r"^--input [^\n\x1b\udcff]+$"):
+    with pytest.raises(DataError, match=r"^--image [^\n\x1b\udcff]+$"):
         Classifier(lambda _: [], spec, prepared(3)).classify([path])
 
 
