@@ -27,7 +27,7 @@ help:
 demo: $(STAMP)
 	$(BIN)/python -m layerfold demo -o $(OUT) $(DEMO_FLAGS)
 
-# One thread a worker: two workers on two cores would otherwise fight for them.
+# One thread per worker: two workers on two cores would otherwise fight for them.
 TEST_ENV := OMP_NUM_THREADS=1
 
 test: $(STAMP)

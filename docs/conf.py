@@ -69,7 +69,7 @@ html_show_copyright = False
 
 
 class Commands(SphinxDirective):
-    """One section a command of `layerfold`, with what `--help` prints."""
+    """One section per command of `layerfold`, with what `--help` prints."""
 
     def run(self) -> list[nodes.Node]:
         os.environ["COLUMNS"] = "86"

@@ -1,4 +1,4 @@
-"""Settings of public functions: one frozen dataclass a job, whose fields may also be given by name. No torch here.
+"""Settings of public functions: one frozen dataclass per job, whose fields may also be given by name. No torch here.
 
 A field says its own limits (:func:`setting`). They are checked when the object is made (:func:`check_settings`), and a
 flag of the command line is made from them (``layerfold.cli._flags``). A function marked with :func:`takes_settings`

@@ -111,7 +111,7 @@ def main() -> int:
         metavar="PCT",
         help="choose by the table alone, for a speed-up larger by so much, and measure at the end only",
     )
-    parser.add_argument("--cap-s", type=float, default=10.0, metavar="S", help="most seconds of measuring a network")
+    parser.add_argument("--cap-s", type=float, default=10.0, metavar="S", help="most seconds of measuring per network")
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="that fill importance tables and finetune, at once"
     )

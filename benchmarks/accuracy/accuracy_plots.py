@@ -29,7 +29,7 @@ _STYLES = {
 
 
 def draw(results: dict[str, Any]) -> None:
-    """Draw accuracy after finetuning against measured speed-up, a panel a network."""
+    """Draw accuracy after finetuning against measured speed-up, a panel per network."""
     figure, every = new_axes(len(results))
     for axes, (network, found) in zip(every, results.items(), strict=True):
         axes.axhline(found["original_accuracy_pct"], color="#8d97a3", linestyle="--", linewidth=1)

@@ -135,7 +135,7 @@ class Ranking:
         return {"entries": len(self.entries), "reference_seconds": _seconds(self.reference), "methods": methods}
 
     def cost(self) -> dict[str, Any]:
-        """Time the reference and each cheap method in one run, one thread each: seconds an entry."""
+        """Time the reference and each cheap method in one run, one thread each: seconds per entry."""
         few, took = spread(self.entries, _TIMED_ENTRIES), {}
         for method in ("finetune", *CHEAP):
             entries = few if method == "finetune" else self.entries
@@ -254,12 +254,14 @@ def record(name: str, step: str, found: Any, arguments: argparse.Namespace) -> N
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], metavar="NETWORK", help=", ".join(NETWORKS))
-    parser.add_argument("--steps", type=int, default=300, metavar="N", help="of the reference, an entry")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="of the reference, per entry")
     parser.add_argument("--entries", type=int, default=48, metavar="N")
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.2, 1.4, 1.7], metavar="X", help="of plans")
     parser.add_argument("--plan-epochs", type=int, default=1, metavar="N", help="of finetuning what the tables choose")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of that finetuning")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that fill tables, a thread each")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that fill tables, one thread each"
+    )
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--work", type=Path, default=ROOT / "build/shorten_cifar10", metavar="FOLDER")
     parser.set_defaults(epochs=2, search_epochs=1, backend="onnxruntime", device=None)  # of shorten_cifar10.py

@@ -6,7 +6,7 @@ For every plan of ResNet-20 and MobileNetV2-0.5 on CIFAR-10 that ``importance_ra
 finetuned (and those of ways that were left, ``results/whole_plans``): the loss on 1,000 holdout images, before any
 training with BatchNorm statistics measured again on 256 training images, and after 60 steps of 128 images, beside the
 test accuracy after finetuning; and the rank correlations of both losses with that among plans that were finetuned
-alike. Half a minute a plan; those that are done are kept under ``--work``.
+alike. Half a minute per plan; those that are done are kept under ``--work``.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _COLOURS = {
 
 
 def draw_frontiers(results: dict[str, Any], name: str) -> None:
-    """Draw importance against speed-up, with and without drops, a panel a network."""
+    """Draw importance against speed-up, with and without drops, a panel per network."""
     figure, every = new_axes(len(results))
     for axes, (network, found) in zip(every, results.items(), strict=True):
         for way, (label, colour, line) in _WAYS.items():
@@ -53,7 +53,7 @@ def draw_frontiers(results: dict[str, Any], name: str) -> None:
 
 
 def draw_accuracies(results: dict[str, Any]) -> None:
-    """Draw accuracy after finetuning against measured speed-up, a panel a network."""
+    """Draw accuracy after finetuning against measured speed-up, a panel per network."""
     figure, every = new_axes(len(results))
     for axes, (network, found) in zip(every, results.items(), strict=True):
         axes.axhline(found["original_accuracy_pct"], color="#8d97a3", linestyle="--", linewidth=1)

@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 128], metavar="N")
     parser.add_argument("--side", type=int, default=224, metavar="PIXELS")
     parser.add_argument("--device", default="cuda", help="of the torch backend (default: %(default)s)")
-    parser.add_argument("--plans", type=int, default=20, metavar="N", help="whole networks a table (%(default)s)")
+    parser.add_argument("--plans", type=int, default=20, metavar="N", help="whole networks per table (%(default)s)")
     parser.add_argument("--minutes", type=float, default=7.5, metavar="M", help="begin nothing new after most of these")
     arguments = parser.parse_args()
     clock, results = Clock(arguments.minutes), {}

@@ -197,7 +197,7 @@ def kept(name: str, work: Callable[[], dict[str, Any]], *, fresh: bool) -> dict[
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Print what counts, one line a way."""
+    """Print what counts, one line per way."""
     for name, found in results.items():
         print(
             f"\n{name}: {found['original_ms']:.3g} ms, segments alone {found['alone_s']:.0f} s, "

@@ -108,7 +108,7 @@ def fastest_stops(table: lf.LatencyTable) -> list[int]:
 
 
 def prediction_rows(results: dict[str, Any]) -> list[str]:
-    """Return the table of docs/prediction.md, one line a network."""
+    """Return the table of docs/prediction.md, one line per network."""
 
     def cells(each: dict[str, Any]) -> tuple[str, str]:
         return f"{each['median_pct']:.1f} / {each['max_pct']:.1f} %", f"{each['rank']:.3f}"
@@ -141,7 +141,7 @@ def prediction_rows(results: dict[str, Any]) -> list[str]:
 
 
 def budget_rows(results: dict[str, Any]) -> list[str]:
-    """Return the table of budgets, one line a network."""
+    """Return the table of budgets, one line per network."""
     head = ["network", "asked", "measured", "at least", "budget used", "plans timed, verified"]
     rows = []
     for name, speedups in results.items():

@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--backend", default="onnxruntime", metavar="NAME")
     parser.add_argument("--device", metavar="NAME", help="of the backend")
     parser.add_argument("--batch", type=int, default=1, metavar="N")
-    parser.add_argument("--cap-s", type=float, default=10.0, metavar="S", help="most seconds a network")
+    parser.add_argument("--cap-s", type=float, default=10.0, metavar="S", help="most seconds per network")
     parser.add_argument("--plot", type=Path, default=ROOT / "build/published_patterns.png", metavar="PNG")
     arguments = parser.parse_args()
     model = lf.load_model(_MODEL).module

@@ -13,7 +13,7 @@ IMAGES = ROOT / "docs" / "images"
 
 
 def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table, one line a row; the first column to the left, the others to the right."""
+    """Return a Markdown table, one line per row; the first column to the left, the others to the right."""
     lines = (" ".join(f"| {cell}" if cell else "|" for cell in row) + " |" for row in rows)
     return [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1), *lines]
 

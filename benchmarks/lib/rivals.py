@@ -37,7 +37,7 @@ _LARGEST_SHARE, _SHARE_STEP, _FINEST_SHARE = 0.95, 0.05, 0.015
 """Of filters: the most that go, the steps in which rounded ones are tried, and where the bisection ends."""
 
 _PRECISION = 2000
-"""Steps of time a millisecond, of the paper's programme: networks here take less than a millisecond."""
+"""Steps of time per millisecond, of the paper's programme: networks here take less than a millisecond."""
 
 
 def paper(latency: lf.LatencyTable, importance: lf.ImportanceTable, budget_ms: float) -> lf.Solution:
@@ -215,7 +215,7 @@ def dsp_onnx(name: str) -> bytes:
     """Return a published checkpoint as ONNX."""
 
     def gather(g: Any, x: Any, index: Any, dim: Any) -> Any:
-        # The exporter knows no take_along_dim; here the index has one number a channel, [1, channels, 1, 1].
+        # The exporter knows no take_along_dim; here the index has one number per channel, [1, channels, 1, 1].
         flat = g.op("Reshape", index, g.op("Constant", value_t=torch.tensor([-1])))
         return g.op("Gather", x, flat, axis_i=1)
 

@@ -41,7 +41,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", metavar="NAME", help="these only, and no record; may be repeated")
-    parser.add_argument("--solutions", type=int, default=20, help="random solutions an architecture (%(default)s)")
+    parser.add_argument("--solutions", type=int, default=20, help="random solutions per architecture (%(default)s)")
     parser.add_argument("--drops", action="store_true", help="random solutions that drop layers; no page")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, one thread each (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "architectures-out", help="folder of the journal")

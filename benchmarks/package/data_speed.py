@@ -31,7 +31,7 @@ import layerfold as lf
 CIFAR, IMAGENET = "cifar10", "imagenet_sample"
 POLICY = "rand-m9-mstd0.5-inc1"
 CASES = {
-    # data, split, side, a size in bytes above which a split is not held, network, images a step
+    # data, split, side, a size in bytes above which a split is not held, network, images per step
     "CIFAR-10, 32 px": (CIFAR, "train", 32, 2**30, "mobilenetv2_050", 128),
     "ImageNet samples, 224 px": (IMAGENET, "holdout", 224, 1, "mobilenetv2_100", 32),
 }
@@ -69,7 +69,7 @@ def opened(name: str, cache: Path | str) -> lf.ImageData:
 
 
 def loader_speeds(name: str, folder: Path) -> dict[str, float]:
-    """Return images a second of whole epochs, augmented by random crops unless the row says otherwise."""
+    """Return images per second of whole epochs, augmented by random crops unless the row says otherwise."""
     _, split, _, _, _, batch = CASES[name]
 
     def epoch(data: lf.ImageData, **options: Any) -> float:

@@ -2,7 +2,7 @@
 
     python benchmarks/package/timm_sweep.py [--only PATTERN ...] [--most-params 60e6] [--jobs 1] [--out timm-sweep-out]
 
-Random weights and images, one thread a process. Each finished model is a line of the journal in --out, so that a
+Random weights and images, one thread per process. Each finished model is a line of the journal in --out, so that a
 stopped run goes on where it was; for another version of the code give another folder. Ends 1 where a model fails in
 another way than with one line of its own (a LayerfoldError that says why it cannot be traced).
 """

@@ -1,6 +1,6 @@
 """Every command that writes, on a disk that is full after so many bytes: the old files stay, one line, exit 1.
 
-    python benchmarks/robustness/disk_full.py                 # 12 moments a command
+    python benchmarks/robustness/disk_full.py                 # 12 moments per command
     python benchmarks/robustness/disk_full.py -n 3 --only solve
 
 The files lie on a small file system in memory (tmpfs), filled but for a part of what the command writes, so that each
@@ -64,7 +64,7 @@ _STARTS_AGAIN = ("compress",)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("-n", type=int, default=12, help="moments a command (%(default)s)")
+    parser.add_argument("-n", type=int, default=12, help="moments per command (%(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="commands whose name holds this")
     parser.add_argument("--no-record", action="store_true")
     args = parser.parse_args()

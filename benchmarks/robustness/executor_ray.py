@@ -127,7 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Importance on a local Ray cluster against one process.")
     parser.add_argument("--kills", type=int, default=10, metavar="N")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of ResNet-20 (default: finetuned here)")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="of distill and shared, an entry")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="of distill and shared, per entry")
     parser.add_argument("--max-kernel", type=int, default=7, metavar="K")
     parser.add_argument("--holdout-images", type=int, default=256, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments of the kills")

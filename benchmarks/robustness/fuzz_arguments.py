@@ -1,6 +1,6 @@
 """Odd command lines for every command: no traceback, no hang, the right exit code, no file touched but the outputs.
 
-    python benchmarks/robustness/fuzz_arguments.py                    # 100 command lines a command
+    python benchmarks/robustness/fuzz_arguments.py                    # 100 command lines per command
     python benchmarks/robustness/fuzz_arguments.py -n 20 --only solve --seed 3 --verbose
 
 Each begins as a good command line on tiny real inputs (inputs.py), to which one to four changes are made, drawn from
@@ -298,7 +298,7 @@ def _is_right(arguments: list[str]) -> bool:
 def main() -> None:
     """Run, print a table, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=100, help="command lines a command")
+    parser.add_argument("-n", type=int, default=100, help="command lines per command")
     parser.add_argument("--only", action="append", help="commands, for example solve or 'tables merge'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-s", type=float, default=60.0, help="seconds after which a command counts as hanging")

@@ -1,6 +1,6 @@
 """Every file that a command reads, damaged: no traceback, no hang, the right exit code, no other file touched.
 
-    python benchmarks/robustness/fuzz_files.py                    # 200 mutations a file
+    python benchmarks/robustness/fuzz_files.py                    # 200 mutations per file
     python benchmarks/robustness/fuzz_files.py -n 20 --only solution --seed 3 --verbose
 
 Each run damages one good file (mutations.py) and gives it to a command that reads it, in a forked child. Ends 1 where
@@ -33,7 +33,7 @@ from record import RESULTS, commit, write_record
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("-n", type=int, default=200, help="mutations a file (%(default)s)")
+    parser.add_argument("-n", type=int, default=200, help="mutations per file (%(default)s)")
     parser.add_argument("--most-s", type=float, default=1e9, metavar="S", help="go on to the next file after so long")
     parser.add_argument("--only", default="", metavar="TEXT", help="files whose name holds this (a regular expression)")
     parser.add_argument("--seed", type=int, default=0)

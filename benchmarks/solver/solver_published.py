@@ -30,8 +30,8 @@ PRECISION = 20
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=200, help="random importance tables a network (%(default)s)")
-    parser.add_argument("--budgets", type=int, default=20, help="budgets a seed (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=200, help="random importance tables per network (%(default)s)")
+    parser.add_argument("--budgets", type=int, default=20, help="budgets per seed (%(default)s)")
     parser.add_argument(
         "--precision",
         type=int,
@@ -112,7 +112,7 @@ def random_importance(name: str, seed: int, plain: bool = False) -> Any:
 
 
 def compare_answers(name: str, seed: int, *, budgets: int, precision: int) -> list[dict[str, float]]:
-    """Return one row a budget: what either solver reaches."""
+    """Return one row per budget: what either solver reaches."""
     from layerfold.errors import InfeasibleBudgetError
     from layerfold.solver import Limits, solve_frontier
     from tests.oracles.published import fill_table

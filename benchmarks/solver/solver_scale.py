@@ -1,4 +1,4 @@
-"""What a solve costs: against the number of layers, candidates a start, and options a candidate.
+"""What a solve costs: against the number of layers, candidates per start, and options per candidate.
 
     python benchmarks/solver/solver_scale.py [--plot docs/images/solver_cost.png]
 
@@ -163,7 +163,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
         axes.set(
             xscale="log",
             yscale="log",
-            xlabel={"layers": "layers", "options": "options a candidate", "candidates": "candidates a start"}[name],
+            xlabel={"layers": "layers", "options": "options per candidate", "candidates": "candidates per start"}[name],
         )
         axes.set_title(", ".join(f"{value:,} {key}" for key, value in fixed.items()), fontsize=9, loc="left")
         axes.set_xticks([row[name] for row in chosen], [f"{row[name]:,}" for row in chosen])

@@ -34,7 +34,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
         raise UsageError(f"--input {text}: give channels x height x width as whole numbers, for example 3x224x224")
     if math.prod(map(int, parts)) > MOST_NUMBERS:
         raise UsageError(
-            f"--input {text}: is more than {MOST_NUMBERS:,} values an image, which no network here takes; "
+            f"--input {text}: is more than {MOST_NUMBERS:,} values per image, which no network here takes; "
             "give channels x height x width, for example 3x224x224"
         )
     channels, height, width = (int(part) for part in parts)
@@ -42,7 +42,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def parse_channel_values(text: str, argument: str) -> tuple[float, ...]:
-    """Return the numbers of a text like ``0.485,0.456,0.406``, one a channel.
+    """Return the numbers of a text like ``0.485,0.456,0.406``, one per channel.
 
     Args:
         text: one number, or several with commas between them.
@@ -54,7 +54,7 @@ def parse_channel_values(text: str, argument: str) -> tuple[float, ...]:
     found = tuple(finite_number(part) for part in text.split(","))
     if not all(map(math.isfinite, found)):
         raise UsageError(
-            f"{argument} {text}: give one number a channel with commas between, for example 0.485,0.456,0.406"
+            f"{argument} {text}: give one number per channel with commas between, for example 0.485,0.456,0.406"
         )
     return found
 
@@ -145,7 +145,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
             type=whole(1, BATCH),
             default=128,
             metavar="N",
-            help="images a step in training (default: 128)",
+            help="images per step in training (default: 128)",
         )
 
 

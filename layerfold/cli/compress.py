@@ -105,7 +105,7 @@ def add_parser(subparsers: Any) -> None:
         ImportanceOptions,
         "holdout_images",
         "--importance-images",
-        help="holdout images a score",
+        help="holdout images per score",
         default="all",
     )
     add_flag(

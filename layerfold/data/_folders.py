@@ -1,4 +1,4 @@
-"""Image files in folders: in a folder a class, or without labels. No torch."""
+"""Image files in folders: in a folder per class, or without labels. No torch."""
 
 from __future__ import annotations
 

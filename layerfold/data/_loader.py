@@ -42,7 +42,7 @@ class BatchLoader:
 
     Args:
         split: where the images come from.
-        batch_size: images a batch; the last one may be smaller.
+        batch_size: images per batch; the last one may be smaller.
         shuffle: whether rows come in an order drawn from the seed and the epoch.
         augment: False or ``"none"``; True or ``"crop"``: cropped and mirrored at random; or the name of one of timm's
             policies, applied after that, for example ``"rand-m9-mstd0.5-inc1"``, ``"augmix-m3-w3"``, ``"3a"``.

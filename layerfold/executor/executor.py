@@ -72,7 +72,7 @@ class Executor:
             raise UsageError(f"address={self.address!r}: is a Ray cluster's; use executor='ray'")
         if self.devices and self.workers not in (None, len(self.devices)):
             raise UsageError(
-                f"workers={self.workers} and devices={','.join(self.devices)}: there is one worker a "
+                f"workers={self.workers} and devices={','.join(self.devices)}: there is one worker per "
                 "device; leave workers out"
             )
 

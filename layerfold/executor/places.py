@@ -33,7 +33,7 @@ class Place:
 
 
 def places_of(devices: Sequence[str], workers: int, threads: int) -> list[Place]:
-    """Return one place a process.
+    """Return one place per process.
 
     Args:
         devices: names such as ``cuda:0``, one as often as it is to have processes; empty for the first, on the

@@ -36,7 +36,7 @@ class ProcessGroup:
 
     Args:
         payload: makes a worker.
-        places: one a process.
+        places: one per process.
     """
 
     def __init__(self, payload: Payload, places: Sequence[Place]) -> None:

@@ -10,14 +10,14 @@ Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 
 MakeWorker: TypeAlias = Callable[[str], Callable[[Task], Answer]]
-"""Called once a worker, where the worker is, with torch's name of its device; what it returns answers tasks.
+"""Called once per worker, where the worker is, with torch's name of its device; what it returns answers tasks.
 
 It must pickle, but for an executor that stays in this process.
 """
 
 
 class Pool(Protocol):
-    """Workers that live as long as the pool, so that what is dear to make is made once a worker."""
+    """Workers that live as long as the pool, so that what is expensive to make is made once per worker."""
 
     def map_unordered(self, runs: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, Any]]:
         """Yield (task, answer) as tasks are finished.

@@ -98,7 +98,7 @@ def remedy_for(answer: object, num_images: int) -> str | None:
     if answer.dim() == 4 and answer.shape[2:] == (1, 1):
         return "flatten the answer to [images, classes] (flatten(1))"
     if answer.dim() != 2 or answer.shape[0] != num_images:
-        return "use the steps with your own training and scoring, or wrap the model to give one row an image"
+        return "use the steps with your own training and scoring, or wrap the model to give one row per image"
     if not answer.is_floating_point():
         return "return the logits themselves, before argmax or rounding"
     if answer.shape[1] < 2:

@@ -36,7 +36,7 @@ PRESETS = tuple(_PRESETS)
 def preset(name: str) -> FinetuneOptions:
     """Return the settings with which Kim et al. finetuned a network on ImageNet.
 
-    All: SGD with Nesterov momentum 0.9, 256 images a step, cosine rate from the first step, random resized crops and
+    All: SGD with Nesterov momentum 0.9, 256 images per step, cosine rate from the first step, random resized crops and
     mirroring, no teacher. With one (``distillation_weight=0.3``; for MobileNetV2 only) they distilled at temperature 1.
 
     ================  ======  ====  ===============================================================================

@@ -41,7 +41,7 @@ def open_accelerator(device: str, mixed_precision: str, *, changes: bool) -> Any
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
-    # Accelerate keeps one state a process and refuses another precision or device; each run here has its own.
+    # Accelerate keeps one state per process and refuses another precision or device; each run here has its own.
     AcceleratorState._reset_state(reset_partial_state=True)
     check_device(device)
     if device.startswith("cuda:"):

@@ -43,7 +43,7 @@ class FinetuneReport:
     """The history of a run.
 
     Attributes:
-        history: a row an epoch.
+        history: a row per epoch.
         best_epoch: the epoch with the highest holdout accuracy, or agreement where there are no labels (the latest of
             equals), or None if never scored.
         kept_epoch: whose weights the module holds.

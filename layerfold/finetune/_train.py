@@ -170,7 +170,7 @@ def train_network(
         number, is_main = accelerator.num_processes, accelerator.is_main_process
         if rows < 2 * number:
             raise UsageError(
-                f"batch_size={options.batch_size}: {number} processes need at least {2 * number} images a "
+                f"batch_size={options.batch_size}: {number} processes need at least {2 * number} images per "
                 f"step; the train split has {loader.num_images}"
             )
         stack.enter_context(memory_errors_named(options.batch_size, number))

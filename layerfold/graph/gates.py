@@ -1,6 +1,6 @@
 """Squeeze-and-excitation gates, found in a network's description.
 
-A gate pools a feature map to one number a channel, runs those through one or two small layers and a sigmoid, and
+A gate pools a feature map to one number per channel, runs those through one or two small layers and a sigmoid, and
 multiplies the feature map by the result. In the description that is a pooling barrier, a chain of pointwise convs on
 1x1 maps (or fully connected layers, which are barriers), and a multiplication: three things that a reader wants to
 see as the one that they are.

@@ -164,7 +164,7 @@ def _check_one_image(model: nn.Module, agreement: Agreement, images: Images) -> 
 
 
 def in_ranges(inputs: Images, count: int, *, seed: int = 0) -> Images:
-    """Return ``count`` random images a batch, each in another range of numbers, of the kind of the given inputs."""
+    """Return ``count`` random images per batch, each in another range of numbers, of the kind of the given inputs."""
     images = inputs[0].shape[0] if inputs[0].dim() else 1
     made = []
     for number, value in enumerate(inputs):
@@ -187,7 +187,7 @@ def shake(model: nn.Module) -> nn.Module:
         is_statistic = name.endswith(("running_mean", "running_var"))
         if not value.is_floating_point() or not (isinstance(value, nn.Parameter) or is_statistic):
             continue
-        # One number an output channel: fast, also for many weights.
+        # One number per output channel: fast, also for many weights.
         channels = (value.shape[0], *[1] * (value.dim() - 1)) if value.dim() else ()
         drawn = torch.randn(channels, generator=generator).clamp(-3, 3).to(value)
         if is_statistic or bool((value != 0).any()):

@@ -24,7 +24,7 @@ class ChannelScale(nn.Module):
     """A multiplication by and an addition of constants, one for each channel or one for all.
 
     Args:
-        weight, bias: a tensor of one element or one a channel, in any shape; or a number, which is no part of
+        weight, bias: a tensor of one element or one per channel, in any shape; or a number, which is no part of
             ``state_dict`` and is as precise as the feature map, whatever that is.
 
     Shapes: [N, C, H, W] to the same.

@@ -55,7 +55,7 @@ class ConvSpec:
 
     @classmethod
     def channelwise(cls, channels: int, kind: Kind) -> ConvSpec:
-        """Return the spec of an operation on each value by itself: one tap a channel."""
+        """Return the spec of an operation on each value by itself: one tap per channel."""
         return cls(in_channels=channels, out_channels=channels, kernel_size=(1, 1), groups=channels, kind=kind)
 
     @property

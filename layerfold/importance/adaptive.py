@@ -1,9 +1,9 @@
 """Spend training where the solver's choice depends on it.
 
-Every entry is estimated cheaply; the frontier is solved; the entries behind its plans are estimated dearly; the cheap
-values of the others are put on the dear scale; and again, until the plans stand on dear estimates alone. While it
-looks for plans, an entry that is known cheaply counts as better than its value by the typical error of cheap values: a
-good entry that looks a little bad is tried too, and not passed over for ever.
+Every entry is estimated cheaply; the frontier is solved; the entries behind its plans are estimated expensively; the
+cheap values of the others are put on the expensive scale; and again, until the plans stand on expensive estimates
+alone. While it looks for plans, an entry that is known cheaply counts as better than its value by the typical error of
+cheap values: a good entry that looks a little bad is tried too, and not passed over for ever.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def estimate_adaptively(
     latency: LatencyTable,
     requests: Sequence[Request],
     cheap: Filling,
-    dear: Filling,
+    expensive: Filling,
     how: Refinement,
     provenance: Provenance,
     *,
     progress: bool,
 ) -> ImportanceTable:
-    """Fill a table cheaply, then dearly where its plans depend on it.
+    """Fill a table cheaply, then expensively where its plans depend on it.
 
     Args:
         net: the network.
         latency: what the plans are solved with.
         requests: every row of the table.
-        cheap, dear: the two ways to estimate.
+        cheap, expensive: the two ways to estimate.
         how: limits.
         provenance: of the table; what was spent is added to its options.
         progress: show bars on stderr.
@@ -70,7 +70,7 @@ def estimate_adaptively(
     values, refined, spent = refine(
         asked,
         coarse,
-        lambda wanted: fill(dear, f"importance: {how.refine_with}", wanted),
+        lambda wanted: fill(expensive, f"importance: {how.refine_with}", wanted),
         table_of,
         latency,
         frozenset(chain.end for chain in net.chains if net.has_activation(chain.end)),
@@ -80,18 +80,18 @@ def estimate_adaptively(
     rows = [
         replace(entry, extra={**entry.extra, "refined": float(each in refined), how.start_with: coarse.get(each, 0.0)})
         for each in requests
-        for entry in [dear.entry(each) if each in refined else _row(each, values.get(each, 0.0))]
+        for entry in [expensive.entry(each) if each in refined else _row(each, values.get(each, 0.0))]
     ]
     options = {
         **provenance.options,
-        **dear.options,
+        **expensive.options,
         "start_with": how.start_with,
         "refine_with": how.refine_with,
         "budgets_ms": list(how.budgets_ms),
-        "original": dear.original,
+        "original": expensive.original,
         "spent": asdict(spent),
         "cheap_seconds": round(cheap.seconds, 3),
-        "seconds": round(cheap.seconds + dear.seconds, 3),
+        "seconds": round(cheap.seconds + expensive.seconds, 3),
     }
     return ImportanceTable(rows, provenance=replace(provenance, options=options))
 
@@ -102,7 +102,7 @@ class Spent:
 
     Attributes:
         rounds: how often the frontier was solved.
-        refined: entries that were estimated dearly.
+        refined: entries that were estimated expensively.
         entries: all that change something.
         is_settled: whether the plans stand on refined entries alone; otherwise the limit came first.
     """
@@ -116,7 +116,7 @@ class Spent:
 def refine(
     requests: Sequence[Request],
     cheap: Mapping[Request, float],
-    dear: Callable[[Sequence[Request]], Mapping[Request, float]],
+    expensive: Callable[[Sequence[Request]], Mapping[Request, float]],
     table_of: Callable[[Mapping[Request, float]], ImportanceTable],
     latency: LatencyTable,
     end_acts: frozenset[int],
@@ -129,7 +129,7 @@ def refine(
     Args:
         requests: entries that change something.
         cheap: their importances, higher is better.
-        dear: estimates entries; asked for each of them once.
+        expensive: estimates entries; asked for each of them once.
         table_of: makes the table to solve with.
         latency: of the same segments.
         end_acts: chain ends with an activation.
@@ -154,7 +154,7 @@ def refine(
         is_settled = not missing
         # First what most plans stand on, should the limit come before the end.
         missing.sort(key=lambda each: -behind.count(each))
-        known.update(dear(missing[: most - len(known)]))
+        known.update(expensive(missing[: most - len(known)]))
     values, _ = on_one_scale(requests, cheap, known)
     spent = Spent(rounds=rounds, refined=len(known), entries=len(requests), is_settled=is_settled)
     return values, frozenset(known), spent

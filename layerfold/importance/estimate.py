@@ -174,8 +174,8 @@ def estimate_importance(
             cheap = Filling(
                 work, how.start_with, replace(training, steps=None, learning_rate=None), cheap_journal(journal)
             )
-            dear = Filling(work, how.refine_with, training, journal)
-            return estimate_adaptively(net, latency, requests, cheap, dear, how, provenance, progress=progress)
+            expensive = Filling(work, how.refine_with, training, journal)
+            return estimate_adaptively(net, latency, requests, cheap, expensive, how, provenance, progress=progress)
         filling = Filling(work, options.method, training, journal)
         needed = filling.needed(work.entries)
         unknown = filling.unknown(needed)

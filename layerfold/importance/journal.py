@@ -47,7 +47,7 @@ class Estimate:
 
 
 class Journal:
-    """A file of JSON lines: first what the estimates belong to, then one line an estimate, each with a hash.
+    """A file of JSON lines: first what the estimates belong to, then one line per estimate, each with a hash.
 
     A file that belongs to other settings, or is none, is set aside as ``<name>.old`` (``.old2``, ...); a line that is
     half written or was changed since is dropped, and its entry estimated again.
@@ -147,7 +147,7 @@ def _read_line(line: bytes, *, needs_check: bool) -> tuple[Request, Estimate] | 
 
 
 def cheap_journal(path: Path | None) -> Path | None:
-    """Return where the cheap estimates of an adaptive run are kept, beside the dear ones."""
+    """Return where the cheap estimates of an adaptive run are kept, beside the expensive ones."""
     return None if path is None else path.with_name(f"{path.name}.cheap")
 
 

@@ -29,7 +29,7 @@ class Suffix:
 
     Attributes:
         network: takes each tuple of the two lists; shares its parts with the changed network.
-        calibration, holdout: one tuple of feature maps a batch.
+        calibration, holdout: one tuple of feature maps per batch.
     """
 
     network: fx.GraphModule

@@ -75,9 +75,9 @@ def _then_norm(conv: AffineConv, norm: nn.Module | None) -> AffineConv:
 
 
 def channel_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the (scale, shift) of a norm in eval mode, float64, one number a channel or one for all.
+    """Return the (scale, shift) of a norm in eval mode, float64, one number per channel or one for all.
 
-    A BatchNorm in eval mode is ``y = (x - mean) / sqrt(var + eps) * weight + bias`` a channel.
+    A BatchNorm in eval mode is ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel.
     """
     numbers: Any = norm
     device = next((each.device for each in (*norm.parameters(), *norm.buffers())), None)
@@ -111,7 +111,7 @@ class LinearMap:
 
     @classmethod
     def identity(cls, channels: int, device: torch.device) -> LinearMap:
-        """Return the map that copies its input: one tap of weight 1 a channel."""
+        """Return the map that copies its input: one tap of weight 1 per channel."""
         return cls(
             weight_OIHW=torch.ones(channels, 1, 1, 1, dtype=torch.float64, device=device),
             bias=torch.zeros(channels, dtype=torch.float64, device=device),

@@ -78,7 +78,7 @@ class Recipe:
             )
         if math.prod(self.input_shape) > _MOST_NUMBERS:
             raise UsageError(
-                f"input_shape={self.input_shape}: {math.prod(self.input_shape):,} numbers an image, "
+                f"input_shape={self.input_shape}: {math.prod(self.input_shape):,} numbers per image, "
                 f"expected at most {_MOST_NUMBERS:,}"
             )
 

@@ -22,7 +22,7 @@ class ImageConfig:
 
     Attributes:
         input_size: (channels, height, width).
-        mean, std: one number a channel.
+        mean, std: one number per channel.
         interpolation: by which images are resized.
         crop_pct: share of the image's side that is kept.
     """
@@ -69,7 +69,7 @@ def _checked(key: str, value: Any, where: str) -> Any:
         return float(value)
     numbers = [value] if _is_number(value) else value
     if not isinstance(numbers, (list, tuple)) or not numbers or not all(_is_number(each) for each in numbers):
-        raise UsageError(f"{where}: {key}={shown(value)}: must be numbers, one a channel")
+        raise UsageError(f"{where}: {key}={shown(value)}: must be numbers, one per channel")
     if key == "std" and min(numbers) <= 0:
         raise UsageError(f"{where}: std={shown(value)}: must be above 0")
     return tuple(float(each) for each in numbers)

@@ -20,7 +20,7 @@ class FinetuneOptions:
     Attributes:
         epochs: passes over the train split; ignored where ``steps`` is given.
         steps: optimizer steps in all, or None.
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         optimizer: a name of timm's: ``sgd`` (Nesterov momentum 0.9), ``adamw``, ``lamb``, ``lion``, ...
         learning_rate: the highest; None for 0.05 (sgd) or 0.001 (adamw) at batch 128, in proportion for other batches.
             Other optimizers need one.
@@ -55,7 +55,7 @@ class FinetuneOptions:
 
     epochs: int = setting(1, least=1, metavar="N", help="passes over the train split")
     steps: int | None = setting(None, least=1, metavar="N", help="steps in all, instead of epochs")
-    batch_size: int = setting(128, least=2, metavar="N", help="images a step in training")
+    batch_size: int = setting(128, least=2, metavar="N", help="images per step in training")
     optimizer: str = setting("sgd", metavar="NAME", help="sgd, adamw or another of timm's, such as lamb or lion")
     learning_rate: float | None = setting(None, above=0, help="the highest")
     weight_decay: float | None = setting(None, least=0)
@@ -148,7 +148,7 @@ class RunOptions:
             would have without the interruption. After one that diverged it also goes on with another learning rate.
         checkpoint_every_s: seconds between two writes of it within an epoch, at least 0; it is also written after each
             epoch.
-        log_path: CSV file with a row an epoch, written as each ends.
+        log_path: CSV file with a row per epoch, written as each ends.
         tensorboard_path: folder for the same in TensorBoard's format.
         progress: show a bar with an ETA on stderr.
         description: the text beside the bar; None for what is being done.

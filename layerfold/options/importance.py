@@ -91,9 +91,9 @@ class ImportanceOptions:
             the others, since a fresh nonlinearity only ever loses before training.
         calibration_images, holdout_images: how many images are used, at least 2 and 1; None for all. ``distill`` trains
             on the former.
-        steps, batch_size, learning_rate: of ``finetune`` (300 an entry), ``distill`` (40) and ``shared`` (2); with
+        steps, batch_size, learning_rate: of ``finetune`` (300 per entry), ``distill`` (40) and ``shared`` (2); with
             ``adaptive`` of its expensive method.
-        epochs: in place of ``steps``, passes over the train split an entry; the paper's ``finetune`` has one.
+        epochs: in place of ``steps``, passes over the train split per entry; the paper's ``finetune`` has one.
         refinement: how ``adaptive`` goes about it.
         seed: of the images drawn and of training.
         unfreeze, keep_frozen: by methods that train, whether parameters that are frozen train too, or stay as they are;
@@ -114,7 +114,7 @@ class ImportanceOptions:
     fill_slots: bool | None = setting(None, help="also try an activation where the original has none")
     calibration_images: int | None = setting(256, least=2, metavar="N", help="images for BatchNorm statistics")
     holdout_images: int | None = setting(None, least=1, metavar="N", help="images scored")
-    steps: int | None = setting(None, least=1, metavar="N", help="training steps an entry")
+    steps: int | None = setting(None, least=1, metavar="N", help="training steps per entry")
     epochs: int | None = setting(
         None, least=1, metavar="N", help="the same as passes over the train split; the paper finetunes for one"
     )

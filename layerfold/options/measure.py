@@ -30,10 +30,10 @@ class ProfileOptions:
             whole networks, each merged by a random plan, and fits the entries to them
             (``layerfold.profiler.plans.beliefs``): sums of entries then predict networks, and each entry says how sure
             it is. ``isolated`` takes the segments alone: shared between networks, and off by a tenth or more.
-        num_plans: whole networks to time for ``plans``; None for one a promising shape, 16 at least and 40 at most.
+        num_plans: whole networks to time for ``plans``; None for one per promising shape, 16 at least and 40 at most.
         target: half-width of each 95 % interval at which it has settled, between 0 and 1, relative to the whole network
             (``plans``; None for 0.006) or to the entry (``isolated``; None for 0.02).
-        cap_s: most seconds of timed running an entry, above 0.
+        cap_s: most seconds of timed running per entry, above 0.
         model_name: what the user calls the model, for the table's provenance.
         workers: processes that fill the cache together, if this is one of several.
         executor: who measures: ``local``, ``ray``, or an :class:`Executor` that says more. Several workers open a
@@ -56,7 +56,7 @@ class ProfileOptions:
     )
     num_plans: int | None = None
     target: float | None = setting(None, above=0, most=1, help="half-width of the 95 %% intervals to stop at, relative")
-    cap_s: float = setting(0.25, above=0, metavar="S", help="most seconds of timed running an entry")
+    cap_s: float = setting(0.25, above=0, metavar="S", help="most seconds of timed running per entry")
     model_name: str | None = None
     workers: int = 1
     executor: str | Executor = "local"
@@ -73,7 +73,7 @@ class BenchmarkOptions:
         device: a device of a backend that is named; None for its first.
         threads: worker threads, for backends on the CPU; of a backend that is named.
         target: half-width of the 95 % intervals, relative, at which to stop, between 0 and 1.
-        cap_s: most seconds a network, above 0.
+        cap_s: most seconds per network, above 0.
         is_patient: take up to three times as long while a neighbour slows the processor.
 
     Example:
@@ -85,7 +85,7 @@ class BenchmarkOptions:
     device: str | None = None
     threads: int = 1
     target: float = setting(0.01, above=0, most=1, help="half-width of the 95 %% intervals to stop at, relative")
-    cap_s: float = setting(10.0, above=0, metavar="S", help="most seconds a network")
+    cap_s: float = setting(10.0, above=0, metavar="S", help="most seconds per network")
     is_patient: bool = False
 
     def __post_init__(self) -> None:

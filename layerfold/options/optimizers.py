@@ -7,7 +7,7 @@ from importlib import import_module
 from layerfold.errors import nearest_names
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}
-"""At 128 images a step; of the optimizers for which one is known to suit."""
+"""At 128 images per step; of the optimizers for which one is known to suit."""
 
 WEIGHT_DECAYS = {"sgd": 1e-4, "adamw": 0.02}
 

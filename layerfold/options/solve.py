@@ -25,11 +25,11 @@ class SolveOptions:
         limits: caps and fixed decisions beside the budget.
         risk: if given, latencies are those that the sum of independent normal entries keeps to with
             probability 1 - risk.
-        budgets_ms: end-to-end limits known beforehand, one a device: the frontier holds only what keeps to them.
+        budgets_ms: end-to-end limits known beforehand, one per device: the frontier holds only what keeps to them.
         epsilon: the part of the span of importance (best plan less fastest plan) that an answer may miss by; 0 for
             exact. With one cost it steers the thinning, and the gap is proven afterwards by the hull; with several
             costs it bounds the gap beforehand.
-        max_labels: most labels a state before thinning sets in; then epsilon is 1e-4, or what it takes.
+        max_labels: most labels per state before thinning sets in; then epsilon is 1e-4, or what it takes.
 
     Example:
         >>> options = lf.SolveOptions(limits=lf.Limits(max_merged=1), risk=0.05)
@@ -57,7 +57,7 @@ class LoopOptions(SolveOptions):
         alpha, normalise, limits, risk, budgets_ms, epsilon, max_labels: as of :class:`SolveOptions`.
         margin: share of the budget left free while a faster plan exists, so that measuring again confirms it.
         max_rounds: most plans to build and verify before any is scored; besides, up to three times as many are timed.
-        cap_s: most seconds a network in one verification, above 0.
+        cap_s: most seconds per network in one verification, above 0.
     """
 
     margin: float = setting(0.02, least=0, below=1)

@@ -29,7 +29,7 @@ _ENOUGH = 0.975
 _LEAST_SLACK = 0.02
 """Share of a plan's latency by which a budget that is named as reachable lies above it at least."""
 MOST_FINALISTS = 4
-"""Of those taken that a dearer score decides between at most."""
+"""Of those taken that a more expensive score decides between at most."""
 
 
 class PlanMeter(Protocol):
@@ -40,7 +40,7 @@ class PlanMeter(Protocol):
         ...
 
     def verify(self, solution: Solution, budget: Budget, *, predicted_ms: float, cap_s: float) -> Verification:
-        """Build a plan as it will be shipped, and measure it; ``cap_s`` is the most seconds a network."""
+        """Build a plan as it will be shipped, and measure it; ``cap_s`` is the most seconds per network."""
         ...
 
 
@@ -296,7 +296,7 @@ def check_reachable(
     """Time the fastest plans before anything is spent on accuracy, where the prediction leaves a doubt.
 
     Args:
-        cap_s: most seconds a network in the last measurement.
+        cap_s: most seconds per network in the last measurement.
         progress: show on stderr that this is being done.
 
     Raises:

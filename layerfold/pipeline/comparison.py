@@ -103,7 +103,7 @@ class SolutionComparison:
         return next(each for each in self.networks if each.name == name)
 
     def rows(self) -> list[JsonObject]:
-        """Return one flat dict a network."""
+        """Return one flat dict per network."""
         return [
             {**asdict(each), "speedup": each.speedup, "prediction_error": each.prediction_error}
             for each in self.networks
@@ -114,7 +114,7 @@ class SolutionComparison:
         return {"schema": 1, "networks": self.rows(), "provenance": as_json(self.provenance)}
 
     def write_csv(self, path: str | Path) -> None:
-        """Write one row a network, by an atomic replace; what is unknown is empty."""
+        """Write one row per network, by an atomic replace; what is unknown is empty."""
         names = [each.name for each in fields(ComparedNetwork)]
         names[-1:] = ["speedup", "prediction_error", names[-1]]
         write_text(Path(path), csv_text(names, [[row[name] for name in names] for row in self.rows()]))

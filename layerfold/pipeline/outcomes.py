@@ -1,4 +1,4 @@
-"""What each step of a compression leaves in ``run.json``: one record a step, written and read here alone.
+"""What each step of a compression leaves in ``run.json``: one record per step, written and read here alone.
 
 ``run.json`` may be of an older version, or edited: what is read is checked field by field, and what an older version
 did not write is unknown (None) or empty.

@@ -27,7 +27,7 @@ DEFAULTS_OF_FILES_THAT_DO_NOT_SAY: Mapping[str, JsonValue] = {
 _FIRST_DEVICES = {"onnxruntime": "cpu", "openvino": "cpu", "tensorrt": "cuda", "torch": "cpu", "torch_tensorrt": "cuda"}
 """By backend; ``backend_device`` of a file that does not say. A backend of another package stays with its first."""
 _LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}
-"""By optimizer, at 128 images a step; ``learning_rate`` of a file that does not say."""
+"""By optimizer, at 128 images per step; ``learning_rate`` of a file that does not say."""
 _FINALIST_STEPS, _FINALIST_SHARE = 60, 0.25
 """``finalist_steps`` of a file that does not say, and the share of the finetuning that they may take; else 0."""
 

@@ -83,7 +83,7 @@ class BenchmarkReport:
     """Networks measured interleaved, in the order given; the first is the reference.
 
     Attributes:
-        networks: one entry a network.
+        networks: one entry per network.
         provenance: backend, versions, device, driver, options, batch; the conditions of the machine meanwhile, with
             warnings.
     """
@@ -95,7 +95,7 @@ class BenchmarkReport:
         return next(each for each in self.networks if each.name == name)
 
     def rows(self) -> list[JsonObject]:
-        """Return one flat dict a network, for a table."""
+        """Return one flat dict per network, for a table."""
         return [{**asdict(each), "speedup": each.speedup} for each in self.networks]
 
     def to_json(self) -> JsonObject:

@@ -156,7 +156,7 @@ def _draw_values(axes: Axes, points: Sequence[ComparedPoint], values: Sequence[f
 
 
 def _draw_rows(axes: Axes, points: Sequence[ComparedPoint]) -> None:
-    """Draw latency alone: a row a network."""
+    """Draw latency alone: a row per network."""
     for index, point in enumerate(points):
         colour, marker = _style(index)
         row = len(points) - index

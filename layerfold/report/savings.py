@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def merged_segments(
     net: Network, solution: Positions, latency: LatencyTable | None = None, *, original_ms: float | None = None
 ) -> tuple[MergedSegment, ...]:
-    """Return one item a merged segment, in the network's order.
+    """Return one item per merged segment, in the network's order.
 
     Args:
         net: the traced network.

@@ -10,7 +10,7 @@ from layerfold.report.data import ResultRow
 
 
 def result_table_text(rows: Sequence[ResultRow], *, width: int = 80, is_coloured: bool = False) -> str:
-    """Return the result table as text: a column a network, and the change from the first to the last.
+    """Return the result table as text: a column per network, and the change from the first to the last.
 
     Args:
         rows: the networks, the original first.

@@ -21,7 +21,7 @@ def training_png(
     """Plot loss, holdout accuracy and learning rate over the epochs, below each other, as a PNG file.
 
     Args:
-        history: a row an epoch.
+        history: a row per epoch.
         path: where to write.
         kept_epoch: marked by a line, if given.
         title: above the picture.

@@ -17,7 +17,7 @@ from layerfold.solver.budgets import checked_budgets
 from layerfold.tables import ImportanceTable, LatencyTable
 
 MOST_ALTERNATIVES = 100
-"""Each takes a solve a position, so more would take minutes."""
+"""Each takes a solve per position, so more would take minutes."""
 
 
 @checked
@@ -39,7 +39,7 @@ def solve_alternatives(
 
     Args:
         count: how many, 1 to 100; fewer are returned where fewer exist.
-        budgets_ms: end-to-end budget, one a device.
+        budgets_ms: end-to-end budget, one per device.
         latency, importance, alpha, normalise, limits, risk: as in :func:`solve_frontier`.
 
     Raises:

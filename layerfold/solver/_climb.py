@@ -42,7 +42,7 @@ def climb_plans(
 
     Args:
         first: where to start; it is taken.
-        score: of a plan as a whole; asked once a plan.
+        score: of a plan as a whole; asked once per plan.
         solve_without: the best plan by the sum of importances that holds none of some segments; None where there is
             none. Asked again, with the same segments, once a plan could not be taken: it may know another by then.
         take: tell whether a plan that is better can be taken, for example whether its measured latency is within the

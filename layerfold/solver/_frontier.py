@@ -127,7 +127,7 @@ class Frontier:
         """Return the solution of highest importance within a budget; of equal ones, the fastest.
 
         Args:
-            budget_ms: milliseconds above 0; one number a device where several were solved for.
+            budget_ms: milliseconds above 0; one number per device where several were solved for.
             speedup: instead of a budget: original latency / budget, above 0; applies to every device.
             budget_of: ``end-to-end``, or ``segments`` for the bare sum of the entries (the paper's T0).
 
@@ -230,7 +230,7 @@ class Frontier:
         write_json(path, self.to_json())
 
     def write_csv(self, path: str | Path) -> None:
-        """Write one row a point: latency a device, speed-up, importance, gap, act_pos, merge_pos.
+        """Write one row per point: latency per device, speed-up, importance, gap, act_pos, merge_pos.
 
         Where a point drops layers, ``kept_layers`` is one more column.
         """

@@ -15,7 +15,7 @@ from layerfold.solver.options import ChainOptions
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 _LABELS = 512
-"""Labels kept a state; towards the end of a chain their number rises to _LAST_LABELS."""
+"""Labels kept per state; towards the end of a chain their number rises to _LAST_LABELS."""
 _LAST_LABELS = 16_384
 _GRID = 64
 _OPTIONS = 4

@@ -75,7 +75,7 @@ def join_labels(
         options: options with one cost.
         to_go: [states] least cost to the chain's end.
         cap: upper limit of the cost; labels that cannot stay within it are dropped. None for no limit.
-        max_labels: most labels a state.
+        max_labels: most labels per state.
         most_met: most labels that meet at all states together.
 
     Raises:

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 class CostColumns:
     """The columns of a problem's costs.
 
-    First one latency sum a device; with ``risk``, then one variance sum a device; then one column a cap.
+    First one latency sum per device; with ``risk``, then one variance sum per device; then one column per cap.
 
     Attributes:
         tables: the devices' latency tables, of the same segments.

@@ -22,10 +22,10 @@ def end_to_end_budgets(
     speedup: float | None = None,
     budget_of: BudgetOf = "end-to-end",
 ) -> list[float]:
-    """Return what was asked for as end-to-end milliseconds, one number a device.
+    """Return what was asked for as end-to-end milliseconds, one number per device.
 
     Args:
-        tables: one a device.
+        tables: one per device.
         budget_ms, speedup, budget_of: see :meth:`Frontier.at`.
 
     Raises:
@@ -53,7 +53,7 @@ def end_to_end_budgets(
 
 
 def checked_budgets(budgets_ms: Sequence[float], devices: int) -> list[float]:
-    """Return end-to-end budgets, one a device.
+    """Return end-to-end budgets, one per device.
 
     Raises:
         UsageError: another number of them, or one that is no milliseconds above 0.

@@ -24,7 +24,7 @@ _MOST_MET = 200_000_000
 class LabelPool:
     """All labels of one chain in one set of arrays; label 0 stands at the chain's start, with its activation.
 
-    One pool instead of arrays a state lets all options into a state be joined by a fixed number of NumPy calls.
+    One pool instead of arrays per state lets all options into a state be joined by a fixed number of NumPy calls.
     """
 
     def __init__(self, options: ChainOptions) -> None:
@@ -148,7 +148,7 @@ def solve_chain(
         to_go: :func:`least_to_go` of them.
         caps: [columns] upper limits; labels that cannot stay within them are dropped. None for no limit.
         slack: points of importance that may be lost at each state; 0 for the exact frontier.
-        max_labels: most labels a state.
+        max_labels: most labels per state.
 
     Raises:
         TooManyLabels: a state has more than ``max_labels``, or a thousand times as many were joined in all (which

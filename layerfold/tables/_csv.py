@@ -127,7 +127,7 @@ def read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]
     except csv.Error as error:
         raise TableError(f"{source}: row {reader.line_num}: {error}; expected comma-separated fields") from None
     if not rows:
-        raise TableError(f"{source}: no rows after the header; expected one row a segment")
+        raise TableError(f"{source}: no rows after the header; expected one row per segment")
     if not text.endswith(("\n", "\r")):
         raise TableError(
             f"{source}: row {rows[-1].number}: the file ends without a line break, expected one (truncated? "

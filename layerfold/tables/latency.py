@@ -357,7 +357,7 @@ class LatencyTable:
     def read(cls, path: str | Path, *, partial: bool = False) -> LatencyTable:
         """Read a latency table, ours or a published one (its first columns), or one of optimal latencies.
 
-        LayerMerge's tables have several rows a segment, told apart by ``ker``, ``str`` and ``is_dw``. Of these the
+        LayerMerge's tables have several rows per segment, told apart by ``ker``, ``str`` and ``is_dw``. Of these the
         largest kernel is the one that keeps every layer.
 
         Args:

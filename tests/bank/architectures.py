@@ -40,8 +40,8 @@ class Architecture:
 
 FEATURES: dict[str, str] = {
     "dense": "3x3 or larger convs of one group",
-    "depthwise": "one group a channel",
-    "grouped": "several channels a group",
+    "depthwise": "one group per channel",
+    "grouped": "several channels per group",
     "dilated": "dilation above 1",
     "strided": "convs with stride",
     "non_square": "kernels such as 1x7",
@@ -66,8 +66,8 @@ FEATURES: dict[str, str] = {
     "sliced_shortcut": "every second pixel, channels padded with zeros",
     "parallel_branches": "several convs of one input, added",
     "nested_adds": "additions whose operands come out of additions",
-    "layer_scale": "a factor a channel before the addition",
-    "squeeze_excitation": "a gate a channel",
+    "layer_scale": "a factor per channel before the addition",
+    "squeeze_excitation": "a gate per channel",
     "channel_shuffle": "channels split, joined, permuted",
     "concatenation": "feature maps joined",
     "split": "a feature map cut into groups of channels",

@@ -1,4 +1,4 @@
-"""Adaptive refinement, with made-up cheap and dear importances whose plans are known."""
+"""Adaptive refinement, with made-up cheap and expensive importances whose plans are known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MERGED = [Request(start=i, end=j, start_act=1, end_act=1) for i, j in SPANS if j
 
 
 class Problem:
-    """A chain on which merging always pays; the dear importances are drawn, the cheap ones are these with an error."""
+    """A chain on which merging always pays: expensive importances are drawn, cheap ones are these with an error."""
 
     def __init__(self, seed: int, error: float) -> None:
         rng = np.random.default_rng(seed)
@@ -36,7 +36,7 @@ class Problem:
         self.cheap = {each: 3.0 * value + error * float(rng.normal()) - 1.0 for each, value in truth.items()}
         self.asked: list[Request] = []
 
-    def dear(self, wanted: Sequence[Request]) -> dict[Request, float]:
+    def expensive(self, wanted: Sequence[Request]) -> dict[Request, float]:
         assert not set(wanted) & set(self.asked)
         self.asked += wanted
         return {each: self.truth[each] for each in wanted}
@@ -59,7 +59,7 @@ class Problem:
         return refine(
             MERGED,
             self.cheap,
-            self.dear,
+            self.expensive,
             self.table,
             self.latency,
             frozenset({LAYERS}),

@@ -121,7 +121,7 @@ BANK = (
         latencies_ms=(2.4,),
     ),
     Solved(
-        name="forced into the dearer loss",
+        name="forced into the greater loss",
         why="2.3 ms leaves only the merge of layers 1-2 at 2.2 ms",
         problem=_problem(_THREE, _THREE_IMP, 2.3),
         importance=-1.0,

@@ -15,10 +15,10 @@ class Problem:
     """What a solver and its oracles are given.
 
     Attributes:
-        latencies: one table a device.
+        latencies: one table per device.
         importance: of the same segments.
         limits, risk, alpha: as for ``solve_frontier``.
-        budgets_ms: end-to-end, one a device.
+        budgets_ms: end-to-end, one per device.
     """
 
     latencies: tuple[LatencyTable, ...]

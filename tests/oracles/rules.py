@@ -24,7 +24,7 @@ def may_be_bare(problem: Problem) -> frozenset[int]:
 
 
 def costs_of(problem: Problem, entries: list[LatencyEntry]) -> tuple[float, ...]:
-    """Return everything that a segment may cost: per device, and what is capped. ``entries``: its, one a device."""
+    """Return everything that a segment may cost: per device, and what is capped. ``entries``: its, one per device."""
     limits = problem.limits
     costs = [each.latency_ms for each in entries]
     if problem.risk is not None:

@@ -157,13 +157,13 @@ def test_solution_across_a_residual_is_one_line_and_exit_2(tmp_path: Path, capsy
 def test_solution_shows_what_raises_multiply_adds(
     factory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # 2→4→4 channels in two 3x3 convs become one 5x5 of 2→4: 72 + 144 taps a pixel become 200.
+    # 2→4→4 channels in two 3x3 convs become one 5x5 of 2→4: 72 + 144 taps per pixel become 200.
     arguments = ["inspect", f"{factory}:make", "--solution", _solution(tmp_path, merge_pos=[2, 3, 4])]
     assert main([*arguments, "--brief"]) == 0
     text = capsys.readouterr().out
     assert "1..2    5×5, 2→4" in text
     assert "0 of 1 merged segments raise multiply-adds" in text
-    # 64→64→64 in the same way: 2 * 9 taps a pixel and pair of channels become 25.
+    # 64→64→64 in the same way: 2 * 9 taps per pixel and pair of channels become 25.
     arguments = ["inspect", "torchvision:resnet18", "--input", "3x64x64", "--json", "--solution"]
     assert main([*arguments, _solution(tmp_path, merge_pos=[3, *range(4, 18)])]) == 0
     (merged,) = json.loads(capsys.readouterr().out)["merged"]

@@ -189,7 +189,7 @@ def test_second_score_decides_between_plans_that_were_taken(net: Network) -> Non
         second: dict[tuple[int, ...], float] = {}
 
         def train(solution: lf.Solution, second: dict[Any, float] = second) -> float:
-            assert solution.merge_pos not in second, "each is dear"
+            assert solution.merge_pos not in second, "each is expensive"
             return second.setdefault(solution.merge_pos, rng.random())
 
         found = machine.meet(Budget(speedup=speedup), score_plan=SpoiltNeighbours(machine), score_finalist=train)

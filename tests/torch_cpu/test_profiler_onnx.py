@@ -165,7 +165,7 @@ def conv_multiset(onnx_bytes: bytes) -> Counter:
     graph = onnx.load_from_string(onnx_bytes).graph
     shapes = {each.name: tuple(each.dims) for each in graph.initializer}
     values = {each.name: each for each in graph.initializer}
-    for node in graph.node:  # a large weight is one number a row, repeated
+    for node in graph.node:  # a large weight is one number per row, repeated
         if node.op_type == "Expand" and node.input[1] in values:
             shapes[node.output[0]] = tuple(int(size) for size in onnx.numpy_helper.to_array(values[node.input[1]]))
     convs: Counter = Counter()

@@ -45,7 +45,7 @@ def value_of(node: fx.Node, root: nn.Module, of: torch.Tensor | None = None) -> 
 
 
 def channel_attribute(node: object, channels: int, root: nn.Module) -> str | None:
-    """Return the name of a constant with one value a channel, or one for all, that broadcasts over [N, C, H, W]."""
+    """Return the name of a constant with one value per channel, or one for all, that broadcasts over [N, C, H, W]."""
     name = attribute_name(node)
     if name is None or not isinstance(node, fx.Node):
         return None

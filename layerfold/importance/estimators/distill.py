@@ -64,8 +64,8 @@ class Distill(EstimatorBase):
 
         Args:
             segment: takes a tuple of ``inputs``.
-            inputs: feature maps, a tuple a batch.
-            targets: what it should give, a tensor a batch.
+            inputs: feature maps, a tuple per batch.
+            targets: what it should give, a tensor per batch.
         """
         parameters = [each for each in segment.parameters() if each.requires_grad]
         if not parameters:

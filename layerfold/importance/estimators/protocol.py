@@ -29,8 +29,8 @@ class Training:
     """How an entry is trained, by estimators that train.
 
     Attributes:
-        steps: optimizer steps an entry; None for the estimator's own default.
-        batch_size: images a step.
+        steps: optimizer steps per entry; None for the estimator's own default.
+        batch_size: images per step.
         learning_rate: the highest one; None for the estimator's own default.
         seed: of the order of images.
     """

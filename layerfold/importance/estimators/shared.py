@@ -62,7 +62,7 @@ def train_together(
 
     Args:
         subject: the original.
-        training: with the steps an entry.
+        training: with the steps per entry.
         requests: the entries.
         checkpoint_path: where an interrupted training goes on from, or None.
         progress: show a bar on stderr.

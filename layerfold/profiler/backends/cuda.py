@@ -42,7 +42,7 @@ def input_copies(num_bytes: int) -> int:
 
 
 class GraphedPasses:
-    """Forward passes captured in CUDA graphs, one an input, which share their memory.
+    """Forward passes captured in CUDA graphs, one per input, which share their memory.
 
     Args:
         launch: enqueues one forward pass on input ``index`` on torch's current stream.

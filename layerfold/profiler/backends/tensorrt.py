@@ -30,7 +30,7 @@ class TensorRtBackend(BackendBase):
 
     Args:
         library: ``tensorrt`` or ``tensorrt_rtx``; None for ``tensorrt`` where it is installed, else the other.
-        timing_cache: file of kernel timings for ``tensorrt``; None for one a GPU beside the cache of latencies.
+        timing_cache: file of kernel timings for ``tensorrt``; None for one per GPU beside the cache of latencies.
         options: as of :class:`BackendBase`; float32 has TF32 off, int8 takes a QDQ model.
     """
 

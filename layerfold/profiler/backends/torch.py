@@ -26,7 +26,7 @@ class TorchBackend(BackendBase):
 
     Args:
         compile_mode: ``none`` is eager; ``default`` and ``max-autotune`` are modes of ``torch.compile``, which on a CPU
-            needs a C++ compiler and takes some seconds a graph.
+            needs a C++ compiler and takes some seconds per graph.
         options: as of :class:`BackendBase`. Devices: ``cpu``, and ``cuda``, where a pass is one CUDA graph, inputs
             rotate through more memory than the L2 cache, and TF32 is off.
     """

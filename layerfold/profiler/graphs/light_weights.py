@@ -1,7 +1,7 @@
 """Weights that are written as a rule instead of as numbers.
 
 A VGG has half a gigabyte of weights; writing and parsing them again for each of a hundred plans would take longer than
-timing the plans. Latency does not depend on their values, so a large weight is stored as one number a row and a node
+timing the plans. Latency does not depend on their values, so a large weight is stored as one number per row and a node
 that repeats it; every runtime folds that into a constant when it compiles the graph.
 """
 
@@ -18,7 +18,7 @@ LIGHT_BYTES = 1 << 18
 
 
 def repeated_weight(name: str, shape: tuple[int, ...], dtype: Any, seed_values: Any) -> tuple[Any, list[Any]]:
-    """Return the node that makes a weight of ``shape`` out of one number a row, and its initialisers.
+    """Return the node that makes a weight of ``shape`` out of one number per row, and its initialisers.
 
     The numbers are of the size 1 / (inputs of a row), so that feature maps neither grow nor vanish.
 

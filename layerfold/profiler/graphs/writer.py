@@ -1,6 +1,6 @@
 """Write ONNX graphs of convs, activations and additions directly, node by node, with random weights.
 
-``torch.onnx.export`` costs seconds a graph; a table has hundreds of segments. Latency does not depend on the
+``torch.onnx.export`` costs seconds per graph; a table has hundreds of segments. Latency does not depend on the
 weights (their values are scaled so that feature maps keep their size and no denormal numbers arise).
 """
 

@@ -120,7 +120,7 @@ class Conditions:
 class Watch:
     """Watches the machine from when it is made until ``conditions`` is asked.
 
-    Call ``sample`` whenever nothing is being timed; it looks at most once a second.
+    Call ``sample`` whenever nothing is being timed; it looks at most once per second.
 
     Args:
         has_gpu: watch the first GPU too.

@@ -266,7 +266,7 @@ def open_cache(
         path: the file; None for the default place, False for a cache that ends with the process.
         backend: what measures.
         batch, dtype: of every graph.
-        log: a text file that gets one line a measurement: median, interval, blocks, build time, settled or not.
+        log: a text file that gets one line per measurement: median, interval, blocks, build time, settled or not.
 
     Raises:
         UsageError: the file or its folder cannot be written.

@@ -1,4 +1,4 @@
-"""What one run of measuring did: counts for the user, and one line a measurement for a log."""
+"""What one run of measuring did: counts for the user, and one line per measurement for a log."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def fit_to_plans(
         fixed_ms: latency outside the chains.
         timer: times the plans.
         neighbours: times segments between their neighbours.
-        num_plans: how many; None for one a promising shape, 16 at least and 40 at most.
+        num_plans: how many; None for one per promising shape, 16 at least and 40 at most.
         progress: show a bar on stderr.
 
     Returns:
@@ -95,7 +95,7 @@ def fit_to_plans(
 
 
 def usual_num_plans(promising: Sequence[Segment]) -> int:
-    """Return how many whole networks to time: one a promising shape, within bounds."""
+    """Return how many whole networks to time: one per promising shape, within bounds."""
     return min(max(len({segment.signature for segment in promising}), _LEAST_PLANS), _MOST_PLANS)
 
 

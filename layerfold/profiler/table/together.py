@@ -95,7 +95,7 @@ class MakeFiller:
         backend: to be opened.
         options: what is measured.
         dtype: None for the precision of the backend as it is opened.
-        log: path of a file that gets a line a measurement, or None.
+        log: path of a file that gets a line per measurement, or None.
     """
 
     model: nn.Module

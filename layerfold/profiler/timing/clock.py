@@ -24,7 +24,7 @@ def time_passes(run: Callable[[], object], passes: int) -> int:
 
 @functools.cache
 def timer_cost_ms() -> float:
-    """Return the median time of a block of no passes: what the timer adds to every block. Measured once a process."""
+    """Return the median time of a block of no passes: what the timer adds to every block. Measured once per process."""
     return statistics.median(time_passes(_nothing, 0) for _ in range(_EMPTY_BLOCKS)) / 1e6
 
 

@@ -161,7 +161,7 @@ def measure_runners(
         seed: of the random order.
 
     Returns:
-        One measurement a runner, in the order given.
+        One measurement per runner, in the order given.
     """
     policy = policy or MeasurePolicy()
     shuffle = random.Random(seed).shuffle

@@ -21,7 +21,7 @@ class MeasurePolicy:
             may take three times as long besides.
         min_blocks: least number of blocks (6 is the least for which a 95 % rank interval exists).
         block_ms: least length of a block; a longer one is taken where the timer would cost more than 0.1 % of it.
-        warmup_cap_s: most seconds of warm-up a runner.
+        warmup_cap_s: most seconds of warm-up per runner.
     """
 
     target: float = 0.01

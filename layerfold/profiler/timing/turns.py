@@ -1,9 +1,9 @@
 """Time runners in turns with a reference, round by round, and set contended rounds aside.
 
 On a shared machine a neighbour slows everything by a fifth for half a second at a time. A ratio within one short round
-hardly feels that, unless the change falls inside the round. So rounds are short (one block a runner, in random order),
-and a round that took longer as a whole than the quick ones is counted as contended and not used: what is judged is the
-sum over all runners, so the choice favours none of them. Rounds in which the sentinel found the processor slowed
+hardly feels that, unless the change falls inside the round. So rounds are short (one block per runner, in random
+order), and a round that took longer as a whole than the quick ones is counted as contended and not used: what is judged
+is the sum over all runners, so the choice favours none of them. Rounds in which the sentinel found the processor slowed
 (:mod:`layerfold.profiler.timing.sentinel`) are not used either, unless there is nothing else when patience ends: if
 every round is slow, every round is quick, and all are used. A block in which the system gave the processor to someone
 else is run again.
@@ -85,7 +85,7 @@ def time_in_turns(
     Args:
         runners: functions that do one forward pass.
         policy: ``target`` of the intervals' half-widths; ``cap_s`` seconds a runner, up to three times that while
-            contention leaves too few rounds; ``block_ms`` of timed passes a turn.
+            contention leaves too few rounds; ``block_ms`` of timed passes per turn.
         seed: of the order in each round.
         are_latencies_wanted: go on until the latencies' intervals have reached the target too, not only the ratios'.
         is_patient: whether rounds that are slowed take nothing of ``cap_s`` away.
