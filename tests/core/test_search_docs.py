@@ -1,4 +1,4 @@
-"""The commands of docs/search.md are understood, and what it calls is public."""
+"""The commands of docs/search.md and docs/comparing.md are understood, and what they call is public."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import layerfold
 from layerfold.cli import build_parser
 
-_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
+_DOCS = Path(__file__).resolve().parents[2] / "docs"
+_PAGE = "".join((_DOCS / name).read_text(encoding="utf-8") for name in ("search.md", "comparing.md"))
 
 
 def test_commands_of_the_page_are_understood() -> None:
@@ -33,4 +34,4 @@ def test_flags_of_the_page_exist() -> None:
 
 def test_pictures_of_the_page_are_there() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", _PAGE):
-        assert (Path(__file__).resolve().parents[2] / "docs" / target).exists(), target
+        assert (_DOCS / target).exists(), target
