@@ -165,7 +165,7 @@ def test_images_without_what_they_are_for_are_refused(
     ("more", "message"),
     [
         (["--speedup", "1.2", "--importance-images", "9"], "--importance-images 9: are of --data"),
-        (["--knee"], "give one --time-path and one --budget or --speedup"),
+        (["--knee"], "give one --latency and one --budget or --speedup"),
         (["--speedup", "1.2", "--risk", "0.05"], "--risk 0.05: speaks of predictions"),
         (["--speedup", "1.2", "--budget-of", "segments"], "--budget-of segments: --verify measures end to end"),
         (["--speedup", "1.2", "--margin", "90"], "--margin 90"),
