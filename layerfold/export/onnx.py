@@ -10,10 +10,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from layerfold.errors import ExportError, OptionalDependencyError, UsageError
 from layerfold.files import write_bytes
 from layerfold.graph.examples import varied
 from layerfold.modules import inputs_like
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto, GraphProto
 
 Inputs = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -83,11 +86,24 @@ def _export_dynamo(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: _
             program = torch.onnx.export(module, inputs, dynamo=True, verbose=False, **names)
             if program is None:
                 raise ExportError("torch.onnx.export returned no program; report this with the version of torch")
-            return bytes(program.model_proto.SerializeToString())
+            model = program.model_proto
+            _remove_stack_traces([model.graph, *model.functions])
+            return bytes(model.SerializeToString())
     except ExportError:
         raise
     except Exception as error:
         raise ExportError(f"{type(module).__name__} cannot be exported to ONNX: {_export_cause(error)}") from error
+
+
+def _remove_stack_traces(graphs: Iterable[GraphProto | FunctionProto]) -> None:
+    """Remove where in whose files each node was written: a shipped file must not tell paths of this machine."""
+    for graph in graphs:
+        for node in graph.node:
+            for index in reversed(range(len(node.metadata_props))):
+                if node.metadata_props[index].key.endswith("stack_trace"):
+                    del node.metadata_props[index]
+            _remove_stack_traces([*(each.g for each in node.attribute if each.HasField("g"))])
+            _remove_stack_traces([graph for each in node.attribute for graph in each.graphs])
 
 
 def _export_torchscript(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: _Names) -> bytes | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -46,6 +48,20 @@ def test_exported_graph_equals_the_module_and_the_module_stays_as_it_was(model, 
     assert not model[1].training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert capfd.readouterr() == ("", "")
+
+
+class Doubled(nn.Module):
+    """Has a forward of its own, in this file."""
+
+    def forward(self, images):
+        return 2 * torch.relu(images)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_file_tells_no_path_of_this_machine(model, fast):
+    found = export_onnx(nn.Sequential(model[0], Doubled(), model[1]), INPUT, fast=fast)
+    for path in (__file__, Path(torch.__file__).parent, Path(onnx.__file__).parents[1], Path.cwd()):
+        assert str(path).encode() not in found
 
 
 def test_shapes_are_static_and_data_is_inside(model):
