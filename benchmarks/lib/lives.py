@@ -11,18 +11,20 @@ from collections.abc import Callable
 _DONE = 0
 
 
-def life(work: Callable[[], None], life_s: float | None, until: Callable[[], bool] = lambda: True) -> int:
-    """Do the work in a forked process; kill it ``life_s`` after ``until`` holds. Returns its exit status, or minus the
-    signal."""
+def life(work: Callable[[], int | None], life_s: float | None, until: Callable[[], bool] = lambda: True) -> int:
+    """Do the work, which may return an exit status, in a forked process; kill it ``life_s`` after ``until`` holds.
+
+    Returns its exit status, or minus the signal.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            work()
-            code = _DONE
+            code = work() or _DONE
         except BaseException as error:  # nothing of this may reach the parent's code
             print(f"a life ended by itself: {error!r}", file=sys.stderr)
         finally:
+            sys.stdout.flush()
             os._exit(code)
     if life_s is not None:
         deadline = None

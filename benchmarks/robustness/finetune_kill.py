@@ -15,18 +15,17 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from cifar_part import write_part
+from lives import life
 from record import ROOT, shared_path, write_record
 
 _SPREAD_S = 1.0
@@ -142,36 +141,6 @@ def kill_and_restart(
             and found["same_log"]
         )
         return found
-
-
-def life(work: Callable[[], int], life_s: float | None, until: Callable[[], bool]) -> int:
-    """Do the work in a forked process; kill it ``life_s`` after ``until`` holds. Returns its exit status, or minus the
-    signal."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = work()
-        except BaseException as error:  # nothing of this may reach the parent's code
-            print(f"a life ended by itself: {error!r}", file=sys.stderr)
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    if life_s is not None:
-        deadline = None
-        while deadline is None or time.monotonic() < deadline:
-            if deadline is None and until():
-                deadline = time.monotonic() + life_s
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.05 if deadline is None else min(0.005, max(deadline - time.monotonic(), 0)))
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if life_s is None and code != 0:
-        sys.exit(f"error: finetuning left alone ended with {code}")
-    return code
 
 
 def steps_done(checkpoint: Path) -> int:
