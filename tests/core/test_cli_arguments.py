@@ -227,3 +227,17 @@ def test_odd_command_lines_are_one_line_and_exit_2(
 def test_endless_arguments_give_short_lines(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--no-such-" + "x" * 5000]) == 2
     assert len(capsys.readouterr().err) <= 520
+
+
+@pytest.mark.parametrize(
+    ("command", "former", "now", "value"),
+    [
+        (["solve", "--importance", "i.csv"], "--time-path", "--latency", "t.csv"),
+        (["solve", "--latency", "t.csv"], "--imp-path", "--importance", "i.csv"),
+        (["compress", "m", "--data", "d", "--fastest", "-o", "o"], "--importance", "--method", "distill"),
+        (["run", "n.onnx"], "--input", "--image", "a.png"),
+        (["search", "m", "-o", "s.json"], "--keep", "--keep-gates", "3"),
+    ],
+)
+def test_former_names_of_flags_are_taken(command: list[str], former: str, now: str, value: str) -> None:
+    assert PARSER.parse_args([*command, former, value]) == PARSER.parse_args([*command, now, value])

@@ -269,7 +269,9 @@ def test_folder_with_foreign_files_is_refused_even_to_overwrite(tmp_path: Path) 
 def test_unreachable_budget_names_the_least_before_anything_is_trained(
     loaded: LoadedModel, data: ImageData, tmp_path: Path
 ) -> None:
-    with pytest.raises(InfeasibleBudgetError, match="budget 20x") as caught:
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"budget 20x .*(no plan meets it|no merging changes that)"
+    ) as caught:
         lf.compress_network(loaded, data, out=tmp_path / "out", options=options(20), progress=False)
     assert caught.value.least_ms > caught.value.budget_ms
     assert not (tmp_path / "out/importance.csv").exists()
