@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,13 +36,43 @@ class OneNumber(EstimatorBase):
     def scores_of(self, request):
         return 0.5
 """
+_OWN = """
+import torch
+from torch import nn
+
+
+class Images(torch.utils.data.Dataset):
+    classes = ["dark", "bright"]
+
+    def __init__(self, count, shape):
+        self.targets, self.shape = [index % 2 for index in range(count)], shape
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        noise = torch.rand(self.shape, generator=torch.Generator().manual_seed(index))
+        return noise + self.targets[index], self.targets[index]
+
+
+def images(input_shape):
+    return Images(80, input_shape), Images(16, input_shape)
+
+
+def net():
+    torch.manual_seed(0)
+    layers = []
+    for channels in (3, 8, 8):
+        layers += [nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+"""
 _IN_PYTHON = """
 import sys
 import layerfold as lf
-loaded = lf.load_model("network.py:build")
+loaded = lf.load_model("own.py:net")
 import torch
-net = lf.trace_network(loaded.module, torch.zeros(1, 3, 12, 12))
-data = lf.open_data("network.py:images", input_shape=(3, 12, 12), mean=loaded.mean, std=loaded.std)
+net = lf.trace_network(loaded.module, torch.zeros(1, 3, 8, 8))
+data = lf.open_data("own.py:images", input_shape=(3, 8, 8), mean=loaded.mean, std=loaded.std)
 lf.estimate_importance(loaded.module, net, data, method="as_it_is", score="kl", progress=False).write(sys.argv[1])
 """
 
@@ -62,7 +91,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 2.1\n")
     (facts / "entry_points.txt").write_text(_ENTRY_POINTS)
-    shutil.copy(_ROOT / "tests/data/2026-12-01/network.py", folder)
+    (folder / "own.py").write_text(_OWN)
     return folder
 
 
@@ -80,7 +109,7 @@ def _python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _importance(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["-m", "layerfold", "importance", "network.py:build", "--input", "3x12x12", "--data", "network.py:images"]
+    command = ["-m", "layerfold", "importance", "own.py:net", "--input", "3x8x8", "--data", "own.py:images"]
     return _python(site, *command, "--quiet", *arguments)
 
 
