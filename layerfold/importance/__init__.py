@@ -13,7 +13,7 @@ from layerfold.importance.estimators import Estimator, EstimatorBase, Training, 
 from layerfold.importance.finalists import FinalistScores
 from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.subject import Subject
 from layerfold.importance.wholes import WholeScores
 from layerfold.options.importance import ADAPTIVE, AUTO, METHODS, SCORES, Refinement
@@ -28,7 +28,7 @@ __all__ = [
     "FinalistScores",
     "Refinement",
     "Request",
-    "Scores",
+    "ScoresByName",
     "Subject",
     "Training",
     "WholeScores",

@@ -21,7 +21,7 @@ from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
 from layerfold.importance.estimators.shared import train_together
 from layerfold.importance.journal import Estimate
 from layerfold.importance.requests import NOTHING, Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.sharing import WeightsFile
 from layerfold.importance.subject import Subject
 from layerfold.options import ImportanceOptions
@@ -188,7 +188,7 @@ class Witness:
         return self._subjects[key]
 
 
-def _checked(scores: object, method: str) -> Scores:
+def _checked(scores: object, method: str) -> ScoresByName:
     """Return what an estimator answered, which may be of another package, if it is scores.
 
     Raises:
@@ -204,7 +204,7 @@ def _checked(scores: object, method: str) -> Scores:
     )
 
 
-def _finite(scores: Scores) -> Scores:
+def _finite(scores: ScoresByName) -> ScoresByName:
     """Return scores that are numbers: others would spoil the table, and stay in the journal."""
     for name, value in scores.items():
         if not math.isfinite(value):

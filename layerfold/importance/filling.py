@@ -16,7 +16,7 @@ from layerfold.importance.estimators import ESTIMATORS, Training
 from layerfold.importance.journal import Estimate, Journal, checkpoint_beside, weights_beside
 from layerfold.importance.recovery import lasting_share
 from layerfold.importance.requests import NOTHING, TOGETHER, Request, entries_hash
-from layerfold.importance.scores import Scores, change_of, column_of, importance_of
+from layerfold.importance.scores import ScoresByName, change_of, column_of, importance_from_change
 from layerfold.importance.sharing import WeightsFile
 from layerfold.options.importance import SCORES
 from layerfold.tables import ImportanceEntry
@@ -102,10 +102,10 @@ class Filling:
         return self._pool.share(WeightsFile, str(file.path))
 
     @cached_property
-    def _untrained(self) -> Scores:
+    def _untrained(self) -> ScoresByName:
         """What the original scores as it is, where the entries are estimated."""
         ((_, estimate),) = self._pool.map_unordered([[self._question(None)]])
-        scores: Scores = estimate.scores
+        scores: ScoresByName = estimate.scores
         return scores
 
     @property
@@ -114,7 +114,7 @@ class Filling:
         return self._journal.seconds
 
     @property
-    def original(self) -> Scores:
+    def original(self) -> ScoresByName:
         """What changes are relative to: the original's scores, after the same training if changed networks get one.
 
         Otherwise every merge would seem to gain what any further training gains. (Appendix B of the paper takes that
@@ -150,7 +150,7 @@ class Filling:
 
     def importance(self, request: Request) -> float:
         """Return the importance of an entry by the score; 0 where the entry was not estimated."""
-        importance = importance_of(self._change(request), self._score)
+        importance = importance_from_change(self._change(request), self._score)
         return importance * lasting_share(self._net, request) if self._kind.looks_ahead else importance
 
     def entry(self, request: Request) -> ImportanceEntry:
@@ -169,7 +169,7 @@ class Filling:
             kept=request.kept,
         )
 
-    def _change(self, request: Request) -> Scores:
+    def _change(self, request: Request) -> ScoresByName:
         original = self.original
         estimate = self._journal.get(request)
         return change_of(original if estimate is None else estimate.scores, original)

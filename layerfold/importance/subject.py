@@ -15,7 +15,7 @@ from layerfold.graph import Network
 from layerfold.graph.copying import copy_module
 from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores, score_logits
+from layerfold.importance.scores import ScoresByName, score_logits
 from layerfold.importance.sharing import share_parameters
 from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
 from layerfold.merge import build_train_form, merge_network
@@ -125,11 +125,11 @@ class Subject:
             return Suffix(split_suffix(changed, shared), self.calibration.values(names), self._holdout.values(names))
         return Suffix(changed, self.calibration.inputs(), self._holdout.inputs())
 
-    def score(self, network: nn.Module) -> Scores:
+    def score(self, network: nn.Module) -> ScoresByName:
         """Score a network on the holdout's images."""
         return self._scores(logits_of(network, self._holdout.inputs()))
 
-    def score_solution(self, solution: Solution) -> Scores:
+    def score_solution(self, solution: Solution) -> ScoresByName:
         """Score the network of a whole plan, with BatchNorm statistics measured again.
 
         Merged, it gives the same answers up to rounding, in less time.
@@ -138,7 +138,7 @@ class Subject:
         recalibrate_batch_norm(form, self.calibration.images)
         return self.score(merge_network(form, tolerance=None))
 
-    def score_recalibrated(self, suffix: Suffix) -> Scores:
+    def score_recalibrated(self, suffix: Suffix) -> ScoresByName:
         """Measure BatchNorm statistics again, in place, and score."""
         with averaging_batch_norm(suffix.network):
             for values in suffix.calibration:
@@ -148,7 +148,7 @@ class Subject:
     def _on_device(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         return [(_channels_last(x.to(self.device)), y.to(self.device)) for x, y in batches]
 
-    def _scores(self, logits: Tensor) -> Scores:
+    def _scores(self, logits: Tensor) -> ScoresByName:
         return score_logits(logits, self._expected, self._labels)
 
     def _form(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerfold.graph.barrier_groups import GATE, GATE_REASON
+from layerfold.graph.barrier_groups import SE_LABEL, SE_REASON
 from layerfold.graph.counts import replaced_macs
-from layerfold.graph.gates import Gate
+from layerfold.graph.squeeze_excitation import SqueezeExcitation
 from layerfold.report.box_sizes import kernel_text
 from layerfold.report.words import positions_text
 
@@ -83,9 +83,9 @@ def residual_text(residual: Residual, is_merged: bool) -> str:
     return f"residual from position {residual.src} to {residual.dst}, {way}{fate}"
 
 
-def item_text(item: Barrier | Gate) -> str:
+def item_text(item: Barrier | SqueezeExcitation) -> str:
     """Return a barrier's or gate's name, what it is, and why nothing merges across it."""
-    if isinstance(item, Gate):
+    if isinstance(item, SqueezeExcitation):
         inside = f", layers {positions_text(item.layers)}" if item.layers else ""
-        return f"{item.name} ({GATE}{inside}): {GATE_REASON}"
+        return f"{item.name} ({SE_LABEL}{inside}): {SE_REASON}"
     return f"{item.name} ({item.kind}): {item.reason}"

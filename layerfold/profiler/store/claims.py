@@ -31,7 +31,7 @@ Claimant: TypeAlias = tuple[str, int, str]
 """Host, process and when that was started."""
 
 
-class Shared(Protocol):
+class SharedStore(Protocol):
     """What :func:`fill` needs of a cache."""
 
     poll_s: float
@@ -51,7 +51,7 @@ class Shared(Protocol):
 
 
 def fill(
-    store: Shared,
+    store: SharedStore,
     signatures: Sequence[str],
     measure: Callable[[list[str]], None],
     most: int,

@@ -25,7 +25,7 @@ from layerfold.profiler.backends import Backend
 from layerfold.profiler.benchmark import MeasuredOn
 from layerfold.profiler.verify import example_input_of
 from layerfold.progress import progress_bar
-from layerfold.report.comparison import ComparedPoint, comparison_plot
+from layerfold.report.solutions_plot import ComparedPoint, comparison_plot
 from layerfold.settings import takes_settings
 from layerfold.solver import Solution, importance_of
 from layerfold.tables import ImportanceTable, LatencyTable
