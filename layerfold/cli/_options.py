@@ -123,17 +123,17 @@ def check_output(
     _check_place(target.absolute().parent, path, flag)
 
 
-def check_output_folder(path: str | Path, *, flag: str = "-o") -> None:
-    """Refuse a folder that could not be written in the end, before any time is spent; it need not be there.
+def check_output_folder(path: str | Path) -> None:
+    """Refuse a folder of ``-o`` that could not be written in the end, before any time is spent; it need not be there.
 
     Raises:
         UsageError: no name, a file, or a place that cannot be.
     """
-    check_named(path, flag)
+    check_named(path, "-o")
     target = Path(path)
     if target.exists() and not target.is_dir():
-        raise UsageError(f"{flag} {path}: is a file, expected a folder; name another")
-    _check_place(target.absolute(), path, flag)
+        raise UsageError(f"-o {path}: is a file, expected a folder; name another")
+    _check_place(target.absolute(), path, "-o")
 
 
 def check_named(path: str | Path, flag: str) -> None:

@@ -16,13 +16,9 @@ from layerfold.importance.requests import Request, list_requests
 from layerfold.importance.scores import ScoresByName
 from layerfold.importance.subject import Subject
 from layerfold.importance.wholes import WholeScores
-from layerfold.options.importance import ADAPTIVE, AUTO, METHODS, SCORES, Refinement
+from layerfold.options.importance import Refinement
 
 __all__ = [
-    "ADAPTIVE",
-    "AUTO",
-    "METHODS",
-    "SCORES",
     "Estimator",
     "EstimatorBase",
     "FinalistScores",

@@ -56,6 +56,8 @@ class Backend(Protocol):
         extra: layerfold's own extra that installs them, or None where they come with layerfold or by themselves.
         devices: devices it can be asked for; the first is the default.
         precision: that of this instance: ``float32``, ``float16`` or ``int8``.
+
+    It may also have ``is_gpu``, which :func:`is_gpu` asks for.
     """
 
     name: ClassVar[str]
@@ -93,3 +95,13 @@ class Backend(Protocol):
             UsageError: a graph that the precision or the runner cannot take.
             ProfilerError: the backend refuses the graph; names the node where it knows it.
         """
+
+
+def is_gpu(backend: Backend) -> bool:
+    """Say whether a backend's device computes, and this machine's processors only launch.
+
+    Then the GPU's clock and heat are to be watched while it measures. The backend's own ``is_gpu`` says it; one without
+    is on a GPU where its options name a device other than ``cpu``.
+    """
+    said = getattr(backend, "is_gpu", None)
+    return backend.options.get("device", "cpu") != "cpu" if said is None else bool(said)

@@ -15,9 +15,3 @@ class Environment(BackendFacts):
 def environment_of(backend: Backend, *, batch: int, dtype: str) -> Environment:
     """Return what every latency of a backend depends on besides what is measured: the cache's key."""
     return {**backend.provenance(), "batch": batch, "dtype": dtype}
-
-
-def is_gpu(environment: BackendFacts) -> bool:
-    """Say whether what is measured runs on a GPU, so that its clock and heat are to be watched too."""
-    device = str(environment.get("options", {}).get("device", ""))
-    return device.startswith("cuda") or environment.get("backend") in ("tensorrt", "torch_tensorrt")

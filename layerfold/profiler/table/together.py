@@ -20,11 +20,11 @@ from layerfold.errors import ProfilerError, ProvenanceMismatchError, UsageError
 from layerfold.executor import Executor, Pool
 from layerfold.graph import Network, trace_again
 from layerfold.options import ProfileOptions
-from layerfold.profiler.backends import Backend, BackendBase, BackendFacts, Runner, get_backend
+from layerfold.profiler.backends import Backend, BackendBase, BackendFacts, Runner, get_backend, is_gpu
 from layerfold.profiler.machine.conditions import Conditions
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.checked import Reading
-from layerfold.profiler.store.environment import Environment, environment_of, is_gpu
+from layerfold.profiler.store.environment import Environment, environment_of
 from layerfold.profiler.store.file import MEMORY
 from layerfold.profiler.store.rows import RowFile
 from layerfold.profiler.table.measured import measured_table
@@ -159,7 +159,9 @@ class MakeFiller:
             )
         with ExitStack() as stack:
             log = stack.enter_context(open(self.log, "a", encoding="utf-8")) if self.log else None
-            store = stack.enter_context(MeasurementCache(None, here, log=log, has_gpu=is_gpu(here), rows=task.rows()))
+            store = stack.enter_context(
+                MeasurementCache(None, here, log=log, has_gpu=is_gpu(backend), rows=task.rows())
+            )
             measured_table(self.model, net, backend, store, options)
             return store.conditions()
 
