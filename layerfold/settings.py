@@ -25,7 +25,7 @@ _PLAIN = frozenset({"int", "float", "bool", "str", "Path", "os.PathLike[str]", "
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a field may be, and what its flag says.
+    """Limits of a field, and the help of its flag.
 
     Attributes:
         least, above, most, below: limits of a number; None for none.

@@ -39,7 +39,7 @@ class _Device:
 
 @dataclass(frozen=True, kw_only=True)
 class _Backend:
-    """What is known of a backend.
+    """Facts of a backend.
 
     Attributes:
         name, package: its own, and the distribution that registers it.

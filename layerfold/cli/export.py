@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _EngineArguments(TypedDict):
-    """What ``export_network`` and ``build_engine`` are asked alike."""
+    """Arguments that ``export_network`` and ``build_engine`` share."""
 
     precision: str
     compute_capabilities: tuple[str, ...]

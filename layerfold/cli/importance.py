@@ -199,7 +199,7 @@ class _Merge:
 
 @dataclass(frozen=True, kw_only=True)
 class _Spent:
-    """What an adaptive estimate refined, and whether all plans stand on that."""
+    """Entries that an adaptive estimate refined, and whether all plans stand on them."""
 
     rounds: int
     refined: int
@@ -209,7 +209,7 @@ class _Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What of the table's options is shown; see ``docs/importance.md``."""
+    """Those of the table's options that are shown; see ``docs/importance.md``."""
 
     score: str
     original: dict[str, float]
@@ -219,7 +219,7 @@ class _Options:
 
 @dataclass(frozen=True, kw_only=True)
 class _Summary:
-    """What the command found.
+    """Result of the command.
 
     Attributes:
         table: the file.

@@ -92,7 +92,7 @@ class _Growth:
 
 @dataclass(frozen=True, kw_only=True)
 class _Merged:
-    """What the command found.
+    """Result of the command.
 
     Attributes:
         output: the file of the form.

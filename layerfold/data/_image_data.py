@@ -156,7 +156,7 @@ class ImageData:
 
     @property
     def preprocessing(self) -> JsonObject | None:
-        """How images become inputs, with the fields of ``layerfold.data.Preprocessing``; None where that is unknown."""
+        """Preparation of images, with the fields of ``layerfold.data.Preprocessing``; None where that is unknown."""
         found = self.details.get("preprocessing")
         return dict(found) if isinstance(found, Mapping) else None
 

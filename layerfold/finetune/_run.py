@@ -44,7 +44,7 @@ from layerfold.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What is to be trained, and how: what ``train_network`` was given.
+    """Network to be trained, data and options, as ``train_network`` was given them.
 
     Attributes:
         model: on the accelerator's device.

@@ -25,7 +25,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What ``evaluate_network`` found.
+    """Scores of a network, as ``evaluate_network`` returns them.
 
     Attributes:
         accuracy_pct: top-1 accuracy, 0..100; None for images without labels.

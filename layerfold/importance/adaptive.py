@@ -98,7 +98,7 @@ def estimate_adaptively(
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What refining took.
+    """Cost of refining.
 
     Attributes:
         rounds: how often the frontier was solved.

@@ -29,7 +29,7 @@ from layerfold.options import ImportanceOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a worker is asked: by which method, and of which entry.
+    """Question to a worker: by which method, and of which entry.
 
     Attributes:
         method, training: which estimator.
@@ -54,7 +54,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What a worker is to train once for all entries.
+    """Training that a worker does once for all entries.
 
     Attributes:
         training: how.
@@ -73,7 +73,7 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a lesson gave: parameters by name, and the seconds that it took."""
+    """Result of a lesson: parameters by name, and the seconds that it took."""
 
     weights: dict[str, Tensor]
     seconds: float

@@ -26,7 +26,7 @@ _EXTRA = ("agreement", "kl")
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the methods that fill one table share.
+    """Task that the methods which fill one table share.
 
     Attributes:
         net: the network.
@@ -50,7 +50,7 @@ class Work:
 
 
 class Filling:
-    """What a method says of a network's entries.
+    """Answers of a method to a network's entries.
 
     Args:
         work: what is asked, and who answers.
@@ -110,12 +110,12 @@ class Filling:
 
     @property
     def seconds(self) -> float:
-        """What the estimates took, those of earlier runs included."""
+        """Seconds that the estimates took, those of earlier runs included."""
         return self._journal.seconds
 
     @property
     def original(self) -> ScoresByName:
-        """What changes are relative to: the original's scores, after the same training if changed networks get one.
+        """Scores that changes are relative to: the original's, after the same training if changed networks get one.
 
         Otherwise every merge would seem to gain what any further training gains. (Appendix B of the paper takes that
         off as the mean importance of single layers, which it trains too.)

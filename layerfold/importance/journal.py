@@ -103,7 +103,7 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """What all the estimates took."""
+        """Seconds that all the estimates took."""
         return sum(estimate.seconds for estimate in self._done.values())
 
 

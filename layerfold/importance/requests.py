@@ -38,7 +38,7 @@ class Request:
 
     @property
     def key(self) -> Key:
-        """What importance tables know the entry by."""
+        """Key of the entry in importance tables."""
         states = self.start, self.end, self.start_act, self.end_act
         return (*states, self.merged) if self.dropped else states
 

@@ -25,7 +25,7 @@ from layerfold.solver import Solution
 
 @dataclass(frozen=True)
 class Suffix:
-    """What of a changed network lies behind the change, with the feature maps that reach it.
+    """Part of a changed network behind the change, with the feature maps that reach it.
 
     Attributes:
         network: takes each tuple of the two lists; shares its parts with the changed network.

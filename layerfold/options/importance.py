@@ -54,7 +54,7 @@ SCORES = ("accuracy", "agreement", "loss", "kl")
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """How training is spent where it counts.
+    """Settings of ``adaptive``: training is spent where it counts.
 
     Attributes:
         start_with: method of the cheap estimates.
@@ -79,7 +79,7 @@ class Refinement:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceOptions:
-    """How importances are estimated, of which segments, and where.
+    """Settings of an estimate of importances: how, of which segments, and where.
 
     Attributes:
         method: ``auto``, ``shared``, ``recalibrate``, ``distill``, ``finetune``, ``taylor`` or ``adaptive``; see

@@ -34,7 +34,7 @@ MOST_FINALISTS = 4
 
 
 class PlanMeter(Protocol):
-    """What the loop measures with; it decides alone (:class:`layerfold.pipeline.backend_meter.BackendMeter`)."""
+    """Meter of the loop, which itself only decides (:class:`layerfold.pipeline.backend_meter.BackendMeter`)."""
 
     def time(self, plan: Plan) -> MeasuredPlan:
         """Time a plan next to the original: a second or two, with random weights."""
@@ -63,7 +63,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopResult:
-    """What came out.
+    """Result of the loop.
 
     Attributes:
         solution: the best one whose measured latency is within the budget.
@@ -196,7 +196,7 @@ def _finite(plans: Sequence[ScoredPlan]) -> list[float | None]:
 
 
 class _Loop:
-    """What was verified so far, and the ways to verify more."""
+    """State of the loop: what was verified so far, and the ways to verify more."""
 
     def __init__(self, search: PlanSearch, budget: Budget, meter: PlanMeter, *, margin: float, cap_s: float) -> None:
         self._search, self._budget, self._meter, self._margin, self._cap_s = search, budget, meter, margin, cap_s

@@ -27,7 +27,7 @@ _REMEDY = "start again in this folder with --overwrite"
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a step gave; each step has a class of its own, whose fields are the names in the file."""
+    """Outcome of a step; each step has a class of its own, whose fields are the names in the file."""
 
     def to_json(self) -> JsonObject:
         """Return what ``run.json`` holds of it."""
@@ -49,7 +49,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Traced(StepOutcome):
-    """Of the trace: how many layers, chains and residuals the network has."""
+    """Outcome of the trace: how many layers, chains and residuals the network has."""
 
     layers: Count
     chains: Count
@@ -58,7 +58,7 @@ class Traced(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class Profiled(StepOutcome):
-    """Of the profile: how many candidates were measured, and whole networks timed."""
+    """Outcome of the profile: how many candidates were measured, and whole networks timed."""
 
     candidates: Count
     plans: Count | None = None
@@ -66,7 +66,7 @@ class Profiled(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimated(StepOutcome):
-    """Of the importance: how many entries the table has, and how many segments it leaves out on purpose."""
+    """Outcome of the importance: how many entries the table has, and how many segments it leaves out on purpose."""
 
     entries: Count
     left_out: Count | None = None
@@ -161,7 +161,7 @@ class WholePlans:
 
 @dataclass(frozen=True, kw_only=True)
 class Solved(StepOutcome):
-    """Of the solving and verifying.
+    """Outcome of solving and verifying.
 
     Attributes:
         rounds: every plan that was built and measured, in order.
@@ -209,7 +209,7 @@ class Solved(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned(StepOutcome):
-    """Of the finetuning; the fields are those of :class:`layerfold.finetune.FinetuneReport`, without weights."""
+    """Outcome of the finetuning; its fields are of :class:`layerfold.finetune.FinetuneReport`, without weights."""
 
     history: list[EpochRow] = field(default_factory=list)
     best_epoch: int | None = None
@@ -235,7 +235,7 @@ class Finetuned(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class Merged(StepOutcome):
-    """Of the merging: the largest difference from the train form, relative to its largest output."""
+    """Outcome of the merging: the largest difference from the train form, relative to its largest output."""
 
     max_difference: Finite | None = None
 
@@ -250,7 +250,7 @@ class OnnxDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported(StepOutcome):
-    """Of the export.
+    """Outcome of the export.
 
     Attributes:
         onnx_path: as it was written.
@@ -277,7 +277,7 @@ class Exported(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkScores:
-    """Of one network on the test images; the fields are those of :class:`layerfold.finetune.Scores`."""
+    """Scores of one network on the test images; the fields are those of :class:`layerfold.finetune.Scores`."""
 
     accuracy_pct: _Share | None
     loss: float | None = None
@@ -299,7 +299,7 @@ class NetworkScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(StepOutcome):
-    """Of the evaluation, which ``scores.json`` holds too: both networks on the test images."""
+    """Outcome of the evaluation, which ``scores.json`` holds too: both networks on the test images."""
 
     original: NetworkScores
     compressed: NetworkScores
@@ -307,7 +307,7 @@ class Scored(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchedNetwork:
-    """Of one network; the fields are those of :class:`layerfold.profiler.NetworkLatency`, and its speed-up."""
+    """Measurement of one network; its fields are of :class:`layerfold.profiler.NetworkLatency`, and its speed-up."""
 
     name: str
     median_ms: _Ms
@@ -335,14 +335,14 @@ class _Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class _Conditioned:
-    """Of what the last measurement left, what is said of the machine meanwhile."""
+    """Part of the last measurement's file: what it says of the machine meanwhile."""
 
     provenance: _Measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benched(StepOutcome):
-    """Of the last measurement.
+    """Outcome of the last measurement.
 
     Attributes:
         is_within_budget: whether the compressed network keeps the budget.
@@ -403,5 +403,5 @@ class Benched(StepOutcome):
 
     @property
     def warnings(self) -> list[str]:
-        """What was odd about the machine meanwhile, each in one sentence."""
+        """Warnings about the machine meanwhile, each in one sentence."""
         return parse_json(json.dumps(self.provenance), _Measured, source="provenance").conditions.warnings

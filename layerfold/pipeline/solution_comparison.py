@@ -71,7 +71,7 @@ class ComparedNetwork:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the original."""
+        """Speed-up over the original."""
         return 1 / self.ratio
 
     @property

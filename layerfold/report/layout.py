@@ -92,7 +92,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """What stands between chains: one gate, or the barriers that follow one another.
+    """Mark between chains: one gate, or the barriers that follow one another.
 
     Attributes:
         items: the gate, or the barriers.

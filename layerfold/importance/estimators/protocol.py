@@ -26,7 +26,7 @@ class SettledTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How an entry is trained, by estimators that train.
+    """Settings of an entry's training, for estimators that train.
 
     Attributes:
         steps: optimizer steps per entry; None for the estimator's own default.

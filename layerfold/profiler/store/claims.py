@@ -32,7 +32,7 @@ Claimant: TypeAlias = tuple[str, int, str]
 
 
 class SharedStore(Protocol):
-    """What :func:`fill` needs of a cache."""
+    """Cache as :func:`fill` needs it."""
 
     poll_s: float
     """Seconds between looks at what others have finished."""
@@ -101,7 +101,7 @@ def claimant_here() -> Claimant:
 
 
 class ClaimWatch:
-    """What claims of other machines were when they were last seen to change, by this process's own clock.
+    """Claims of other machines as they were last seen to change, by this process's own clock.
 
     Clocks of two machines need not agree, and whether a process of another one lives cannot be asked. But a living one
     renews its claims: what does not change while it is watched is dead.

@@ -1,4 +1,4 @@
-"""What a latency depends on besides what is measured: the key of a cache's rows."""
+"""The key of a cache's rows: all that a latency depends on besides what is measured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from layerfold.profiler.backends import Backend, BackendFacts
 
 
 class Environment(BackendFacts):
-    """What every latency of a backend depends on besides what is measured: the cache's key."""
+    """Key of a cache's rows: all that a latency depends on besides what is measured."""
 
     batch: int
     dtype: str
 
 
 def environment_of(backend: Backend, *, batch: int, dtype: str) -> Environment:
-    """Return what every latency of a backend depends on besides what is measured: the cache's key."""
+    """Return the environment of a backend's latencies."""
     return {**backend.provenance(), "batch": batch, "dtype": dtype}

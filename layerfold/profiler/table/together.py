@@ -57,7 +57,7 @@ class BackendChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker is asked: to fill the cache, or, without ``rows``, for the facts of its device.
+    """Task of a worker: to fill the cache, or, without ``rows``, for the facts of its device.
 
     Attributes:
         number: tells one task from another.
@@ -80,7 +80,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class _DeviceFacts:
-    """What a worker says of its device: what every latency measured there depends on, and the dtype of every graph."""
+    """Facts of a worker's device: what every latency measured there depends on, and the dtype of every graph."""
 
     environment: Environment
     dtype: str
