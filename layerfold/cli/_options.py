@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def add_command(subparsers: Any, name: str, help_text: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Add a command whose help ends in an example."""
+    """Add a command whose help ends in an example, or several."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=help_text,
         description=textwrap.fill(description, 79),
-        epilog="example:\n" + examples,
+        epilog=f"example{'s' if examples.count('  layerfold ') > 1 else ''}:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
