@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from layerfold.errors import LayerfoldError, OptionalDependencyError
 from layerfold.terminal import one_line
+
+
+def is_installed(module: str) -> bool:
+    """Say whether a module could be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: a module that was made, or blocked, by hand
+        return False
 
 
 def entries_of(group: str) -> dict[str, EntryPoint]:

@@ -179,13 +179,13 @@ def add_backend_arguments(
         help="an option of that backend alone, for example compile_mode=default; may be given again",
     )
     if batch:
-        group.add_argument(
-            "--batch",
-            type=whole(1, BATCH),
-            default=1,
-            metavar="N",
-            help="images in one forward pass (default: %(default)s)",
-        )
+        add_batch_argument(group)
+
+
+def add_batch_argument(group: argparse._ActionsContainer, of: str = "") -> None:
+    """Add ``--batch``; ``of`` says of what, where that is not plain."""
+    text = f"images in one forward pass{of} (default: %(default)s)"
+    group.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N", help=text)
 
 
 def open_backend(arguments: argparse.Namespace) -> Backend:

@@ -156,17 +156,11 @@ class Filling:
     def entry(self, request: Request) -> ImportanceEntry:
         """Return a row of the table: what was estimated, or no change."""
         change = self._change(request)
-        return ImportanceEntry(
-            start=request.start,
-            end=request.end,
-            start_act=request.start_act,
-            end_act=request.end_act,
-            importance=self.importance(request),
+        return request.entry(
+            self.importance(request),
             val_loss=change.get("val_loss"),
             val_acc=change.get("val_acc"),
             extra={name: change[name] for name in _EXTRA if name in change},
-            merged=request.merged,
-            kept=request.kept,
         )
 
     def _change(self, request: Request) -> ScoresByName:

@@ -57,7 +57,8 @@ class Backend(Protocol):
         devices: devices it can be asked for; the first is the default.
         precision: that of this instance: ``float32``, ``float16`` or ``int8``.
 
-    It may also have ``is_gpu``, which :func:`is_gpu` asks for.
+    It may also have ``is_gpu``: whether its device computes, so that a GPU is watched while it measures. Where it has
+    none, a device in ``options`` other than ``cpu`` says so.
     """
 
     name: ClassVar[str]
@@ -100,8 +101,7 @@ class Backend(Protocol):
 def is_gpu(backend: Backend) -> bool:
     """Say whether a backend's device computes, and this machine's processors only launch.
 
-    Then the GPU's clock and heat are to be watched while it measures. The backend's own ``is_gpu`` says it; one without
-    is on a GPU where its options name a device other than ``cpu``.
+    Then the GPU's clock and heat are to be watched while it measures.
     """
     said = getattr(backend, "is_gpu", None)
     return backend.options.get("device", "cpu") != "cpu" if said is None else bool(said)

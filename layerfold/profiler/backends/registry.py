@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib.metadata import EntryPoint
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from layerfold.errors import (
     UsageError,
     nearest_names,
 )
-from layerfold.plugins import entries_of, load_part
+from layerfold.plugins import entries_of, is_installed, load_part
 from layerfold.profiler.backends.protocol import Backend
 
 GROUP = "layerfold.backends"
@@ -102,20 +101,13 @@ def get_backend(name: str, *, device: str | None = None, **options: Any) -> Back
 
 def missing_packages(backend: type[Backend]) -> list[str]:
     """Return the packages that a backend requires and that are not installed; imports none of them."""
-    return [package for module, package in backend.requires.items() if not _is_installed(module)]
+    return [package for module, package in backend.requires.items() if not is_installed(module)]
 
 
 def install_line(backend: type[Backend]) -> str:
     """Return the command that installs what a backend requires."""
     extra = getattr(backend, "extra", None)
     return f"pip install 'layerfold[{extra}]'" if extra else f"pip install {' '.join(backend.requires.values())}"
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # ValueError: a module that was made, or blocked, by hand
-        return False
 
 
 def _entry(name: str) -> EntryPoint:

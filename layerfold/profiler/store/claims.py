@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from layerfold.profiler.store.transaction import transaction
 from layerfold.terminal import one_line
 
 CREATE_CLAIM = """
@@ -169,8 +170,7 @@ def take_claims(
 ) -> list[str]:
     """Claim up to ``most`` signatures in one transaction."""
     mine: list[str] = []
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         for signature in signatures:
             if len(mine) == most:
                 break
@@ -189,11 +189,6 @@ def take_claims(
                     "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)", (*key, *claimant, time.time())
                 )
                 mine.append(signature)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # a full disk has rolled it back already
-            connection.execute("ROLLBACK")
-        raise
     return mine
 
 
