@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.budget import check_one_given
 from layerfold.cli._choices import OPTIMIZERS, parse_formats
-from layerfold.cli._flags import add_flag
+from layerfold.cli._flags import add_flag, options_of
 from layerfold.cli._networks import add_drop_argument, add_limit_arguments, add_trace_arguments
 from layerfold.cli._options import (
     add_backend_arguments,
@@ -154,40 +154,17 @@ def run(arguments: argparse.Namespace) -> int:
     from layerfold.pipeline import CompressOptions, compress_network
 
     named = ("threads", "precision", "layout")
-    own = {name: value for name, value in backend_options(arguments).items() if name not in named}
-    options = CompressOptions(
+    options = options_of(
+        arguments,
+        CompressOptions,
         budget_ms=arguments.budget,
-        speedup=arguments.speedup,
-        fastest=arguments.fastest,
-        backend=arguments.backend,
-        device=arguments.device,
-        precision=arguments.precision,
-        layout=arguments.layout,
         threads=1 if arguments.threads is None else arguments.threads,
-        backend_options=own,
-        batch=arguments.batch,
+        backend_options={name: value for name, value in backend_options(arguments).items() if name not in named},
         exclude=tuple(arguments.exclude),
-        merge_pooling=arguments.merge_pooling,
-        max_kernel=arguments.max_kernel,
-        max_growth=arguments.max_growth,
-        drop_layers=arguments.drop_layers,
         importance_method=arguments.method,
         importance_score=arguments.score,
-        importance_images=arguments.importance_images,
-        importance_steps=arguments.importance_steps,
-        alpha=arguments.alpha,
-        whole_plans=arguments.whole_plans,
-        finalist_steps=arguments.finalist_steps,
         margin=arguments.margin / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
-        unfreeze=arguments.unfreeze,
-        keep_frozen=arguments.keep_frozen,
-        learning_rate=arguments.learning_rate,
-        batch_size=arguments.batch_size,
-        optimizer=arguments.optimizer,
-        train_device=arguments.train_device,
-        formats=arguments.formats,
-        seed=arguments.seed,
     )
     loaded = load_model_of(arguments)
     data = open_data_of(arguments, loaded)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Self
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -23,6 +23,13 @@ from layerfold.profiler import BenchmarkReport
 _Ms = Annotated[float, Gt(0), Le(1e9)]
 _Share = Annotated[float, Ge(0), Le(100)]
 _REMEDY = "start again in this folder with --overwrite"
+_T = TypeVar("_T")
+
+
+def copied(cls: type[_T], source: object, **others: Any) -> _T:
+    """Return a record whose fields are those of the same name of another object, but for ``others``."""
+    names = (each.name for each in fields(cast(Any, cls)) if each.name not in others)
+    return cls(**{name: getattr(source, name) for name in names}, **others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,29 +116,13 @@ class VerifiedRound:
     def of(cls, turn: Round) -> VerifiedRound:
         """Return the record of a turn of the budget loop."""
         found = turn.verification
-        return cls(
+        return copied(
+            cls,
+            found,
             predicted_ms=turn.predicted_ms if found.predicted_ms is None else found.predicted_ms,
             importance=turn.solution.importance,
             is_within=turn.is_within,
-            measured_ms=found.measured_ms,
-            low_ms=found.low_ms,
-            high_ms=found.high_ms,
-            original_ms=found.original_ms,
-            original_low_ms=found.original_low_ms,
-            original_high_ms=found.original_high_ms,
-            ratio=found.ratio,
-            ratio_low=found.ratio_low,
-            ratio_high=found.ratio_high,
-            budget_ms=found.budget_ms,
-            speedup=found.speedup,
-            is_within_budget=found.is_within_budget,
-            is_settled=found.is_settled,
             provenance=as_json(found.provenance),
-            predicted_low_ms=found.predicted_low_ms,
-            predicted_high_ms=found.predicted_high_ms,
-            contended=found.contended,
-            batch_norm=found.batch_norm,
-            prediction_error=found.prediction_error,
         )
 
 
@@ -222,15 +213,7 @@ class Finetuned(StepOutcome):
     @classmethod
     def of(cls, report: FinetuneReport) -> Finetuned:
         """Return the record of a finetuning."""
-        return cls(
-            history=list(report.history),
-            best_epoch=report.best_epoch,
-            kept_epoch=report.kept_epoch,
-            steps=report.steps,
-            resumed_from_step=report.resumed_from_step,
-            seconds=report.seconds,
-            options=as_json(report.options),
-        )
+        return copied(cls, report, history=list(report.history), options=as_json(report.options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,13 +271,7 @@ class NetworkScores:
     @classmethod
     def of(cls, scores: Scores) -> NetworkScores:
         """Return the record of scores."""
-        return cls(
-            accuracy_pct=scores.accuracy_pct,
-            loss=scores.loss,
-            agreement_pct=scores.agreement_pct,
-            divergence=scores.divergence,
-            num_images=scores.num_images,
-        )
+        return copied(cls, scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,23 +339,7 @@ class Benched(StepOutcome):
         return cls(
             is_within_budget=is_within_budget,
             attempts=attempts,
-            networks=[
-                BenchedNetwork(
-                    name=each.name,
-                    median_ms=each.median_ms,
-                    low_ms=each.low_ms,
-                    high_ms=each.high_ms,
-                    spread_ms=each.spread_ms,
-                    ratio=each.ratio,
-                    ratio_low=each.ratio_low,
-                    ratio_high=each.ratio_high,
-                    runs=each.runs,
-                    is_settled=each.is_settled,
-                    contended=each.contended,
-                    speedup=each.speedup,
-                )
-                for each in report.networks
-            ],
+            networks=[copied(BenchedNetwork, each) for each in report.networks],
             provenance=as_json(report.provenance),
         )
 
