@@ -19,7 +19,7 @@ def is_installed(module: str) -> bool:
         return False
 
 
-def entries_of(group: str) -> dict[str, EntryPoint]:
+def entry_points_of(group: str) -> dict[str, EntryPoint]:
     """Return name -> entry point; a name of layerfold's own is taken by no one else, of others the first holds."""
     found: dict[str, EntryPoint] = {}
     for entry in sorted(entry_points(group=group), key=lambda each: not each.value.startswith("layerfold.")):

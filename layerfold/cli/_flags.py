@@ -53,7 +53,7 @@ def add_flag(
     return group.add_argument(flag or "--" + name.replace("_", "-"), **{**how, **changes})
 
 
-def options_of(arguments: argparse.Namespace, cls: type[_T], **others: Any) -> _T:
+def options_from_flags(arguments: argparse.Namespace, cls: type[_T], **others: Any) -> _T:
     """Return an options object made of the flags that are named as its fields are, and of ``others``."""
     flags = vars(arguments)
     names = (each.name for each in fields(cast(Any, cls)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.budget import check_one_given
 from layerfold.cli._choices import OPTIMIZERS, parse_formats
-from layerfold.cli._flags import add_flag, options_of
+from layerfold.cli._flags import add_flag, options_from_flags
 from layerfold.cli._networks import add_drop_argument, add_limit_arguments, add_trace_arguments
 from layerfold.cli._options import (
     add_backend_arguments,
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
     from layerfold.pipeline import CompressOptions, compress_network
 
     named = ("threads", "precision", "layout")
-    options = options_of(
+    options = options_from_flags(
         arguments,
         CompressOptions,
         budget_ms=arguments.budget,

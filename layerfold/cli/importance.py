@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._executor import add_executor_arguments, executor_of
-from layerfold.cli._flags import add_flag, add_flags, options_of
+from layerfold.cli._flags import add_flag, add_flags, options_from_flags
 from layerfold.cli._networks import (
     add_candidate_arguments,
     add_trace_arguments,
@@ -148,7 +148,7 @@ def _run(args: argparse.Namespace) -> int:
         calibration_images=args.calibration_images,
     ):
         check_output(args.output)
-    options = options_of(
+    options = options_from_flags(
         args,
         ImportanceOptions,
         refinement=Refinement(

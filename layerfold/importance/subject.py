@@ -17,7 +17,7 @@ from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.requests import Request
 from layerfold.importance.scores import ScoresByName, score_logits
 from layerfold.importance.sharing import share_parameters
-from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
+from layerfold.importance.suffix import FeatureBank, crossing_names, shared_names, split_suffix, take_over_shapes
 from layerfold.merge import build_train_form, merge_network
 from layerfold.options import ImportanceOptions
 from layerfold.solver import Solution
@@ -84,7 +84,7 @@ class Subject:
         self.original_form = self._form(net.original_act_pos, range(1, len(net.layers) + 1))
         for module in self.original_form.modules():
             make_out_of_place(module)  # feature maps are kept
-        record_shapes(net, self.original_form)
+        take_over_shapes(net, self.original_form)
         self.calibration = FeatureBank(self.original_form, [x for x, _ in drawn])
         self.calibration_labels = [y for _, y in drawn]
         self._holdout = FeatureBank(self.original_form, [x for x, _ in holdout])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from layerfold.arguments import check_fields
 from layerfold.errors import UsageError
-from layerfold.plugins import entries_of
+from layerfold.plugins import entry_points_of
 from layerfold.settings import check_settings, setting
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class MethodNames(Sequence[str]):
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        others = sorted(name for name in entries_of("layerfold.estimators") if name not in self._known)
+        others = sorted(name for name in entry_points_of("layerfold.estimators") if name not in self._known)
         return (*self._own, *others, *self._last)
 
     @overload

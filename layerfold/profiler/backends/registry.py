@@ -12,7 +12,7 @@ from layerfold.errors import (
     UsageError,
     nearest_names,
 )
-from layerfold.plugins import entries_of, is_installed, load_part
+from layerfold.plugins import entry_points_of, is_installed, load_part
 from layerfold.profiler.backends.protocol import Backend
 
 GROUP = "layerfold.backends"
@@ -22,7 +22,7 @@ _MEMBERS = ("name", "requires", "devices", "available_devices", "provenance", "c
 
 def backend_names() -> tuple[str, ...]:
     """Return the names of all registered backends, installed or not, in alphabetical order."""
-    return tuple(sorted(entries_of(GROUP)))
+    return tuple(sorted(entry_points_of(GROUP)))
 
 
 def backend_source(name: str) -> str:
@@ -111,7 +111,7 @@ def install_line(backend: type[Backend]) -> str:
 
 
 def _entry(name: str) -> EntryPoint:
-    entries = entries_of(GROUP)
+    entries = entry_points_of(GROUP)
     if not any(entry.value.startswith("layerfold.") for entry in entries.values()):
         raise ProfilerError(
             "layerfold's own backends are not registered, so its installation is older than its "
