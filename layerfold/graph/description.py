@@ -50,7 +50,7 @@ class Layer:
 
     @property
     def kind(self) -> Kind:
-        """How the layer is computed where it stands alone; ``conv`` for nearly all."""
+        """Operation that computes the layer where it stands alone; ``conv`` for nearly all."""
         return self.conv.kind
 
 
@@ -197,7 +197,7 @@ class Segment:
 
     @property
     def key(self) -> SegmentKey:
-        """What tables know it by: (start, end), and its merged kernel where layers are dropped."""
+        """Key in tables: (start, end), and its merged kernel where layers are dropped."""
         return (self.start, self.end, self.merged) if self.dropped else (self.start, self.end)
 
     @property
@@ -210,7 +210,7 @@ class Segment:
 
     @property
     def signature(self) -> str:
-        """What decides the segment's latency; equal signatures are measured once (docs/design.md)."""
+        """Text of all that decides the segment's latency; equal signatures are measured once (docs/design.md)."""
         parts = [_shape_text(self.input_shape), _conv_text(self.conv), f"act:{self.activation or 'none'}"]
         for residual in self.open_residuals:
             convs = "+".join(_conv_text(conv) for conv in residual.shortcut) or "identity"
@@ -220,7 +220,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a traced network consists of.
+    """Parts of a traced network.
 
     Attributes:
         name: the model's class name.

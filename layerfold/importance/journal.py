@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 from layerfold.errors import LayerfoldError, UsageError, WriteError
 from layerfold.files import Finite, JsonObject, parse_json, read_bytes, write_text
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.tables import ImportanceTable
 
 _SCHEMA = 3
@@ -42,7 +42,7 @@ class Estimate:
         seconds: that it took.
     """
 
-    scores: Scores
+    scores: ScoresByName
     seconds: float
 
 
@@ -103,7 +103,7 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """What all the estimates took."""
+        """Seconds that all the estimates took."""
         return sum(estimate.seconds for estimate in self._done.values())
 
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from layerfold.graph import Network, Segment
-from layerfold.tables.importance import Key
+from layerfold.tables.importance import ImportanceEntry, Key
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -38,9 +39,22 @@ class Request:
 
     @property
     def key(self) -> Key:
-        """What importance tables know the entry by."""
+        """Key of the entry in importance tables."""
         states = self.start, self.end, self.start_act, self.end_act
         return (*states, self.merged) if self.dropped else states
+
+    def entry(self, importance: float, **scores: Any) -> ImportanceEntry:
+        """Return the row of the table that answers the request; ``scores`` are further fields of it."""
+        return ImportanceEntry(
+            start=self.start,
+            end=self.end,
+            start_act=self.start_act,
+            end_act=self.end_act,
+            importance=importance,
+            merged=self.merged,
+            kept=self.kept,
+            **scores,
+        )
 
     def changes_nothing(self, net: Network) -> bool:
         """Say whether the entry describes the original network: its importance is 0 without measuring."""

@@ -15,9 +15,9 @@ from layerfold.graph import Network
 from layerfold.graph.copying import copy_module
 from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores, score_logits
+from layerfold.importance.scores import ScoresByName, score_logits
 from layerfold.importance.sharing import share_parameters
-from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
+from layerfold.importance.suffix import FeatureBank, crossing_names, shared_names, split_suffix, take_over_shapes
 from layerfold.merge import build_train_form, merge_network
 from layerfold.options import ImportanceOptions
 from layerfold.solver import Solution
@@ -25,7 +25,7 @@ from layerfold.solver import Solution
 
 @dataclass(frozen=True)
 class Suffix:
-    """What of a changed network lies behind the change, with the feature maps that reach it.
+    """Part of a changed network behind the change, with the feature maps that reach it.
 
     Attributes:
         network: takes each tuple of the two lists; shares its parts with the changed network.
@@ -84,7 +84,7 @@ class Subject:
         self.original_form = self._form(net.original_act_pos, range(1, len(net.layers) + 1))
         for module in self.original_form.modules():
             make_out_of_place(module)  # feature maps are kept
-        record_shapes(net, self.original_form)
+        take_over_shapes(net, self.original_form)
         self.calibration = FeatureBank(self.original_form, [x for x, _ in drawn])
         self.calibration_labels = [y for _, y in drawn]
         self._holdout = FeatureBank(self.original_form, [x for x, _ in holdout])
@@ -125,11 +125,11 @@ class Subject:
             return Suffix(split_suffix(changed, shared), self.calibration.values(names), self._holdout.values(names))
         return Suffix(changed, self.calibration.inputs(), self._holdout.inputs())
 
-    def score(self, network: nn.Module) -> Scores:
+    def score(self, network: nn.Module) -> ScoresByName:
         """Score a network on the holdout's images."""
         return self._scores(logits_of(network, self._holdout.inputs()))
 
-    def score_solution(self, solution: Solution) -> Scores:
+    def score_solution(self, solution: Solution) -> ScoresByName:
         """Score the network of a whole plan, with BatchNorm statistics measured again.
 
         Merged, it gives the same answers up to rounding, in less time.
@@ -138,7 +138,7 @@ class Subject:
         recalibrate_batch_norm(form, self.calibration.images)
         return self.score(merge_network(form, tolerance=None))
 
-    def score_recalibrated(self, suffix: Suffix) -> Scores:
+    def score_recalibrated(self, suffix: Suffix) -> ScoresByName:
         """Measure BatchNorm statistics again, in place, and score."""
         with averaging_batch_norm(suffix.network):
             for values in suffix.calibration:
@@ -148,7 +148,7 @@ class Subject:
     def _on_device(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         return [(_channels_last(x.to(self.device)), y.to(self.device)) for x, y in batches]
 
-    def _scores(self, logits: Tensor) -> Scores:
+    def _scores(self, logits: Tensor) -> ScoresByName:
         return score_logits(logits, self._expected, self._labels)
 
     def _form(

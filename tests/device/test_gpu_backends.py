@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from layerfold.export import build_engine, export_onnx, load_engine
-from layerfold.profiler import get_backend, measure_runners
+from layerfold.profiler import get_backend
 from layerfold.profiler.backends.cuda import input_copies
 from layerfold.profiler.backends.registry import backend_class
+from layerfold.profiler.timing.measure import measure_runners
 
 pytestmark = [pytest.mark.device, pytest.mark.skipif("not torch.cuda.is_available()", reason="no NVIDIA GPU here")]
 

@@ -29,7 +29,7 @@ from torch.utils.data import TensorDataset
 
 import layerfold as lf
 from layerfold.export import onnx
-from layerfold.pipeline.comparison import ComparedNetwork
+from layerfold.pipeline.solution_comparison import ComparedNetwork
 from layerfold.profiler.timing.measurement import MeasurePolicy
 
 _NAMES = [name for name in lf.__all__ if inspect.isroutine(getattr(lf, name)) or inspect.isclass(getattr(lf, name))]

@@ -4,7 +4,7 @@ Imports no other room of the profiler.
 """
 
 from layerfold.profiler.backends.base import BackendBase
-from layerfold.profiler.backends.protocol import Array, Backend, BackendFacts, BackendOptions, Runner
+from layerfold.profiler.backends.protocol import Array, Backend, BackendFacts, BackendOptions, Runner, is_gpu
 from layerfold.profiler.backends.registry import backend_class, backend_names, get_backend
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "backend_class",
     "backend_names",
     "get_backend",
+    "is_gpu",
 ]

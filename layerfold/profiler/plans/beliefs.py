@@ -54,7 +54,7 @@ _TWO_SIDED_95 = 1.96
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentFacts:
-    """What is known of a changed segment before any plan is measured.
+    """Facts of a changed segment that are known before any plan is measured.
 
     Attributes:
         start, end: positions; at least two layers, or one that is dropped.

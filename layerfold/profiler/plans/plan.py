@@ -15,7 +15,7 @@ _WIDTH_IN_DEVIATIONS = 2 * 1.96
 
 
 class Plan(NamedTuple):
-    """What decides a merged network's latency.
+    """Plan of a merged network, as far as it decides its latency.
 
     Attributes:
         act_pos, merge_pos: as of a solution, chain ends included.

@@ -1,4 +1,4 @@
-"""What a latency depends on besides what is measured: the key of a cache's rows."""
+"""The key of a cache's rows: all that a latency depends on besides what is measured."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from layerfold.profiler.backends import Backend, BackendFacts
 
 
 class Environment(BackendFacts):
-    """What every latency of a backend depends on besides what is measured: the cache's key."""
+    """Key of a cache's rows: all that a latency depends on besides what is measured."""
 
     batch: int
     dtype: str
 
 
 def environment_of(backend: Backend, *, batch: int, dtype: str) -> Environment:
-    """Return what every latency of a backend depends on besides what is measured: the cache's key."""
+    """Return the environment of a backend's latencies."""
     return {**backend.provenance(), "batch": batch, "dtype": dtype}
-
-
-def is_gpu(environment: BackendFacts) -> bool:
-    """Say whether what is measured runs on a GPU, so that its clock and heat are to be watched too."""
-    device = str(environment.get("options", {}).get("device", ""))
-    return device.startswith("cuda") or environment.get("backend") in ("tensorrt", "torch_tensorrt")

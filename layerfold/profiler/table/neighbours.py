@@ -36,7 +36,6 @@ class NeighbourTimer:
         net: the network.
         backend: compiles and runs.
         cache: where finished measurements are stored and looked up, or None.
-        policy: of one difference; its target is that of both graphs' medians and of their ratio.
         batch, dtype: of every graph.
     """
 
@@ -45,12 +44,11 @@ class NeighbourTimer:
         net: Network,
         backend: Backend,
         cache: MeasurementCache | None = None,
-        policy: MeasurePolicy = NEIGHBOUR_POLICY,
         *,
         batch: int = 1,
         dtype: str = "float32",
     ) -> None:
-        self._net, self._backend, self._policy = net, backend, policy
+        self._net, self._backend = net, backend
         self._cache = cache or MeasurementCache(False, {})
         self._batch, self._dtype = batch, dtype
 
@@ -85,7 +83,7 @@ class NeighbourTimer:
         try:
             for graph in (apart, merged):
                 runners.append(self._backend.compile(self._graph(graph)))
-            turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
+            turns = time_in_turns([runner.run for runner in runners], NEIGHBOUR_POLICY, are_latencies_wanted=True)
         finally:
             for runner in runners:
                 runner.close()
