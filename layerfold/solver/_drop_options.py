@@ -15,7 +15,7 @@ import numpy as np
 from layerfold.solver._limits import Limits
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver._vector_costs import CostColumns
-from layerfold.solver.options import Plan
+from layerfold.solver.options import StretchPlan
 from layerfold.tables import ImportanceEntry, LatencyEntry
 from layerfold.tables.importance import Key
 from layerfold.tables.kernel import SegmentKey
@@ -38,7 +38,7 @@ class DropOption:
     to_state: int
     costs: tuple[float, ...]
     importance: float
-    plan: Plan
+    plan: StretchPlan
 
 
 class DropSums:
@@ -140,7 +140,7 @@ def drop_options(
                     to_state=2 * (entry.end - chain[0]) + entry.end_act,
                     costs=costs,
                     importance=importance,
-                    plan=Plan(
+                    plan=StretchPlan(
                         breaks=(entry.start, *(key[1] for key in keys)),
                         dropped=entry.dropped,
                         kernels=tuple(key[2] if len(key) > 2 else "" for key in keys),

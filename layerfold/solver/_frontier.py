@@ -108,10 +108,6 @@ class Frontier:
         """Predicted end-to-end latency of the original network on the first device."""
         return self.latency.original_ms
 
-    @property
-    def is_exact(self) -> bool:
-        return not self.gaps.any()
-
     @cached_property
     def least_ms(self) -> float:
         """The least reachable end-to-end latency on the first device."""

@@ -11,7 +11,7 @@ from layerfold.solver._drop_options import DropOption, DropSums, drop_options
 from layerfold.solver._limits import Limits
 from layerfold.solver._vector_costs import CostColumns, VectorSums, vector_sums
 from layerfold.solver.extension import ExtendedImportance, extended_importance
-from layerfold.solver.options import ChainOptions, Plan, chain_options
+from layerfold.solver.options import ChainOptions, StretchPlan, chain_options
 from layerfold.solver.stage1 import OptimalSums, optimal_sums
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, check_coverage
 from layerfold.tables.latency import check_entries
@@ -149,8 +149,10 @@ def _single_cost_options(
     )
 
 
-def _plan_of(sums: OptimalSums, rows: Ints, columns: Ints) -> Callable[[int], Plan]:
-    return lambda index: Plan(breaks=sums.breaks(int(rows[index]) + sums.start, int(columns[index]) + sums.start))
+def _plan_of(sums: OptimalSums, rows: Ints, columns: Ints) -> Callable[[int], StretchPlan]:
+    return lambda index: StretchPlan(
+        breaks=sums.breaks(int(rows[index]) + sums.start, int(columns[index]) + sums.start)
+    )
 
 
 def _vector_options(
@@ -175,7 +177,7 @@ def _vector_options(
         to_state=to_state[picked],
         costs=np.array(costs, dtype=float).reshape(len(picked), columns.count),
         importances=values[picked],
-        plan_of=lambda index: Plan(breaks=plans[index]),
+        plan_of=lambda index: StretchPlan(breaks=plans[index]),
     )
 
 

@@ -63,8 +63,8 @@ def solve_frontier(
 
     Example:
         >>> frontier = lf.solve_frontier(latency, importance)
-        >>> len(frontier), frontier.is_exact
-        (3, True)
+        >>> len(frontier), bool(frontier.gaps.any())
+        (3, False)
         >>> solution = frontier.at(budget_ms=3.5)
         >>> solution.act_pos, solution.predicted_ms, solution.importance
         ((1, 3), 3.2, -1.0)

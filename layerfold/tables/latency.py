@@ -303,12 +303,6 @@ class LatencyTable:
         singles = [(position, position + 1) for start, end in self.chains for position in range(start, end)]
         return self.end_to_end_ms(self.sum_ms(singles))
 
-    def with_calibration(self, *, fixed_ms: float, scale: float) -> LatencyTable:
-        """Return the same entries with another fixed part and scale."""
-        return LatencyTable(
-            self.entries, provenance=replace(self.provenance, fixed_ms=fixed_ms, scale=scale), source=self.source
-        )
-
     def useful_segments(self) -> tuple[tuple[int, int], ...]:
         """Return the segments whose own latency is strictly below the best sum over proper breaks, by (start, end).
 

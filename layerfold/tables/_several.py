@@ -1,4 +1,4 @@
-"""Tables put together and set side by side."""
+"""Several tables: what each must cover, parts joined into one, and how two differ."""
 
 from __future__ import annotations
 
