@@ -265,7 +265,7 @@ class _Summary:
 
         provenance = table.provenance
         merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]
-        faster = {*table.useful_segments(), *table.useful_drops()}
+        faster = {*table.useful_segments(), *table.useful_changes()}
         return cls(
             table=path,
             model=provenance.model,

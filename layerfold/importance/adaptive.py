@@ -209,5 +209,5 @@ def _row(request: Request, importance: float) -> ImportanceEntry:
         end_act=request.end_act,
         importance=importance,
         merged=request.merged,
-        kept=request.kept,
+        change=request.change,
     )

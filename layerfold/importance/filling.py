@@ -166,7 +166,7 @@ class Filling:
             val_acc=change.get("val_acc"),
             extra={name: change[name] for name in _EXTRA if name in change},
             merged=request.merged,
-            kept=request.kept,
+            change=request.change,
         )
 
     def _change(self, request: Request) -> Scores:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.tables.kernel import SegmentKey
+from layerfold.tables.levers import Change
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,13 +22,13 @@ class StretchPlan:
 
     Attributes:
         breaks: the stretch's start, where merging stops inside it, and its end.
-        dropped: layers that do not stay, rising.
-        kernels: for each part between two breaks the kernel that it merges into, if layers are dropped there, else
-            empty; none at all where nothing is dropped.
+        change: what a lever does to its layers; None for nothing.
+        kernels: for each part between two breaks the kernel that it merges into, if layers are changed there, else
+            empty; none at all where nothing is changed.
     """
 
     breaks: tuple[int, ...]
-    dropped: tuple[int, ...] = ()
+    change: Change | None = None
     kernels: tuple[str, ...] = ()
 
     @property

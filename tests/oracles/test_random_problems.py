@@ -106,6 +106,12 @@ def test_solver_with_dropped_layers_matches_brute_force() -> None:
     assert sum(drops for *_, drops in found) > 280, "and answers that drop layers"
 
 
+def test_solver_with_several_levers_matches_brute_force() -> None:
+    found = [compare_drops(seed, others=("half", "int8")) for seed in range(400)]
+    assert [line for lines, _, _ in found for line in lines] == []
+    assert sum(changes for *_, changes in found) > 140, "answers must change layers"
+
+
 def needlessly_removed(problem: Problem, solution: Solution) -> set[int]:
     """Return where merging stops and the original's activation is gone all the same."""
     entries = problem.importance.entries
