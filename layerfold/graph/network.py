@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from layerfold.arguments import checked
 from layerfold.errors import SolutionError
@@ -13,16 +13,8 @@ from layerfold.graph.description import Description, Segment
 from layerfold.graph.dropping import dropped_layers, effective_stops
 from layerfold.tables.levers import DROP, Change, lever_of
 
-
-class HasStructure(Protocol):
-    """What of a solution decides its segments."""
-
-    @property
-    def merge_pos(self) -> tuple[int, ...]: ...
-    @property
-    def kept_layers(self) -> tuple[int, ...] | None: ...
-    @property
-    def changes(self) -> tuple[Change, ...]: ...
+if TYPE_CHECKING:
+    from layerfold.solver import Solution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +65,7 @@ class Network(Description):
         )
         if levers is None:
             levers = ("merge",) if layer_norms is None else ("merge", DROP)
-        found = (
-            [] if "merge" in levers else [self.segment(index - 1, index) for index in range(1, len(self.layers) + 1)]
-        )
+        found = [] if "merge" in levers else [self.segment(layer.index - 1, layer.index) for layer in self.layers]
         return found + [segment for name in levers for segment in lever_of(name, "levers").options(self, rules)]
 
     def changed(self, changes: Iterable[Change]) -> Network:
@@ -92,10 +82,13 @@ class Network(Description):
             for index in indices or () if lever.name != DROP else ():
                 if not 1 <= index <= len(layers):
                     raise SolutionError(f"{word} of layer {index}: this network has layers 1..{len(layers)}")
-                layers[index - 1] = replace(lever.changed_layer(layers[index - 1], word), variant=word)
-        return replace(self, layers=tuple(layers))
+                before = layers[index - 1]
+                made = layers[index - 1] = replace(lever.changed_layer(before, word), variant=word)
+                if made.conv.output_shape(before.input_shape) != before.output_shape:
+                    raise SolutionError(f"{word} of layer {index} ({before.name}): a lever must keep a layer's shapes")
+        return self if layers == list(self.layers) else replace(self, layers=tuple(layers))
 
-    def segments_in(self, solution: HasStructure) -> list[Segment]:
+    def segments_in(self, solution: Solution) -> list[Segment]:
         """Return the segments of a solution, changed as it says."""
         dropped = dropped_layers(self, solution.kept_layers)
         return self.changed(solution.changes).segments_of(solution.merge_pos, dropped)

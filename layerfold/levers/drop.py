@@ -17,10 +17,12 @@ from collections.abc import Mapping, Sequence
 
 from layerfold.errors import UsageError
 from layerfold.graph.candidates import CandidateRules
-from layerfold.graph.description import Description, Segment
+from layerfold.graph.description import Segment
 from layerfold.graph.drop_options import list_drop_options
+from layerfold.graph.network import Network
+from layerfold.tables import ImportanceEntry, LatencyEntry
 from layerfold.tables.kernel import kernel_columns, kernel_sides
-from layerfold.tables.levers import DROP, Change, Entry, Lever, Row
+from layerfold.tables.levers import DROP, Change, Lever, Row
 
 _LAYERS = r"\s*(?:\d{1,7}\s*(?:,\s*\d{1,7}\s*)*,?\s*)?"
 _COMB = re.compile(rf"\({_LAYERS}\)|\[{_LAYERS}\]")
@@ -32,12 +34,12 @@ class Drop(Lever):
     name = DROP
     columns = ("ker", "str", "is_dw", "conv_comb", "merged")
 
-    def options(self, net: Description, rules: CandidateRules) -> list[Segment]:
+    def options(self, net: Network, rules: CandidateRules) -> list[Segment]:
         if rules.layer_norms is None:
             raise UsageError("levers: drop needs layer_norms; give layer_norms=layerfold.layer_norms(model, net)")
         return list_drop_options(net, rules, rules.layer_norms)
 
-    def cells(self, entry: Entry) -> Mapping[str, object]:
+    def cells(self, entry: LatencyEntry | ImportanceEntry) -> Mapping[str, object]:
         ker, stride, is_dw = kernel_columns(entry.merged) if entry.merged else ("", "", "")
         change = entry.change if entry.change is not None and entry.change.lever == DROP else Change(DROP, ())
         stay = None if change.layers is None else _others(entry.start, entry.end, change.layers)

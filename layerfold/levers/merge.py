@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from layerfold.graph.candidates import CandidateRules, list_candidates
-from layerfold.graph.description import Description, Segment
+from layerfold.graph.description import Segment
+from layerfold.graph.network import Network
 from layerfold.tables.levers import Lever
 
 
@@ -13,5 +14,5 @@ class Merge(Lever):
     name = "merge"
     columns = ()
 
-    def options(self, net: Description, rules: CandidateRules) -> list[Segment]:
+    def options(self, net: Network, rules: CandidateRules) -> list[Segment]:
         return list_candidates(net, rules)

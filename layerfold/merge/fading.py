@@ -42,6 +42,7 @@ def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: S
         >>> report.steps
         4
     """
+    net = net.changed(solution.changes)
     traced: TracedGraph = net.graph
     original = traced.on(model)
     modules = dict(original.named_modules())

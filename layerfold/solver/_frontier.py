@@ -217,6 +217,11 @@ class Frontier:
                     "act_pos": list(solution.act_pos),
                     "merge_pos": list(solution.merge_pos),
                     "kept_layers": None if solution.kept_layers is None else list(solution.kept_layers),
+                    **(
+                        {"changes": [[word, list(layers or ())] for word, layers in made]}
+                        if (made := solution.changes)
+                        else {}
+                    ),
                 }
                 for index, solution in enumerate(self)
             ],
@@ -229,17 +234,19 @@ class Frontier:
     def write_csv(self, path: str | Path) -> None:
         """Write one row per point: latency per device, speed-up, importance, gap, act_pos, merge_pos.
 
-        Where a point drops layers, ``kept_layers`` is one more column.
+        Where a point drops layers, ``kept_layers`` is one more column; where other levers change some, ``changes``.
         """
         devices = self.latencies_ms.shape[1]
         names = ["latency_ms", *(f"latency_{device + 1}_ms" for device in range(1, devices))]
         solutions = list(self)
-        has_drops = any(solution.kept_layers is not None for solution in solutions)
-        last = ["kept_layers"] if has_drops else []
+        last = ["kept_layers"] if any(solution.kept_layers is not None for solution in solutions) else []
+        last += ["changes"] if any(solution.changes for solution in solutions) else []
         header = ["id", *names, "speedup", "importance", "gap", "act_pos", "merge_pos", *last]
         rows: list[list[object]] = []
         for index, solution in enumerate(solutions):
-            kept = [None if solution.kept_layers is None else tuple(solution.kept_layers)] if last else []
+            kept = solution.kept_layers
+            changed = "; ".join(f"{word} {' '.join(map(str, layers or ()))}" for word, layers in solution.changes)
+            cells = {"kept_layers": None if kept is None else tuple(kept), "changes": changed}
             first_ms = float(self.latencies_ms[index, 0])
             numbers = [*self.latencies_ms[index].tolist(), self.original_ms / first_ms if first_ms else math.inf]
             rows.append(
@@ -250,7 +257,7 @@ class Frontier:
                     float(self.gaps[index]),
                     tuple(solution.act_pos),
                     tuple(solution.merge_pos),
-                    *kept,
+                    *(cells[name] for name in last),
                 ]
             )
         write_text(Path(path), csv_text(header, rows))

@@ -13,7 +13,7 @@ from layerfold.solver._solution import Solution
 from layerfold.solver.extension import ExtendedImportance, extended_importance, normalised_importances
 from layerfold.tables import ImportanceEntry, ImportanceTable
 from layerfold.tables.importance import Key
-from layerfold.tables.levers import Change
+from layerfold.tables.levers import changes_within
 
 
 def importance_of(
@@ -96,7 +96,7 @@ def _through(
             for before in stops
             if before in best
             and before < here
-            and not _within(changes, before, here)
+            and not changes_within(changes, before, here)
             and (value := extended.between(before, here, int(before == first), state)) > -math.inf
         ]
         ways += [
@@ -105,15 +105,11 @@ def _through(
             if (entry.end, entry.end_act) == (here, state)
             and entry.start in best
             and entry.start_act == int(entry.start == first)
-            and [entry.change] == _within(changes, entry.start, here)
+            and [entry.change] == changes_within(changes, entry.start, here)
         ]
         if ways:
             best[here] = max(ways, key=lambda way: way.importance)
     return best.get(last)
-
-
-def _within(changes: Sequence[Change], start: int, end: int) -> list[Change]:
-    return [part for each in changes if (part := each.within(start, end)) is not None]
 
 
 def _rows_of(extended: ExtendedImportance, start: int, end: int, start_act: int, end_act: int) -> list[Key]:

@@ -16,7 +16,7 @@ from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
 from layerfold.files import Finite, JsonObject, JsonValue, parse_json, read_bytes, replacing, write_json
 from layerfold.tables.fields import LARGEST_POSITION, as_tuple
 from layerfold.tables.kernel import SegmentKey, is_kernel_text
-from layerfold.tables.levers import DROP, MERGE_WORDS, Change
+from layerfold.tables.levers import DROP, MERGE_WORDS, Change, changes_within
 from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
 SCHEMA = 1
@@ -132,7 +132,7 @@ class Solution:
         """Return all that is changed, dropped layers included, in layers start+1..end."""
         kept = None if self.kept_layers is None else set(self.kept_layers)
         lost = tuple(index for index in range(start + 1, end + 1) if kept is not None and index not in kept)
-        return [part for each in (Change(DROP, lost), *self.changes) if (part := each.within(start, end)) is not None]
+        return changes_within((Change(DROP, lost), *self.changes), start, end)
 
     @property
     def plan(self) -> tuple[object, ...]:
@@ -184,23 +184,9 @@ class Solution:
             raise SolutionError(f"{source}: schema {shown(schema)} is not known; this version reads schema {SCHEMA}")
         found = parse_json(content, _SolutionFile, source=source, remedy=_REMEDY, error=SolutionError)
         try:
-            return cls(
-                act_pos=tuple(found.act_pos),
-                merge_pos=tuple(found.merge_pos),
-                kept_layers=None if found.kept_layers is None else tuple(found.kept_layers),
-                model=found.model,
-                network_hash=found.network_hash,
-                budget_ms=found.budget_ms,
-                predicted_ms=found.predicted_ms,
-                measured_ms=found.measured_ms,
-                importance=found.importance,
-                segments=tuple(each.segment(f"segments.{number}") for number, each in enumerate(found.segments)),
-                table_hashes=found.tables,
-                version=found.version,
-                status=found.status,
-                gap=found.gap,
-                costs=found.costs,
-            )
+            segments = tuple(each.segment(f"segments.{number}") for number, each in enumerate(found.segments))
+            values = {name: value for name, value in vars(found).items() if name not in ("segments", "tables")}
+            return cls(**values, segments=segments, table_hashes=found.tables)
         except SolutionError as error:
             raise SolutionError(f"{source}: {error}") from None
 
@@ -210,6 +196,8 @@ class Solution:
 
     def write_checkpoint(self, path: str | Path) -> None:
         """Write as a published ``checkpoint.pth``: a dict with ``act_pos`` and ``merge_pos``. Needs torch."""
+        if self.changes:
+            raise SolutionError(f"{path}: a .pth file has no place for {self.changes[0].word}; write it as JSON")
         torch = _torch(Path(path))
         found = {"act_pos": list(self.act_pos), "merge_pos": list(self.merge_pos)}
         if self.kept_layers is not None:
@@ -279,14 +267,7 @@ class _SegmentInFile:
             raise SolutionError(
                 f"{field_name}.kernel={shown(self.kernel)}: expected a merged kernel such as '3x3' or 'identity'"
             )
-        return SolutionSegment(
-            start=self.start,
-            end=self.end,
-            plan=self.plan,
-            latency_ms=self.latency_ms,
-            kernel=self.kernel or "",
-            layers=tuple(self.layers),
-        )
+        return SolutionSegment(**{**vars(self), "kernel": self.kernel or "", "layers": tuple(self.layers)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerfold.errors import TableError
 from layerfold.tables._csv import Row
 from layerfold.tables.kernel import is_kernel_text, kernel_of_columns
-from layerfold.tables.levers import DROP, Change, Entry, Lever, lever_of
+from layerfold.tables.levers import DROP, Change, Lever, lever_of
+
+if TYPE_CHECKING:
+    from layerfold.tables import ImportanceEntry, LatencyEntry
 
 
 def with_changes(rows: Sequence[Row], *, must_say: bool) -> Iterator[tuple[Row, str, Change | None]]:
@@ -46,7 +49,7 @@ def levers_of(changes: Iterable[Change | None]) -> list[Lever]:
     return [lever_of(name) for name in sorted(names, key=lambda name: (name != DROP, name))]
 
 
-def change_cells(entry: Entry, levers: Sequence[Lever]) -> dict[str, object]:
+def change_cells(entry: LatencyEntry | ImportanceEntry, levers: Sequence[Lever]) -> dict[str, object]:
     """Return the cells of one row; those of a lever that did not change it may be left empty."""
     cells: dict[str, object] = dict.fromkeys((column for lever in levers for column in lever.columns), "")
     for lever in levers:

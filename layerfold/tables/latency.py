@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 from layerfold.arguments import shown
 from layerfold.errors import MissingEntryError, TableError
@@ -21,23 +21,12 @@ from layerfold.tables.kernel import IDENTITY, SegmentKey, is_kernel_text
 from layerfold.tables.levers import Change, lever_of
 from layerfold.tables.provenance import Provenance
 
+if TYPE_CHECKING:
+    from layerfold.solver import Solution
+
 _COLUMNS = ("id", "st", "end", "time", "stdev", "st_act", "end_act", "signature", "runs")
-_DROP_COLUMNS = (
-    "id",
-    "st",
-    "end",
-    "ker",
-    "str",
-    "is_dw",
-    "time",
-    "stdev",
-    "st_act",
-    "end_act",
-    "signature",
-    "runs",
-    "merged",
-    "conv_comb",
-)
+_DROP_COLUMNS = (*_COLUMNS[:3], "ker", "str", "is_dw", *_COLUMNS[3:], "merged", "conv_comb")
+"""In the order of LayerMerge's tables."""
 
 
 class HasMergePositions(Protocol):
@@ -45,16 +34,6 @@ class HasMergePositions(Protocol):
 
     @property
     def merge_pos(self) -> tuple[int, ...]: ...
-
-
-@runtime_checkable
-class ChangesLayers(Protocol):
-    """What a solution that changes layers has besides."""
-
-    @property
-    def segments(self) -> tuple[Any, ...]: ...
-
-    def changes_within(self, start: int, end: int) -> list[Change]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +231,11 @@ class LatencyTable:
             found += list(itertools.pairwise(inner))
         return found
 
-    def predict_ms(self, solution: HasMergePositions) -> float:
+    def predict_ms(self, solution: Solution | HasMergePositions) -> float:
         """Return the end-to-end latency of a solution: fixed + scale * sum of its segments' entries."""
         return self.end_to_end_ms(self.sum_ms(self.keys_of(solution)))
 
-    def keys_of(self, solution: HasMergePositions) -> list[SegmentKey]:
+    def keys_of(self, solution: Solution | HasMergePositions) -> list[SegmentKey]:
         """Return the keys of a solution's segments.
 
         What changed layers merge into is taken from the solution's own segments; where it has none, as one written by
@@ -266,9 +245,9 @@ class LatencyTable:
             MissingEntryError: no such entry is known.
         """
         segments = self.segments_of(solution.merge_pos)
-        if not isinstance(solution, ChangesLayers):
+        if not hasattr(solution, "changes_within"):  # it only says where merging stops
             return list(segments)
-        kernels = {(each.start, each.end): each.kernel for each in solution.segments}
+        kernels = {(each.start, each.end): each.kernel for each in getattr(solution, "segments", ())}
         found: list[SegmentKey] = []
         for start, end in segments:
             changes = solution.changes_within(start, end)

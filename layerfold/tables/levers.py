@@ -7,10 +7,10 @@ Everything else, from tables to train forms, handles a :class:`Change` without a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from layerfold.errors import LayerfoldError, UsageError
 from layerfold.plugins import entries_of, load_part
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from layerfold.graph.candidates import CandidateRules
-    from layerfold.graph.description import Description, Layer, Segment
+    from layerfold.graph.description import Layer, Segment
+    from layerfold.graph.network import Network
+    from layerfold.tables import ImportanceEntry, LatencyEntry
 
 DROP = "drop"
 """The lever whose changes stand in the published columns of tables, and in ``kept_layers`` of solutions."""
@@ -62,17 +64,9 @@ class Change(NamedTuple):
         return Change(self.word, inside) if inside else None
 
 
-class Entry(Protocol):
-    """What a lever writes into tables is read off."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def merged(self) -> str: ...
-    @property
-    def change(self) -> Change | None: ...
+def changes_within(changes: Iterable[Change], start: int, end: int) -> list[Change]:
+    """Return what of some changes lies in layers start+1..end."""
+    return [part for each in changes if (part := each.within(start, end)) is not None]
 
 
 class Lever:
@@ -86,7 +80,7 @@ class Lever:
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ("merged", "variant", "layers")
 
-    def options(self, net: Description, rules: CandidateRules) -> list[Segment]:
+    def options(self, net: Network, rules: CandidateRules) -> list[Segment]:
         """Return the segments that it adds to a network's candidates, each of another key."""
         raise NotImplementedError
 
@@ -98,12 +92,13 @@ class Lever:
         """Return the module of a changed layer for the train form.
 
         Args:
-            module: the original layer's; it stays as it is.
+            module: the original layer's; it stays as it is. Training shared by many networks (``shared``) reaches only
+                parameters that the new module takes over from it.
             layer: as :meth:`changed_layer` describes it.
         """
         raise NotImplementedError
 
-    def cells(self, entry: Entry) -> Mapping[str, object]:
+    def cells(self, entry: LatencyEntry | ImportanceEntry) -> Mapping[str, object]:
         """Return what stands in its columns in the row of an entry, which may be none of its own."""
         change = entry.change if entry.change is not None and entry.change.lever == self.name else None
         if change is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from torch import nn
 
 import layerfold as lf
-from layerfold.errors import SolutionError, TableError, UsageError
+from layerfold.errors import MissingEntryError, SolutionError, TableError, UsageError
 from layerfold.importance.requests import list_requests
+from layerfold.importance.subject import Subject
+from layerfold.profiler import get_backend
+from layerfold.profiler.plans.fitted import beliefs_of, plans_of
 from layerfold.solver import Solution, SolutionSegment, importance_of
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable
 from layerfold.tables.levers import Change, lever_names, lever_of
@@ -186,6 +190,40 @@ def test_the_train_form_computes_the_network_written_with_the_change(
     assert [each.change for each in net.segments_in(solution) if each.change] == [Change("centre", layers)]
 
 
+def test_the_lever_is_measured_alone_and_in_whole_networks(traced: Traced, tmp_path: Path) -> None:
+    model, net = copy.deepcopy(traced[0]).float(), traced[1]
+    options = net.candidates(max_kernel=5, levers=("merge", "centre"))
+    table = lf.profile_network(
+        model, net, get_backend("onnxruntime"), cache=False, candidates=options, num_plans=6, cap_s=0.01, progress=False
+    )
+    assert [each.change for each in table.entries] == [each.change for each in options]
+    assert any(plan.changes for plan in plans_of(table)), "whole networks with the change are timed"
+    table.write(tmp_path / "t.csv")
+    again = LatencyTable.read(tmp_path / "t.csv")
+    assert plans_of(again) == plans_of(table)
+    stops, changes = (1, 2, 3, 4), (Change("centre", (2,)),)
+    assert beliefs_of(again).predict(stops, (), changes).ratio != beliefs_of(again).predict(stops).ratio
+    with pytest.raises(MissingEntryError, match=r"segment \(1, 2\) with centre:x of 2;"):
+        beliefs_of(again).predict(stops, (), (Change("centre:x", (2,)),))
+
+
+def test_the_importance_of_a_change_is_that_of_the_network_with_it(traced: Traced) -> None:
+    model, net, x = copy.deepcopy(traced[0]).float(), traced[1], traced[2].float()
+    request = next(
+        each for each in list_requests(net, net.candidates(levers=("centre",)), fill_slots=False) if each.change
+    )
+    images = torch.utils.data.TensorDataset(x, torch.arange(2))
+    data = lf.ImageData(name="two", num_classes=3, input_shape=(3, 9, 9), train=images, holdout=images, test=images)
+    options = lf.ImportanceOptions(holdout_images=2, calibration_images=2)
+    subject = Subject(model, net, data, options, is_recalibrated=False)
+    assert request.change is not None
+    expected = lf.build_train_form(
+        model, net, by_hand(*request.change.layers or (), start=request.start, end=request.end)
+    )
+    assert relative_error(subject.changed_form(request)(x), expected.eval()(x)) < 1e-5
+    assert relative_error(subject.original_form(x), expected(x)) > 1e-3
+
+
 def test_a_plan_that_nothing_builds_is_refused(traced: Traced) -> None:
     model, net, _ = traced
     segment = SolutionSegment(start=1, end=2, plan="shave", layers=(2,))
@@ -205,8 +243,15 @@ def test_a_plan_that_nothing_builds_is_refused(traced: Traced) -> None:
         assert message in str(caught.value)
 
 
-def test_explanations_name_the_change(traced: Traced) -> None:
+def test_explanations_and_frontier_files_name_the_change(traced: Traced, tmp_path: Path) -> None:
     latency, importance = tables_of(traced[1], 3)
     frontier = lf.solve_frontier(latency, importance)
     index = next(index for index, each in enumerate(frontier) if each.changes)
     assert any("with centre of " in line for line in lf.explain_point(frontier, index).lines())
+    (word, layers), *_ = frontier[index].changes
+    assert frontier.to_json()["points"][index]["changes"][0] == [word, list(layers or ())]  # type: ignore[index,call-overload]
+    frontier.write_csv(tmp_path / "frontier.csv")
+    with (tmp_path / "frontier.csv").open() as file:
+        assert list(csv.DictReader(file))[index]["changes"].startswith("centre ")
+    with pytest.raises(SolutionError, match=r"a \.pth file has no place for centre; write it as JSON"):
+        frontier[index].write_checkpoint(tmp_path / "solution.pth")

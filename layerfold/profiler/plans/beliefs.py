@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from layerfold.errors import MissingEntryError
 from layerfold.profiler.plans.plan import MeasuredPlan, Plan
 from layerfold.tables.kernel import IDENTITY, SegmentKey
-from layerfold.tables.levers import DROP, Change, lever_of
+from layerfold.tables.levers import DROP, Change, changes_within, lever_of
 
 Floats = NDArray[np.float64]
 
@@ -203,7 +203,7 @@ class Beliefs:
         row = np.zeros(len(self.segments))
         for start, end in self.chains:
             for pair in itertools.pairwise([start, *(stop for stop in stops if start < stop < end), end]):
-                parts = [part for each in every if (part := each.within(*pair)) is not None]
+                parts = changes_within(every, *pair)
                 if pair[1] - pair[0] > 1 or parts:
                     index = None if len(parts) > 1 else self._index.get((*pair, parts[0] if parts else None))
                     if index is None:

@@ -77,10 +77,7 @@ def plans_of(table: LatencyTable) -> list[MeasuredPlan]:
         TableError: they are not what this version writes.
     """
     found = _checked(table, PLANS, table.provenance.options.get(PLANS, []), list[_StoredPlan])
-    return [
-        MeasuredPlan(**{**vars(each), "changes": tuple(Change(one.word, one.layers) for one in each.changes)})
-        for each in found
-    ]
+    return [MeasuredPlan(**vars(each)) for each in found]
 
 
 def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | None = None) -> LatencyTable:
@@ -124,11 +121,7 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
                 "high": each.high,
                 "rounds": each.rounds,
                 **({"dropped": list(each.dropped)} if each.dropped else {}),
-                **(
-                    {"changes": [{"word": one.word, "layers": list(one.layers or ())} for one in each.changes]}
-                    if each.changes
-                    else {}
-                ),
+                **({"changes": [[word, list(layers or ())] for word, layers in each.changes]} if each.changes else {}),
                 **({"is_slowed": True} if each.is_slowed else {}),
             }
             for each in beliefs.measured
@@ -191,14 +184,6 @@ _Positions = tuple[Annotated[int, Ge(0), Le(1_000_000)], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _StoredChange:
-    """A ``Change`` as a sidecar holds it."""
-
-    word: str
-    layers: _Positions
-
-
-@dataclass(frozen=True, kw_only=True)
 class _StoredPlan:
     """A ``MeasuredPlan`` as a sidecar holds it."""
 
@@ -209,7 +194,7 @@ class _StoredPlan:
     high: Finite
     rounds: Count
     dropped: _Positions = ()
-    changes: tuple[_StoredChange, ...] = ()
+    changes: tuple[Change, ...] = ()
     is_slowed: bool = False
 
 
