@@ -51,6 +51,10 @@ class Layer:
     output_shape: Shape
     variant: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return its fields; ``variant`` only if it has one, so that files and hashes of unchanged networks stay."""
+        return {name: value for name, value in asdict(self).items() if value != "" or name != "variant"}
+
     @property
     def kind(self) -> Kind:
         """How the layer is computed where it stands alone; ``conv`` for nearly all."""
@@ -279,9 +283,7 @@ class Description:
         plain = asdict(replace(self, graph=None))
         for name in ("name", "notes"):
             plain.pop(name)
-        for layer in plain["layers"]:
-            if not layer["variant"]:  # as before there were levers: what was made for the network stays good
-                del layer["variant"]
+        plain["layers"] = [layer.to_json() for layer in self.layers]
         plain["input_shapes"] = [shape[1:] for shape in self.input_shapes]  # any batch size will do
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 

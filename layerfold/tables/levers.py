@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from layerfold.errors import LayerfoldError, UsageError
 from layerfold.plugins import entries_of, load_part
@@ -154,25 +154,17 @@ def lever_of(word: str, what: str = "lever", error: type[LayerfoldError] = Usage
         >>> lever_of("drop").columns
         ('ker', 'str', 'is_dw', 'conv_comb', 'merged')
     """
-    name = word.partition(":")[0]
-    if name in _OWN:
-        return _loaded(EntryPoint(name, _OWN[name], GROUP))
-    found = entries_of(GROUP).get(name)
-    if found is None:
-        raise error(f"{what}={word!r}: no lever of that name; known are {', '.join(lever_names())}")
-    return _loaded(found)
+    try:
+        return _loaded(word.partition(":")[0])
+    except KeyError:
+        raise error(f"{what}={word!r}: no lever of that name; known are {', '.join(lever_names())}") from None
 
 
 @cache
-def _loaded(entry: EntryPoint) -> Lever:
-    members = [name for name in vars(Lever) if not name.startswith("_")]
-    made: Any = load_part(
-        entry,
-        f"lever {entry.name!r}",
-        kind="lever",
-        members=("name", *members),
-        guide="docs/design.md",
-        error=UsageError,
-    )
-    lever: Lever = made()
-    return lever
+def _loaded(name: str) -> Lever:
+    entry = EntryPoint(name, _OWN[name], GROUP) if name in _OWN else entries_of(GROUP)[name]
+    members = ("name", *(each for each in vars(Lever) if not each.startswith("_")))
+    made: Lever = load_part(
+        entry, f"lever {name!r}", kind="lever", members=members, guide="docs/design.md", error=UsageError
+    )()
+    return made
