@@ -143,6 +143,9 @@ class Explanation:
             )
             if positions
         ]
+        for sign, more, less in (("+", there, here), ("-", here, there)):
+            new = [each for each in more.changes if each not in less.changes]
+            changes += [f"{sign}{word} of {','.join(map(str, layers or ()))}" for word, layers in new]
         return f"next better point: {latency:+.4g} ms for {importance:+.4g} points: {'; '.join(changes) or 'none'}"
 
 

@@ -167,4 +167,6 @@ def _loaded(name: str) -> Lever:
     made: Lever = load_part(
         entry, f"lever {name!r}", kind="lever", members=members, guide="docs/design.md", error=UsageError
     )()
+    if made.name != name:
+        raise UsageError(f"lever {name!r} ({entry.value}) calls itself {made.name!r}; register it by that name")
     return made

@@ -248,6 +248,8 @@ def test_explanations_and_frontier_files_name_the_change(traced: Traced, tmp_pat
     frontier = lf.solve_frontier(latency, importance)
     index = next(index for index, each in enumerate(frontier) if each.changes)
     assert any("with centre of " in line for line in lf.explain_point(frontier, index).lines())
+    following = [lf.explain_point(frontier, each).lines()[-1] for each in range(len(frontier))]
+    assert any("-centre of " in line for line in following)
     (word, layers), *_ = frontier[index].changes
     assert frontier.to_json()["points"][index]["changes"][0] == [word, list(layers or ())]  # type: ignore[index,call-overload]
     frontier.write_csv(tmp_path / "frontier.csv")
