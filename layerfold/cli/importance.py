@@ -230,7 +230,7 @@ class _Summary:
     @classmethod
     def of(cls, args: argparse.Namespace, table: ImportanceTable) -> _Summary:
         """Return it for the table that was written."""
-        merged = [entry for entry in table.entries if entry.kept is not None or entry.end - entry.start > 1]
+        merged = [entry for entry in table.entries if entry.change is not None or entry.end - entry.start > 1]
         merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
         return cls(
             table=args.output,

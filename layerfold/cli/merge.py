@@ -117,7 +117,6 @@ class _Merged:
 def run(args: argparse.Namespace) -> int:
     """Merge, compare, write."""
     from layerfold.graph import example_images
-    from layerfold.graph.dropping import dropped_layers
     from layerfold.merge import merge_network, save_form
     from layerfold.pipeline.equality import check_same
 
@@ -129,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     example = example_images((args.batch, *recipe.input_shape), dtype=dtype)
     images = example_images((_NUM_COMPARED, *recipe.input_shape)) if made.images is None else made.images
     difference = check_same(merged, student, images.to(dtype), "the merged network and its train form")
-    segments = net.segments_of(recipe.solution.merge_pos, dropped_layers(net, recipe.solution.kept_layers))
+    segments = net.segments_in(recipe.solution)
     convs = sum(not segment.is_identity for segment in segments)
     growth = tuple(
         _Growth(start=each.start, end=each.end, before=each.macs_before, after=each.macs_after)

@@ -264,8 +264,8 @@ class _Summary:
         from layerfold.tables.kernel import IDENTITY
 
         provenance = table.provenance
-        merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]
-        faster = {*table.useful_segments(), *table.useful_drops()}
+        merged = [entry for entry in table.entries if entry.change is not None or entry.end - entry.start > 1]
+        faster = {*table.useful_segments(), *table.useful_changes()}
         return cls(
             table=path,
             model=provenance.model,

@@ -25,6 +25,7 @@ from layerfold.importance.scores import ScoresByName
 from layerfold.importance.sharing import WeightsFile
 from layerfold.importance.subject import Subject
 from layerfold.options import ImportanceOptions
+from layerfold.tables.levers import lever_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class Question:
         of = self.request
         if of == NOTHING:
             return "the original network, trained alike"
-        dropped = f" without {','.join(map(str, of.dropped))}" if of.dropped else ""
-        return f"entry ({of.start}, {of.end}){dropped}, method {self.method}"
+        changed = "" if of.change is None else f" {lever_of(of.change.word).phrase(of.change)}"
+        return f"entry ({of.start}, {of.end}){changed}, method {self.method}"
 
 
 @dataclass(frozen=True, kw_only=True)

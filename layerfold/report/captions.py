@@ -9,6 +9,7 @@ from layerfold.graph.counts import replaced_macs
 from layerfold.graph.squeeze_excitation import SqueezeExcitation
 from layerfold.report.box_sizes import kernel_size_text
 from layerfold.report.words import positions_text
+from layerfold.tables.levers import lever_of
 
 if TYPE_CHECKING:
     from layerfold.graph.description import Barrier, Layer, Residual, Segment
@@ -49,6 +50,8 @@ def segment_text(net: Network, segment: Segment) -> str:
     layers = f"layer {segment.end}" if segment.num_layers == 1 else f"layers {segment.start + 1} to {segment.end}"
     macs = f"{segment.macs:,} multiply-adds in place of {replaced_macs(net, segment.start, segment.end):,}"
     lost = f", {positions_text(segment.dropped)} dropped" if segment.dropped else ""
+    if segment.variant is not None:
+        lost = f" {lever_of(segment.variant.word).phrase(segment.variant)}"
     if segment.is_identity:
         return f"{layers} dropped: nothing is left"
     return f"{layers} merged into one conv{lost}: {conv_text(segment)}; {macs}"

@@ -132,7 +132,8 @@ def is_merged(net: Network, segment: Segment) -> bool:
 
 def segments_of_solution(net: Network, solution: lay.Positions) -> list[Segment]:
     """Return a solution's segments, without the layers that it drops if it says so."""
-    return net.segments_of(solution.merge_pos, dropped_layers(net, getattr(solution, "kept_layers", None)))
+    changed = net.changed(getattr(solution, "changes", ()))
+    return changed.segments_of(solution.merge_pos, dropped_layers(net, getattr(solution, "kept_layers", None)))
 
 
 class _Picture:

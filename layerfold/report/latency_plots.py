@@ -69,7 +69,7 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
     latency_ms, ratio = (np.full((size - first, size - first), np.nan) for _ in range(2))
     scale = table.provenance.scale
     for entry in table.entries:
-        if entry.drops:
+        if entry.change is not None:
             continue
         latency_ms[entry.start - first, entry.end - first] = scale * entry.latency_ms
         layers = [(m, m + 1) for m in range(entry.start, entry.end)]

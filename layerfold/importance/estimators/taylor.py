@@ -39,6 +39,8 @@ class Taylor(EstimatorBase):
         before, after = set(net.original_act_pos), set(request.act_pos(net))
         if after - before:
             raise UsageError("fill_slots=True: taylor knows activations that the original has; leave fill_slots out")
+        if request.variant:
+            raise UsageError(f"method='taylor' knows what is removed, not {request.variant}; choose another method")
         branches = gone_branches(net, request.dropped)
         # What a branch held goes with it; of a lone addition nothing goes.
         inside = {layer for src, dst in branches for layer in range(src + 1, dst + 1)}
