@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from layerfold.errors import ExportError, UsageError
 from layerfold.export.engine_check import EngineCheck, PutFacts, check_engine
-from layerfold.export.precision import canonical_precision, has_quantised_nodes, is_half, to_half
+from layerfold.export.precision import canonical_precision, check_quantised, is_half, to_half
 from layerfold.export.trt_library import (
     compute_capability,
     import_tensorrt,
@@ -200,6 +200,8 @@ def compile_engine(
 ) -> CompiledEngine:
     """Build an engine in memory; arguments and errors as of :func:`build_engine`."""
     precision = canonical_precision(precision)
+    if precision == "bfloat16":
+        raise UsageError("precision='bfloat16': engines are built in float32, float16 or int8; choose one of these")
     trt = import_tensorrt(library)
     capabilities = [compute_capability(trt, text) for text in compute_capabilities]
     digest = hashlib.sha256(onnx_bytes).hexdigest()
@@ -285,11 +287,8 @@ def _typed(onnx_bytes: bytes, precision: str) -> bytes:
     """Return the graph whose own types are the precision: strongly typed networks take nothing else."""
     if precision == "float16" and not is_half(onnx_bytes):
         return to_half(onnx_bytes)
-    if precision == "int8" and not has_quantised_nodes(onnx_bytes):
-        raise UsageError(
-            "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one "
-            "has none; quantise it first, for example with onnxruntime.quantization"
-        )
+    if precision == "int8":
+        check_quantised(onnx_bytes)
     return onnx_bytes
 
 

@@ -6,12 +6,16 @@ from typing import Any
 
 from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
 
-PRECISIONS = ("float32", "float16", "int8")
-_SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16"}
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+_SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
+_PRODUCTS = frozenset(
+    ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+)
 
 
 def canonical_precision(name: str) -> str:
-    """Return ``float32``, ``float16`` or ``int8`` for a name or its short form (``fp32``, ``fp16``).
+    """Return ``float32``, ``float16``, ``bfloat16`` or ``int8`` for a name or its short form (``fp32``, ``bf16``).
 
     Raises:
         UsageError: no such precision.
@@ -23,6 +27,15 @@ def canonical_precision(name: str) -> str:
             f"precision={name!r} is not known; choose from {', '.join(PRECISIONS)}{nearest_names(name, known)}"
         )
     return found
+
+
+def graph_dtype(precision: str) -> str:
+    """Return the dtype that a graph is written in to be run in a precision.
+
+    Halves are written as such. A graph in int8 is a float32 one until it is quantised, and runtimes turn float32 into
+    bfloat16 themselves.
+    """
+    return "float16" if precision == "float16" else "float32"
 
 
 def to_half(onnx_bytes: bytes) -> bytes:
@@ -60,6 +73,25 @@ def is_half(onnx_bytes: bytes) -> bool:
 def has_quantised_nodes(onnx_bytes: bytes) -> bool:
     """Say whether a graph holds QuantizeLinear nodes, as a calibrated model does."""
     return any(node.op_type == "QuantizeLinear" for node in read_graph(onnx_bytes).node)
+
+
+def check_quantised(onnx_bytes: bytes) -> None:
+    """Refuse a graph that int8 would run in float32: one of convs and matrix products without a QuantizeLinear.
+
+    Raises:
+        UsageError: says how to quantise it.
+    """
+    if has_quantised_nodes(onnx_bytes) or not has_products(onnx_bytes):
+        return
+    raise UsageError(
+        "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one has none; "
+        "quantise it first, for example with onnxruntime.quantization"
+    )
+
+
+def has_products(onnx_bytes: bytes) -> bool:
+    """Say whether a graph holds what int8 makes faster: convs or matrix products."""
+    return any(node.op_type in _PRODUCTS for node in read_graph(onnx_bytes).node)
 
 
 def read_graph(onnx_bytes: bytes) -> Any:

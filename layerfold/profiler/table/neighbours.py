@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from layerfold.export.precision import graph_dtype
 from layerfold.graph.activations import activation_at
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
-from layerfold.profiler.backends import Backend, Runner
+from layerfold.profiler.backends import Backend, Runner, compile_to_time
 from layerfold.profiler.graphs.segment import write_segment
 from layerfold.profiler.graphs.writer import OnnxWriter
 from layerfold.profiler.store.cache import MeasurementCache
@@ -37,7 +38,8 @@ class NeighbourTimer:
         backend: compiles and runs.
         cache: where finished measurements are stored and looked up, or None.
         policy: of one difference; its target is that of both graphs' medians and of their ratio.
-        batch, dtype: of every graph.
+        batch: of every graph.
+        dtype: precision that it is run in.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class NeighbourTimer:
         runners: list[Runner] = []
         try:
             for graph in (apart, merged):
-                runners.append(self._backend.compile(self._graph(graph)))
+                onnx_bytes = self._graph(graph)
+                runners.append(compile_to_time(self._backend, onnx_bytes, has_integer_ends=True))
             turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
         finally:
             for runner in runners:
@@ -102,7 +105,8 @@ class NeighbourTimer:
 
     def _graph(self, segments: Sequence[Segment]) -> bytes:
         """Return the graph of consecutive segments; what residuals bring from before them is an input."""
-        writer = OnnxWriter(dtype=self._dtype, batch=self._batch, is_light=True)
+        dtype, is_light = graph_dtype(self._dtype), self._dtype != "int8"
+        writer = OnnxWriter(dtype=dtype, batch=self._batch, is_light=is_light)
         chain = self._net.chain_of(segments[-1].end)
         features = {segments[0].start: writer.add_input("x", segments[0].input_shape)}
         for segment in segments:
