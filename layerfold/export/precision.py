@@ -71,12 +71,12 @@ def is_half(onnx_bytes: bytes) -> bool:
 
 
 def has_quantised_nodes(onnx_bytes: bytes) -> bool:
-    """Say whether a graph holds QuantizeLinear nodes, as a calibrated model does."""
-    return any(node.op_type == "QuantizeLinear" for node in read_graph(onnx_bytes).node)
+    """Say whether a graph holds QuantizeLinear or DequantizeLinear nodes, as a calibrated model does."""
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in read_graph(onnx_bytes).node)
 
 
 def check_quantised(onnx_bytes: bytes) -> None:
-    """Refuse a graph that int8 would run in float32: one of convs and matrix products without a QuantizeLinear.
+    """Refuse a graph that int8 would run in float32: one of convs or matrix products that is not quantised.
 
     Raises:
         UsageError: says how to quantise it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,13 @@ Ranges = Mapping[str, tuple[float, float]]
 _USUAL = 4.0  # the size of feature maps of which nothing is known
 
 
-def quantise_graph(onnx_bytes: bytes, ranges: Ranges | None = None, options: QuantiseOptions | None = None) -> bytes:
+def quantise_graph(
+    onnx_bytes: bytes,
+    ranges: Ranges | None = None,
+    options: QuantiseOptions | None = None,
+    *,
+    ends: Collection[str] = (),
+) -> bytes:
     """Return a float32 graph in QDQ form: weights in int8 per output channel, feature maps in eight bits per tensor.
 
     The same graph and ranges give the same bytes.
@@ -27,18 +33,20 @@ def quantise_graph(onnx_bytes: bytes, ranges: Ranges | None = None, options: Qua
         ranges: least and greatest value by name of feature map, from :func:`layerfold.quantise.calibrate`; None for
             constant ones that are plausible, which is enough where only latency is asked.
         options: ``symmetric`` and ``weight_bits`` count here.
+        ends: inputs and outputs that are quantised whatever reads or makes them: of a part of a network, beside which
+            others are quantised too.
 
     Raises:
         UsageError: the graph is no float32 model, is quantised already, or holds nothing to quantise; a range is missing
             or not finite.
     """
     model = prepared(onnx_bytes)
-    return quantised_model(model, ranges, options or QuantiseOptions())
+    return quantised_model(model, ranges, options or QuantiseOptions(), ends)
 
 
-def quantised_model(model: Any, ranges: Ranges | None, options: QuantiseOptions) -> bytes:
+def quantised_model(model: Any, ranges: Ranges | None, options: QuantiseOptions, ends: Collection[str] = ()) -> bytes:
     """Return a prepared model in QDQ form; see :func:`quantise_graph`."""
-    placement = place(model)
+    placement = place(model, ends)
     if not placement.quantised:
         raise UsageError(
             "this network holds nothing to quantise: no conv, matrix product, addition or pooling in float32"
@@ -194,8 +202,13 @@ class _Writer:
         if bias is not None and bias.size != scales.size:
             has_bias, bias = False, None  # one number for all channels
         stem = f"{node.output[0]}.weight"
-        numbers = self._store(quantised_weight(weight, scales, axis, bits=bits), f"{stem}.int8")
-        if name in self._repeats:
+        whole_numbers = quantised_weight(weight, scales, axis, bits=bits)
+        is_repeated = name in self._repeats
+        if is_repeated and self._options.symmetric:  # TensorRT takes a constant and nothing between it and the pair
+            sizes = numpy_helper.to_array(self._constants[self._repeats[name].input[1]])
+            whole_numbers, is_repeated = np.broadcast_to(whole_numbers, sizes), False
+        numbers = self._store(whole_numbers, f"{stem}.int8")
+        if is_repeated:
             repeated = f"{stem}.repeated"
             self._nodes.append(
                 helper.make_node("Expand", [numbers, self._repeats[name].input[1]], [repeated], name=repeated)

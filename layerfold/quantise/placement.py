@@ -7,6 +7,7 @@ is done by the quantisation behind it, which cuts off at the ends of its range.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +36,13 @@ class Placement:
     weighted: list[int] = field(default_factory=list)
 
 
-def place(model: Any) -> Placement:
-    """Return what is quantised in a prepared model."""
+def place(model: Any, ends: Collection[str] = ()) -> Placement:
+    """Return what is quantised in a prepared model; ``ends`` are, whatever makes or reads them."""
     graph = model.graph
     weights = weight_sources(graph)
     floats = _float_values(model)
     readers, found = count_readers(graph), Placement()
+    found.quantised |= dict.fromkeys(name for name in ends if name in floats)
     only_reader: dict[str, Any] = {}
     for node in graph.node:
         for name in node.input:

@@ -159,7 +159,9 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     lines = (line.partition(":") for line in text.splitlines())
-    return frozenset(flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split())
+    return frozenset(
+        flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split()
+    )
 
 
 def cpu_name() -> str:

@@ -12,49 +12,60 @@ import hashlib
 from collections.abc import Collection
 from typing import Any
 
-from layerfold.export.precision import has_products, has_quantised_nodes
-from layerfold.profiler.backends.protocol import Backend, Runner
+from layerfold.export.precision import has_quantised_nodes, read_graph
+from layerfold.profiler.backends.protocol import Backend, BackendOptions, Runner
 
 
 def compile_to_time(
-    backend: Backend, onnx_bytes: bytes, *, has_integer_ends: bool = False, float_ends: Collection[str] = ()
+    backend: Backend, onnx_bytes: bytes, *, is_part: bool = False, float_ends: Collection[str] = ()
 ) -> Runner:
     """Compile a graph to be timed, whose answers do not matter.
 
     Args:
         backend: compiles; in int8 a graph that is not quantised yet is quantised with constant scales.
         onnx_bytes: a float32 graph (in float16, one of either kind), or one that is quantised already.
-        has_integer_ends: the graph is a part of a network, in which its inputs arrive and its outputs leave in int8.
+        is_part: the graph is a part of a network, in which its inputs arrive and its outputs leave in int8.
         float_ends: names of inputs and outputs that do not: those of the network itself.
 
     Raises:
         UsageError, ProfilerError: as of :meth:`Backend.compile`.
     """
-    if backend.precision == "int8":
-        onnx_bytes = quantised_to_time(onnx_bytes, has_integer_ends=has_integer_ends, float_ends=tuple(float_ends))
+    if backend.precision == "int8" and not has_quantised_nodes(onnx_bytes):
+        symmetric = is_symmetric(backend.name, backend.options)
+        onnx_bytes = quantised_to_time(onnx_bytes, symmetric=symmetric, is_part=is_part, float_ends=float_ends)
     return backend.compile(onnx_bytes)
 
 
+def is_symmetric(backend_name: str, options: BackendOptions) -> bool:
+    """Say whether a backend wants feature maps in int8 around zero: TensorRT knows no zero point."""
+    return "tensorrt" in (backend_name, options.get("device"))
+
+
 def quantised_to_time(
-    onnx_bytes: bytes, *, has_integer_ends: bool = False, float_ends: Collection[str] = ()
+    onnx_bytes: bytes, *, symmetric: bool = False, is_part: bool = False, float_ends: Collection[str] = ()
 ) -> bytes:
-    """Return the graph that :func:`compile_to_time` compiles in int8; one without convs or products stays as it is."""
-    if has_quantised_nodes(onnx_bytes) or not has_products(onnx_bytes):
-        return onnx_bytes
+    """Return the graph that :func:`compile_to_time` compiles in int8."""
+    from layerfold.options import QuantiseOptions
     from layerfold.quantise import quantise_graph
 
-    made = quantise_graph(onnx_bytes)
-    return _with_integer_ends(made, frozenset(float_ends)) if has_integer_ends else made
+    options = QuantiseOptions(symmetric=symmetric)
+    if not is_part:
+        return quantise_graph(onnx_bytes, options=options)
+    graph = read_graph(onnx_bytes)
+    ends = {put.name for put in (*graph.input, *graph.output)} - set(float_ends)
+    return _with_integer_ends(quantise_graph(onnx_bytes, options=options, ends=sorted(ends)), ends)
 
 
 @functools.cache
-def quantisation_digest() -> str:
+def quantisation_digest(symmetric: bool = False) -> str:
     """Return what tells one way of quantising from another: a digest of what becomes of a small reference graph.
 
     It holds an example of everything that the profiler writes. So a change of the placement, of types or of constant
     scales gives another digest, and no latency is looked up that was measured before it.
     """
-    return hashlib.sha256(quantised_to_time(_reference_graph(), has_integer_ends=True)).hexdigest()[:16]
+    graph = _reference_graph()
+    made = [quantised_to_time(graph, symmetric=symmetric, is_part=is_part) for is_part in (False, True)]
+    return hashlib.sha256(b"".join(made)).hexdigest()[:16]
 
 
 def _reference_graph() -> bytes:
@@ -84,7 +95,9 @@ def _reference_graph() -> bytes:
     smooth = node("Mul", added, node("Sigmoid", added))
     gate = node("HardSigmoid", conv(node("GlobalAveragePool", smooth), 4, 4))
     gated = node("Mul", smooth, gate)
-    pooled = node("Concat", node("MaxPool", gated, kernel_shape=[2, 2]), node("AveragePool", gated, kernel_shape=[2, 2]), axis=1)
+    pooled = node(
+        "Concat", node("MaxPool", gated, kernel_shape=[2, 2]), node("AveragePool", gated, kernel_shape=[2, 2]), axis=1
+    )
     flat = node("Flatten", node("GlobalAveragePool", node("LeakyRelu", pooled)))
     output = node("MatMul", node("Gemm", flat, stored(4, 8), stored(4), transB=1), stored(4, 2))
     puts = [
@@ -96,43 +109,36 @@ def _reference_graph() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _with_integer_ends(onnx_bytes: bytes, float_ends: frozenset[str]) -> bytes:
-    """Return a quantised graph that takes and gives whole numbers: without the conversions at its ends.
-
-    An input stays float32 where something reads it that is not quantised, and so does an output that does not come
-    from a DequantizeLinear.
-    """
+def _with_integer_ends(onnx_bytes: bytes, ends: Collection[str]) -> bytes:
+    """Return a quantised graph that takes and gives whole numbers: without the conversions at these ends."""
     import onnx
 
     model = onnx.load_from_string(onnx_bytes)
     graph = model.graph
     kinds = {each.name: each.data_type for each in graph.initializer}
-    results = {put.name for put in graph.output}
-    gone: list[int] = []
-    renamed: dict[str, str] = {}
-    for put in graph.input:
-        readers = [i for i, node in enumerate(graph.node) if put.name in node.input]
-        is_converted = readers and all(graph.node[i].op_type == "QuantizeLinear" for i in readers)
-        same = len({tuple(graph.node[i].input[1:]) for i in readers}) == 1
-        if not is_converted or not same or put.name in float_ends or put.name in results:
+    inputs = {put.name: put for put in graph.input if put.name in ends}
+    outputs = {put.name: put for put in graph.output if put.name in ends and put.name not in inputs}
+    read = {name for node in graph.node for name in node.input}
+    taken: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        put = inputs.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        if put is not None:
+            put.type.tensor_type.elem_type = kinds[node.input[2]]
+            taken[node.output[0]] = put.name
             continue
-        gone += readers
-        renamed |= {graph.node[i].output[0]: put.name for i in readers}
-        put.type.tensor_type.elem_type = kinds[graph.node[readers[0]].input[2]]
-    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
-    for put in graph.output:
-        maker = makers.get(put.name)
-        if maker is None or graph.node[maker].op_type != "DequantizeLinear" or put.name in float_ends:
-            continue
-        node = graph.node[maker]
-        if any(put.name in each.input for each in graph.node) or node.input[0] not in makers:
-            continue
-        gone.append(maker)
-        put.type.tensor_type.elem_type = kinds[node.input[2]]
-        put.name = node.input[0]
-    kept = [node for i, node in enumerate(graph.node) if i not in gone]
+        put = outputs.get(node.output[0]) if node.op_type == "DequantizeLinear" else None
+        if put is not None and node.input[0] not in taken:
+            put.type.tensor_type.elem_type = kinds[node.input[2]]
+            put.name = node.input[0]
+            if node.output[0] not in read:
+                continue
+        kept.append(node)
     for node in kept:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-    del graph.node[:]
-    graph.node.extend(kept)
+        node.input[:] = [taken.get(name, name) for name in node.input]
+    made = type(graph)()
+    made.CopyFrom(graph)
+    del made.node[:]
+    made.node.extend(kept)
+    graph.CopyFrom(made)
     return bytes(model.SerializeToString())

@@ -29,7 +29,6 @@ def assemble_network(
     *,
     dtype: str = "float32",
     seed: int = 0,
-    is_light: bool = True,
 ) -> bytes:
     """Return the serialised ONNX graph of the network merged by a plan, with random weights in its chains.
 
@@ -42,7 +41,6 @@ def assemble_network(
         dropped: layers that are left out.
         dtype: ``float32`` or ``float16``, as of ``outside``.
         seed: of the weights.
-        is_light: write large weights as a rule; False where the graph is to be quantised, which asks for numbers.
 
     Raises:
         SolutionError: a segment crosses a residual.
@@ -51,7 +49,7 @@ def assemble_network(
     import onnx
     from onnx import helper
 
-    writer = OnnxWriter(dtype=dtype, batch=outside.input_shapes[0][0], seed=seed, prefix="chain.", is_light=is_light)
+    writer = OnnxWriter(dtype=dtype, batch=outside.input_shapes[0][0], seed=seed, prefix="chain.", is_light=True)
     segments = net.segments_of(merge_pos, dropped)
     for chain, value, output in zip(net.chains, outside.chain_inputs, outside.chain_outputs, strict=True):
         _write_chain(writer, net, chain, value, act_pos, segments)
@@ -60,7 +58,7 @@ def assemble_network(
     nodes, initializers = list(writer.nodes), list(writer.initializers)
     opset, ir_version = OPSET, IR_VERSION
     if outside.onnx_bytes is not None:
-        rest = onnx.load_from_string(lightened(outside.onnx_bytes) if is_light else outside.onnx_bytes)
+        rest = onnx.load_from_string(lightened(outside.onnx_bytes))
         nodes += list(rest.graph.node)
         initializers += list(rest.graph.initializer)
         opset = next(entry.version for entry in rest.opset_import if entry.domain in ("", "ai.onnx"))

@@ -149,8 +149,7 @@ class PlanTimer:
         return [turns.measured_ratio(index, is_settled=not turns.is_slowed) for index in range(1, len(order))]
 
     def _assemble(self, plan: Plan) -> bytes:
-        dtype, is_light = graph_dtype(self._dtype), self._dtype != "int8"
-        return assemble_network(self._net, self._outside, *plan, dtype=dtype, is_light=is_light)
+        return assemble_network(self._net, self._outside, *plan, dtype=graph_dtype(self._dtype))
 
     def _signature(self, plan: Plan) -> str:
         parts = plan if plan.dropped else plan[:2]  # as before layers could be dropped: caches stay good

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NotRequired
+from typing import NotRequired, TypedDict
 
-from layerfold.profiler.backends import Backend, BackendFacts, quantisation_digest
+from layerfold.profiler.backends import Backend, BackendFacts, is_symmetric, quantisation_digest
 
 
 class Environment(BackendFacts):
@@ -18,14 +18,22 @@ class Environment(BackendFacts):
 def environment_of(backend: Backend, *, batch: int, dtype: str) -> Environment:
     """Return what every latency of a backend depends on besides what is measured: the cache's key."""
     found: Environment = {**backend.provenance(), "batch": batch, "dtype": dtype}
-    if dtype == "int8":
-        found["quantisation"] = quantisation_digest()
+    found |= quantisation_of(backend, dtype)
     return found
 
 
-def quantisation_of(dtype: str) -> dict[str, str]:
-    """Return how graphs of a precision were quantised, as a table's provenance holds it: nothing, but in int8."""
-    return {"quantisation": quantisation_digest()} if dtype == "int8" else {}
+class Quantisation(TypedDict, total=False):
+    """How graphs were quantised, where they were: a digest that tells one way from another."""
+
+    quantisation: str
+
+
+def quantisation_of(backend: Backend, dtype: str) -> Quantisation:
+    """Return how graphs are quantised for a backend; empty but for int8."""
+    if dtype != "int8":
+        return {}
+    facts = backend.provenance()  # of the workers, where they are elsewhere
+    return {"quantisation": quantisation_digest(is_symmetric(facts["backend"], facts["options"]))}
 
 
 def is_gpu(environment: BackendFacts) -> bool:

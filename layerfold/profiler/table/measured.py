@@ -83,7 +83,7 @@ def measured_table(
         chains=tuple((chain.start, chain.end) for chain in net.chains),
         measurement=_measurement_facts(store, segments, alone.failures),
         options={"method": method, "target": policy.target, "cap_s": options.cap_s, **fit},
-        backend_options={**facts["options"], **quantisation_of(dtype)},
+        backend_options={**facts["options"], **quantisation_of(backend, dtype)},
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return LatencyTable(entries, provenance=provenance)

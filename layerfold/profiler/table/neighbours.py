@@ -87,7 +87,7 @@ class NeighbourTimer:
         try:
             for graph in (apart, merged):
                 onnx_bytes = self._graph(graph)
-                runners.append(compile_to_time(self._backend, onnx_bytes, has_integer_ends=True))
+                runners.append(compile_to_time(self._backend, onnx_bytes, is_part=True))
             turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
         finally:
             for runner in runners:
@@ -105,8 +105,7 @@ class NeighbourTimer:
 
     def _graph(self, segments: Sequence[Segment]) -> bytes:
         """Return the graph of consecutive segments; what residuals bring from before them is an input."""
-        dtype, is_light = graph_dtype(self._dtype), self._dtype != "int8"
-        writer = OnnxWriter(dtype=dtype, batch=self._batch, is_light=is_light)
+        writer = OnnxWriter(dtype=graph_dtype(self._dtype), batch=self._batch, is_light=True)
         chain = self._net.chain_of(segments[-1].end)
         features = {segments[0].start: writer.add_input("x", segments[0].input_shape)}
         for segment in segments:

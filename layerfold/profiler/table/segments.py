@@ -95,7 +95,7 @@ class SegmentProfiler:
                 began = time.perf_counter()
                 onnx_bytes = segment_onnx(segment, batch=self._batch, dtype=graph_dtype(self.dtype))
                 try:
-                    runners.append(compile_to_time(self._backend, onnx_bytes, has_integer_ends=True))
+                    runners.append(compile_to_time(self._backend, onnx_bytes, is_part=True))
                 except DeviceUnavailableError:
                     raise  # that is no fault of the segment's
                 except ProfilerError as error:
@@ -132,7 +132,7 @@ class SegmentProfiler:
 
         def measure(_: list[str]) -> None:
             began = time.perf_counter()
-            runner = compile_to_time(self._backend, onnx_bytes, has_integer_ends=True, float_ends=float_ends)
+            runner = compile_to_time(self._backend, onnx_bytes, is_part=True, float_ends=float_ends)
             build_s = time.perf_counter() - began
             try:
                 found = measure_runners([runner.run], self._policy)[0]
