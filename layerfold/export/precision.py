@@ -9,9 +9,8 @@ from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 _SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
-_PRODUCTS = frozenset(
-    ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
-)
+_PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+_CONVERSIONS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
 
 def canonical_precision(name: str) -> str:
@@ -72,26 +71,37 @@ def is_half(onnx_bytes: bytes) -> bool:
 
 def has_quantised_nodes(onnx_bytes: bytes) -> bool:
     """Say whether a graph holds QuantizeLinear or DequantizeLinear nodes, as a calibrated model does."""
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in read_graph(onnx_bytes).node)
+    return any(node.op_type in _CONVERSIONS for node in read_graph(onnx_bytes).node)
 
 
 def check_quantised(onnx_bytes: bytes) -> None:
-    """Refuse a graph that int8 would run in float32: one of convs or matrix products that is not quantised.
+    """Refuse a graph that int8 would run in float32, or whose scales are no numbers.
 
     Raises:
-        UsageError: says how to quantise it.
+        UsageError: convs or matrix products and nothing quantised, or a scale that is not above 0 and finite; says
+            what to do.
     """
-    if has_quantised_nodes(onnx_bytes) or not has_products(onnx_bytes):
-        return
-    raise UsageError(
-        "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one has none; "
-        "quantise it first, for example with onnxruntime.quantization"
-    )
+    import numpy as np
+    from onnx import numpy_helper
 
-
-def has_products(onnx_bytes: bytes) -> bool:
-    """Say whether a graph holds what int8 makes faster: convs or matrix products."""
-    return any(node.op_type in _PRODUCTS for node in read_graph(onnx_bytes).node)
+    graph = read_graph(onnx_bytes)
+    kinds = {node.op_type for node in graph.node}
+    if kinds & _PRODUCTS and not kinds & _CONVERSIONS:
+        raise UsageError(
+            "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one has none; "
+            "quantise it first, for example with layerfold.quantise.quantise_graph"
+        )
+    constants = {each.name: each for each in graph.initializer}
+    for node in graph.node:
+        scale = constants.get(node.input[1]) if node.op_type in _CONVERSIONS else None
+        if scale is None:
+            continue
+        values = numpy_helper.to_array(scale).astype(np.float64)
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise UsageError(
+                f"node {node.name or node.output[0]} ({node.op_type}): its scale {scale.name!r} holds NaN, infinity or a "
+                "number that is not above 0; calibrate the network again"
+            )
 
 
 def read_graph(onnx_bytes: bytes) -> Any:

@@ -106,5 +106,6 @@ def _in_one_precision(options: ProfileOptions, backend: Backend | BackendChoice 
     if (asked, has) == ("float16", USUAL_PRECISION):  # graphs in halves are taken as they are
         return replace(options, dtype=asked)
     raise UsageError(
-        f"dtype={options.dtype!r}: the backend was opened for {has}; open it with precision={asked!r}, or leave dtype out"
+        f"dtype={options.dtype!r}: the backend was opened for {has}; open it with precision={asked!r}, or leave "
+        "dtype out"
     )

@@ -93,7 +93,7 @@ def has_bfloat16(device: str) -> bool:
     import torch
 
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return not cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
 
 

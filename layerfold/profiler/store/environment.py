@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import NotRequired
 
 from layerfold.profiler.backends import Backend, BackendFacts, is_symmetric, quantisation_digest
 
@@ -18,22 +18,18 @@ class Environment(BackendFacts):
 def environment_of(backend: Backend, *, batch: int, dtype: str) -> Environment:
     """Return what every latency of a backend depends on besides what is measured: the cache's key."""
     found: Environment = {**backend.provenance(), "batch": batch, "dtype": dtype}
-    found |= quantisation_of(backend, dtype)
+    how = quantisation_of(backend, dtype)
+    if how is not None:
+        found["quantisation"] = how
     return found
 
 
-class Quantisation(TypedDict, total=False):
-    """How graphs were quantised, where they were: a digest that tells one way from another."""
-
-    quantisation: str
-
-
-def quantisation_of(backend: Backend, dtype: str) -> Quantisation:
-    """Return how graphs are quantised for a backend; empty but for int8."""
+def quantisation_of(backend: Backend, dtype: str) -> str | None:
+    """Return what tells the way in which graphs are quantised for a backend from others; None, but in int8."""
     if dtype != "int8":
-        return {}
+        return None
     facts = backend.provenance()  # of the workers, where they are elsewhere
-    return {"quantisation": quantisation_digest(is_symmetric(facts["backend"], facts["options"]))}
+    return quantisation_digest(is_symmetric(facts["backend"], facts["options"]))
 
 
 def is_gpu(environment: BackendFacts) -> bool:

@@ -53,7 +53,7 @@ def measured_table(
     batch, dtype, method = options.batch, options.dtype, options.method
     segments = list(net.candidates() if options.candidates is None else options.candidates)
     policy = policy_of(options)
-    facts = backend.provenance()
+    facts, how = backend.provenance(), quantisation_of(backend, dtype)
     with progress_bar("profile: segments alone", count_alone(net, segments), enabled=progress) as bar:
         alone = segment_profiler(backend, store, options, advance=bar.advance)
         bounds = profile_segments(net, segments, alone)
@@ -83,7 +83,7 @@ def measured_table(
         chains=tuple((chain.start, chain.end) for chain in net.chains),
         measurement=_measurement_facts(store, segments, alone.failures),
         options={"method": method, "target": policy.target, "cap_s": options.cap_s, **fit},
-        backend_options={**facts["options"], **quantisation_of(backend, dtype)},
+        backend_options={**facts["options"], **({} if how is None else {"quantisation": how})},
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return LatencyTable(entries, provenance=provenance)
