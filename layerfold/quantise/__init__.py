@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layerfold.quantise.calibration import calibrate
 from layerfold.quantise.graph import quantise_graph
 
-__all__ = ["quantise_graph"]
+__all__ = ["calibrate", "quantise_graph"]
