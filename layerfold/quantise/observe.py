@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import OptionalDependencyError, UsageError
+from layerfold.quantise.prepare import image_input_of, input_shape_of
 
 Array = NDArray[Any]
 _BINS = 2048  # on each side of zero
@@ -68,29 +69,26 @@ class Observed:
             self.counts += np.bincount(places, minlength=2 * _BINS)
 
 
-def observe(model: Any, names: Iterable[str], batches: Iterable[Array], most_images: int) -> dict[str, Observed]:
+def observe(model: Any, names: Iterable[str], images: Iterable[Array]) -> dict[str, Observed]:
     """Return what feature maps of a model hold on images.
 
     Args:
         model: with one input [batch, channels, height, width].
         names: of the feature maps.
-        batches: float32 images [any number, channels, height, width], prepared as the network takes them.
-        most_images: to take.
+        images: float32, in steps of the model's batch (:func:`regrouped`).
 
     Raises:
-        UsageError: fewer images than asked for, images of another shape, constant ones, or values that are not finite.
+        UsageError: values that are not finite.
     """
     names = list(names)
     found = {name: Observed() for name in names}
-    runner = Runner(model, names)
-    for images, outputs in runner.run(batches, most_images):
-        del images
+    for _, outputs in Runner(model, names).run(images):
         for name, values in zip(names, outputs, strict=True):
-            if not np.isfinite(values).all():
+            found[name].add(values)
+            if not np.isfinite((found[name].low, found[name].high)).all():
                 raise UsageError(
                     f"batches: feature map {name!r} holds NaN or infinity on these images; check images and weights"
                 )
-            found[name].add(values)
     return found
 
 
@@ -106,46 +104,46 @@ class Runner:
         import onnx
 
         model = onnx.load_from_string(model) if isinstance(model, bytes) else model
-        weights = {each.name for each in model.graph.initializer}
-        inputs = [put for put in model.graph.input if put.name not in weights]
-        if len(inputs) != 1:
-            raise UsageError(f"this network has {len(inputs)} inputs; images can calibrate a network of one input only")
-        self._input = inputs[0].name
-        self._shape = tuple(size.dim_value for size in inputs[0].type.tensor_type.shape.dim)
+        self._shape = input_shape_of(model)
+        self._input = image_input_of(model).name
         self._names = [put.name for put in model.graph.output] if names is None else names
         made = [name for name in self._names if name != self._input]
         self._session = _session(_with_outputs(model, made), is_optimised=names is None)
         self._made = made
 
-    def run(self, batches: Iterable[Array], most_images: int | None) -> Iterator[tuple[Array, list[Array]]]:
-        """Yield images and the values for them, in steps of the graph's batch, until there are enough.
-
-        Raises:
-            UsageError: see :func:`observe`.
-        """
+    def run(self, images: Iterable[Array]) -> Iterator[tuple[Array, list[Array]]]:
+        """Yield images and the values for them; a step may have fewer images than the graph's batch."""
         size = self._shape[0]
-        for images in regrouped(batches, self._shape, most_images):
-            count = len(images)
-            whole = images if count == size else np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
+        for step in images:
+            count = len(step)
+            whole = step if count == size else np.concatenate([step, np.repeat(step[-1:], size - count, axis=0)])
             values = dict(zip(self._made, self._session.run(self._made, {self._input: whole}), strict=True))
             values[self._input] = whole
-            yield images, [np.asarray(values[name])[:count] for name in self._names]
+            yield step, [np.asarray(values[name])[:count] for name in self._names]
 
 
-def regrouped(batches: Iterable[Array], shape: tuple[int, ...], most_images: int | None) -> Iterator[Array]:
-    """Yield images in steps of ``shape[0]``, checked.
+def regrouped(
+    batches: Iterable[Any], shape: tuple[int, ...], wanted: int | None = None, most: int | None = None
+) -> Iterator[Array]:
+    """Yield float32 images in steps of ``shape[0]``, checked.
+
+    Args:
+        batches: images, arrays or tensors, or (images, labels).
+        shape: of the network's input.
+        wanted: how many images there must be; None for any number.
+        most: to take; None for all.
 
     Raises:
-        UsageError: see :func:`observe`.
+        UsageError: fewer images than wanted, images of another shape, all constant, or not finite.
     """
     taken, varies, rest = 0, False, np.zeros((0, *shape[1:]), np.float32)
     for batch in batches:
-        images = np.asarray(batch)
+        if taken == most:
+            break
+        images = np.asarray(batch[0] if isinstance(batch, tuple | list) else batch)
         if images.shape[1:] != shape[1:] or images.ndim != len(shape):
             raise UsageError(f"batches: images are of the shape {images.shape[1:]}, the network takes {shape[1:]}")
-        images = images.astype(np.float32, copy=False)
-        if most_images is not None:
-            images = images[: most_images - taken]
+        images = images.astype(np.float32, copy=False)[: None if most is None else most - taken]
         if not np.isfinite(images).all():
             raise UsageError("batches: images hold NaN or infinity; prepare them as the network takes them")
         flat = images.reshape(len(images), -1)
@@ -155,16 +153,14 @@ def regrouped(batches: Iterable[Array], shape: tuple[int, ...], most_images: int
         while len(rest) >= shape[0]:
             yield rest[: shape[0]]
             rest = rest[shape[0] :]
-        if taken == most_images:
-            break
     if len(rest):
         yield rest
     if taken == 0:
         raise UsageError("batches: there are no images; give some to calibrate with")
-    if most_images is not None and taken < most_images:
-        raise UsageError(f"calibration_images={most_images}: there are only {taken}; ask for fewer, or give more images")
+    if wanted is not None and taken < wanted:
+        raise UsageError(f"calibration_images={wanted}: there are only {taken} images; ask for fewer, or give more")
     if not varies:
-        raise UsageError("batches: each image is of one colour; ranges need real images")
+        raise UsageError("batches: each image is of one colour; calibration needs real images")
 
 
 def _with_outputs(model: Any, names: list[str]) -> bytes:

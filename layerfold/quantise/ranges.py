@@ -16,7 +16,9 @@ def range_of(observed: Observed, options: QuantiseOptions) -> tuple[float, float
     low, high = min(observed.low, 0.0), max(observed.high, 0.0)
     if options.method == "minmax" or observed.reach == 0.0:
         return low, high
-    centres = observed.reach * (np.arange(observed.counts.size) + 0.5 - observed.counts.size / 2) / (observed.counts.size / 2)
+    centres = (
+        observed.reach * (np.arange(observed.counts.size) + 0.5 - observed.counts.size / 2) / (observed.counts.size / 2)
+    )
     if options.method == "percentile":
         outside = (1 - options.percentile / 100) / (2 if low < 0 < high else 1)
         share = np.cumsum(observed.counts) / observed.counts.sum()
