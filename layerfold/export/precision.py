@@ -89,7 +89,7 @@ def check_quantised(onnx_bytes: bytes) -> None:
     if kinds & _PRODUCTS and not kinds & _CONVERSIONS:
         raise UsageError(
             "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one has none; "
-            "quantise it first, for example with layerfold.quantise.quantise_graph"
+            "quantise it first with `layerfold export --precision int8 --data DATA`"
         )
     constants = {each.name: each for each in graph.initializer}
     for node in graph.node:
