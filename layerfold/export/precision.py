@@ -99,8 +99,8 @@ def check_quantised(onnx_bytes: bytes) -> None:
         values = numpy_helper.to_array(scale).astype(np.float64)
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise UsageError(
-                f"node {node.name or node.output[0]} ({node.op_type}): its scale {scale.name!r} holds NaN, infinity or a "
-                "number that is not above 0; calibrate the network again"
+                f"node {node.name or node.output[0]} ({node.op_type}): its scale {scale.name!r} must be finite and "
+                "above 0; quantise the network again"
             )
 
 
