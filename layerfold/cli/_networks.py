@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from layerfold.graph import Network, Segment
     from layerfold.merge import Recipe
     from layerfold.models import LoadedModel
+    from layerfold.profiler.backends import Backend
     from layerfold.solver import Solution
     from layerfold.tables import LatencyTable
 
@@ -146,6 +147,20 @@ def check_table(net: Network, table: LatencyTable, path: str) -> None:
         raise ProvenanceMismatchError(
             f"{path}: was measured for a network of hash {known}, this one has {net.hash}; "
             "profile this model with the same --input and --exclude"
+        )
+
+
+def check_precision(table: LatencyTable, path: str, backend: Backend) -> None:
+    """Refuse a latency table of another precision than what is to be measured.
+
+    Raises:
+        ProvenanceMismatchError: names both.
+    """
+    known = table.provenance.dtype
+    if known and known != backend.precision:
+        raise ProvenanceMismatchError(
+            f"{path}: was measured in {known}, and {backend.name} is to measure in {backend.precision}; give "
+            f"--precision {known}, or a table in {backend.precision}"
         )
 
 

@@ -155,7 +155,7 @@ def add_backend_arguments(
     parser: argparse.ArgumentParser,
     *,
     batch: bool = True,
-    precisions: str = "float32, float16, or int8 for a quantised model",
+    precisions: str = "float32, float16, bfloat16 or int8, as the backend has them",
 ) -> None:
     """Add the options of a backend, and ``--batch``; read them with ``open_backend``."""
     group = parser.add_argument_group("backend")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from layerfold.budget import Budget
-from layerfold.cli._networks import add_trace_arguments, check_table, has_random_weights, trace_of
+from layerfold.cli._networks import add_trace_arguments, check_precision, check_table, has_random_weights, trace_of
 from layerfold.cli._options import CLASSES, THREADS, open_backend, whole
 from layerfold.cli._output import show, show_json
 from layerfold.cli._quantities import parse_margin
@@ -152,6 +152,7 @@ def meet_budget_of(
         if getattr(args, name) is None:
             setattr(args, name, provenance.backend_options.get(name))
     backend = open_backend(args)  # what is missing shows before torch is loaded
+    check_precision(table, table.source, backend)
     from layerfold.pipeline.backend_meter import BackendMeter
     from layerfold.pipeline.budget_loop import meet_budget
 

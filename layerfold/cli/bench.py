@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         onnx_bytes = _onnx_of(args, source)
         networks[_fresh_name(_short_name(source), networks)] = onnx_bytes
     _note_other_inputs(networks)
+    if backend.precision == "int8":
+        _note_quantised(networks)
     with progress_bar(f"bench: {len(networks)} networks in turns", 1, enabled=not args.quiet) as bar:
         report = benchmark_networks(networks, None, backend, target=args.target, cap_s=args.cap_s)
         bar.advance()
@@ -135,6 +137,19 @@ def _note_other_inputs(networks: dict[str, bytes]) -> None:
                 f"layerfold: note: {name} takes {', '.join(found)} and {first} {', '.join(shapes[first])}",
                 file=sys.stderr,
             )
+
+
+def _note_quantised(networks: dict[str, bytes]) -> None:
+    """Say on stderr which networks are float32 and timed as they will be once they are quantised."""
+    from layerfold.export.precision import has_quantised_nodes
+
+    made = [name for name, content in networks.items() if not has_quantised_nodes(content)]
+    if made:
+        print(
+            f"layerfold: note: {', '.join(made)}: quantised here with constant scales, for the time alone; answers in "
+            "int8 need calibrated ones",
+            file=sys.stderr,
+        )
 
 
 def _as_text(report: BenchmarkReport) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._flags import add_flags
-from layerfold.cli._networks import add_trace_arguments, check_table, trace_of
+from layerfold.cli._networks import add_trace_arguments, check_precision, check_table, trace_of
 from layerfold.cli._options import (
     add_backend_arguments,
     add_command,
@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     latency = None if args.latency is None else LatencyTable.read(args.latency)
     importance = None if args.importance is None else ImportanceTable.read(args.importance)
     backend = open_backend(args)  # what is missing shows before torch is loaded
+    if latency is not None:
+        check_precision(latency, args.latency, backend)
     from layerfold.pipeline import compare_solutions
 
     loaded = load_model_of(args)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._flags import add_flags
-from layerfold.cli._networks import add_trace_arguments, check_table, note_needless, trace_of
+from layerfold.cli._networks import add_trace_arguments, check_precision, check_table, note_needless, trace_of
 from layerfold.cli._options import (
     add_backend_arguments,
     add_budget_arguments,
@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     solution = Solution.read(args.solution)
     table = None if args.latency is None else LatencyTable.read(args.latency)
     backend = open_backend(args)  # what is missing shows before torch is loaded
+    if table is not None:
+        check_precision(table, args.latency, backend)
     from layerfold.graph.dropping import dropped_layers
     from layerfold.profiler import verify_solution
     from layerfold.profiler.benchmark import warnings_in
@@ -126,6 +128,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _precision_text(found: Verification) -> str | None:
+    """Return in what both networks ran, where it is not float32, and how they came to it."""
+    from layerfold.profiler.backends.base import USUAL_PRECISION
+
+    precision = str(found.provenance["options"].get("precision", USUAL_PRECISION))
+    if precision == USUAL_PRECISION:
+        return None
+    return f"{precision}, original and merged" + (", with constant scales" if precision == "int8" else "")
+
+
 def _interval_ms(table: LatencyTable, solution: Solution, dropped: Sequence[int]) -> tuple[float, float] | None:
     """Return the interval of a prediction; None where the table does not say which layers an entry stands for."""
     from layerfold.profiler.plans.fitted import predicted_interval_ms
@@ -160,6 +172,7 @@ def _as_text(found: Verification) -> str:
             ("predicted", None if error is None else f"{found.predicted_ms:.4g} ms{interval} ({100 * error:+.1f} %)"),
             ("budget", verdict),
             ("BatchNorm", BATCH_NORM_TEXTS.get(found.batch_norm or "")),
+            ("precision", _precision_text(found)),
             ("device", found.provenance.get("device")),
             ("note", None if found.is_settled else "the intervals did not reach their target; give more --cap-s"),
         ]

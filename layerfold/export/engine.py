@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from layerfold.errors import ExportError, UsageError
 from layerfold.export.engine_check import EngineCheck, PutFacts, check_engine
-from layerfold.export.precision import canonical_precision, has_quantised_nodes, is_half, to_half
+from layerfold.export.precision import canonical_precision, check_quantised, is_half, to_half
 from layerfold.export.trt_library import (
     compute_capability,
     import_tensorrt,
@@ -26,6 +26,7 @@ from layerfold.export.trt_library import (
     parser_errors,
 )
 from layerfold.files import JsonObject, JsonValue, read_bytes, replacing_all, sidecar_path, write_bytes
+from layerfold.quantise.symmetric import symmetric_form
 
 _SCHEMA = 2
 _BUILD_LOCK = threading.Lock()
@@ -106,7 +107,7 @@ def build_engine(
         onnx_bytes: a serialised ONNX model with static shapes.
         path: the engine file; its folder is made.
         precision: ``float32``, with TF32 off; ``float16``: weights and feature maps in halves; ``int8``: of a model
-            with QuantizeLinear and DequantizeLinear nodes.
+            with QuantizeLinear and DequantizeLinear nodes, whose zero points are made zero first.
         compute_capabilities: GPUs to build for, for example ``("8.6", "12.0")``; empty for the builder's default.
         library: ``tensorrt`` or ``tensorrt_rtx``; None for what fits this machine.
         timing_cache: file of kernel timings to use and to add to, so that a second build is quick; made where it is
@@ -200,6 +201,8 @@ def compile_engine(
 ) -> CompiledEngine:
     """Build an engine in memory; arguments and errors as of :func:`build_engine`."""
     precision = canonical_precision(precision)
+    if precision == "bfloat16":
+        raise UsageError("precision='bfloat16': engines are built in float32, float16 or int8; choose one of these")
     trt = import_tensorrt(library)
     capabilities = [compute_capability(trt, text) for text in compute_capabilities]
     digest = hashlib.sha256(onnx_bytes).hexdigest()
@@ -285,12 +288,10 @@ def _typed(onnx_bytes: bytes, precision: str) -> bytes:
     """Return the graph whose own types are the precision: strongly typed networks take nothing else."""
     if precision == "float16" and not is_half(onnx_bytes):
         return to_half(onnx_bytes)
-    if precision == "int8" and not has_quantised_nodes(onnx_bytes):
-        raise UsageError(
-            "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one "
-            "has none; quantise it first, for example with onnxruntime.quantization"
-        )
-    return onnx_bytes
+    if precision != "int8":
+        return onnx_bytes
+    check_quantised(onnx_bytes)
+    return symmetric_form(onnx_bytes)
 
 
 def _facts(put: Any) -> PutFacts:

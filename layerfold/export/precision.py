@@ -6,12 +6,15 @@ from typing import Any
 
 from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
 
-PRECISIONS = ("float32", "float16", "int8")
-_SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16"}
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+_SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
+_PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+_CONVERSIONS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
 
 def canonical_precision(name: str) -> str:
-    """Return ``float32``, ``float16`` or ``int8`` for a name or its short form (``fp32``, ``fp16``).
+    """Return ``float32``, ``float16``, ``bfloat16`` or ``int8`` for a name or its short form (``fp32``, ``bf16``).
 
     Raises:
         UsageError: no such precision.
@@ -23,6 +26,15 @@ def canonical_precision(name: str) -> str:
             f"precision={name!r} is not known; choose from {', '.join(PRECISIONS)}{nearest_names(name, known)}"
         )
     return found
+
+
+def graph_dtype(precision: str) -> str:
+    """Return the dtype that a graph is written in to be run in a precision.
+
+    Halves are written as such. A graph in int8 is a float32 one until it is quantised, and runtimes turn float32 into
+    bfloat16 themselves.
+    """
+    return "float16" if precision == "float16" else "float32"
 
 
 def to_half(onnx_bytes: bytes) -> bytes:
@@ -58,8 +70,38 @@ def is_half(onnx_bytes: bytes) -> bool:
 
 
 def has_quantised_nodes(onnx_bytes: bytes) -> bool:
-    """Say whether a graph holds QuantizeLinear nodes, as a calibrated model does."""
-    return any(node.op_type == "QuantizeLinear" for node in read_graph(onnx_bytes).node)
+    """Say whether a graph holds QuantizeLinear or DequantizeLinear nodes, as a calibrated model does."""
+    return any(node.op_type in _CONVERSIONS for node in read_graph(onnx_bytes).node)
+
+
+def check_quantised(onnx_bytes: bytes) -> None:
+    """Refuse a graph that int8 would run in float32, or whose scales are no numbers.
+
+    Raises:
+        UsageError: convs or matrix products and nothing quantised, or a scale that is not above 0 and finite; says
+            what to do.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    graph = read_graph(onnx_bytes)
+    kinds = {node.op_type for node in graph.node}
+    if kinds & _PRODUCTS and not kinds & _CONVERSIONS:
+        raise UsageError(
+            "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one has none; "
+            "quantise it first with `layerfold export --precision int8 --data DATA`"
+        )
+    constants = {each.name: each for each in graph.initializer}
+    for node in graph.node:
+        scale = constants.get(node.input[1]) if node.op_type in _CONVERSIONS else None
+        if scale is None:
+            continue
+        values = numpy_helper.to_array(scale).astype(np.float64)
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise UsageError(
+                f"node {node.name or node.output[0]} ({node.op_type}): its scale {scale.name!r} must be finite and "
+                "above 0; quantise the network again"
+            )
 
 
 def read_graph(onnx_bytes: bytes) -> Any:

@@ -23,7 +23,8 @@ class ProfileOptions:
 
     Attributes:
         batch: images in one forward pass.
-        dtype: ``float32`` or ``float16``.
+        dtype: precision that every graph is run in: ``float32``, ``float16``, ``bfloat16`` or ``int8``, for which each
+            is quantised with constant scales; of a backend that is named, while an open one has its own.
         threads: worker threads, for backends on the CPU; of a backend that is named.
         candidates: what to measure; None for ``net.candidates()``.
         method: ``plans`` screens the segments alone, times promising ones between their neighbours, then some tens of

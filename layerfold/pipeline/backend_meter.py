@@ -8,6 +8,7 @@ from functools import cached_property
 from torch import nn
 
 from layerfold.budget import Budget
+from layerfold.export.precision import graph_dtype
 from layerfold.graph import Network
 from layerfold.options import VerifyOptions
 from layerfold.profiler import MeasurePolicy, Verification, verify_solution
@@ -27,7 +28,7 @@ class BackendMeter:
     Args:
         model: the module that ``net`` was traced from.
         net: the traced network.
-        latency: its latency table, which says in what dtype plans are timed.
+        latency: its latency table, which says in what precision plans are timed.
         backend: compiles and runs.
         batch: images in one forward pass.
         original_onnx: the original as exported before, to save that time in each verification.
@@ -48,7 +49,7 @@ class BackendMeter:
 
     @cached_property
     def _timer(self) -> PlanTimer:
-        outside = outside_graph(self._model, self._net, batch=self._batch, dtype=self._dtype)
+        outside = outside_graph(self._model, self._net, batch=self._batch, dtype=graph_dtype(self._dtype))
         return PlanTimer(self._net, outside, self._backend, None, _POLICY, dtype=self._dtype)
 
     def time(self, plan: Plan) -> MeasuredPlan:

@@ -16,7 +16,7 @@ from layerfold.export.onnx import export_onnx
 from layerfold.files import JsonObject, as_json, read_bytes
 from layerfold.modules import public_call
 from layerfold.options import BenchmarkOptions
-from layerfold.profiler.backends import Backend, Runner, get_backend
+from layerfold.profiler.backends import Backend, Runner, compile_to_time, get_backend
 from layerfold.profiler.backends.protocol import BackendFacts
 from layerfold.profiler.machine.conditions import Watch
 from layerfold.profiler.timing.block_statistics import is_narrow
@@ -140,7 +140,7 @@ def benchmark_networks(
     runners: dict[str, Runner] = {}
     try:
         for name, network in networks.items():
-            runners[name] = chosen.compile(onnx_of(name, network, example_input))
+            runners[name] = compile_to_time(chosen, onnx_of(name, network, example_input))
         policy = MeasurePolicy(target=options.target, cap_s=options.cap_s)
         watch = Watch()
         turns = time_in_turns(

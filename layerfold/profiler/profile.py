@@ -8,11 +8,14 @@ from typing import Any, Literal
 
 from torch import nn
 
+from layerfold.errors import UsageError
 from layerfold.executor import Executor
+from layerfold.export.precision import canonical_precision
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
 from layerfold.options import ProfileOptions
 from layerfold.profiler.backends import Backend
+from layerfold.profiler.backends.base import USUAL_PRECISION
 from layerfold.profiler.store.cache import MeasurementCache, open_cache
 from layerfold.profiler.table.measured import measured_table
 from layerfold.profiler.table.together import BackendChoice, MakeFiller, filled_together, shared_path
@@ -38,8 +41,8 @@ def profile_network(
     Args:
         model: the module that ``net`` was traced from; left untouched. Its weights do not matter.
         net: the traced network.
-        backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device`` and
-            ``threads`` are its own).
+        backend: a backend's name, or one made with :func:`layerfold.profiler.get_backend` (then ``device``,
+            ``threads`` and the precision are its own).
         device: a device of that backend; None for its first.
         options, settings: see :class:`ProfileOptions`; a setting given by name takes the place of that of ``options``.
         cache: file for finished measurements, or one opened with ``layerfold.profiler.store.cache.open_cache``; None
@@ -67,8 +70,8 @@ def profile_network(
         >>> f"{latency.entry(0, 3).latency_ms:.3f} ms"
         '... ms'
     """
-    options = options or ProfileOptions()
-    choice = BackendChoice.of(backend, device, options.threads) if isinstance(backend, str) else backend
+    options = _in_one_precision(options or ProfileOptions(), None if isinstance(backend, str) else backend)
+    choice = BackendChoice.of(backend, device, options) if isinstance(backend, str) else backend
     where = Executor.of(options.executor)
     if not where.is_here:
         make_filler = MakeFiller.of(model, net, choice, where, options, dtype=options.dtype)
@@ -86,3 +89,23 @@ def profile_network(
     finally:
         if store is not cache:
             store.close()
+
+
+def _in_one_precision(options: ProfileOptions, backend: Backend | BackendChoice | None) -> ProfileOptions:
+    """Return the options with the precision that graphs are run in: an open backend's own, where none was asked for.
+
+    Raises:
+        UsageError: another one was asked for; names both.
+    """
+    asked = canonical_precision(options.dtype)
+    if backend is None or isinstance(backend, BackendChoice):
+        return replace(options, dtype=asked)
+    has = backend.precision
+    if asked in (has, USUAL_PRECISION):
+        return replace(options, dtype=has)
+    if (asked, has) == ("float16", USUAL_PRECISION):  # graphs in halves are taken as they are
+        return replace(options, dtype=asked)
+    raise UsageError(
+        f"dtype={options.dtype!r}: the backend was opened for {has}; open it with precision={asked!r}, or leave "
+        "dtype out"
+    )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from layerfold.errors import ProvenanceMismatchError
 from layerfold.solver._changed_options import ChangedOption, ChangedSums, changed_options
 from layerfold.solver._limits import Limits
 from layerfold.solver._vector_costs import CostColumns, VectorSums, vector_sums
@@ -39,8 +40,24 @@ def check_tables(latencies: Sequence[LatencyTable], importance: ImportanceTable)
             (latency.source, other.source),
             ignore=("device", "dtype", "backend", "batch"),
         )
+        check_precisions(latency, other)
     check_entries(latencies)
     check_coverage(latency, importance)
+
+
+def check_precisions(latency: LatencyTable, other: LatencyTable) -> None:
+    """Refuse an int8 table beside one in floating point of the same device: a network runs there in one precision.
+
+    Raises:
+        ProvenanceMismatchError: names both tables.
+    """
+    ours, theirs = latency.provenance, other.provenance
+    known = {ours.dtype, theirs.dtype} - {""}
+    if len(known) > 1 and "int8" in known and (ours.device, ours.backend) == (theirs.device, theirs.backend):
+        raise ProvenanceMismatchError(
+            f"{latency.source} and {other.source}: dtype differs ({ours.dtype} and {theirs.dtype}) on one device; "
+            "a network runs there in one precision, give the table of that one"
+        )
 
 
 def build_options(

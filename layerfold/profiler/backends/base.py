@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from layerfold.errors import UsageError, nearest_names
-from layerfold.export.precision import PRECISIONS, canonical_precision, has_quantised_nodes, is_half, to_half
+from layerfold.export.precision import PRECISIONS, canonical_precision, check_quantised, is_half, to_half
 from layerfold.profiler.backends.protocol import BackendFacts, BackendOptions, Runner
 
 LAYOUTS = ("nchw", "channels_last")
@@ -26,7 +26,8 @@ class BackendBase:
         device: one of ``devices``; None for the first.
         threads: worker threads on a CPU. 1 by default: on shared or small machines it is what can be reproduced,
             and several runners alive at once then do not disturb each other. Set it to what the deployed program uses.
-        precision: ``float32``, ``float16``, or ``int8`` for graphs with QuantizeLinear and DequantizeLinear nodes.
+        precision: ``float32``, ``float16``, ``bfloat16``, or ``int8`` for graphs with QuantizeLinear and
+            DequantizeLinear nodes.
         layout: ``nchw``, or ``channels_last`` where the device has it: of the input and the feature maps.
 
     Raises:
@@ -113,11 +114,8 @@ class BackendBase:
         """Return the graph in the precision asked for: as it is, or in halves between float32 ends."""
         if self.precision == "float16" and not is_half(onnx_bytes):
             return to_half(onnx_bytes)
-        if self.precision == "int8" and not has_quantised_nodes(onnx_bytes):
-            raise UsageError(
-                "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this "
-                "one has none; quantise it first, for example with onnxruntime.quantization"
-            )
+        if self.precision == "int8":
+            check_quantised(onnx_bytes)
         return onnx_bytes
 
     def _checked_threads(self, threads: int) -> int:
@@ -152,6 +150,18 @@ def one_line(error: BaseException, most: int = 300) -> str:
     """Return an exception's message on one line of at most ``most`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return what the processor says it can do (``avx512_vnni``, ``amx_int8``, ``bf16``); empty where it does not."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":") for line in text.splitlines())
+    return frozenset(
+        flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split()
+    )
 
 
 def cpu_name() -> str:

@@ -149,7 +149,9 @@ def _dtype_of(name: str, shape: list[Any], kind: str) -> type[np.generic]:
 
 
 def random_input(shape: list[int], dtype: Any, rng: np.random.Generator) -> Array:
-    """Return normally distributed numbers, or zeros of a type that is not floating."""
+    """Return normally distributed numbers; of eight bits any numbers, of another type that is not floating zeros."""
     if np.issubdtype(dtype, np.floating):
         return rng.standard_normal(shape).astype(dtype)
+    if dtype in (np.int8, np.uint8):
+        return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
     return np.zeros(shape, dtype=dtype)

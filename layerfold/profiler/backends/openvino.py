@@ -13,7 +13,8 @@ from layerfold.profiler.backends.onnxruntime import check_names, random_input
 from layerfold.profiler.backends.protocol import Array, BackendOptions
 from layerfold.profiler.backends.torch import input_specs
 
-_CAPABILITIES = {"FP32": "float32", "FP16": "float16", "INT8": "int8"}
+_CAPABILITIES = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
+_HINTS = {"float16": "f16", "bfloat16": "bf16"}
 
 
 @functools.cache
@@ -31,7 +32,8 @@ def _core() -> Any:
 class OpenVinoBackend(BackendBase):
     """The CPU plugin with one stream and the latency hint; threads are not pinned to processors.
 
-    float16 is there where the processor computes in it (AVX512-FP16, AMX-FP16, Arm). ``layout="channels_last"`` makes
+    float16 is there where the processor computes in it (AVX512-FP16, AMX-FP16, Arm), and so is bfloat16 (AVX512-BF16,
+    AMX-BF16, Arm): inputs and outputs stay float32, as the plugin has it. ``layout="channels_last"`` makes
     the input's layout NHWC; the plugin chooses its own inside.
     """
 
@@ -61,7 +63,7 @@ class OpenVinoBackend(BackendBase):
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # it would pin every runner of this process to the same processor
             # Unasked, it would compute float32 graphs in bfloat16 on processors that can.
-            "INFERENCE_PRECISION_HINT": "f16" if self.precision == "float16" else "f32",
+            "INFERENCE_PRECISION_HINT": _HINTS.get(self.precision, "f32"),
         }
         try:
             model = core.read_model(onnx_bytes)

@@ -55,7 +55,7 @@ class Backend(Protocol):
         requires: import name -> package to install; checked without importing.
         extra: layerfold's own extra that installs them, or None where they come with layerfold or by themselves.
         devices: devices it can be asked for; the first is the default.
-        precision: that of this instance: ``float32``, ``float16`` or ``int8``.
+        precision: that of this instance: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
 
     It may also have ``is_gpu``: whether its device computes, so that a GPU is watched while it measures. Where it has
     none, a device in ``options`` other than ``cpu`` says so.
@@ -90,7 +90,8 @@ class Backend(Protocol):
     def compile(self, onnx_bytes: bytes) -> Runner:
         """Compile a serialised ONNX graph with static shapes.
 
-        A float32 graph is run in the backend's precision; one that is float16 already, as it is.
+        A float32 graph is run in the backend's precision; one that is float16 already, as it is. int8 takes a graph
+        that is quantised: what is only to be timed, ``compile_to_time`` quantises.
 
         Raises:
             UsageError: a graph that the precision or the runner cannot take.

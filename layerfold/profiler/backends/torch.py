@@ -10,7 +10,7 @@ import numpy as np
 
 from layerfold.errors import ProfilerError, UsageError, nearest_names
 from layerfold.export.precision import read_graph
-from layerfold.profiler.backends.base import BackendBase, one_line
+from layerfold.profiler.backends.base import BackendBase, cpu_flags, one_line
 from layerfold.profiler.backends.cuda import GraphedPasses, gpu_facts, has_gpu, input_copies
 from layerfold.profiler.backends.onnxruntime import check_names, random_input
 from layerfold.profiler.backends.protocol import Array, BackendOptions
@@ -50,7 +50,7 @@ class TorchBackend(BackendBase):
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        return ("float32", "float16")
+        return ("float32", "float16", "bfloat16") if has_bfloat16(device) else ("float32", "float16")
 
     @classmethod
     def layouts(cls, device: str) -> tuple[str, ...]:
@@ -66,10 +66,13 @@ class TorchBackend(BackendBase):
     def _compile(self, onnx_bytes: bytes) -> TorchRunner:
         import torch
 
-        from layerfold.profiler.backends.torch_graph import torch_module
+        from layerfold.profiler.backends.torch_graph import in_bfloat16, torch_module
 
         memory_format = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
-        module: Any = torch_module(onnx_bytes).to(self.device)
+        module: Any = torch_module(onnx_bytes)
+        if self.precision == "bfloat16":
+            module = in_bfloat16(module)
+        module = module.to(self.device)
         for buffer in module.buffers():
             if buffer.ndim == 4:
                 buffer.data = buffer.data.contiguous(memory_format=memory_format)
@@ -83,6 +86,15 @@ class TorchBackend(BackendBase):
             raise ProfilerError(
                 f"torch ({self.device}, {self.precision}) refused the graph: {one_line(error)}"
             ) from error
+
+
+def has_bfloat16(device: str) -> bool:
+    """Say whether a device computes in bfloat16: torch itself would emulate it on any."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return not cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
 
 
 class TorchRunner:

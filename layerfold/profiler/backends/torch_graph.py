@@ -61,6 +61,31 @@ def torch_module(onnx_bytes: bytes) -> fx.GraphModule:
     return fx.GraphModule(build.root, build.graph).eval()
 
 
+def in_bfloat16(module: fx.GraphModule) -> nn.Module:
+    """Return such a module with weights and feature maps in bfloat16; inputs and outputs stay float32.
+
+    By ``.to(torch.bfloat16)``, as a network is deployed: autocast would convert the weights in every pass. The module
+    itself is changed.
+    """
+    for node in module.graph.nodes:
+        if node.kwargs.get("dtype") == torch.float32:  # a cast of the graph's own
+            node.kwargs = {**node.kwargs, "dtype": torch.bfloat16}
+    module.recompile()
+    return _InBfloat16(module.to(torch.bfloat16)).eval()
+
+
+class _InBfloat16(nn.Module):
+    """Converts what goes into a module and what comes out of it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = (each.to(torch.bfloat16) if each.is_floating_point() else each for each in values)
+        return tuple(each.float() if each.is_floating_point() else each for each in self.inner(*given))
+
+
 class _UnsupportedError(Exception):
     """A use of an operator that has no form here; the message is what it is."""
 

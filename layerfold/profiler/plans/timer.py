@@ -11,8 +11,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
+from layerfold.export.precision import graph_dtype
 from layerfold.graph.network import Network
-from layerfold.profiler.backends import Backend, Runner
+from layerfold.profiler.backends import Backend, Runner, compile_to_time
 from layerfold.profiler.graphs.assemble import assemble_network
 from layerfold.profiler.graphs.outside import OutsideGraph
 from layerfold.profiler.plans.plan import MeasuredPlan, Plan, pooled
@@ -40,7 +41,7 @@ class PlanTimer:
         backend: compiles and runs.
         cache: where finished plans are stored and looked up, or None.
         policy: of one plan.
-        dtype: of every graph.
+        dtype: precision that every graph is run in.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class PlanTimer:
         signature = f"whole network:{self._net.hash}"
 
         def measure(_: list[str]) -> None:
-            runner = self._backend.compile(self._original_bytes)
+            runner = compile_to_time(self._backend, self._original_bytes)
             try:
                 found = measure_runners([runner.run], self._policy)[0]
                 self._cache.put(signature, found, kind=Kind.NETWORK, network=self._net.hash)
@@ -140,7 +141,7 @@ class PlanTimer:
             random.Random(seed).shuffle(order)
             for index in order:
                 graph = self._original_bytes if index == 0 else self._assemble(plans[index - 1])
-                runners[index] = self._backend.compile(graph)
+                runners[index] = compile_to_time(self._backend, graph)
             turns = time_in_turns([runners[index].run for index in range(len(order))], self._policy, seed=seed)
         finally:
             for runner in runners.values():
@@ -148,7 +149,8 @@ class PlanTimer:
         return [turns.measured_ratio(index, is_settled=not turns.is_slowed) for index in range(1, len(order))]
 
     def _assemble(self, plan: Plan) -> bytes:
-        return assemble_network(self._net.changed(plan.changes), self._outside, *plan[:3], dtype=self._dtype)
+        net = self._net.changed(plan.changes)
+        return assemble_network(net, self._outside, *plan[:3], dtype=graph_dtype(self._dtype))
 
     def _signature(self, plan: Plan) -> str:
         # As before layers could be dropped, and otherwise changed: caches stay good.

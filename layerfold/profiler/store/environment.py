@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from layerfold.profiler.backends import Backend, BackendFacts
+from typing import NotRequired
+
+from layerfold.profiler.backends import Backend, BackendFacts, is_symmetric, quantisation_digest
 
 
 class Environment(BackendFacts):
@@ -10,8 +12,21 @@ class Environment(BackendFacts):
 
     batch: int
     dtype: str
+    quantisation: NotRequired[str]
 
 
 def environment_of(backend: Backend, *, batch: int, dtype: str) -> Environment:
-    """Return the environment of a backend's latencies."""
-    return {**backend.provenance(), "batch": batch, "dtype": dtype}
+    """Return what every latency of a backend depends on besides what is measured: the cache's key."""
+    found: Environment = {**backend.provenance(), "batch": batch, "dtype": dtype}
+    how = quantisation_of(backend, dtype)
+    if how is not None:
+        found["quantisation"] = how
+    return found
+
+
+def quantisation_of(backend: Backend, dtype: str) -> str | None:
+    """Return what tells the way in which graphs are quantised for a backend from others; None, but in int8."""
+    if dtype != "int8":
+        return None
+    facts = backend.provenance()  # of the workers, where they are elsewhere
+    return quantisation_digest(is_symmetric(facts["backend"], facts["options"]))

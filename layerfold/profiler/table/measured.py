@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from layerfold.export.precision import graph_dtype
 from layerfold.files import JsonObject
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
@@ -16,6 +17,7 @@ from layerfold.profiler.backends import Backend
 from layerfold.profiler.graphs.outside import OutsideGraph, outside_graph
 from layerfold.profiler.plans.timer import PLAN_POLICY, PlanTimer
 from layerfold.profiler.store.cache import MeasurementCache
+from layerfold.profiler.store.environment import quantisation_of
 from layerfold.profiler.store.kinds import Kind
 from layerfold.profiler.table.fit import fit_to_plans
 from layerfold.profiler.table.neighbours import NeighbourTimer
@@ -51,12 +53,12 @@ def measured_table(
     batch, dtype, method = options.batch, options.dtype, options.method
     segments = list(net.candidates() if options.candidates is None else options.candidates)
     policy = policy_of(options)
-    facts = backend.provenance()
+    facts, how = backend.provenance(), quantisation_of(backend, dtype)
     with progress_bar("profile: segments alone", count_alone(net, segments), enabled=progress) as bar:
         alone = segment_profiler(backend, store, options, advance=bar.advance)
         bounds = profile_segments(net, segments, alone)
     built = [segment for segment in segments if segment.signature not in alone.failures]
-    outside = outside_graph(model, net, batch=batch, dtype=dtype)
+    outside = outside_graph(model, net, batch=batch, dtype=graph_dtype(dtype))
     fixed_ms = _outside_ms(net, outside, alone)
     entries = [_isolated_entry(net, segment, alone, bounds) for segment in built]
     fit: JsonObject = {}
@@ -81,7 +83,7 @@ def measured_table(
         chains=tuple((chain.start, chain.end) for chain in net.chains),
         measurement=_measurement_facts(store, segments, alone.failures),
         options={"method": method, "target": policy.target, "cap_s": options.cap_s, **fit},
-        backend_options=facts["options"],
+        backend_options={**facts["options"], **({} if how is None else {"quantisation": how})},
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return LatencyTable(entries, provenance=provenance)
@@ -131,7 +133,7 @@ def _outside_ms(net: Network, outside: OutsideGraph, profiler: SegmentProfiler) 
     """Return the latency of what lies outside the chains, with the one call of a session that every plan needs."""
     if outside.onnx_bytes is None:
         return profiler.overhead_ms(net.segment(0, 1))
-    return profiler.outside_ms(net, outside.onnx_bytes)
+    return profiler.outside_ms(net, outside.onnx_bytes, {*outside.network_inputs, *outside.outputs})
 
 
 def _isolated_entry(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from layerfold.export.precision import graph_dtype
 from layerfold.graph.activations import activation_at
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
-from layerfold.profiler.backends import Backend, Runner
+from layerfold.profiler.backends import Backend, Runner, compile_to_time
 from layerfold.profiler.graphs.segment import write_segment
 from layerfold.profiler.graphs.writer import OnnxWriter
 from layerfold.profiler.store.cache import MeasurementCache
@@ -36,7 +37,8 @@ class NeighbourTimer:
         net: the network.
         backend: compiles and runs.
         cache: where finished measurements are stored and looked up, or None.
-        batch, dtype: of every graph.
+        batch: of every graph.
+        dtype: precision that it is run in.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class NeighbourTimer:
         runners: list[Runner] = []
         try:
             for graph in (apart, merged):
-                runners.append(self._backend.compile(self._graph(graph)))
+                runners.append(compile_to_time(self._backend, self._graph(graph), is_part=True))
             turns = time_in_turns([runner.run for runner in runners], NEIGHBOUR_POLICY, are_latencies_wanted=True)
         finally:
             for runner in runners:
@@ -100,7 +102,7 @@ class NeighbourTimer:
 
     def _graph(self, segments: Sequence[Segment]) -> bytes:
         """Return the graph of consecutive segments; what residuals bring from before them is an input."""
-        writer = OnnxWriter(dtype=self._dtype, batch=self._batch, is_light=True)
+        writer = OnnxWriter(dtype=graph_dtype(self._dtype), batch=self._batch, is_light=True)
         chain = self._net.chain_of(segments[-1].end)
         features = {segments[0].start: writer.add_input("x", segments[0].input_shape)}
         for segment in segments:

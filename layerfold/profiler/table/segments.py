@@ -10,12 +10,13 @@ network happens only now and then. The second is left to the fit to whole networ
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from layerfold.errors import DeviceUnavailableError, ProfilerError
+from layerfold.export.precision import graph_dtype
 from layerfold.graph.description import Segment
 from layerfold.graph.network import Network
-from layerfold.profiler.backends import Backend, Runner
+from layerfold.profiler.backends import Backend, Runner, compile_to_time
 from layerfold.profiler.graphs.segment import overhead_onnx, segment_onnx
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.claims import fill
@@ -40,7 +41,8 @@ class SegmentProfiler:
         backend: compiles and runs.
         cache: where finished measurements are stored and looked up; None for one that ends with the process.
         policy: of each measurement.
-        batch, dtype: of every graph.
+        batch: of every graph.
+        dtype: precision that it is run in.
         workers: processes that fill the cache together.
         kind: ``ALONE`` or ``SCREENING``; rough measurements do not stand in for careful ones.
         advance: called once for each signature that is finished.
@@ -91,9 +93,9 @@ class SegmentProfiler:
         try:
             for segment, limit in chunk:
                 began = time.perf_counter()
-                onnx_bytes = segment_onnx(segment, batch=self._batch, dtype=self.dtype)
+                onnx_bytes = segment_onnx(segment, batch=self._batch, dtype=graph_dtype(self.dtype))
                 try:
-                    runners.append(self._backend.compile(onnx_bytes))
+                    runners.append(compile_to_time(self._backend, onnx_bytes, is_part=True))
                 except DeviceUnavailableError:
                     raise  # that is no fault of the segment's
                 except ProfilerError as error:
@@ -116,17 +118,21 @@ class SegmentProfiler:
             for runner in runners:
                 runner.close()
 
-    def outside_ms(self, net: Network, onnx_bytes: bytes) -> float:
-        """Return the latency of what lies outside the chains of a network."""
+    def outside_ms(self, net: Network, onnx_bytes: bytes, network_ends: Collection[str]) -> float:
+        """Return the latency of what lies outside the chains of a network; its own inputs and outputs are float."""
         signature = f"outside network:{net.hash}"
-        return self._measure_graph(signature, onnx_bytes, kind=Kind.OUTSIDE, network=net.hash).median_ms
+        return self._measure_graph(
+            signature, onnx_bytes, kind=Kind.OUTSIDE, network=net.hash, float_ends=network_ends
+        ).median_ms
 
-    def _measure_graph(self, signature: str, onnx_bytes: bytes, *, kind: Kind, network: str = "") -> Measurement:
+    def _measure_graph(
+        self, signature: str, onnx_bytes: bytes, *, kind: Kind, network: str = "", float_ends: Collection[str] = ()
+    ) -> Measurement:
         """Measure any graph under a signature of its own."""
 
         def measure(_: list[str]) -> None:
             began = time.perf_counter()
-            runner = self._backend.compile(onnx_bytes)
+            runner = compile_to_time(self._backend, onnx_bytes, is_part=True, float_ends=float_ends)
             build_s = time.perf_counter() - began
             try:
                 found = measure_runners([runner.run], self._policy)[0]
@@ -143,7 +149,7 @@ class SegmentProfiler:
         """Return what calling a session with this many inputs costs by itself."""
         count = 1 + len(segment.open_residuals)
         if count not in self._overheads:
-            onnx_bytes = overhead_onnx(((16, 8, 8),) * count, batch=self._batch, dtype=self.dtype)
+            onnx_bytes = overhead_onnx(((16, 8, 8),) * count, batch=self._batch, dtype=graph_dtype(self.dtype))
             signature = f"overhead inputs:{count}"
             self._overheads[count] = self._measure_graph(signature, onnx_bytes, kind=self._kind).median_ms
         return self._overheads[count]
@@ -220,7 +226,7 @@ def profile_segments(net: Network, candidates: Sequence[Segment], profiler: Segm
             )
     single_ms = {segment.end: profiler.net_ms(segment) for segment in singles}
     merged = _merged(candidates)
-    rates = _Rates(4 if profiler.dtype == "float32" else 2)
+    rates = _Rates(2 if graph_dtype(profiler.dtype) == "float16" else 4)
     for segment in singles:
         rates.learn(segment, single_ms[segment.end])
     bounds: dict[str, float] = {}

@@ -18,6 +18,7 @@ from torch import nn
 
 from layerfold.errors import ProfilerError, ProvenanceMismatchError, UsageError
 from layerfold.executor import Executor, Pool
+from layerfold.export.precision import graph_dtype
 from layerfold.graph import Network, trace_again
 from layerfold.options import ProfileOptions
 from layerfold.profiler.backends import Backend, BackendBase, BackendFacts, Runner, get_backend, is_gpu
@@ -30,6 +31,8 @@ from layerfold.profiler.store.rows import RowFile
 from layerfold.profiler.table.measured import measured_table
 
 _LOOK_EVERY_S = 0.25
+_OF_GRAPHS = ("batch", "dtype", "quantisation")
+"""What an environment says of the graphs, and not of the device."""
 _ENDS_WITHIN_S = 60.0
 
 
@@ -46,9 +49,11 @@ class BackendChoice:
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, name: str, device: str | None, threads: int) -> BackendChoice:
+    def of(cls, name: str, device: str | None, options: ProfileOptions) -> BackendChoice:
         """Return the choice that these arguments of ``profile_network`` make."""
-        return cls(name=name, device=device, options={"threads": threads})
+        # Halves are written into the graphs, which a backend of any precision takes as they are.
+        precision = {"precision": options.dtype} if graph_dtype(options.dtype) != options.dtype else {}
+        return cls(name=name, device=device, options={"threads": options.threads, **precision})
 
     def open(self) -> Backend:
         """Open it."""
@@ -206,7 +211,7 @@ class RemoteBackend(BackendBase):
 
     def __init__(self, environment: Environment) -> None:
         super().__init__()
-        facts = {name: value for name, value in environment.items() if name not in ("batch", "dtype")}
+        facts = {name: value for name, value in environment.items() if name not in _OF_GRAPHS}
         self._facts = cast(BackendFacts, facts)
 
     def provenance(self) -> BackendFacts:
