@@ -31,7 +31,7 @@ from layerfold.cli._sources import (
     open_data_of,
 )
 from layerfold.cli._training import add_freezing_arguments
-from layerfold.options import FinetuneOptions, ImportanceOptions, RunOptions
+from layerfold.options import FinetuneOptions, ImportanceOptions, QuantiseOptions, RunOptions
 from layerfold.options.importance import SCORES
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
         budget, "end-to-end latency, for example 4.5ms or 800us", "original latency / budget, for example 1.5"
     )
     budget.add_argument("--fastest", action="store_true", help="the least latency, whatever it does to the accuracy")
-    add_backend_arguments(parser, precisions="float32 or float16")
+    add_backend_arguments(parser)
     search = parser.add_argument_group("what may be merged, and what counts")
     add_trace_arguments(search)
     add_limit_arguments(search, max_growth=4.0)
@@ -137,6 +137,13 @@ def add_parser(subparsers: Any) -> None:
         type=parse_formats,
         metavar="LIST",
         help="onnx,tensorrt (default: onnx, and tensorrt where installed)",
+    )
+    add_flag(
+        out,
+        QuantiseOptions,
+        "calibration_images",
+        help="with --precision int8, images that the ranges of feature maps are read from",
+        default="as many as there are, 300 at most",
     )
     out.add_argument("--overwrite", action="store_true", help="start over where the folder holds another run")
     add_flag(out, ImportanceOptions, "seed", help="of everything random")

@@ -92,23 +92,37 @@ def export_network(
     onnx_bytes = export_onnx(merged, example)
     check = check_onnx(onnx_bytes, merged, _random_like(example), options.tolerance)
     write_with_facts(onnx_path, onnx_bytes, None if preprocessing is None else {"preprocessing": dict(preprocessing)})
-    engine, skipped = None, {}
-    if "tensorrt" in formats:
-        try:
-            engine = build_engine(
-                onnx_bytes,
-                folder / f"{name}.engine",
-                precision=options.precision,
-                compute_capabilities=options.compute_capabilities,
-                timing_cache=timing_cache,
-                log=log,
-                preprocessing=preprocessing,
-            )
-        except OptionalDependencyError as error:
-            if not options.skip_missing:
-                raise
-            skipped["tensorrt"] = str(error)
+    engine, skipped = engine_of(onnx_bytes, onnx_path, formats, options, timing_cache=timing_cache, log=log)
     return ExportReport(onnx_path=onnx_path, check=check, engine=engine, skipped=skipped)
+
+
+def engine_of(
+    onnx_bytes: bytes,
+    onnx_path: Path,
+    formats: Sequence[str],
+    options: ExportOptions,
+    *,
+    timing_cache: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+) -> tuple[EngineReport | None, dict[str, str]]:
+    """Build the engine beside an ONNX file if ``formats`` ask for one; return it, and why a format was left out."""
+    if "tensorrt" not in formats:
+        return None, {}
+    try:
+        engine = build_engine(
+            onnx_bytes,
+            onnx_path.with_suffix(".engine"),
+            precision=options.precision,
+            compute_capabilities=options.compute_capabilities,
+            timing_cache=timing_cache,
+            log=log,
+            preprocessing=options.preprocessing,
+        )
+    except OptionalDependencyError as error:
+        if not options.skip_missing:
+            raise
+        return None, {"tensorrt": str(error)}
+    return engine, {}
 
 
 def check_formats(formats: Sequence[str]) -> None:

@@ -183,6 +183,7 @@ class _Run:
         latency, importance = _with_sidecar("latency.csv"), _with_sidecar("importance.csv")
         finetuned, merged = _with_sidecar("finetuned.safetensors"), _with_sidecar("merged.safetensors")
         has_finetuning = bool(steps.job.epochs)
+        is_int8 = steps.job.options.is_int8
         self._step(Traced, "trace", ["network.json", "original.onnx"], steps.trace, reads=[], is_repeatable=True)
         self._step(Profiled, "profile", latency, steps.profile, reads=["original.onnx"])
         self._step(Estimated, "importance", importance, steps.importance, reads=latency)
@@ -203,16 +204,18 @@ class _Run:
                 scratch=["finetune.checkpoint"],
             )
         self._step(Merged, "merge", merged, steps.merge, reads=finetuned if has_finetuning else ["solution.json"])
+        files = ["model.onnx", "original-int8.onnx"] if is_int8 else ["model.onnx"]
         exported = self._step(
             Exported,
             "export",
-            ["model.onnx"],
+            files,
             steps.export,
-            reads=merged,
+            reads=[*merged, "original.onnx"] if is_int8 else merged,
             perhaps=["model.onnx.json", "model.engine", "model.engine.json"],
         )
-        scored = self._step(Scored, "evaluate", ["scores.json"], steps.evaluate, reads=merged)
-        benched = self._step(Benched, "bench", ["bench.json"], steps.bench, reads=["original.onnx", "model.onnx"])
+        scored_files = [*merged, *files] if is_int8 else merged
+        scored = self._step(Scored, "evaluate", ["scores.json"], steps.evaluate, reads=scored_files)
+        benched = self._step(Benched, "bench", ["bench.json"], steps.bench, reads=["original.onnx", *files])
         report = write_summary(self._outcome(solved, exported, scored, benched))
         folder.check_whole()
         if not benched.is_within_budget:

@@ -15,7 +15,7 @@ from layerfold.export.network import FORMATS
 from layerfold.export.precision import canonical_precision
 from layerfold.files import JsonObject, as_json
 from layerfold.importance import default_method
-from layerfold.options import FinetuneOptions, ImportanceOptions, ProfileOptions
+from layerfold.options import FinetuneOptions, ImportanceOptions, ProfileOptions, QuantiseOptions
 from layerfold.options.importance import ADAPTIVE, AUTO, METHODS, SCORES
 from layerfold.options.solve import MOST_WHOLES
 from layerfold.profiler import get_backend
@@ -68,7 +68,7 @@ _FIRST_USES = {
         ),
         "solve and verify",
     ),
-    "formats": "export",
+    **dict.fromkeys(("formats", "calibration_images"), "export"),
 }
 _LEASTS = {
     "finetune_epochs": 0,
@@ -80,6 +80,7 @@ _LEASTS = {
     "importance_images": 1,
     "importance_steps": 1,
     "batch_size": 2,
+    "calibration_images": 1,
 }
 _CHOICES = {"importance_method": METHODS, "importance_score": (AUTO, *SCORES), "optimizer": ("sgd", "adamw")}
 
@@ -91,8 +92,9 @@ class CompressOptions:
     Attributes:
         budget_ms, speedup, fastest: the end-to-end budget, or the fastest plan whatever it costs; one of the three.
         backend, device, threads, batch: what is measured, and how; ``device`` None for the backend's first.
-        precision, layout: ``float32`` or ``float16``, and ``nchw`` or ``channels_last`` where the device has it; None
-            for the backend's default.
+        precision: that the network is deployed, measured and budgeted in: ``float32``, ``float16``, ``bfloat16``, or
+            ``int8``, quantised after training; None for float32.
+        layout: ``nchw`` or ``channels_last`` where the device has it; None for the backend's default.
         backend_options: options of that backend alone, by name.
         exclude: modules left out of every chain.
         merge_pooling: whether average pooling over fixed windows is a layer.
@@ -116,6 +118,7 @@ class CompressOptions:
             are; a model with frozen ones is refused where neither is said.
         learning_rate, batch_size, optimizer: of the finetuning.
         train_device: torch's name of where networks are trained and scored; latency is the backend's alone.
+        calibration_images: in int8, images that ranges of feature maps are read from; None for 300 or fewer.
         formats: ``onnx``, ``tensorrt``; None for onnx, and tensorrt where it is installed.
         seed: of splits, order of images, random plans.
 
@@ -157,6 +160,7 @@ class CompressOptions:
     batch_size: int = 128
     optimizer: str = "sgd"
     train_device: str = "cpu"
+    calibration_images: int | None = None
     formats: tuple[str, ...] | None = None
     seed: int = 0
 
@@ -187,10 +191,11 @@ class CompressOptions:
                 "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0"
             )
         _check_backend_options(self.backend_options)
-        if self.precision is not None and canonical_precision(self.precision) == "int8":
+        is_int8 = self.is_int8  # checks the precision's name
+        if self.calibration_images is not None and not is_int8:
             raise UsageError(
-                "precision='int8': compress makes networks in float32, which a backend may run in float16; choose one "
-                "of these, and quantise its model.onnx afterwards"
+                f"calibration_images={self.calibration_images}: calibrate a network in int8; give precision='int8' "
+                "too, or leave it out"
             )
         check_bounds("margin", self.margin, least=0)
         if not self.margin < 1:
@@ -203,6 +208,16 @@ class CompressOptions:
     def budget(self) -> Budget:
         """The budget as one object."""
         return Budget(budget_ms=self.budget_ms, speedup=self.speedup)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether networks are quantised."""
+        return canonical_precision(self.precision or USUAL_PRECISION) == "int8"
+
+    @property
+    def quantise(self) -> QuantiseOptions:
+        """How networks are quantised, where they are."""
+        return QuantiseOptions(calibration_images=self.calibration_images)
 
     @property
     def finetune(self) -> FinetuneOptions:
@@ -234,13 +249,14 @@ class CompressOptions:
         """Options of the profile; of the backend that :meth:`open_backend` returns."""
         return ProfileOptions(batch=self.batch)
 
-    def open_backend(self) -> Backend:
-        """Return what latency is measured with.
+    def open_backend(self, precision: str | None = None) -> Backend:
+        """Return what latency is measured with, or the same in another precision.
 
         Raises:
             UsageError: the backend, or its device, lacks what was chosen; and the other errors of ``get_backend``.
         """
-        chosen = {name: getattr(self, name) for name in ("precision", "layout") if getattr(self, name) is not None}
+        asked = {"precision": precision or self.precision, "layout": self.layout}
+        chosen = {name: value for name, value in asked.items() if value is not None}
         return get_backend(
             self.backend, device=self.device, **{"threads": self.threads, **chosen, **self.backend_options}
         )

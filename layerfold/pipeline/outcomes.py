@@ -19,9 +19,12 @@ from layerfold.files import Count, Finite, JsonObject, JsonValue, as_json, parse
 from layerfold.finetune import EpochRow, FinetuneReport, Scores
 from layerfold.pipeline.budget_loop import LoopResult, Round
 from layerfold.profiler import BenchmarkReport
+from layerfold.quantise import QuantisedNetwork
 
 _Ms = Annotated[float, Gt(0), Le(1e9)]
 _Share = Annotated[float, Ge(0), Le(100)]
+ORIGINAL_INT8 = "original-int8"
+"""What the quantised original is called in ``bench.json``."""
 _REMEDY = "start again in this folder with --overwrite"
 _T = TypeVar("_T")
 
@@ -232,29 +235,51 @@ class OnnxDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantised:
+    """How one network was quantised; the fields are those of :class:`layerfold.quantise.QuantisedNetwork`."""
+
+    num_images: Count
+    equalised_pairs: Count
+    is_bias_corrected: bool
+    relative_error: Finite
+
+    @classmethod
+    def of(cls, network: QuantisedNetwork) -> Quantised:
+        """Return the record of a quantised network."""
+        return copied(cls, network)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Exported(StepOutcome):
     """Outcome of the export.
 
     Attributes:
         onnx_path: as it was written.
-        check: of the ONNX file.
+        check: of the ONNX file; in int8 of the float32 network that was quantised.
         engine: what the JSON file beside the engine holds; None where none was built.
         skipped: format -> why it was left out.
+        quantised, quantised_original: how the compressed network and the original were; None but in int8.
     """
 
     onnx_path: str = ""
     check: OnnxDifference
     engine: JsonObject | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    quantised: Quantised | None = None
+    quantised_original: Quantised | None = None
 
     @classmethod
-    def of(cls, report: ExportReport) -> Exported:
+    def of(
+        cls, report: ExportReport, *, quantised: Quantised | None = None, quantised_original: Quantised | None = None
+    ) -> Exported:
         """Return the record of an export."""
         return cls(
             onnx_path=str(report.onnx_path),
             check=OnnxDifference(max_abs=report.check.max_abs, max_rel=report.check.max_rel),
             engine=None if report.engine is None else as_json(report.engine.to_json()),
             skipped=report.skipped,
+            quantised=quantised,
+            quantised_original=quantised_original,
         )
 
 
@@ -276,10 +301,23 @@ class NetworkScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(StepOutcome):
-    """Outcome of the evaluation, which ``scores.json`` holds too: both networks on the test images."""
+    """Outcome of the evaluation, which ``scores.json`` holds too: networks on the test images.
+
+    Attributes:
+        original: as it was given, in float32.
+        compressed: as it is deployed.
+        original_int8, compressed_float32: the original quantised, and the compressed network before it was; None but
+            in int8.
+    """
 
     original: NetworkScores
     compressed: NetworkScores
+    original_int8: NetworkScores | None = None
+    compressed_float32: NetworkScores | None = None
+
+    def to_json(self) -> JsonObject:
+        """Return what files hold: the networks that there were."""
+        return {name: value for name, value in StepOutcome.to_json(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,8 +392,13 @@ class Benched(StepOutcome):
 
     @property
     def original(self) -> BenchedNetwork:
-        """The network as it was given."""
+        """The network as it was given, in float32 where others are in int8."""
         return next(each for each in self.networks if each.name == "original")
+
+    @property
+    def reference(self) -> BenchedNetwork:
+        """What the budget is relative to: the original in the precision of the compressed network."""
+        return next((each for each in self.networks if each.name == ORIGINAL_INT8), self.original)
 
     @property
     def compressed(self) -> BenchedNetwork:

@@ -23,6 +23,7 @@ DEFAULTS_OF_FILES_THAT_DO_NOT_SAY: Mapping[str, JsonValue] = {
     "train_device": "cpu",
     "unfreeze": False,
     "keep_frozen": False,
+    "calibration_images": None,
 }
 _FIRST_DEVICES = {"onnxruntime": "cpu", "openvino": "cpu", "tensorrt": "cuda", "torch": "cpu", "torch_tensorrt": "cuda"}
 """By backend; ``backend_device`` of a file that does not say. A backend of another package stays with its first."""

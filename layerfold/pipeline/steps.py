@@ -28,13 +28,15 @@ from layerfold.graph.copying import copy_module
 from layerfold.importance import estimate_importance, remove_journal
 from layerfold.merge import build_train_form, merge_network
 from layerfold.merge.files import Recipe, load_form, save_form
-from layerfold.options import LoopOptions, PlanScores, Refinement, RunOptions
+from layerfold.options import ExportOptions, LoopOptions, PlanScores, Refinement, RunOptions
 from layerfold.pipeline.backend_meter import BackendMeter
 from layerfold.pipeline.budget_loop import check_reachable, meet_budget
 from layerfold.pipeline.equality import MOST_DIFFERENCE, batches_of, check_same
+from layerfold.pipeline.int8 import export_int8
 from layerfold.pipeline.network_json import describe_network
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.outcomes import (
+    ORIGINAL_INT8,
     Benched,
     Estimated,
     Exported,
@@ -53,6 +55,7 @@ from layerfold.profiler.backends import Backend
 from layerfold.profiler.plans.fitted import plans_of
 from layerfold.profiler.verify import judge
 from layerfold.progress import waiting
+from layerfold.quantise import OnnxModule
 from layerfold.solver import Solution
 from layerfold.tables import ImportanceTable, LatencyTable
 
@@ -151,6 +154,11 @@ class Steps:
     def original_onnx(self) -> bytes:
         """The original as exported."""
         return self.folder.file("original.onnx").read_bytes()
+
+    @property
+    def original_int8_onnx(self) -> bytes:
+        """The original quantised, as exported; in int8 alone."""
+        return self.folder.file("original-int8.onnx").read_bytes()
 
     @cached_property
     def meter(self) -> BackendMeter:
@@ -311,17 +319,28 @@ class Steps:
         return student.to("cpu")
 
     def export(self) -> Exported:
-        """Export the merged network."""
-        asked = self.job.options.formats
-        report = export_network(
-            self.merged,
-            self.folder.path,
-            formats=asked or FORMATS,
-            example_input=self.job.batch_example(),
+        """Export the merged network, in int8 the original beside it."""
+        job, example = self.job, self.job.batch_example()
+        asked = job.options.formats
+        formats = asked or FORMATS
+        options = ExportOptions(
             skip_missing=asked is None,
-            preprocessing=self.job.data.preprocessing,
-            precision=self.job.backend.precision,  # of an engine; an ONNX file is float32, and its runtime goes lower
+            preprocessing=job.data.preprocessing,
+            precision=job.backend.precision,  # of an engine; an ONNX file is float32, and its runtime goes lower
         )
+        if job.options.is_int8:
+            return export_int8(
+                self.merged,
+                self.original_onnx,
+                self.folder.path,
+                formats,
+                example_input=example,
+                images=list(batches_of(job.images, job.options.batch)),
+                data=job.data,
+                quantise=job.options.quantise,
+                options=options,
+            )
+        report = export_network(self.merged, self.folder.path, formats, options=options, example_input=example)
         self._check_onnx(report.onnx_path.read_bytes(), self.merged)
         return Exported.of(report)
 
@@ -330,24 +349,43 @@ class Steps:
         job, device, test = self.job, self.job.options.train_device, self.job.data.test
         original, compressed = copy_module(job.model).to(device), self.merged.to(device)
         teacher = None if job.data.is_labelled else original
-        outcome = Scored(
-            original=NetworkScores.of(evaluate_network(original, test, teacher=teacher)),
-            compressed=NetworkScores.of(evaluate_network(compressed, test, teacher=original)),
-        )
+        as_given = NetworkScores.of(evaluate_network(original, test, teacher=teacher))
+        merged = NetworkScores.of(evaluate_network(compressed, test, teacher=original))
         compressed.to("cpu")
+        if job.options.is_int8:
+            original.to("cpu")
+            quantised, original_int8 = (
+                NetworkScores.of(evaluate_network(OnnxModule(content), test, teacher=original))
+                for content in (self.folder.file("model.onnx").read_bytes(), self.original_int8_onnx)
+            )
+            outcome = Scored(
+                original=as_given, compressed=quantised, original_int8=original_int8, compressed_float32=merged
+            )
+        else:
+            outcome = Scored(original=as_given, compressed=merged)
         self.folder.write_json("scores.json", outcome.to_json())
         return outcome
 
     def bench(self) -> Benched:
         """Measure the exported files against each other; a reading over the budget is repeated, longer."""
+        options = self.job.options
+        budget, others = options.budget, {}
         networks = {"original": self.original_onnx, "compressed": self.folder.file("model.onnx").read_bytes()}
-        budget = self.job.options.budget
+        if options.is_int8:  # the first is what the others are relative to
+            networks = {ORIGINAL_INT8: self.original_int8_onnx, **networks}
+            others["original"] = options.open_backend("float32")
         for attempt in range(_MOST_BENCH_TRIES):
             report = benchmark_networks(
-                networks, None, self.job.backend, target=0.005, cap_s=5.0 * 2**attempt, is_patient=attempt > 0
+                networks,
+                None,
+                self.job.backend,
+                others=others,
+                target=0.005,
+                cap_s=5.0 * 2**attempt,
+                is_patient=attempt > 0,
             )
             within = budget.is_kept_by(judge(report, budget))
             if within:
                 break
-        self.folder.write_json("bench.json", report.to_json())
+        self.folder.write_json("bench.json", {**report.to_json(), "is_within_budget": within})
         return Benched.of(report, is_within_budget=within, attempts=attempt + 1)

@@ -42,6 +42,7 @@ FILES = (
     ("finetuned.safetensors", "weights in train form"),
     ("merged.safetensors", "weights in deploy form"),
     ("original.onnx", "the original network"),
+    ("original-int8.onnx", "the original network quantised, which is what one has without merging"),
     ("model.onnx", "the compressed network"),
     ("model.engine", "the compressed network as a TensorRT engine"),
     ("scores.json", "accuracy before and after"),
@@ -130,7 +131,7 @@ def write_summary(run: RunOutcome) -> ReportData:
         data=_describe_data(run.data),
         device=_measured_on(run.backend),
         command=run.command,
-        budget_ms=_budget_ms(run, rows[0].latency_ms or 0.0),
+        budget_ms=_budget_ms(run, clock.original_ms),
         is_budget_met=None if run.options.fastest else run.benched.is_within_budget,
         verdict=_verdict(run, rows),
         rows=rows,
@@ -139,7 +140,7 @@ def write_summary(run: RunOutcome) -> ReportData:
         steps=run.steps,
         network_svg=svg,
         frontier_path=frontier_path,
-        pictures=tuple(_draw_latency(run, rows)),
+        pictures=tuple(_draw_latency(run)),
         files=tuple((name, what) for name, what in FILES if run.out.joinpath(name).exists()),
         provenance=_provenance(run),
         notes=_notes(run),
@@ -156,7 +157,7 @@ def compressed_macs(net: Network, segments: list[Segment]) -> int:
 
 def _clock(run: RunOutcome) -> _Clock:
     return _Clock(
-        original_ms=run.benched.original.median_ms,
+        original_ms=run.benched.reference.median_ms,
         table_ms=run.latency.original_ms,
         rounds_ms=tuple(each.original_ms for each in run.solved.rounds),
     )
@@ -169,19 +170,27 @@ def _predicted_ms(run: RunOutcome, clock: _Clock) -> float:
     return clock.shown(predicted_ms, clock.predicted_in(index))
 
 
-def _rows(run: RunOutcome, clock: _Clock) -> tuple[ResultRow, ResultRow]:
-    before, after = run.benched.original, run.benched.compressed
+def _rows(run: RunOutcome, clock: _Clock) -> tuple[ResultRow, ...]:
+    """Return the original, in int8 the original quantised too, and what came out."""
+    after = run.benched.compressed
     segments = run.net.segments_in(run.solution)
-    original = ResultRow(
-        name="original",
-        accuracy_pct=run.scored.original.accuracy_pct,
-        latency_ms=before.median_ms,
-        low_ms=before.low_ms,
-        high_ms=before.high_ms,
-        num_layers=len(run.net.layers),
-        num_params=run.net.num_params,
-        macs=run.net.macs,
-    )
+    originals = [(run.benched.original, run.scored.original)]
+    if run.scored.original_int8 is not None:
+        originals.append((run.benched.reference, run.scored.original_int8))
+    before = [
+        ResultRow(
+            name=measured.name,
+            accuracy_pct=scores.accuracy_pct,
+            agreement_pct=scores.agreement_pct,
+            latency_ms=measured.median_ms,
+            low_ms=measured.low_ms,
+            high_ms=measured.high_ms,
+            num_layers=len(run.net.layers),
+            num_params=run.net.num_params,
+            macs=run.net.macs,
+        )
+        for measured, scores in originals
+    ]
     compressed = ResultRow(
         name="compressed",
         accuracy_pct=run.scored.compressed.accuracy_pct,
@@ -194,25 +203,31 @@ def _rows(run: RunOutcome, clock: _Clock) -> tuple[ResultRow, ResultRow]:
         num_params=run.num_params,
         macs=compressed_macs(run.net, segments),
     )
-    return original, compressed
+    return *before, compressed
 
 
-def _verdict(run: RunOutcome, rows: tuple[ResultRow, ResultRow]) -> str:
-    before, after = rows
+def _verdict(run: RunOutcome, rows: tuple[ResultRow, ...]) -> str:
+    before, after = run.benched.reference, run.benched.compressed
+    is_int8 = before is not run.benched.original
     met = "Budget met" if run.benched.is_within_budget else "Budget NOT met"
     text = (
-        f"{'Fastest plan' if run.options.fastest else met}: measured {after.latency_ms:.4g} ms "
+        f"{'Fastest plan' if run.options.fastest else met}: measured {after.median_ms:.4g} ms "
         f"(95 % interval {after.low_ms:.4g} to {after.high_ms:.4g}), "
-        f"{(before.latency_ms or 0.0) / (after.latency_ms or 1.0):.2f} times as fast as the original's "
-        f"{before.latency_ms:.4g} ms"
+        f"{before.median_ms / after.median_ms:.2f} times as fast as the {'quantised ' if is_int8 else ''}original's "
+        f"{before.median_ms:.4g} ms"
     )
-    budget_ms = _budget_ms(run, before.latency_ms or 0.0)
+    if is_int8:
+        in_float_ms = run.benched.original.median_ms
+        text += f", {in_float_ms / after.median_ms:.2f} times as fast as its {in_float_ms:.4g} ms in float32"
+    budget_ms = _budget_ms(run, before.median_ms)
     if budget_ms is not None:
         text += f"; at most {budget_ms:.4g} ms was asked"
-    if before.accuracy_pct is not None and after.accuracy_pct is not None:
-        text += f". Accuracy {before.accuracy_pct:.1f} % before, {after.accuracy_pct:.1f} % after"
-    elif after.agreement_pct is not None:
-        text += f". It answers as the original does on {after.agreement_pct:.1f} % of the test images"
+    accuracies = [f"{row.accuracy_pct:.1f} %" for row in rows if row.accuracy_pct is not None]
+    if len(accuracies) == len(rows):
+        quantised = f", {accuracies[1]} quantised" if is_int8 else ""
+        text += f". Accuracy {accuracies[0]} before{quantised}, {accuracies[-1]} after"
+    elif rows[-1].agreement_pct is not None:
+        text += f". It answers as the original does on {rows[-1].agreement_pct:.1f} % of the test images"
     return text + "."
 
 
@@ -234,11 +249,11 @@ def _round(index: int, each: VerifiedRound, clock: _Clock) -> VerifyRound:
     )
 
 
-def _draw_latency(run: RunOutcome, rows: tuple[ResultRow, ResultRow]) -> Iterator[tuple[str, Path, str]]:
+def _draw_latency(run: RunOutcome) -> Iterator[tuple[str, Path, str]]:
     """Draw where the time goes, and what the table's prediction is worth; yield them as the report wants them."""
     path = run.out.joinpath("time.png")
-    measured = tuple(row.latency_ms or 0.0 for row in rows)
-    time_png(run.latency, run.solution, path, measured_ms=(measured[0], measured[1]), original_ms=measured[0])
+    before_ms, after_ms = run.benched.reference.median_ms, run.benched.compressed.median_ms
+    time_png(run.latency, run.solution, path, measured_ms=(before_ms, after_ms), original_ms=before_ms)
     yield (
         "Where the time goes",
         path,
@@ -252,7 +267,7 @@ def _draw_latency(run: RunOutcome, rows: tuple[ResultRow, ResultRow]) -> Iterato
             (found.ratio, found.deviation, plan.ratio, plan.deviation)
             for found, plan in zip(beliefs.held_out, beliefs.measured, strict=True)
         ]
-        prediction_png(points_of(ratios, measured[0]), path, label="each predicted from the others")
+        prediction_png(points_of(ratios, before_ms), path, label="each predicted from the others")
         yield (
             "What the prediction is worth",
             path,
@@ -357,6 +372,29 @@ def _notes(run: RunOutcome) -> tuple[str, ...]:
             f"to the other came to losses of {losses} on the holdout; number {(wholes.chosen or 0) + 1} was "
             "taken."
         )
+    notes += _notes_on_int8(run)
     if not run.options.finetune_epochs:
         notes.append("Nothing was finetuned: BatchNorm statistics were measured again, weights are the original's.")
     return tuple(notes)
+
+
+def _notes_on_int8(run: RunOutcome) -> Iterator[str]:
+    """Yield what quantising did, where it was done."""
+    found = run.exported.quantised
+    if found is None:
+        return
+    helped = [
+        *([", channels evened out"] if found.equalised_pairs else []),
+        *([", biases corrected"] if found.is_bias_corrected else []),
+    ]
+    yield (
+        f"Quantised after training, calibrated on {found.num_images} images{''.join(helped)}: outputs differ from "
+        f"float32 by {100 * found.relative_error:.1f} % of their size."
+    )
+    before, after = run.scored.compressed_float32, run.scored.compressed
+    if before is not None and before.accuracy_pct is not None and after.accuracy_pct is not None:
+        yield (
+            f"In float32 the compressed network has an accuracy of {before.accuracy_pct:.1f} %, and of "
+            f"{after.accuracy_pct:.1f} % in int8."
+        )
+    yield "Importances were estimated in float32."

@@ -110,6 +110,8 @@ def benchmark_networks(
     example_input: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
     backend: str | Backend = "onnxruntime",
     options: BenchmarkOptions | None = None,
+    *,
+    others: Mapping[str, Backend] | None = None,
     **settings: Any,
 ) -> BenchmarkReport:
     """Measure networks end to end, in turns, round by round (``layerfold.profiler.timing.turns``).
@@ -121,6 +123,7 @@ def benchmark_networks(
             ``threads`` are its own).
         options, settings: see :class:`BenchmarkOptions`; a setting given by name takes the place of that of
             ``options``.
+        others: name -> backend of networks that another one runs, as one in float32 among those in int8.
 
     Raises:
         UsageError: no networks, a missing file, or a module without ``example_input``.
@@ -140,7 +143,7 @@ def benchmark_networks(
     runners: dict[str, Runner] = {}
     try:
         for name, network in networks.items():
-            runners[name] = compile_to_time(chosen, onnx_of(name, network, example_input))
+            runners[name] = compile_to_time((others or {}).get(name, chosen), onnx_of(name, network, example_input))
         policy = MeasurePolicy(target=options.target, cap_s=options.cap_s)
         watch = Watch()
         turns = time_in_turns(

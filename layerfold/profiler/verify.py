@@ -133,8 +133,8 @@ def verify_solution(
 
 
 def judge(report: BenchmarkReport, budget: Budget, predicted_ms: float | None = None) -> Verification:
-    """Turn a benchmark of two networks, the original and then the merged one, into a verdict on the budget."""
-    original, merged = report.networks
+    """Turn a benchmark, whose first network is the original and whose last the merged one, into a verdict."""
+    original, merged = report.networks[0], report.networks[-1]
     found = Verification(
         measured_ms=merged.median_ms,
         low_ms=merged.low_ms,

@@ -111,6 +111,11 @@ class Runner:
         self._session = _session(_with_outputs(model, made), is_optimised=names is None)
         self._made = made
 
+    @property
+    def batch(self) -> int:
+        """Images in one forward pass."""
+        return int(self._shape[0])
+
     def run(self, images: Iterable[Array]) -> Iterator[tuple[Array, list[Array]]]:
         """Yield images and the values for them; a step may have fewer images than the graph's batch."""
         size = self._shape[0]

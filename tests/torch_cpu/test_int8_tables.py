@@ -288,21 +288,29 @@ def test_int8_is_never_mixed_with_float(tables: Path, capsys) -> None:
             for e in latencies[0].entries
         ]
     )
-    with pytest.raises(ProvenanceMismatchError, match=r"int8\.csv and .*float32\.csv: dtype differs \(int8 and float32\)"):
+    with pytest.raises(
+        ProvenanceMismatchError, match=r"int8\.csv and .*float32\.csv: dtype differs \(int8 and float32\)"
+    ):
         solve_frontier(latencies, importance, limits=Limits())
     elsewhere = LatencyTable(
         latencies[1].entries, provenance=replace(latencies[1].provenance, device="another"), source="elsewhere.csv"
     )
     assert solve_frontier([latencies[0], elsewhere], importance, limits=Limits()).solutions
     with pytest.raises(ProvenanceMismatchError, match="quantisation differs"):
-        others = replace(latencies[0].provenance, backend_options={**latencies[0].provenance.backend_options, "quantisation": "x"})
+        others = replace(
+            latencies[0].provenance, backend_options={**latencies[0].provenance.backend_options, "quantisation": "x"}
+        )
         merge_tables([latencies[0], LatencyTable(latencies[0].entries, provenance=others)])
 
 
 def test_bench_quantises_float_networks_and_takes_quantised_ones(tmp_path, capsys) -> None:
     model, _ = traced(Plain)
     (tmp_path / "float.onnx").write_bytes(export_onnx(model, INPUT))
-    (tmp_path / "int8.onnx").write_bytes(lf.quantise_graph(export_onnx(model, INPUT)) if hasattr(lf, "quantise_graph") else to_time.quantised_to_time(export_onnx(model, INPUT)))
+    (tmp_path / "int8.onnx").write_bytes(
+        lf.quantise_graph(export_onnx(model, INPUT))
+        if hasattr(lf, "quantise_graph")
+        else to_time.quantised_to_time(export_onnx(model, INPUT))
+    )
     arguments = ["bench", f"{tmp_path}/float.onnx", f"{tmp_path}/int8.onnx", "--cap-s", "0.01", "--quiet"]
     assert main([*arguments, "--precision", "int8", "--json"]) == 0
     shown = capsys.readouterr()
@@ -344,7 +352,9 @@ def test_precision_that_a_backend_or_its_opening_lacks_is_one_line(tables: Path,
         assert main([*profile_of(tables), "--backend", name, "--precision", precision, "-o", f"{tables}/no.csv"]) == 2
         assert words in capsys.readouterr().err
     model, net = traced(Plain)
-    with pytest.raises(UsageError, match="dtype='int8': the backend was opened for float32; open it with precision='int8'"):
+    with pytest.raises(
+        UsageError, match="dtype='int8': the backend was opened for float32; open it with precision='int8'"
+    ):
         profile_network(model, net, get_backend("onnxruntime"), dtype="int8", cache=False)
     with MeasurementCache(False, {}) as cache, pytest.raises(UsageError, match="precision='int9' is not known"):
         profile_network(model, net, dtype="int9", cache=cache)
