@@ -108,6 +108,8 @@ def engine_of(
     """Build the engine beside an ONNX file if ``formats`` ask for one; return it, and why a format was left out."""
     if "tensorrt" not in formats:
         return None, {}
+    if options.skip_missing and options.precision == "bfloat16":
+        return None, {"tensorrt": "engines are built in float32, float16 or int8"}
     try:
         engine = build_engine(
             onnx_bytes,

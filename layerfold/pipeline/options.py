@@ -191,8 +191,8 @@ class CompressOptions:
                 "finetuning; leave it out with fastest, whole_plans=0 or finetune_epochs=0"
             )
         _check_backend_options(self.backend_options)
-        is_int8 = self.is_int8  # checks the precision's name
-        if self.calibration_images is not None and not is_int8:
+        precision = canonical_precision(self.precision or USUAL_PRECISION)
+        if self.calibration_images is not None and precision != "int8":
             raise UsageError(
                 f"calibration_images={self.calibration_images}: calibrate a network in int8; give precision='int8' "
                 "too, or leave it out"
@@ -201,6 +201,11 @@ class CompressOptions:
         if not self.margin < 1:
             raise UsageError(f"margin={self.margin}: must be at least 0 and below 1")
         check_bounds("alpha", self.alpha)
+        if precision == "bfloat16" and "tensorrt" in (self.formats or ()):
+            raise UsageError(
+                "formats: holds tensorrt, and engines are not built in bfloat16; leave it out, or take precision="
+                "'float16'"
+            )
         if self.formats is not None and "onnx" not in self.formats:
             raise UsageError(f"formats={self.formats!r}: must hold onnx, which the last measurement needs")
 

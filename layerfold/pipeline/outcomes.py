@@ -268,6 +268,12 @@ class Exported(StepOutcome):
     quantised: Quantised | None = None
     quantised_original: Quantised | None = None
 
+    def to_json(self) -> JsonObject:
+        """Return what ``run.json`` holds of it: of quantising only where it was done."""
+        found = StepOutcome.to_json(self)
+        done = () if self.quantised is None else ("quantised", "quantised_original")
+        return {name: found[name] for name in ("onnx_path", "check", "engine", "skipped", *done)}
+
     @classmethod
     def of(
         cls, report: ExportReport, *, quantised: Quantised | None = None, quantised_original: Quantised | None = None

@@ -296,7 +296,13 @@ def test_an_engine_has_the_precision_that_was_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--precision", "int8"], 2, "precision='int8': compress makes networks in float32"),
+        (
+            ["--precision", "int8", "--backend", "torch"],
+            2,
+            "precision='int8': device 'cpu' of backend 'torch' lacks it",
+        ),
+        (["--calibration-images", "9"], 2, "calibration_images=9: calibrate a network in int8; give precision='int8'"),
+        (["--precision", "bf16", "--formats", "onnx,tensorrt"], 2, "engines are not built in bfloat16"),
         (["--precision", "flaot16"], 2, "nearest: float16"),
         (["--device", "tpu"], 2, "device='tpu' is not one of backend 'onnxruntime'"),
         (["--layout", "channels_last"], 2, "lacks it; choose from nchw"),

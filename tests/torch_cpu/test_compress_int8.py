@@ -1,0 +1,118 @@
+"""``layerfold compress --precision int8``: every latency and every score is of networks in int8."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+
+import layerfold as lf
+from layerfold.cli import main
+from layerfold.export import export_onnx
+from layerfold.quantise import OnnxModule
+
+pytestmark = pytest.mark.usefixtures("measured_in_a_hurry")
+
+MODEL = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    widths = (1, 16, 16, 16, 16)
+    convs = [part for i, o in zip(widths, widths[1:]) for part in (nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o),
+                                                                   nn.ReLU())]
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+"""
+_NEEDS_OPENVINO = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+BACKENDS = ["onnxruntime", pytest.param("openvino", marks=_NEEDS_OPENVINO)]
+FILES = ("original.onnx", "original-int8.onnx", "model.onnx")
+
+
+def _compress(folder: Path, *arguments: str) -> int:
+    (folder / "model.py").write_text(MODEL)
+    images = ("--input", "1x28x28", "--mean", "0.5", "--std", "0.5", "--data", "mnist5k", "--holdout", "0.1")
+    short = ("--method", "recalibrate", "--importance-images", "32", "--max-kernel", "5", "--no-finetune", "--quiet")
+    given = (*images, *short, "--fastest", "--formats", "onnx", "--precision", "int8", *arguments)
+    return main(["compress", f"{folder / 'model.py'}:make", *given, "-o", str(folder / "out")])
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_leaves_three_networks_and_compares_them(
+    backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _compress(tmp_path, "--backend", backend, "--calibration-images", "64") in (0, 3)
+    said = capsys.readouterr().out
+    assert "quantised original's" in said
+    assert "in float32" in said
+    assert _json(out / "latency.csv.json")["dtype"] == "int8"
+    bench = _json(out / "bench.json")
+    assert [each["name"] for each in bench["networks"]] == ["original-int8", "original", "compressed"]
+    assert bench["networks"][0]["ratio"] == 1.0
+    assert isinstance(bench["is_within_budget"], bool)
+    run = _json(out / "run.json")["steps"]
+    exported = run["export"]["result"]
+    assert exported["quantised"]["num_images"] == exported["quantised_original"]["num_images"] == 64
+    assert set(run["export"]["outputs"]) >= {"model.onnx", "original-int8.onnx"}
+    page = (out / "report.html").read_text()
+    assert "original-int8.onnx" in page
+    assert "calibrated on 64 images" in page
+
+    # What scores.json says is what the files answer, in a runtime of its own.
+    data = lf.open_data("mnist5k", input_shape=(1, 28, 28), mean=(0.5,), std=(0.5,), progress=False)
+    scores = _json(out / "scores.json")
+    assert set(scores) == {"original", "compressed", "original_int8", "compressed_float32"}
+    for file, name in zip(FILES, ("original", "original_int8", "compressed"), strict=True):
+        session = onnxruntime.InferenceSession(str(out / file), providers=["CPUExecutionProvider"])
+        right = total = 0
+        for images, labels in data.loader("test", 1):
+            (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+            right += int(logits.argmax() == int(labels[0]))
+            total += 1
+        assert scores[name]["num_images"] == total
+        assert scores[name]["accuracy_pct"] == pytest.approx(100 * right / total, abs=0.5), file
+
+
+def test_a_quantised_file_that_is_gone_or_changed_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _compress(tmp_path) in (0, 3)
+    before = {name: (out / name).read_bytes() for name in FILES}
+    (out / "original-int8.onnx").write_bytes(before["original-int8.onnx"][:-9])
+    (out / "model.onnx").unlink()
+    capsys.readouterr()
+    assert _compress(tmp_path) in (0, 3)
+    assert "step 'export' is done again" in capsys.readouterr().err
+    assert {name: (out / name).read_bytes() for name in FILES} == before, "quantising gives the same again"
+
+
+def test_a_run_in_float32_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _compress(tmp_path) in (0, 3)
+    capsys.readouterr()
+    assert _compress(tmp_path, "--precision", "float32") == 2
+    assert "precision was 'int8', now 'float32'" in capsys.readouterr().err
+
+
+def test_more_calibration_images_than_there_are_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _compress(tmp_path, "--calibration-images", "100000") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "calibration_images=100000: there are only 4000 images" in said[-1]
+    assert not (tmp_path / "out").exists(), "before anything is measured"
+
+
+def test_batches_of_several_images_are_scored_whole(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    images = torch.randn(7, 1, 8, 8)
+    whole = OnnxModule(export_onnx(model, images[:3]))
+    torch.testing.assert_close(whole(images), model(images).detach(), rtol=1e-4, atol=1e-5)
