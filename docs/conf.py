@@ -30,7 +30,6 @@ include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/
 exclude_patterns = [".*", "build", "dist", "layerfold", "tests", "**/__pycache__"]
 
 myst_heading_anchors = 4
-myst_fence_as_directive = ["mermaid"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -84,16 +83,6 @@ class Commands(SphinxDirective):
         return sections
 
 
-class Flowchart(SphinxDirective):
-    """A chart that the repository's host draws; here it is read."""
-
-    has_content = True
-
-    def run(self) -> list[nodes.Node]:
-        text = "\n".join(self.content).replace("<br>", " ")
-        return [nodes.literal_block(text=text, language="text")]
-
-
 def _show_folders_as_text(app: Sphinx, doctree: nodes.document) -> None:
     """Take links to folders of the repository away, which have no page on the site; their text stays."""
     here = Path(doctree["source"]).parent
@@ -113,5 +102,4 @@ def _read_docstring(_app: Sphinx, what: str, _name: str, _object: object, _optio
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _read_docstring, priority=400)  # napoleon's is 500
     app.add_directive("commands", Commands)
-    app.add_directive("mermaid", Flowchart)
     app.connect("doctree-read", _show_folders_as_text)

@@ -12,7 +12,7 @@ from layerfold.errors import UsageError
 
 
 class Verdict(Enum):
-    """What a measurement says of a budget: the interval lies below the limit, holds it, or lies above it."""
+    """Verdict of a measurement on a budget: the interval lies below the limit, holds it, or lies above it."""
 
     KEEPS = "keeps"
     OPEN = "open"

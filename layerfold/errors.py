@@ -14,7 +14,6 @@
     +-- InfeasibleBudgetError         3   no plan meets the budget; carries the least reachable one
     +-- ProfilerError                 1
     |   +-- DeviceUnavailableError    4   the device or its driver is not there
-    |   +-- UnstableMeasurementError  1   a measurement that never settles
     +-- MergeError                    1
     |   +-- EquivalenceError          1   train form and deploy form differ
     +-- FinetuneError                 1   training could not go on
@@ -119,10 +118,6 @@ class DeviceUnavailableError(ProfilerError):
     exit_code = 4
 
 
-class UnstableMeasurementError(ProfilerError):
-    """A latency never settled within its time cap."""
-
-
 class MergeError(LayerfoldError):
     """A segment could not be merged."""
 
@@ -159,9 +154,9 @@ class OptionalDependencyError(LayerfoldError, ImportError):
     exit_code = 4
 
 
-def nearest_names(name: object, known: Iterable[str], *, most: int = 3) -> str:
+def nearest_names(name: object, known: Iterable[str]) -> str:
     """Return ``"; nearest: a, b"`` for the known names like ``name``, or ``""``: the tail of an error line."""
     if not isinstance(name, str):
         return ""  # what is no text is near to no name
-    found = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; nearest: {', '.join(found)}" if found else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -10,7 +11,15 @@ from layerfold.errors import LayerfoldError, OptionalDependencyError
 from layerfold.terminal import one_line
 
 
-def entries_of(group: str) -> dict[str, EntryPoint]:
+def is_installed(module: str) -> bool:
+    """Say whether a module could be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: a module that was made, or blocked, by hand
+        return False
+
+
+def entry_points_of(group: str) -> dict[str, EntryPoint]:
     """Return name -> entry point; a name of layerfold's own is taken by no one else, of others the first holds."""
     found: dict[str, EntryPoint] = {}
     for entry in sorted(entry_points(group=group), key=lambda each: not each.value.startswith("layerfold.")):

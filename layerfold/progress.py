@@ -14,7 +14,7 @@ _EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """What a long step reports to."""
+    """Receiver of a long step's reports."""
 
     def advance(self, steps: float = 1.0) -> None:
         """Say that ``steps`` more units of work are done."""

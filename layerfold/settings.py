@@ -25,7 +25,7 @@ _PLAIN = frozenset({"int", "float", "bool", "str", "Path", "os.PathLike[str]", "
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a field may be, and what its flag says.
+    """Limits of a field, and the help of its flag.
 
     Attributes:
         least, above, most, below: limits of a number; None for none.
@@ -95,9 +95,7 @@ def check_settings(options: Any) -> None:
             rule_of(each).check(each.name, value, str(each.type))
 
 
-def merged(
-    options: _T | None, cls: type[_T], settings: Mapping[str, Any], *, name: str = "options", of: str = ""
-) -> _T:
+def merged(options: _T | None, cls: type[_T], settings: Mapping[str, Any], *, name: str = "options") -> _T:
     """Return an options object with the fields that were given by name put in.
 
     Where a class says with ``one_of`` that only one of some fields may be given, one given by name takes the place of
@@ -108,7 +106,6 @@ def merged(
         cls: a frozen dataclass.
         settings: values by field.
         name: of the argument that ``options`` is, for the error.
-        of: the function that is called, for the error.
 
     Raises:
         UsageError: another class, an unknown name (names the nearest), or a value outside its limits.
@@ -118,7 +115,7 @@ def merged(
     known = [each.name for each in fields(cast(Any, cls))]
     for each in settings:
         if each not in known:
-            raise _unknown(each, known, of)
+            raise _unknown(each, known)
     if options is None:
         return cls(**settings)
     group = getattr(cls, "one_of", ())
@@ -129,7 +126,7 @@ def merged(
     return replace(cast(Any, options), **given) if given else options
 
 
-def _unknown(name: str, known: list[str], of: str) -> UsageError:
+def _unknown(name: str, known: list[str], of: str = "") -> UsageError:
     where = f"{of}: " if of else ""
     return UsageError(f"{where}there is no setting {name!r}{nearest_names(name, known)}")
 

@@ -148,7 +148,7 @@ def run_architecture(name: str, solutions: int, *, drops: bool) -> dict[str, Any
     size = architecture.sizes[0]
     net = prepared.nets[size]
     chosen = random_drop_solutions(prepared.model, net, solutions) if drops else random_solutions(net, solutions)
-    exporters = ["shipped", *["fast"] * (len(chosen) - 1)]
+    exporters = ["shipped", *["quick"] * (len(chosen) - 1)]
     found = check_architecture(prepared, chosen, onnx=exporters, progress=True)
     return {
         **describe(net),

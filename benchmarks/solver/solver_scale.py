@@ -72,7 +72,7 @@ def random_options(layers: int, candidates: int, options: int, seed: int = 0) ->
     """Return a chain's options: merging saves latency and costs importance, the more the longer; pruning likewise."""
     import numpy as np
 
-    from layerfold.solver.options import Plan, chain_options
+    from layerfold.solver.options import StretchPlan, chain_options
 
     rng = np.random.default_rng(seed)
     start = np.repeat(np.arange(layers), candidates)
@@ -90,7 +90,7 @@ def random_options(layers: int, candidates: int, options: int, seed: int = 0) ->
         to_state=2 * end + 1,
         costs=(np.repeat(latency, options) * share)[:, None],
         importances=np.repeat(importance, options) - rng.gamma(2.0, 0.2, len(start)) * (1.0 - share) ** 1.5,
-        plan_of=lambda index: Plan(breaks=()),
+        plan_of=lambda index: StretchPlan(breaks=()),
     )
 
 

@@ -6,10 +6,10 @@ The libraries' own lists decide; a test compares them with these.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Iterator
 
 from layerfold.errors import OptionalDependencyError, UsageError, nearest_names
+from layerfold.plugins import is_installed
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 FORMATS = ("onnx", "tensorrt")
@@ -46,7 +46,7 @@ def check_packages(arguments: argparse.Namespace) -> None:
         UsageError: no such backend.
     """
     for name, module, remedy in _needed(arguments):
-        if not _is_installed(module):
+        if not is_installed(module):
             raise OptionalDependencyError(f"{name}: needs the package {module}; install it with: {remedy}")
     backend = getattr(arguments, "backend", None)
     if backend is not None:
@@ -73,10 +73,3 @@ def _needed(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     ):
         if data == source or (source.endswith(("/", ":")) and data.startswith(source)):
             yield f"--data {data}", module, remedy
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # ValueError: a module that was made, or blocked, by hand
-        return False

@@ -6,11 +6,13 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from layerfold.arguments import LIMITS
 from layerfold.cli._options import MOST, SEED, above, at_least, whole
 from layerfold.settings import Rule, rule_of
+
+_T = TypeVar("_T")
 
 
 def add_flags(group: argparse._ActionsContainer, cls: type[Any], *names: str, is_left_open: bool = False) -> None:
@@ -49,6 +51,13 @@ def add_flag(
     said = _shown(value) if default is None else default
     how["help"] = " ".join(filter(None, (changes.pop("help", rule.help), f"(default: {said})" if said else "")))
     return group.add_argument(flag or "--" + name.replace("_", "-"), **{**how, **changes})
+
+
+def options_from_flags(arguments: argparse.Namespace, cls: type[_T], **others: Any) -> _T:
+    """Return an options object made of the flags that are named as its fields are, and of ``others``."""
+    flags = vars(arguments)
+    names = (each.name for each in fields(cast(Any, cls)))
+    return cls(**{name: flags[name] for name in names if name in flags and name not in others}, **others)
 
 
 def _type_of(field: Field[Any], rule: Rule) -> Callable[[str], Any] | None:

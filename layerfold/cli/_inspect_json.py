@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from layerfold.files import JsonObject
 from layerfold.graph.barrier_groups import group_barriers, why_not_more
 from layerfold.graph.counts import count_merge_sets, count_plans, lean_candidates, mergeable_share, replaced_macs
-from layerfold.graph.gates import find_gates
+from layerfold.graph.squeeze_excitation import find_squeeze_excitations
 
 if TYPE_CHECKING:
     from layerfold.graph import Network, Segment
@@ -61,7 +61,7 @@ def inspect_json(
                 "layers": list(gate.layers),
                 "barriers": [barrier.name for barrier in gate.barriers],
             }
-            for gate in find_gates(net)
+            for gate in find_squeeze_excitations(net)
         ],
         "candidates": [
             {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from layerfold.cli._text import columns, facts, plural
 from layerfold.graph.barrier_groups import group_barriers, item_label, why_not_more
 from layerfold.graph.counts import count_merge_sets, count_plans, lean_candidates, mergeable_share
-from layerfold.graph.gates import Gate, chains_outside, find_gates
+from layerfold.graph.squeeze_excitation import SqueezeExcitation, chains_outside, find_squeeze_excitations
 from layerfold.report.columns import Items, columns_of
 from layerfold.report.words import count_text, large_text, positions_text, share_text
 
@@ -60,7 +60,7 @@ def inspect_text(
 def summary_text(net: Network, candidates: Sequence[Segment], source: str, drops: Sequence[Segment] = ()) -> str:
     """Return the counts: of layers, of candidates and plans, and of the multiply-adds that they reach."""
     several = sum(segment.num_layers > 1 for segment in candidates)
-    gated = sum(len(gate.layers) for gate in find_gates(net))
+    gated = sum(len(gate.layers) for gate in find_squeeze_excitations(net))
     longest = max((chain.end - chain.start for chain in chains_outside(net)), default=0)
     lean = lean_candidates(net, candidates)
     reach = (
@@ -165,8 +165,8 @@ def _between(items: Items, note: str, margin: int) -> str:
     return _wrapped(f"── {note}{': ' if note and names else ''}{names}", indent=margin)
 
 
-def _item_text(item: Barrier | Gate) -> str:
-    if not isinstance(item, Gate):
+def _item_text(item: Barrier | SqueezeExcitation) -> str:
+    if not isinstance(item, SqueezeExcitation):
         return item_label(item)
     what = f"layers {positions_text(item.layers)}: 1×1 convs on 1×1 maps" if item.layers else "linear layers"
     return f"{item_label(item)} {item.name} ({what})"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from layerfold.tables import LatencyTable
 
 
-def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
+def add_trace_arguments(parser: argparse._ActionsContainer) -> None:
     """Add ``--exclude`` and ``--merge-pooling``; trace with ``trace_of``."""
     parser.add_argument(
         "--exclude",
@@ -95,9 +95,20 @@ def candidates_of(arguments: argparse.Namespace, net: Network, loaded: LoadedMod
 
 def add_candidate_arguments(parser: argparse.ArgumentParser, *, max_growth: float | None) -> None:
     """Add the limits on what may be merged."""
+    group = parser.add_argument_group("candidates")
+    add_limit_arguments(group, max_growth=max_growth)
+    group.add_argument(
+        "--stop-at-strides",
+        action="store_true",
+        help="the published restriction: nothing merges further than one layer past a strided one",
+    )
+    add_drop_argument(group)
+
+
+def add_limit_arguments(group: argparse._ArgumentGroup, *, max_growth: float | None) -> None:
+    """Add ``--max-kernel`` and ``--max-growth``."""
     from layerfold.cli._options import above, whole
 
-    group = parser.add_argument_group("candidates")
     group.add_argument(
         "--max-kernel",
         type=whole(1),
@@ -113,12 +124,6 @@ def add_candidate_arguments(parser: argparse.ArgumentParser, *, max_growth: floa
         help="most multiply-adds of a merged conv, as a multiple of what it replaces (default: "
         f"{'no limit' if max_growth is None else max_growth})",
     )
-    group.add_argument(
-        "--stop-at-strides",
-        action="store_true",
-        help="the published restriction: nothing merges further than one layer past a strided one",
-    )
-    add_drop_argument(group)
 
 
 def add_drop_argument(group: argparse._ArgumentGroup) -> None:

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def add_command(subparsers: Any, name: str, help_text: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Add a command whose help ends in an example."""
+    """Add a command whose help ends in an example, or several."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=help_text,
         description=textwrap.fill(description, 79),
-        epilog="example:\n" + examples,
+        epilog=f"example{'s' if examples.count('  layerfold ') > 1 else ''}:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
@@ -123,17 +123,17 @@ def check_output(
     _check_place(target.absolute().parent, path, flag)
 
 
-def check_output_folder(path: str | Path, *, flag: str = "-o") -> None:
-    """Refuse a folder that could not be written in the end, before any time is spent; it need not be there.
+def check_output_folder(path: str | Path) -> None:
+    """Refuse a folder of ``-o`` that could not be written in the end, before any time is spent; it need not be there.
 
     Raises:
         UsageError: no name, a file, or a place that cannot be.
     """
-    check_named(path, flag)
+    check_named(path, "-o")
     target = Path(path)
     if target.exists() and not target.is_dir():
-        raise UsageError(f"{flag} {path}: is a file, expected a folder; name another")
-    _check_place(target.absolute(), path, flag)
+        raise UsageError(f"-o {path}: is a file, expected a folder; name another")
+    _check_place(target.absolute(), path, "-o")
 
 
 def check_named(path: str | Path, flag: str) -> None:
@@ -179,13 +179,13 @@ def add_backend_arguments(
         help="an option of that backend alone, for example compile_mode=default; may be given again",
     )
     if batch:
-        group.add_argument(
-            "--batch",
-            type=whole(1, BATCH),
-            default=1,
-            metavar="N",
-            help="images in one forward pass (default: %(default)s)",
-        )
+        add_batch_argument(group)
+
+
+def add_batch_argument(group: argparse._ActionsContainer, of: str = "") -> None:
+    """Add ``--batch``; ``of`` says of what, where that is not plain."""
+    text = f"images in one forward pass{of} (default: %(default)s)"
+    group.add_argument("--batch", type=whole(1, BATCH), default=1, metavar="N", help=text)
 
 
 def open_backend(arguments: argparse.Namespace) -> Backend:

@@ -10,7 +10,7 @@ from layerfold.errors import UsageError, nearest_names
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error is said."""
+    """Parser of the command line that says what is wrong in one line, as every other error is said."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._options import add_command, add_result_arguments
 from layerfold.cli._output import show, show_json
 from layerfold.cli._text import columns
+from layerfold.plugins import is_installed
 
 if TYPE_CHECKING:
     from layerfold.profiler.backends import BackendOptions
@@ -39,7 +39,7 @@ class _Device:
 
 @dataclass(frozen=True, kw_only=True)
 class _Backend:
-    """What is known of a backend.
+    """Facts of a backend.
 
     Attributes:
         name, package: its own, and the distribution that registers it.
@@ -107,7 +107,7 @@ def _look_at_exports() -> list[_Export]:
     }
     found = []
     for name, (modules, remedy) in needs.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        missing = [module for module in modules if not is_installed(module)]
         found.append(
             _Export(
                 name=name,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.budget import check_one_given
 from layerfold.cli._choices import OPTIMIZERS, parse_formats
-from layerfold.cli._flags import add_flag
-from layerfold.cli._networks import add_drop_argument
+from layerfold.cli._flags import add_flag, options_from_flags
+from layerfold.cli._networks import add_drop_argument, add_limit_arguments, add_trace_arguments
 from layerfold.cli._options import (
-    above,
     add_backend_arguments,
     add_budget_arguments,
+    add_command,
     add_former_name,
     add_result_arguments,
     backend_options,
@@ -40,15 +40,14 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Add ``compress`` to the command line."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "compress",
-        help="compress a trained network to a latency budget: all steps",
-        description="Compress a trained CNN to a latency budget: trace, profile, importance, solve, verify, finetune, "
+        "compress a trained network to a latency budget: all steps",
+        "Compress a trained CNN to a latency budget: trace, profile, importance, solve, verify, finetune, "
         "merge, export, bench. Interrupted, the same command goes on where it stopped.",
-        epilog="examples:\n"
         "  layerfold compress timm:mobilenetv2_100 --weights net.pth --data folder:images --budget 4.5ms -o out\n"
         "  layerfold compress net.py:make --weights net.pth --data parquet:images --speedup 1.5 -o out",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_arguments(parser)
     add_data_arguments(parser)
@@ -59,28 +58,8 @@ def add_parser(subparsers: Any) -> None:
     budget.add_argument("--fastest", action="store_true", help="the least latency, whatever it does to the accuracy")
     add_backend_arguments(parser, precisions="float32 or float16")
     search = parser.add_argument_group("what may be merged, and what counts")
-    search.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a module that stays as it is; give it again for more",
-    )
-    search.add_argument(
-        "--merge-pooling",
-        action="store_true",
-        help="take average pooling over fixed windows as layers, which may be merged with convs",
-    )
-    search.add_argument(
-        "--max-kernel", type=whole(1), default=15, metavar="K", help="largest merged kernel (default: 15)"
-    )
-    search.add_argument(
-        "--max-growth",
-        type=above(0),
-        default=4.0,
-        metavar="X",
-        help="largest growth in multiply-adds by a merge (default: 4)",
-    )
+    add_trace_arguments(search)
+    add_limit_arguments(search, max_growth=4.0)
     add_drop_argument(search)
     method = add_flag(
         search,
@@ -175,40 +154,17 @@ def run(arguments: argparse.Namespace) -> int:
     from layerfold.pipeline import CompressOptions, compress_network
 
     named = ("threads", "precision", "layout")
-    own = {name: value for name, value in backend_options(arguments).items() if name not in named}
-    options = CompressOptions(
+    options = options_from_flags(
+        arguments,
+        CompressOptions,
         budget_ms=arguments.budget,
-        speedup=arguments.speedup,
-        fastest=arguments.fastest,
-        backend=arguments.backend,
-        device=arguments.device,
-        precision=arguments.precision,
-        layout=arguments.layout,
         threads=1 if arguments.threads is None else arguments.threads,
-        backend_options=own,
-        batch=arguments.batch,
+        backend_options={name: value for name, value in backend_options(arguments).items() if name not in named},
         exclude=tuple(arguments.exclude),
-        merge_pooling=arguments.merge_pooling,
-        max_kernel=arguments.max_kernel,
-        max_growth=arguments.max_growth,
-        drop_layers=arguments.drop_layers,
         importance_method=arguments.method,
         importance_score=arguments.score,
-        importance_images=arguments.importance_images,
-        importance_steps=arguments.importance_steps,
-        alpha=arguments.alpha,
-        whole_plans=arguments.whole_plans,
-        finalist_steps=arguments.finalist_steps,
         margin=arguments.margin / 100,
         finetune_epochs=0 if arguments.no_finetune else arguments.epochs,
-        unfreeze=arguments.unfreeze,
-        keep_frozen=arguments.keep_frozen,
-        learning_rate=arguments.learning_rate,
-        batch_size=arguments.batch_size,
-        optimizer=arguments.optimizer,
-        train_device=arguments.train_device,
-        formats=arguments.formats,
-        seed=arguments.seed,
     )
     loaded = load_model_of(arguments)
     data = open_data_of(arguments, loaded)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from layerfold.cli._choices import ENGINE_PRECISIONS, parse_formats
 from layerfold.cli._inputs import read_input
 from layerfold.cli._options import (
-    BATCH,
     CLASSES,
+    add_batch_argument,
     add_command,
     add_output_arguments,
     add_result_arguments,
@@ -74,13 +74,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAMES",
         help="onnx, tensorrt, with a comma between (default: %(default)s; ONNX is always written)",
     )
-    parser.add_argument(
-        "--batch",
-        type=whole(1, BATCH),
-        default=1,
-        metavar="N",
-        help="images in one forward pass (default: %(default)s)",
-    )
+    add_batch_argument(parser)
     parser.add_argument(
         "--precision",
         choices=ENGINE_PRECISIONS,
@@ -146,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _EngineArguments(TypedDict):
-    """What ``export_network`` and ``build_engine`` are asked alike."""
+    """Arguments that ``export_network`` and ``build_engine`` share."""
 
     precision: str
     compute_capabilities: tuple[str, ...]

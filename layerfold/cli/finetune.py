@@ -184,7 +184,7 @@ def _finetune(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _TestScores:
-    """Of the test images: how many, and how good both networks are on them; None where that is not known."""
+    """Number of test images, and scores of both networks on them; None where these are not known."""
 
     num_images: int
     original_accuracy_pct: float | None

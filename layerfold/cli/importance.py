@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._executor import add_executor_arguments, executor_of
-from layerfold.cli._flags import add_flag, add_flags
+from layerfold.cli._flags import add_flag, add_flags, options_from_flags
 from layerfold.cli._networks import (
     add_candidate_arguments,
     add_trace_arguments,
@@ -148,25 +148,15 @@ def _run(args: argparse.Namespace) -> int:
         calibration_images=args.calibration_images,
     ):
         check_output(args.output)
-    options = ImportanceOptions(
-        method=args.method,
-        score=args.score,
-        fill_slots=args.fill_slots,
-        calibration_images=args.calibration_images,
-        holdout_images=args.holdout_images,
-        steps=args.steps,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
+    options = options_from_flags(
+        args,
+        ImportanceOptions,
         refinement=Refinement(
             start_with=args.start_with,
             refine_with=args.refine_with,
             most=args.refine_most,
             budgets_ms=tuple(args.around),
         ),
-        unfreeze=args.unfreeze,
-        keep_frozen=args.keep_frozen,
         candidates=candidates_of(args, net, loaded) if latency is None else None,
         executor=executor,
         model_name=loaded.source,
@@ -199,7 +189,7 @@ class _Merge:
 
 @dataclass(frozen=True, kw_only=True)
 class _Spent:
-    """What an adaptive estimate refined, and whether all plans stand on that."""
+    """Entries that an adaptive estimate refined, and whether all plans stand on them."""
 
     rounds: int
     refined: int
@@ -209,7 +199,7 @@ class _Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What of the table's options is shown; see ``docs/importance.md``."""
+    """Those of the table's options that are shown; see ``docs/importance.md``."""
 
     score: str
     original: dict[str, float]
@@ -219,7 +209,7 @@ class _Options:
 
 @dataclass(frozen=True, kw_only=True)
 class _Summary:
-    """What the command found.
+    """Result of the command.
 
     Attributes:
         table: the file.
@@ -240,7 +230,7 @@ class _Summary:
     @classmethod
     def of(cls, args: argparse.Namespace, table: ImportanceTable) -> _Summary:
         """Return it for the table that was written."""
-        merged = [entry for entry in table.entries if entry.kept is not None or entry.end - entry.start > 1]
+        merged = [entry for entry in table.entries if entry.change is not None or entry.end - entry.start > 1]
         merged.sort(key=lambda entry: (-entry.importance, entry.start, entry.end))
         return cls(
             table=args.output,

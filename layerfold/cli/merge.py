@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from layerfold.cli._networks import add_trace_arguments, note_needless, note_random_weights, recipe_of, trace_of
 from layerfold.cli._options import (
-    BATCH,
     CLASSES,
+    add_batch_argument,
     add_command,
     add_output_arguments,
     add_result_arguments,
@@ -69,13 +69,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_output_arguments(parser, "FILE", "the merged network (.safetensors); how to build it goes to FILE.json")
     parser.add_argument("--onnx", metavar="FILE", help="also as ONNX, checked against the merged network")
-    parser.add_argument(
-        "--batch",
-        type=whole(1, BATCH),
-        default=1,
-        metavar="N",
-        help="images in one forward pass of the ONNX file (default: %(default)s)",
-    )
+    add_batch_argument(parser, " of the ONNX file")
     add_result_arguments(parser, has_progress=False)
     parser.set_defaults(run=run)
 
@@ -92,7 +86,7 @@ class _Growth:
 
 @dataclass(frozen=True, kw_only=True)
 class _Merged:
-    """What the command found.
+    """Result of the command.
 
     Attributes:
         output: the file of the form.
@@ -123,7 +117,6 @@ class _Merged:
 def run(args: argparse.Namespace) -> int:
     """Merge, compare, write."""
     from layerfold.graph import example_images
-    from layerfold.graph.dropping import dropped_layers
     from layerfold.merge import merge_network, save_form
     from layerfold.pipeline.equality import check_same
 
@@ -135,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     example = example_images((args.batch, *recipe.input_shape), dtype=dtype)
     images = example_images((_NUM_COMPARED, *recipe.input_shape)) if made.images is None else made.images
     difference = check_same(merged, student, images.to(dtype), "the merged network and its train form")
-    segments = net.segments_of(recipe.solution.merge_pos, dropped_layers(net, recipe.solution.kept_layers))
+    segments = net.segments_in(recipe.solution)
     convs = sum(not segment.is_identity for segment in segments)
     growth = tuple(
         _Growth(start=each.start, end=each.end, before=each.macs_before, after=each.macs_after)

@@ -220,7 +220,7 @@ class _NotBuilt:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measurements:
-    """Of the table's measurements, what is shown; see ``layerfold.profiler.store.report``."""
+    """Those facts of the table's measurements that are shown; see ``layerfold.profiler.store.report``."""
 
     measured: int
     cached: int
@@ -233,7 +233,7 @@ class _Measurements:
 
 @dataclass(frozen=True, kw_only=True)
 class _Summary:
-    """What the command found.
+    """Result of the command.
 
     Attributes:
         table: the file.
@@ -264,8 +264,8 @@ class _Summary:
         from layerfold.tables.kernel import IDENTITY
 
         provenance = table.provenance
-        merged = [entry for entry in table.entries if entry.drops or entry.end - entry.start > 1]
-        faster = {*table.useful_segments(), *table.useful_drops()}
+        merged = [entry for entry in table.entries if entry.change is not None or entry.end - entry.start > 1]
+        faster = {*table.useful_segments(), *table.useful_changes()}
         return cls(
             table=path,
             model=provenance.model,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfold.cli._options import add_budget_arguments, check_named
+from layerfold.cli._options import add_budget_arguments, add_command, check_named
 from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import PICTURES, Output, check_outputs
 from layerfold.cli._quantities import parse_alpha, parse_number, parse_positions, parse_whole
@@ -39,17 +39,16 @@ def _positions(flag: str) -> Callable[[str], frozenset[int]]:
 
 def add_parser(subparsers: Any) -> None:
     """Add ``solve`` to the command line."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "solve",
-        help="choose what to merge from a latency and an importance table",
-        description="Choose what to merge: the best importance within a latency budget, proven optimal. One solve "
+        "choose what to merge from a latency and an importance table",
+        "Choose what to merge: the best importance within a latency budget, proven optimal. One solve "
         "answers every budget. Results go to stdout.",
-        epilog="examples:\n"
         "  layerfold solve --latency latency.csv --importance imp.csv --budget 25.0 -o solution.json\n"
         "  layerfold solve --latency latency.csv --importance imp.csv --speedup 1.5 --plot frontier.png --explain\n"
         "  layerfold solve --latency latency.csv --importance imp.csv --speedup 1.4 --verify timm:mobilenetv2_100\n"
         "  layerfold solve --latency phone.csv --budget 4ms --latency server.csv --budget 900us --importance imp.csv",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     tables = parser.add_argument_group("tables")
     tables.add_argument(

@@ -143,7 +143,7 @@ def _interval_ms(table: LatencyTable, solution: Solution, dropped: Sequence[int]
     from layerfold.profiler.plans.fitted import predicted_interval_ms
 
     try:
-        return predicted_interval_ms(table, solution.merge_pos, dropped)
+        return predicted_interval_ms(table, solution.merge_pos, dropped, solution.changes)
     except MissingEntryError:
         if solution.kept_layers is None:
             raise

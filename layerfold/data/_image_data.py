@@ -156,7 +156,7 @@ class ImageData:
 
     @property
     def preprocessing(self) -> JsonObject | None:
-        """How images become inputs, with the fields of ``layerfold.data.Preprocessing``; None where that is unknown."""
+        """Preparation of images, with the fields of ``layerfold.data.Preprocessing``; None where that is unknown."""
         found = self.details.get("preprocessing")
         return dict(found) if isinstance(found, Mapping) else None
 
@@ -172,15 +172,15 @@ class ImageData:
         }
 
 
-def _fingerprint_of_items(data: ImageData, most: int = 8) -> str:
-    """Hash sizes and a few evenly spaced items: a foreign Dataset shows no more without reading it whole."""
+def _fingerprint_of_items(data: ImageData) -> str:
+    """Hash sizes and eight evenly spaced items: a foreign Dataset shows no more without reading it whole."""
     digest = hashlib.sha256(json.dumps([data.name, data.num_classes, data.input_shape]).encode())
     for name in _SPLIT_NAMES:
         if getattr(data, name) is None:
             continue
         split = data.split(name)
         digest.update(f"{name} {len(split)}".encode())
-        for index in np.unique(np.linspace(0, len(split) - 1, most).astype(int)):
+        for index in np.unique(np.linspace(0, len(split) - 1, 8).astype(int)):
             image, label = split[int(index)]
             digest.update(image.contiguous().numpy().tobytes() + f" {label}".encode())
     return digest.hexdigest()[:16]

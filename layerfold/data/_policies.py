@@ -39,7 +39,7 @@ _AFFINE_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What happens to a batch of training images.
+    """Augmentation of a batch of training images.
 
     Attributes:
         is_cropped: whether they are cropped and mirrored at random.

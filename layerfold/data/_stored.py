@@ -23,7 +23,7 @@ POOL_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validatio
 
 @dataclass(frozen=True, kw_only=True)
 class StoredData:
-    """What a source holds before it is split.
+    """Images of a source before they are split.
 
     Attributes:
         pools: images by what their owner calls them: ``train``, ``val``, ``test``.

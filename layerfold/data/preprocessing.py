@@ -139,9 +139,9 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float, np.number)) and math.isfinite(value)
 
 
-def is_whole(value: object, *, least: int = 1) -> bool:
-    """Say whether a value is a whole number (no bool) of at least ``least``."""
-    return isinstance(value, (int, np.integer)) and type(value) is not bool and int(value) >= least
+def is_whole(value: object) -> bool:
+    """Say whether a value is a whole number (no bool) of at least 1."""
+    return isinstance(value, (int, np.integer)) and type(value) is not bool and int(value) >= 1
 
 
 def default_normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -21,7 +21,7 @@ EXECUTORS = ("local", "ray")
 
 @dataclass(frozen=True, kw_only=True)
 class Executor:
-    """Where the entries of a table are worked out.
+    """Place where the entries of a table are worked out: this process, several, or a cluster.
 
     Attributes:
         kind: ``local``, this machine, or ``ray``, a cluster (needs the extra ``ray``).

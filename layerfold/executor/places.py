@@ -13,7 +13,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where one process works.
+    """Device and processors of one process.
 
     Attributes:
         device: as the user calls it; None for the first.

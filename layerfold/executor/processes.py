@@ -17,7 +17,7 @@ from typing import Any
 
 from layerfold.executor.places import Place, move_to
 from layerfold.executor.protocol import Report
-from layerfold.executor.shipping import Payload, TaskRunner, line_of, unpacked
+from layerfold.executor.shipping import Payload, TaskRunner, error_text, unpacked
 
 _ORPHANED = 1
 _GRACE_S = 3.0
@@ -87,7 +87,7 @@ class ProcessGroup:
             self._bury(each)
             return Report(each, "dead", f"its process {_end_of(each.process.exitcode)}")
         except Exception as error:  # of whatever class the answer is
-            return Report(each, "failed", f"its answer cannot be read here ({line_of(error)})")
+            return Report(each, "failed", f"its answer cannot be read here ({error_text(error)})")
         return Report(each, kind, unpacked(kind, value))
 
     def _bury(self, each: _Running) -> None:
@@ -116,7 +116,7 @@ def _work(pipe: Connection, payload: Payload, place: Place) -> None:
         return
     except Exception as error:  # a task that cannot be read: as a traceback it would only be noise on stderr
         with suppress(OSError):
-            pipe.send(("failed", line_of(error)))
+            pipe.send(("failed", error_text(error)))
 
 
 def _send(pipe: Connection, answer: tuple[str, Any]) -> None:
@@ -125,7 +125,7 @@ def _send(pipe: Connection, answer: tuple[str, Any]) -> None:
     except (EOFError, OSError):
         raise
     except Exception as error:  # whatever an object's own __reduce__ raises; nothing of it was sent yet
-        pipe.send(("failed", f"its answer cannot be sent back ({line_of(error)})"))
+        pipe.send(("failed", f"its answer cannot be sent back ({error_text(error)})"))
 
 
 def _end(*_: object) -> None:

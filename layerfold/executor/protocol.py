@@ -43,7 +43,7 @@ class Pool(Protocol):
 
     @property
     def size(self) -> int:
-        """How many workers there can be at once."""
+        """Most workers that there can be at once."""
 
     def stop(self) -> None:
         """Have ``map_unordered`` end without an answer, in another thread within a second or two."""
@@ -51,7 +51,7 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a worker's start or task.
+    """Outcome of a worker's start or task.
 
     Attributes:
         worker: which.

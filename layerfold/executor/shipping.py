@@ -39,7 +39,7 @@ def pack(make_worker: MakeWorker[Any, Any], dumps: Callable[[Any], bytes] = pick
         content = dumps(make_worker)
     except Exception as error:  # whatever an object's own __reduce__ raises
         raise UsageError(
-            f"the model or the images cannot be sent to another process ({line_of(error)}); keep what "
+            f"the model or the images cannot be sent to another process ({error_text(error)}); keep what "
             "they hold to weights, arrays and classes of an importable file, or use one worker"
         ) from error
     files = ((name, str(path)) for name, path in loaded_files().items() if name.encode() in content)
@@ -82,7 +82,7 @@ class TaskRunner:
         except SystemExit as error:
             return "failed", f"the code of the model or the images ended its process (sys.exit({error.code!r}))"
         except Exception as error:  # anything that the model or a library raises: the task is tried again elsewhere
-            return "failed", line_of(error)
+            return "failed", error_text(error)
 
 
 def unpacked(kind: str, value: Any) -> Any:
@@ -100,6 +100,6 @@ def _known_class(error: LayerfoldError) -> type[LayerfoldError]:
     return next(cls for cls in type(error).__mro__ if cls.__module__ == LayerfoldError.__module__)
 
 
-def line_of(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return class and message in one line of a bounded length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,6 @@ def export_onnx(
     example_input: Inputs,
     path: str | os.PathLike[str] | None = None,
     *,
-    fast: bool = False,
     input_names: Sequence[str] = ("input",),
     output_names: Sequence[str] = ("output",),
 ) -> bytes:
@@ -53,9 +51,6 @@ def export_onnx(
         module: left untouched, training flag included.
         example_input: [N, C, H, W], or a tuple of the module's inputs; fixes every shape, N included.
         path: where to write it too; None returns the bytes only.
-        fast: use the TorchScript exporter where it is there and takes the module: ten times as quick (0.3 s against
-            3 s for MobileNetV2), but deprecated, and its graph pools by another operator, which in ONNX Runtime made
-            a small network up to 3 % faster. So nothing that is compared with a shipped file may come from it.
         input_names, output_names: names in the graph, as many as there are inputs and outputs.
 
     Returns:
@@ -69,9 +64,7 @@ def export_onnx(
     inputs = tuple(varied(value) for value in inputs_like(module, given))  # the exporter runs the module on them
     names: _Names = {"input_names": list(input_names), "output_names": list(output_names)}
     with _eval_mode(module):
-        onnx_bytes = _export_torchscript(module, inputs, names) if fast else None
-        if onnx_bytes is None:
-            onnx_bytes = _export_dynamo(module, inputs, names)
+        onnx_bytes = _export_dynamo(module, inputs, names)
     if path is not None:
         write_bytes(Path(path), onnx_bytes)
     return onnx_bytes
@@ -106,17 +99,6 @@ def _remove_stack_traces(graphs: Iterable[GraphProto | FunctionProto]) -> None:
             _remove_stack_traces([graph for each in node.attribute for graph in each.graphs])
 
 
-def _export_torchscript(module: nn.Module, inputs: tuple[torch.Tensor, ...], names: _Names) -> bytes | None:
-    """Return the model by the deprecated exporter, or None where that fails: the other one then decides."""
-    buffer = io.BytesIO()
-    try:
-        with _quiet(), _muted_descriptors():
-            torch.onnx.export(module, inputs, buffer, dynamo=False, verbose=False, **names)  # type: ignore[arg-type]
-    except Exception:
-        return None
-    return buffer.getvalue()
-
-
 @contextlib.contextmanager
 def _eval_mode(module: nn.Module) -> Iterator[None]:
     """Switch to eval mode and back, part by part: a frozen BatchNorm in a training module stays as it was."""
@@ -144,24 +126,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
-
-
-@contextlib.contextmanager
-def _muted_descriptors() -> Iterator[None]:
-    """Point the process's stdout and stderr at nothing: where it fails, the TorchScript exporter prints from C++."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number, _ in kept:
-            os.dup2(nothing, number)
-        yield
-    finally:
-        for number, copy in kept:
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(nothing)
 
 
 def _export_cause(error: BaseException) -> str:

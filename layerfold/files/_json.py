@@ -31,7 +31,7 @@ Finite = Annotated[float, Ge(-1e300), Le(1e300)]
 """A number that is neither NaN nor infinite."""
 Count = Annotated[int, Ge(0), Le(2**53)]
 """A whole number of at least 0 that a float holds exactly."""
-MOST_BYTES = 256 << 20
+_MOST_BYTES = 256 << 20
 _SHOWN = 100
 
 
@@ -40,8 +40,6 @@ def read_json(
     shape: type[T],
     *,
     remedy: str = "write it again",
-    most_bytes: int = MOST_BYTES,
-    error: type[LayerfoldError] = UsageError,
 ) -> T:
     """Return the value that a JSON file holds, checked field by field against a type.
 
@@ -51,11 +49,10 @@ def read_json(
             ``annotated_types``, such as ``Annotated[float, Ge(0), Le(1e9)]``, which refuses NaN as well. Fields that
             ``shape`` does not have are passed over. Nothing is converted: a text is no number.
         remedy: what to do about a bad file, the end of the error line.
-        most_bytes: a larger file is refused.
-        error: the class to raise.
 
     Raises:
-        error: unreadable, no JSON, nested too deeply, or a field that is missing, of another type or out of bounds.
+        UsageError: unreadable, above 256 MiB, no JSON, nested too deeply, or a field that is missing, of another type
+            or out of bounds.
             One line: file, field, value, what was expected.
 
     Example:
@@ -65,8 +62,8 @@ def read_json(
         >>> read_json(place, dict[str, list[int]])
         {'threads': [1, 2]}
     """
-    content = read_bytes(path, most_bytes=most_bytes, remedy=remedy, error=error)
-    return parse_json(content, shape, source=str(path), remedy=remedy, error=error)
+    content = read_bytes(path, most_bytes=_MOST_BYTES, remedy=remedy)
+    return parse_json(content, shape, source=str(path), remedy=remedy)
 
 
 def parse_json(

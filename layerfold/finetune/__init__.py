@@ -17,7 +17,7 @@ from layerfold.finetune._memory import is_out_of_memory
 from layerfold.finetune._presets import PRESETS, preset
 from layerfold.finetune._processes import ending_together, is_main_process
 from layerfold.finetune._report import EpochRow, FinetuneReport
-from layerfold.finetune._scores import Scores, check_labels, evaluate_network, predict_logits
+from layerfold.finetune._scores import Scores, check_labels, evaluate_network
 from layerfold.finetune._train import finetune_network, train_network
 from layerfold.finetune._trainable import check_trainable, unfreeze_parameters
 from layerfold.options import FinetuneOptions
@@ -44,7 +44,6 @@ __all__ = [
     "has_batch_norm",
     "is_main_process",
     "is_out_of_memory",
-    "predict_logits",
     "preset",
     "recalibrate_batch_norm",
     "train_network",

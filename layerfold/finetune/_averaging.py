@@ -12,7 +12,7 @@ from layerfold.graph.copying import copy_module
 
 
 class AveragedWeights:
-    """What the weights and statistics of a network were over the last steps, the latest counting most.
+    """Moving average of a network's weights and statistics over the last steps, the latest counting most.
 
     timm's ModelEmaV3 with its warm-up: in the first steps the decay is lower, so that short runs forget their start.
 

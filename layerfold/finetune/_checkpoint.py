@@ -32,7 +32,7 @@ _MEANINGS = {
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a run stands. ``epoch`` and ``batch`` say which batch comes next (from 0)."""
+    """Position of a run. ``epoch`` and ``batch`` say which batch comes next (from 0)."""
 
     step: int = 0
     epoch: int = 0
@@ -45,7 +45,7 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingParts:
-    """What changes with the state, each as its own ``state_dict`` gives it.
+    """Parts that change with the state, each as its own ``state_dict`` gives it.
 
     Attributes:
         model, average: weights and buffers; no ``average`` where none is kept.
@@ -184,7 +184,7 @@ def _digest(content: StateDict) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plain:
-    """What of a :class:`TrainingState` are plain values."""
+    """Plain values of a :class:`TrainingState`."""
 
     step: Count
     epoch: Count

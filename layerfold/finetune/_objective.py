@@ -94,12 +94,6 @@ class Objective:
         return loss
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """Return the logits among a student's outputs."""
-    logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-    return logits
-
-
 def distillation_loss(logits: Tensor, expected: Tensor, temperature: float) -> Tensor:
     """Return T^2 * KL(teacher || student) of distributions softened by ``temperature``, mean over the batch.
 

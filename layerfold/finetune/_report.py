@@ -34,7 +34,7 @@ class EpochRow:
 
     @property
     def score_pct(self) -> float | None:
-        """What epochs are compared by: accuracy, or agreement where there are no labels; None if never scored."""
+        """Score that epochs are compared by: accuracy, or agreement without labels; None if never scored."""
         return self.holdout_agreement_pct if self.holdout_accuracy_pct is None else self.holdout_accuracy_pct
 
 

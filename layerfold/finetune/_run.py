@@ -43,8 +43,8 @@ from layerfold.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is to be trained, and how: what ``train_network`` was given.
+class TrainingJob:
+    """Network to be trained, data and options, as ``train_network`` was given them.
 
     Attributes:
         model: on the accelerator's device.
@@ -77,7 +77,7 @@ class Run:
         log: where epochs are written down.
     """
 
-    def __init__(self, job: Job, loader: BatchLoader, accelerator: Any, log: EpochLog) -> None:
+    def __init__(self, job: TrainingJob, loader: BatchLoader, accelerator: Any, log: EpochLog) -> None:
         model, data, options, teacher, run = job.model, job.data, job.options, job.teacher, job.run
         path = None if run.checkpoint_path is None else Path(run.checkpoint_path)
         self._model, self._data, self._options, self._loader = model, data, options, loader

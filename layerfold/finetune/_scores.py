@@ -20,11 +20,12 @@ from layerfold.finetune._processes import sum_over_processes
 from layerfold.modules import public_call
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What ``evaluate_network`` found.
+    """Scores of a network, as ``evaluate_network`` returns them.
 
     Attributes:
         accuracy_pct: top-1 accuracy, 0..100; None for images without labels.
@@ -47,15 +48,15 @@ def evaluate_network(
     images: Batches | Dataset[Any],
     *,
     teacher: nn.Module | Tensor | None = None,
-    batch_size: int = 256,
+    batch_size: int = _BATCH,
 ) -> Scores:
     """Score a network in eval mode; its modes are put back afterwards.
 
     Args:
         model: images [batch, channels, height, width] to logits [batch, classes]; stays where it is.
         images: batches of (images, labels), or a Dataset (a split of ``ImageData``) to take batches from.
-        teacher: compare with this network, or with its logits [images, classes] over the same images in the same
-            order (``predict_logits``), which saves running it again. Without labels that is all that is scored.
+        teacher: compare with this network, or with its logits [images, classes], in eval mode, over the same images in
+            the same order, which saves running it again. Without labels that is all that is scored.
         batch_size: of the batches taken from a Dataset.
 
     Raises:
@@ -113,18 +114,7 @@ def evaluate_network(
     )
 
 
-def predict_logits(model: nn.Module, images: Batches | Dataset[Any], *, batch_size: int = 256) -> Tensor:
-    """Return the logits [images, classes] of a network in eval mode, on the CPU; its modes are put back."""
-    device = device_of(model)
-    with modes_kept(model), torch.no_grad():
-        model.eval()
-        found = [_logits(model, channels_last(batch.to(device))).cpu() for batch, _ in _batches(images, batch_size)]
-    return torch.cat(found)
-
-
-def evaluate_together(
-    model: nn.Module, split: Split, accelerator: Any, *, teacher: nn.Module | None = None, batch_size: int = 256
-) -> Scores:
+def evaluate_together(model: nn.Module, split: Split, accelerator: Any, *, teacher: nn.Module | None = None) -> Scores:
     """Score a network on a split, the images shared out among all processes; each returns the same scores.
 
     Args:
@@ -132,10 +122,10 @@ def evaluate_together(
     """
     share = Share(accelerator.process_index, accelerator.num_processes)
     if share.number == 1:
-        return evaluate_network(model, split, teacher=teacher, batch_size=batch_size)
+        return evaluate_network(model, split, teacher=teacher)
     sums = [0.0, 0.0, 0.0]
-    if share.rows(min(batch_size, len(split))):
-        batches = BatchLoader(split, batch_size).starting_at(0, share)
+    if share.rows(min(_BATCH, len(split))):
+        batches = BatchLoader(split, _BATCH).starting_at(0, share)
         found = evaluate_network(model, batches, teacher=teacher)
         means = (found.accuracy_pct, found.loss) if teacher is None else (found.agreement_pct, found.divergence)
         sums = [*((mean or 0.0) * found.num_images for mean in means), found.num_images]

@@ -19,7 +19,7 @@ from layerfold.finetune._memory import memory_errors_named
 from layerfold.finetune._modes import modes_kept
 from layerfold.finetune._processes import open_accelerator, send_to_all
 from layerfold.finetune._report import FinetuneReport
-from layerfold.finetune._run import Job, Run
+from layerfold.finetune._run import Run, TrainingJob
 from layerfold.finetune._trainable import check_trainable
 from layerfold.graph.fading import fade_to, fading_activations, remove_fading
 from layerfold.modules import public_call
@@ -182,7 +182,7 @@ def train_network(
             stack.enter_context(modes_kept(teacher))
             teacher.eval()
             send_to_all(teacher, accelerator)
-        job = Job(
+        job = TrainingJob(
             model=model,
             data=data,
             options=options,

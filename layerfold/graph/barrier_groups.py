@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerfold.graph.description import Barrier, Chain
-from layerfold.graph.gates import Gate, find_gates, gated_blocks
 from layerfold.graph.network import Network
+from layerfold.graph.squeeze_excitation import (
+    SqueezeExcitation,
+    blocks_with_squeeze_excitation,
+    find_squeeze_excitations,
+)
 
-GATE = "squeeze-and-excitation"
-GATE_REASON = "multiplies a feature map by what it computes from all of it, which is not linear"
+SE_LABEL = "squeeze-and-excitation"
+SE_REASON = "multiplies a feature map by what it computes from all of it, which is not linear"
 _LABELS = {  # where the plain words of a kind are not what one would say
     "cat": "concatenation",
     "concat": "concatenation",
@@ -39,7 +43,7 @@ class BarrierGroup:
 
     label: str
     reason: str
-    items: tuple[Barrier | Gate, ...]
+    items: tuple[Barrier | SqueezeExcitation, ...]
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -49,9 +53,11 @@ class BarrierGroup:
 
 def group_barriers(net: Network) -> tuple[BarrierGroup, ...]:
     """Return the barriers by label and reason, the most frequent first; a squeeze-and-excitation gate is one item."""
-    gates = find_gates(net)
+    gates = find_squeeze_excitations(net)
     inside = {id(barrier) for gate in gates for barrier in gate.barriers}
-    groups: dict[tuple[str, str], list[Barrier | Gate]] = {(GATE, GATE_REASON): list(gates)} if gates else {}
+    groups: dict[tuple[str, str], list[Barrier | SqueezeExcitation]] = (
+        {(SE_LABEL, SE_REASON): list(gates)} if gates else {}
+    )
     for barrier in net.barriers:
         if id(barrier) not in inside:
             groups.setdefault((plain_kind(barrier.kind), barrier.reason), []).append(barrier)
@@ -68,24 +74,26 @@ def why_not_more(net: Network) -> str:
     last = max((chain.end for chain in net.chains), default=0)
     for group in group_barriers(net):
         count = sum(0 < item.after < last for item in group.items)
-        if group.label == GATE:
-            blocks = gated_blocks(net, find_gates(net))
-            parts.insert(0, f"{blocks[0]} of {blocks[1]} blocks end at {GATE}" if blocks else f"{count} × {GATE}")
+        if group.label == SE_LABEL:
+            blocks = blocks_with_squeeze_excitation(net, find_squeeze_excitations(net))
+            parts.insert(
+                0, f"{blocks[0]} of {blocks[1]} blocks end at {SE_LABEL}" if blocks else f"{count} × {SE_LABEL}"
+            )
         elif count:
             parts.append(f"{count} × {group.label}")
     return ", ".join(parts[:4]) + (", ..." if len(parts) > 4 else "")
 
 
-def items_before_chains(net: Network, chains: Sequence[Chain]) -> list[tuple[Barrier | Gate, ...]]:
+def items_before_chains(net: Network, chains: Sequence[Chain]) -> list[tuple[Barrier | SqueezeExcitation, ...]]:
     """Return the barriers and gates that stand before each of ``chains``, and as a last item those behind them all.
 
     Args:
         chains: the network's chains, those inside gates left out.
     """
-    gates = find_gates(net)
+    gates = find_squeeze_excitations(net)
     gate_of = {id(gate.barriers[-1]): gate for gate in gates}
     hidden = {id(barrier) for gate in gates for barrier in gate.barriers[:-1]}
-    found: list[list[Barrier | Gate]] = [[] for _ in range(len(chains) + 1)]
+    found: list[list[Barrier | SqueezeExcitation]] = [[] for _ in range(len(chains) + 1)]
     for barrier in net.barriers:
         if id(barrier) not in hidden:
             item = gate_of.get(id(barrier), barrier)
@@ -93,9 +101,9 @@ def items_before_chains(net: Network, chains: Sequence[Chain]) -> list[tuple[Bar
     return [tuple(items) for items in found]
 
 
-def item_label(item: Barrier | Gate) -> str:
+def item_label(item: Barrier | SqueezeExcitation) -> str:
     """Return what a barrier or gate is, in plain words."""
-    return GATE if isinstance(item, Gate) else plain_kind(item.kind)
+    return SE_LABEL if isinstance(item, SqueezeExcitation) else plain_kind(item.kind)
 
 
 def plain_kind(kind: str) -> str:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from layerfold.errors import SolutionError
 from layerfold.graph.description import Chain, Description, Residual, Segment
 from layerfold.graph.dropping import SegmentSteps, segment_steps
 from layerfold.graph.footprint import Footprint
 from layerfold.graph.specs import ConvSpec
+from layerfold.tables.levers import DROP, Change
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRules:
+    """Which segments are candidates; see :meth:`Network.candidates`."""
+
+    stop_at_strides: bool = False
+    max_kernel: int = 15
+    max_growth: float | None = None
+    layer_norms: Mapping[int, float] | None = None
 
 
 def crosses(start: int, end: int, residual: Residual) -> bool:
@@ -49,7 +61,22 @@ def merged_segment(net: Description, start: int, end: int, dropped: Collection[i
         activation=last.activation,
         open_residuals=tuple(r for r in net.residuals if r.dst == end and r.src < start),
         dropped=lost,
+        variant=_variant(net, start, end, lost),
     )
+
+
+def _variant(net: Description, start: int, end: int, lost: Collection[int]) -> Change | None:
+    """Return what a lever changed of a segment's layers; None where they are the original's, or some are dropped."""
+    layers = [layer for layer in net.layers[start:end] if layer.variant]
+    if not layers:
+        return None
+    words = sorted({layer.variant for layer in layers} | ({DROP} if lost else set()))
+    if len(words) > 1:
+        raise SolutionError(
+            f"segment ({start}, {end}): changed by {' and '.join(words)}, expected one lever for each segment; stop "
+            "merging between them"
+        )
+    return Change(words[0], tuple(layer.index for layer in layers))
 
 
 def _merged_conv(net: Description, parts: SegmentSteps, channels: int) -> ConvSpec:
@@ -70,18 +97,16 @@ def _merged_conv(net: Description, parts: SegmentSteps, channels: int) -> ConvSp
     return prints[-1].conv(channels)
 
 
-def list_candidates(
-    net: Description, *, stop_at_strides: bool, max_kernel: int, max_growth: float | None
-) -> list[Segment]:
-    """See :meth:`Network.candidates`."""
+def list_candidates(net: Description, rules: CandidateRules) -> list[Segment]:
+    """Return every segment of all its layers that may be merged, by (start, end)."""
     found = []
     for chain in net.chains:
         for start in range(chain.start, chain.end):
-            for end in range(start + 1, furthest_end(net, chain, start, stop_at_strides) + 1):
+            for end in range(start + 1, furthest_end(net, chain, start, rules.stop_at_strides) + 1):
                 if any(crosses(start, end, residual) for residual in net.residuals):
                     continue
                 segment = merged_segment(net, start, end)
-                if segment.num_layers == 1 or _is_small_enough(net, segment, max_kernel, max_growth):
+                if segment.num_layers == 1 or _is_small_enough(net, segment, rules):
                     found.append(segment)
     return found
 
@@ -99,10 +124,10 @@ def furthest_end(net: Description, chain: Chain, start: int, stop_at_strides: bo
     return chain.end
 
 
-def _is_small_enough(net: Description, segment: Segment, max_kernel: int, max_growth: float | None) -> bool:
-    if max(segment.conv.kernel_size) > max_kernel:
+def _is_small_enough(net: Description, segment: Segment, rules: CandidateRules) -> bool:
+    if max(segment.conv.kernel_size) > rules.max_kernel:
         return False
-    if max_growth is None:
+    if rules.max_growth is None:
         return True
     replaced = sum(merged_segment(net, m - 1, m).macs for m in range(segment.start + 1, segment.end + 1))
-    return segment.macs <= max_growth * replaced
+    return segment.macs <= rules.max_growth * replaced

@@ -14,6 +14,7 @@ from typing import Any
 from layerfold.errors import SolutionError
 from layerfold.graph.specs import ActivationSpec, ConvSpec, Kind, Shape
 from layerfold.tables.kernel import IDENTITY, SegmentKey, kernel_text
+from layerfold.tables.levers import DROP, Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Layer:
         norm: qualified name of the norm module folded into it, or None.
         activation: what stands in the slot at position ``index``, or None for an empty slot.
         input_shape, output_shape: (channels, height, width) at the traced input.
+        variant: the word of the lever that changed it; empty in the original.
 
     Example:
         >>> first = net.layers[0]
@@ -47,10 +49,15 @@ class Layer:
     activation: ActivationSpec | None
     input_shape: Shape
     output_shape: Shape
+    variant: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its fields; ``variant`` only if it has one, so that files and hashes of unchanged networks stay."""
+        return {name: value for name, value in asdict(self).items() if value != "" or name != "variant"}
 
     @property
     def kind(self) -> Kind:
-        """How the layer is computed where it stands alone; ``conv`` for nearly all."""
+        """Operation that computes the layer where it stands alone; ``conv`` for nearly all."""
         return self.conv.kind
 
 
@@ -134,6 +141,7 @@ class Segment:
             behind the merged conv, with their shortcut convs.
         dropped: layers of it that are left out; where that is every one, ``conv`` is of kind ``identity``, unless a
             shortcut conv is left of a residual.
+        variant: what a lever but ``drop`` changed of its layers; None for nothing.
 
     Example:
         >>> segment = net.segment(1, 3)
@@ -151,6 +159,12 @@ class Segment:
     activation: ActivationSpec | None = None
     open_residuals: tuple[Residual, ...] = ()
     dropped: tuple[int, ...] = ()
+    variant: Change | None = None
+
+    @property
+    def change(self) -> Change | None:
+        """What a lever changed of its layers, dropped ones included; None for nothing."""
+        return Change(DROP, self.dropped) if self.dropped else self.variant
 
     @property
     def num_layers(self) -> int:
@@ -164,7 +178,7 @@ class Segment:
     @property
     def is_changed(self) -> bool:
         """Whether it is anything else than one layer as it stands."""
-        return self.num_layers > 1 or bool(self.dropped)
+        return self.num_layers > 1 or self.change is not None
 
     @property
     def is_identity(self) -> bool:
@@ -187,18 +201,19 @@ class Segment:
         if self.is_identity:
             return IDENTITY
         conv = self.conv
-        return kernel_text(
+        text = kernel_text(
             conv.kernel_size,
             stride=conv.stride,
             dilation=conv.dilation,
             groups=conv.groups,
             is_depthwise=conv.is_depthwise,
         )
+        return text if self.variant is None else f"{text} +{self.variant.word}"
 
     @property
     def key(self) -> SegmentKey:
-        """What tables know it by: (start, end), and its merged kernel where layers are dropped."""
-        return (self.start, self.end, self.merged) if self.dropped else (self.start, self.end)
+        """Key in tables: (start, end), and its merged kernel where layers are changed."""
+        return (self.start, self.end) if self.change is None else (self.start, self.end, self.merged)
 
     @property
     def macs(self) -> int:
@@ -210,17 +225,18 @@ class Segment:
 
     @property
     def signature(self) -> str:
-        """What decides the segment's latency; equal signatures are measured once (docs/design.md)."""
+        """Text of all that decides the segment's latency; equal signatures are measured once (docs/design.md)."""
         parts = [_shape_text(self.input_shape), _conv_text(self.conv), f"act:{self.activation or 'none'}"]
         for residual in self.open_residuals:
             convs = "+".join(_conv_text(conv) for conv in residual.shortcut) or "identity"
             parts.append(f"add:{_shape_text(residual.source_shape)}:{convs}")
+        parts += [] if self.variant is None else [f"change:{self.variant.word}"]
         return " ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a traced network consists of.
+    """Parts of a traced network.
 
     Attributes:
         name: the model's class name.
@@ -267,6 +283,7 @@ class Description:
         plain = asdict(replace(self, graph=None))
         for name in ("name", "notes"):
             plain.pop(name)
+        plain["layers"] = [layer.to_json() for layer in self.layers]
         plain["input_shapes"] = [shape[1:] for shape in self.input_shapes]  # any batch size will do
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 

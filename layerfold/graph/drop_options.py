@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from layerfold.graph.candidates import crosses, furthest_end, merged_segment
+from layerfold.graph.candidates import CandidateRules, crosses, furthest_end, merged_segment
 from layerfold.graph.description import Chain, Description, Segment
 from layerfold.graph.dropping import gone_branches, keeps_shape
 from layerfold.graph.footprint import Footprint
@@ -46,29 +46,21 @@ _Way = tuple[float, tuple[int, ...]]
 """(summed norm, dropped layers, rising)"""
 
 
-def list_drop_options(
-    net: Description,
-    layer_norms: Mapping[int, float],
-    *,
-    stop_at_strides: bool,
-    max_kernel: int,
-    max_growth: float | None,
-) -> list[Segment]:
+def list_drop_options(net: Description, rules: CandidateRules, layer_norms: Mapping[int, float]) -> list[Segment]:
     """Return the options in which layers are dropped, by (start, end) and merged kernel.
 
     Args:
         net: the network.
+        rules: its growth is that of merged multiply-adds over those of the layers that stay.
         layer_norms: layer to L1 norm; a layer without one counts as 0.
-        stop_at_strides, max_kernel: as of :meth:`Network.candidates`.
-        max_growth: largest ratio of merged multiply-adds to those of the layers that stay; None for no limit.
     """
     found: list[Segment] = []
     for chain in net.chains:
         for start in range(chain.start, chain.end):
-            last = furthest_end(net, chain, start, stop_at_strides)
-            for end, ways in _ways_from(net, chain, start, last, layer_norms, max_kernel):
+            last = furthest_end(net, chain, start, rules.stop_at_strides)
+            for end, ways in _ways_from(net, chain, start, last, layer_norms, rules.max_kernel):
                 best = [segment for _, segment in _best_of_each_kernel(net, start, end, layer_norms, ways).values()]
-                options = [each for each in best if each.dropped and _is_worthwhile(net, each, max_kernel, max_growth)]
+                options = [each for each in best if each.dropped and _is_worthwhile(net, each, rules)]
                 found += sorted(options, key=lambda each: (each.is_identity, -max(each.conv.kernel_size), each.merged))
     return found
 
@@ -85,13 +77,13 @@ def _best_of_each_kernel(
     return best
 
 
-def _is_worthwhile(net: Description, segment: Segment, max_kernel: int, max_growth: float | None) -> bool:
-    if max(segment.conv.kernel_size) > max_kernel or _has_free_edge(net, segment):
+def _is_worthwhile(net: Description, segment: Segment, rules: CandidateRules) -> bool:
+    if max(segment.conv.kernel_size) > rules.max_kernel or _has_free_edge(net, segment):
         return False
-    if max_growth is None or segment.is_identity:
+    if rules.max_growth is None or segment.is_identity:
         return True
     stays = sum(merged_segment(net, index - 1, index).macs for index in segment.kept)
-    return segment.macs <= max_growth * stays or len(segment.kept) <= 1
+    return segment.macs <= rules.max_growth * stays or len(segment.kept) <= 1
 
 
 def _has_free_edge(net: Description, segment: Segment) -> bool:

@@ -16,7 +16,7 @@ from layerfold.graph.specs import ConvSpec, Pair
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a linear map reads.
+    """Inputs that a linear map reads.
 
     Attributes:
         low, high: first and last input offset read by output pixel 0, (height, width).

@@ -60,7 +60,7 @@ _OF_KIND = frozenset(
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a value.
+    """Known facts of a value.
 
     Attributes:
         value: on the example input.

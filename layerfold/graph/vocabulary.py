@@ -21,7 +21,7 @@ from layerfold.graph.weights import derives_weight, has_other_hooks, pads_to_sam
 
 
 class Role(enum.Enum):
-    """What a node is to a chain."""
+    """Role of a node in a chain."""
 
     CONV = "conv"
     NORM = "norm"

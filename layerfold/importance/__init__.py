@@ -13,22 +13,18 @@ from layerfold.importance.estimators import Estimator, EstimatorBase, Training, 
 from layerfold.importance.finalists import FinalistScores
 from layerfold.importance.journal import remove_journal
 from layerfold.importance.requests import Request, list_requests
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.subject import Subject
 from layerfold.importance.wholes import WholeScores
-from layerfold.options.importance import ADAPTIVE, AUTO, METHODS, SCORES, Refinement
+from layerfold.options.importance import Refinement
 
 __all__ = [
-    "ADAPTIVE",
-    "AUTO",
-    "METHODS",
-    "SCORES",
     "Estimator",
     "EstimatorBase",
     "FinalistScores",
     "Refinement",
     "Request",
-    "Scores",
+    "ScoresByName",
     "Subject",
     "Training",
     "WholeScores",

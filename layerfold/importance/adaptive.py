@@ -21,7 +21,7 @@ from layerfold.importance.requests import Request
 from layerfold.options import Refinement
 from layerfold.progress import progress_bar
 from layerfold.solver import Frontier, Solution, entries_behind, solve_frontier
-from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyTable, Provenance
+from layerfold.tables import ImportanceTable, LatencyTable, Provenance
 
 Values = dict[Request, float]
 _NUM_PLANS = 12
@@ -63,7 +63,7 @@ def estimate_adaptively(
         return {each: filling.importance(each) for each in wanted}
 
     def table_of(values: Mapping[Request, float]) -> ImportanceTable:
-        rows = [_row(each, values.get(each, 0.0)) for each in requests]
+        rows = [each.entry(values.get(each, 0.0)) for each in requests]
         return ImportanceTable(rows, provenance=provenance)
 
     coarse = fill(cheap, f"importance: {how.start_with}", asked)
@@ -80,7 +80,7 @@ def estimate_adaptively(
     rows = [
         replace(entry, extra={**entry.extra, "refined": float(each in refined), how.start_with: coarse.get(each, 0.0)})
         for each in requests
-        for entry in [expensive.entry(each) if each in refined else _row(each, values.get(each, 0.0))]
+        for entry in [expensive.entry(each) if each in refined else each.entry(values.get(each, 0.0))]
     ]
     options = {
         **provenance.options,
@@ -98,7 +98,7 @@ def estimate_adaptively(
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What refining took.
+    """Cost of refining.
 
     Attributes:
         rounds: how often the frontier was solved.
@@ -199,15 +199,3 @@ def _behind(
 ) -> list[Request]:
     by_key = {request.key: request for request in requests}
     return [by_key[row.key] for row in entries_behind(plan, table, chains, end_acts) if row.key in by_key]
-
-
-def _row(request: Request, importance: float) -> ImportanceEntry:
-    return ImportanceEntry(
-        start=request.start,
-        end=request.end,
-        start_act=request.start_act,
-        end_act=request.end_act,
-        importance=importance,
-        merged=request.merged,
-        kept=request.kept,
-    )

@@ -21,15 +21,16 @@ from layerfold.importance.estimators import ESTIMATORS, Estimator, Training
 from layerfold.importance.estimators.shared import train_together
 from layerfold.importance.journal import Estimate
 from layerfold.importance.requests import NOTHING, Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.sharing import WeightsFile
 from layerfold.importance.subject import Subject
 from layerfold.options import ImportanceOptions
+from layerfold.tables.levers import lever_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a worker is asked: by which method, and of which entry.
+    """Question to a worker: by which method, and of which entry.
 
     Attributes:
         method, training: which estimator.
@@ -48,13 +49,13 @@ class Question:
         of = self.request
         if of == NOTHING:
             return "the original network, trained alike"
-        dropped = f" without {','.join(map(str, of.dropped))}" if of.dropped else ""
-        return f"entry ({of.start}, {of.end}){dropped}, method {self.method}"
+        changed = "" if of.change is None else f" {lever_of(of.change.word).phrase(of.change)}"
+        return f"entry ({of.start}, {of.end}){changed}, method {self.method}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What a worker is to train once for all entries.
+    """Training that a worker does once for all entries.
 
     Attributes:
         training: how.
@@ -73,7 +74,7 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a lesson gave: parameters by name, and the seconds that it took."""
+    """Result of a lesson: parameters by name, and the seconds that it took."""
 
     weights: dict[str, Tensor]
     seconds: float
@@ -188,7 +189,7 @@ class Witness:
         return self._subjects[key]
 
 
-def _checked(scores: object, method: str) -> Scores:
+def _checked(scores: object, method: str) -> ScoresByName:
     """Return what an estimator answered, which may be of another package, if it is scores.
 
     Raises:
@@ -204,7 +205,7 @@ def _checked(scores: object, method: str) -> Scores:
     )
 
 
-def _finite(scores: Scores) -> Scores:
+def _finite(scores: ScoresByName) -> ScoresByName:
     """Return scores that are numbers: others would spoil the table, and stay in the journal."""
     for name, value in scores.items():
         if not math.isfinite(value):

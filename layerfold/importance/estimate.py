@@ -286,8 +286,8 @@ def _worth_estimating(
     segments = list(candidates) if candidates is not None else _candidates(net, latency)
     if latency is None:
         return segments, ()
-    useful: set[SegmentKey] = {*latency.useful_segments(), *latency.useful_drops()}
-    left_out = sorted((s.start, s.end) for s in segments if not s.dropped and s.key not in useful)
+    useful: set[SegmentKey] = {*latency.useful_segments(), *latency.useful_changes()}
+    left_out = sorted((s.start, s.end) for s in segments if s.change is None and s.key not in useful)
     return [segment for segment in segments if segment.key in useful], tuple(left_out)
 
 
@@ -303,6 +303,8 @@ def _candidates(net: Network, latency: LatencyTable | None) -> list[Segment]:
     if latency is None:
         return net.candidates()
     # A published table that does not say which layers stay has nothing to estimate where some are dropped.
+    known = [entry for entry in latency.entries if entry.change is None or entry.change.layers is not None]
     return [
-        net.segment(entry.start, entry.end, entry.dropped) for entry in latency.entries if entry.dropped is not None
+        net.changed([] if each.change is None else [each.change]).segment(each.start, each.end, each.dropped or ())
+        for each in known
     ]

@@ -16,7 +16,7 @@ from layerfold.importance.estimators import ESTIMATORS, Training
 from layerfold.importance.journal import Estimate, Journal, checkpoint_beside, weights_beside
 from layerfold.importance.recovery import lasting_share
 from layerfold.importance.requests import NOTHING, TOGETHER, Request, entries_hash
-from layerfold.importance.scores import Scores, change_of, column_of, importance_of
+from layerfold.importance.scores import ScoresByName, change_of, column_of, importance_from_change
 from layerfold.importance.sharing import WeightsFile
 from layerfold.options.importance import SCORES
 from layerfold.tables import ImportanceEntry
@@ -26,7 +26,7 @@ _EXTRA = ("agreement", "kl")
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the methods that fill one table share.
+    """Task that the methods which fill one table share.
 
     Attributes:
         net: the network.
@@ -50,7 +50,7 @@ class Work:
 
 
 class Filling:
-    """What a method says of a network's entries.
+    """Answers of a method to a network's entries.
 
     Args:
         work: what is asked, and who answers.
@@ -102,20 +102,20 @@ class Filling:
         return self._pool.share(WeightsFile, str(file.path))
 
     @cached_property
-    def _untrained(self) -> Scores:
+    def _untrained(self) -> ScoresByName:
         """What the original scores as it is, where the entries are estimated."""
         ((_, estimate),) = self._pool.map_unordered([[self._question(None)]])
-        scores: Scores = estimate.scores
+        scores: ScoresByName = estimate.scores
         return scores
 
     @property
     def seconds(self) -> float:
-        """What the estimates took, those of earlier runs included."""
+        """Seconds that the estimates took, those of earlier runs included."""
         return self._journal.seconds
 
     @property
-    def original(self) -> Scores:
-        """What changes are relative to: the original's scores, after the same training if changed networks get one.
+    def original(self) -> ScoresByName:
+        """Scores that changes are relative to: the original's, after the same training if changed networks get one.
 
         Otherwise every merge would seem to gain what any further training gains. (Appendix B of the paper takes that
         off as the mean importance of single layers, which it trains too.)
@@ -150,26 +150,20 @@ class Filling:
 
     def importance(self, request: Request) -> float:
         """Return the importance of an entry by the score; 0 where the entry was not estimated."""
-        importance = importance_of(self._change(request), self._score)
+        importance = importance_from_change(self._change(request), self._score)
         return importance * lasting_share(self._net, request) if self._kind.looks_ahead else importance
 
     def entry(self, request: Request) -> ImportanceEntry:
         """Return a row of the table: what was estimated, or no change."""
         change = self._change(request)
-        return ImportanceEntry(
-            start=request.start,
-            end=request.end,
-            start_act=request.start_act,
-            end_act=request.end_act,
-            importance=self.importance(request),
+        return request.entry(
+            self.importance(request),
             val_loss=change.get("val_loss"),
             val_acc=change.get("val_acc"),
             extra={name: change[name] for name in _EXTRA if name in change},
-            merged=request.merged,
-            kept=request.kept,
         )
 
-    def _change(self, request: Request) -> Scores:
+    def _change(self, request: Request) -> ScoresByName:
         original = self.original
         estimate = self._journal.get(request)
         return change_of(original if estimate is None else estimate.scores, original)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 from layerfold.errors import LayerfoldError, UsageError, WriteError
 from layerfold.files import Finite, JsonObject, parse_json, read_bytes, write_text
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.tables import ImportanceTable
 
 _SCHEMA = 3
@@ -42,7 +42,7 @@ class Estimate:
         seconds: that it took.
     """
 
-    scores: Scores
+    scores: ScoresByName
     seconds: float
 
 
@@ -103,7 +103,7 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """What all the estimates took."""
+        """Seconds that all the estimates took."""
         return sum(estimate.seconds for estimate in self._done.values())
 
 
@@ -126,7 +126,7 @@ def _lines_of(path: Path) -> list[bytes]:
 def _line(request: Request, estimate: Estimate) -> str:
     # Floats, as they are read back: an integer would have another text, and so another hash.
     scores = {name: float(value) for name, value in estimate.scores.items()}
-    content = {"entry": asdict(request), "scores": scores, "seconds": float(estimate.seconds)}
+    content = {"entry": request.to_json(), "scores": scores, "seconds": float(estimate.seconds)}
     return json.dumps({**content, "check": _check(content)}) + "\n"
 
 
@@ -140,7 +140,7 @@ def _read_line(line: bytes, *, needs_check: bool) -> tuple[Request, Estimate] | 
         found = parse_json(line, _Line, source="line")
     except UsageError:
         return None
-    content = {"entry": asdict(found.entry), "scores": found.scores, "seconds": found.seconds}
+    content = {"entry": found.entry.to_json(), "scores": found.scores, "seconds": found.seconds}
     if (needs_check or found.check is not None) and found.check != _check(content):
         return None
     return found.entry, Estimate(found.scores, found.seconds)

@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from layerfold.graph import Network, Segment
-from layerfold.tables.importance import Key
+from layerfold.tables.importance import ImportanceEntry, Key
+from layerfold.tables.levers import DROP, Change
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -18,8 +20,9 @@ class Request:
     Attributes:
         start, end: positions.
         start_act, end_act: 1 if the slot there holds an activation.
-        dropped, merged: layers of it that are left out, rising, and the kernel that the others merge into; empty where
-            all stay.
+        dropped: layers of it that are left out, rising.
+        merged: where a lever changes layers, the kernel that they merge into; else empty.
+        variant, layers: the word of a lever but ``drop``, and the layers that it changes, rising; else empty.
     """
 
     start: int
@@ -28,25 +31,45 @@ class Request:
     end_act: int
     dropped: tuple[int, ...] = ()
     merged: str = ""
+    variant: str = ""
+    layers: tuple[int, ...] = ()
 
     @property
-    def kept(self) -> tuple[int, ...] | None:
-        """The layers that stay; None for every one."""
-        if not self.dropped:
-            return None
-        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.dropped)
+    def change(self) -> Change | None:
+        """What a lever changes of its layers, dropped ones included; None for nothing."""
+        if self.variant:
+            return Change(self.variant, self.layers)
+        return Change(DROP, self.dropped) if self.dropped else None
 
     @property
     def key(self) -> Key:
-        """What importance tables know the entry by."""
+        """Key of the entry in importance tables."""
         states = self.start, self.end, self.start_act, self.end_act
-        return (*states, self.merged) if self.dropped else states
+        return states if self.change is None else (*states, self.merged)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its fields; those that only some levers have where they are not empty."""
+        found = asdict(self)
+        return found if self.variant else {name: found[name] for name in found if name not in ("variant", "layers")}
+
+    def entry(self, importance: float, **scores: Any) -> ImportanceEntry:
+        """Return the row of the table that answers the request; ``scores`` are further fields of it."""
+        return ImportanceEntry(
+            start=self.start,
+            end=self.end,
+            start_act=self.start_act,
+            end_act=self.end_act,
+            importance=importance,
+            merged=self.merged,
+            change=self.change,
+            **scores,
+        )
 
     def changes_nothing(self, net: Network) -> bool:
         """Say whether the entry describes the original network: its importance is 0 without measuring."""
         return (
             self.end - self.start == 1
-            and not self.dropped
+            and self.change is None
             and self.start_act == _original_state(net, self.start, self.end)
             and self.end_act == int(net.has_activation(self.end))
             and not any(r.src == self.start and r.dst == self.end for r in net.residuals)
@@ -73,7 +96,7 @@ TOGETHER = Request(start=0, end=0, start_act=0, end_act=0)
 
 def entries_hash(requests: Iterable[Request]) -> str:
     """Return a hash of entries, in their order."""
-    return hashlib.sha256(json.dumps([asdict(each) for each in requests]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([each.to_json() for each in requests]).encode()).hexdigest()[:16]
 
 
 def list_requests(net: Network, segments: Iterable[Segment], *, fill_slots: bool) -> list[Request]:
@@ -99,7 +122,9 @@ def list_requests(net: Network, segments: Iterable[Segment], *, fill_slots: bool
                 start_act=a,
                 end_act=b,
                 dropped=segment.dropped,
-                merged=segment.merged if segment.dropped else "",
+                merged=segment.merged if segment.change is not None else "",
+                variant="" if segment.variant is None else segment.variant.word,
+                layers=() if segment.variant is None else segment.variant.layers or (),
             )
             for a in starts
             for b in ends

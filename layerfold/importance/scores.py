@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-Scores = dict[str, float]
+ScoresByName = dict[str, float]
 """``val_acc`` and ``agreement`` (percent), ``val_loss`` and ``kl`` (nats); an estimator may know only some."""
 
 _COLUMNS = {
@@ -19,7 +19,7 @@ _COLUMNS = {
 NEED_LABELS = ("accuracy", "loss")
 
 
-def score_logits(logits: Tensor, expected: Tensor, labels: Tensor | None) -> Scores:
+def score_logits(logits: Tensor, expected: Tensor, labels: Tensor | None) -> ScoresByName:
     """Score a network's answers.
 
     Args:
@@ -48,18 +48,18 @@ def score_logits(logits: Tensor, expected: Tensor, labels: Tensor | None) -> Sco
     }
 
 
-def change_of(scores: Mapping[str, float], original: Mapping[str, float]) -> Scores:
+def change_of(scores: Mapping[str, float], original: Mapping[str, float]) -> ScoresByName:
     """Return what each score that is known of both has changed by."""
     # Rounded, so that shares of the same few images that are equal stay equal: sums of noise at 1e-15 are no order.
     return {name: round(value - original[name], 9) for name, value in scores.items() if name in original}
 
 
-def importance_of(change: Mapping[str, float], score: str) -> float:
+def importance_from_change(change: Mapping[str, float], score: str) -> float:
     """Return the importance by one of ``SCORES``: points, or nats negated; higher is better."""
     column, sign = _COLUMNS[score]
     return sign * change[column]
 
 
 def column_of(score: str) -> str:
-    """Return the name in ``Scores`` of what ``score`` is about."""
+    """Return the name in ``ScoresByName`` of what ``score`` is about."""
     return _COLUMNS[score][0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,18 +14,18 @@ from layerfold.finetune import averaging_batch_norm, check_device, check_labels,
 from layerfold.graph import Network
 from layerfold.graph.copying import copy_module
 from layerfold.graph.functional import make_out_of_place
-from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores, score_logits
+from layerfold.importance.requests import NOTHING, Request
+from layerfold.importance.scores import ScoresByName, score_logits
 from layerfold.importance.sharing import share_parameters
-from layerfold.importance.suffix import FeatureBank, crossing_names, record_shapes, shared_names, split_suffix
+from layerfold.importance.suffix import FeatureBank, crossing_names, shared_names, split_suffix, take_over_shapes
 from layerfold.merge import build_train_form, merge_network
 from layerfold.options import ImportanceOptions
-from layerfold.solver import Solution
+from layerfold.solver import Solution, SolutionSegment
 
 
 @dataclass(frozen=True)
 class Suffix:
-    """What of a changed network lies behind the change, with the feature maps that reach it.
+    """Part of a changed network behind the change, with the feature maps that reach it.
 
     Attributes:
         network: takes each tuple of the two lists; shares its parts with the changed network.
@@ -81,10 +81,10 @@ class Subject:
             self._model.load_state_dict(dict(weights), strict=False)
         if is_recalibrated:
             recalibrate_batch_norm(self._model, [x for x, _ in drawn])
-        self.original_form = self._form(net.original_act_pos, range(1, len(net.layers) + 1))
+        self.original_form = self._form(NOTHING)
         for module in self.original_form.modules():
             make_out_of_place(module)  # feature maps are kept
-        record_shapes(net, self.original_form)
+        take_over_shapes(net, self.original_form)
         self.calibration = FeatureBank(self.original_form, [x for x, _ in drawn])
         self.calibration_labels = [y for _, y in drawn]
         self._holdout = FeatureBank(self.original_form, [x for x, _ in holdout])
@@ -104,7 +104,7 @@ class Subject:
 
     def changed_form(self, request: Request) -> fx.GraphModule:
         """Return the network that an entry stands for, in eval mode, with weights of its own."""
-        return self._form(request.act_pos(self.net), request.merge_pos(self.net), request.dropped)
+        return self._form(request)
 
     def sharing_forms(self, requests: Iterable[Request]) -> tuple[nn.Module, list[fx.GraphModule]]:
         """Return a copy of the model, and the networks that entries stand for with its very parameters.
@@ -113,9 +113,7 @@ class Subject:
         """
         owner = copy_module(self._model)
         share_parameters(owner)
-        return owner, [
-            self._form(each.act_pos(self.net), each.merge_pos(self.net), each.dropped, owner) for each in requests
-        ]
+        return owner, [self._form(each, owner) for each in requests]
 
     def behind_the_change(self, changed: fx.GraphModule) -> Suffix:
         """Cut off, in place, what a changed network shares with the original, where its feature maps fit in memory."""
@@ -125,11 +123,11 @@ class Subject:
             return Suffix(split_suffix(changed, shared), self.calibration.values(names), self._holdout.values(names))
         return Suffix(changed, self.calibration.inputs(), self._holdout.inputs())
 
-    def score(self, network: nn.Module) -> Scores:
+    def score(self, network: nn.Module) -> ScoresByName:
         """Score a network on the holdout's images."""
         return self._scores(logits_of(network, self._holdout.inputs()))
 
-    def score_solution(self, solution: Solution) -> Scores:
+    def score_solution(self, solution: Solution) -> ScoresByName:
         """Score the network of a whole plan, with BatchNorm statistics measured again.
 
         Merged, it gives the same answers up to rounding, in less time.
@@ -138,7 +136,7 @@ class Subject:
         recalibrate_batch_norm(form, self.calibration.images)
         return self.score(merge_network(form, tolerance=None))
 
-    def score_recalibrated(self, suffix: Suffix) -> Scores:
+    def score_recalibrated(self, suffix: Suffix) -> ScoresByName:
         """Measure BatchNorm statistics again, in place, and score."""
         with averaging_batch_norm(suffix.network):
             for values in suffix.calibration:
@@ -148,22 +146,18 @@ class Subject:
     def _on_device(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         return [(_channels_last(x.to(self.device)), y.to(self.device)) for x, y in batches]
 
-    def _scores(self, logits: Tensor) -> Scores:
+    def _scores(self, logits: Tensor) -> ScoresByName:
         return score_logits(logits, self._expected, self._labels)
 
-    def _form(
-        self,
-        act_pos: Iterable[int],
-        merge_pos: Iterable[int],
-        dropped: Sequence[int] = (),
-        model: nn.Module | None = None,
-    ) -> fx.GraphModule:
-        stops = tuple(merge_pos)
-        kept = [layer.index for layer in self.net.layers if layer.index not in dropped] if dropped else None
+    def _form(self, request: Request, model: nn.Module | None = None) -> fx.GraphModule:
+        stops, dropped = request.merge_pos(self.net), request.dropped
+        kept = tuple(layer.index for layer in self.net.layers if layer.index not in dropped) if dropped else None
+        changed = SolutionSegment(start=request.start, end=request.end, plan=request.variant, layers=request.layers)
         solution = Solution(
-            act_pos=tuple(p for p in act_pos if p in set(stops)),
+            act_pos=tuple(p for p in request.act_pos(self.net) if p in set(stops)),
             merge_pos=stops,
-            kept_layers=None if kept is None else tuple(kept),
+            kept_layers=kept,
+            segments=(changed,) if request.variant else (),
         )
         return build_train_form(model or self._model, self.net, solution).eval()
 

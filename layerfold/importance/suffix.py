@@ -81,7 +81,7 @@ class FeatureBank:
         return self._bytes(names) <= _MOST_BYTES
 
 
-def record_shapes(net: Network, form: fx.GraphModule) -> None:
+def take_over_shapes(net: Network, form: fx.GraphModule) -> None:
     """Give a train form of the original the shapes of the traced graph, node by node."""
     shapes = {node.name: node.meta.get("shape") for node in net.graph.graph.nodes}
     for node in form.graph.nodes:

@@ -15,7 +15,7 @@ from torch import nn
 from layerfold.data import ImageData
 from layerfold.finetune import check_answers, first_images
 from layerfold.graph import Network
-from layerfold.importance.scores import change_of, importance_of
+from layerfold.importance.scores import change_of, importance_from_change
 from layerfold.importance.subject import Subject
 from layerfold.options import ImportanceOptions
 from layerfold.solver import Solution
@@ -76,5 +76,5 @@ class WholeScores:
             SolutionError: a solution of another network.
         """
         scores = self._subject.score_solution(solution)
-        change = importance_of(change_of(scores, self._subject.original), self.score)
+        change = importance_from_change(change_of(scores, self._subject.original), self.score)
         return change if math.isfinite(change) else -math.inf

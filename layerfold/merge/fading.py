@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, cast
 
 from torch import fx, nn
 
-from layerfold.graph.dropping import dropped_layers
 from layerfold.graph.fading import FadingActivation, make_fading
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
@@ -43,6 +42,7 @@ def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: S
         >>> report.steps
         4
     """
+    net = net.changed(solution.changes)
     traced: TracedGraph = net.graph
     original = traced.on(model)
     modules = dict(original.named_modules())
@@ -67,7 +67,7 @@ def add_fading(form: fx.GraphModule, model: nn.Module, net: Network, solution: S
                 if fading is not None:
                     part.fading[str(position - part.start)] = fading.train(before)
                     found += 1
-    for segment in net.segments_of(solution.merge_pos, dropped_layers(net, solution.kept_layers)):
+    for segment in net.segments_in(solution):
         fading = None if segment.end in chain_ends else fading_at(segment.end)
         value = last_node(nodes, traced, segment.start, segment.end)
         if fading is not None and value is not None:

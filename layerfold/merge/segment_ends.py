@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from layerfold.graph.dropping import dropped_layers
 from layerfold.graph.network import Network
 from layerfold.graph.traced import TracedGraph
 
@@ -29,7 +28,7 @@ def segment_ends(form: fx.GraphModule, net: Network, solution: Solution) -> list
     mine = {node.name: node for node in form.graph.nodes}
     theirs = {node.name: node for node in traced.graph.nodes}
     pairs = []
-    for segment in net.segments_of(solution.merge_pos, dropped_layers(net, solution.kept_layers)):
+    for segment in net.segments_in(solution):
         if segment.end - segment.start > 1:
             ends = [last_node(nodes, traced, segment.start, segment.end) for nodes in (mine, theirs)]
             pairs.append((ends[0], ends[1]))

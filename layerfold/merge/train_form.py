@@ -10,8 +10,8 @@ from torch import fx, nn
 from layerfold.errors import SolutionError
 from layerfold.graph.activations import activation_at, is_repeated
 from layerfold.graph.copying import copy_module
-from layerfold.graph.description import Chain, Segment
-from layerfold.graph.dropping import SegmentSteps, Step, dropped_layers, segment_steps
+from layerfold.graph.description import Chain, Layer, Segment
+from layerfold.graph.dropping import SegmentSteps, Step, segment_steps
 from layerfold.graph.functional import make_out_of_place
 from layerfold.graph.network import Network
 from layerfold.graph.same_model import network_call
@@ -19,6 +19,7 @@ from layerfold.graph.specs import ActivationSpec, ConvSpec
 from layerfold.graph.traced import TracedGraph
 from layerfold.graph.vocabulary import make_activation
 from layerfold.merge.segment import InnerResidual, LinearLayer, TrainSegment
+from layerfold.tables.levers import DROP, lever_of
 
 if TYPE_CHECKING:
     from layerfold.solver import Solution
@@ -35,18 +36,19 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
     :func:`merge_network` of it will compute, and can be finetuned, saved and copied like any module.
 
     Layers that the solution drops are not in it: each is the identity, and where nothing of a residual's branch stays
-    only the shortcut does (``layerfold.graph.dropping``).
+    only the shortcut does (``layerfold.graph.dropping``). What other levers change stands in ``segments``; each lever
+    says what becomes of a layer's module (:mod:`layerfold.tables.levers`).
 
     Args:
         model: the model that ``net`` was traced from.
         net: its description.
-        solution: ``act_pos``, ``merge_pos`` and ``kept_layers``; a chain's end keeps what it has, whatever they say of
-            it.
+        solution: ``act_pos``, ``merge_pos``, ``kept_layers``, and in ``segments`` what levers change; a chain's end
+            keeps what it has, whatever they say of it.
 
     Raises:
         UsageError: ``net`` was traced from another model.
-        SolutionError: positions outside 1..N, a segment across a residual, a dropped layer that changes the shape, or a
-            solution of another network.
+        SolutionError: positions outside 1..N, a segment across a residual, a dropped layer that changes the shape, a
+            segment's plan that no lever builds, or a solution of another network.
 
     Example:
         >>> form = lf.build_train_form(model, net, solution)
@@ -58,7 +60,7 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
     segments = check_solution(net, solution)
     traced: TracedGraph = net.graph
     module = traced.on(model)
-    editor = _Editor(module, net, traced, frozenset(solution.act_pos))
+    editor = _Editor(module, net.changed(solution.changes), traced, frozenset(solution.act_pos))
     for chain, source in zip(net.chains, traced.inputs, strict=True):
         inside = [segment for segment in segments if chain.start <= segment.start < chain.end]
         editor.rebuild_chain(chain, source, inside)
@@ -81,7 +83,19 @@ def check_solution(net: Network, solution: Solution) -> list[Segment]:
             # 0 is the first chain's start: published files list it among the positions.
             if not 0 <= position <= len(net.layers):
                 raise SolutionError(f"{name} holds {position}; this network has positions 1..{len(net.layers)}")
-    return net.segments_of(solution.merge_pos, dropped_layers(net, solution.kept_layers))
+    found = net.segments_in(solution)
+    built = {(segment.start, segment.end, segment.variant) for segment in found}
+    for each in solution.segments:
+        if each.plan == DROP:
+            is_built = bool(solution.changes_within(each.start, each.end))
+        else:
+            is_built = each.change is None or (each.start, each.end, each.change) in built
+        if not is_built:
+            raise SolutionError(
+                f"segment ({each.start}, {each.end}): nothing is built that fits its plan {each.plan!r}: merge_pos, "
+                "kept_layers or its layers say otherwise; solve again"
+            )
+    return found
 
 
 class _Editor:
@@ -91,6 +105,18 @@ class _Editor:
         self.module, self.net, self.traced, self.act_pos = module, net, traced, act_pos
         self.nodes = {node.name: node for node in module.graph.nodes}
         self.modules = dict(module.named_modules())
+        for layer, names in zip(net.layers, traced.layers, strict=True):
+            if layer.variant:
+                self._change(layer, str(self.nodes[str(names.op)].target))
+
+    def _change(self, layer: Layer, name: str) -> None:
+        """Put what a lever makes of a layer in the place of its module."""
+        if name not in self.modules:
+            raise SolutionError(f"layer {layer.index} ({layer.name}) is no module, so {layer.variant} cannot change it")
+        made = lever_of(layer.variant).make_layer(self.modules[name], layer)
+        made.train(self.module.training)
+        self.module.set_submodule(name, made)
+        self.modules[name] = made
 
     def rebuild_chain(self, chain: Chain, source: str, segments: list[Segment]) -> None:
         """Write the chain's segments one after the other and hook the last one to the chain's readers."""

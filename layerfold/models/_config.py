@@ -18,7 +18,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """What a model says of its images, by timm's names; by default as ImageNet's are prepared.
+    """Facts that a model states of its images, by timm's names; by default as ImageNet's are prepared.
 
     Attributes:
         input_size: (channels, height, width).

@@ -179,7 +179,7 @@ def _other_source(source: str) -> str:
 
 
 class _TimmArguments(TypedDict, total=False):
-    """What timm's factory is given beside the name: what was asked for."""
+    """Arguments of timm's factory beside the name: those that were asked for."""
 
     num_classes: int
     in_chans: int

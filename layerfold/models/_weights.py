@@ -17,7 +17,7 @@ from layerfold.models._choice import Fit, choose, fits_of
 
 @dataclass(frozen=True, kw_only=True)
 class TakenWeights:
-    """Which weights of a file a module has taken.
+    """Weights of a file that a module has taken.
 
     Attributes:
         sha256: of the file.

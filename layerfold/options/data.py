@@ -11,7 +11,7 @@ MOST_ARRAY_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How images are prepared for a model, and divided into splits.
+    """Preparation of images for a model, and their division into splits.
 
     Attributes:
         mean, std: normalisation per channel, images in 0..1; None for ImageNet's.

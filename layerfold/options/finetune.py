@@ -137,7 +137,7 @@ class FinetuneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a training runs, what it keeps on the way and what it shows: nothing of it decides what is learned.
+    """Device of a training run, files that it keeps and what it shows: nothing of it decides what is learned.
 
     Attributes:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from layerfold.arguments import check_fields
 from layerfold.errors import UsageError
-from layerfold.plugins import entries_of
+from layerfold.plugins import entry_points_of
 from layerfold.settings import check_settings, setting
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class MethodNames(Sequence[str]):
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        others = sorted(name for name in entries_of("layerfold.estimators") if name not in self._known)
+        others = sorted(name for name in entry_points_of("layerfold.estimators") if name not in self._known)
         return (*self._own, *others, *self._last)
 
     @overload
@@ -54,7 +54,7 @@ SCORES = ("accuracy", "agreement", "loss", "kl")
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """How training is spent where it counts.
+    """Settings of ``adaptive``: training is spent where it counts.
 
     Attributes:
         start_with: method of the cheap estimates.
@@ -79,7 +79,7 @@ class Refinement:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceOptions:
-    """How importances are estimated, of which segments, and where.
+    """Settings of an estimate of importances: how, of which segments, and where.
 
     Attributes:
         method: ``auto``, ``shared``, ``recalibrate``, ``distill``, ``finetune``, ``taylor`` or ``adaptive``; see

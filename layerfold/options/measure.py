@@ -19,7 +19,7 @@ MEASURING: tuple[Method, ...] = get_args(Method)
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileOptions:
-    """What a latency table is to hold, how well each entry is measured, and by whom.
+    """Settings of a profile: what the table is to hold, how well each entry is measured, and by whom.
 
     Attributes:
         batch: images in one forward pass.
@@ -68,7 +68,7 @@ class ProfileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """How whole networks are measured in turns.
+    """Settings of a measurement of whole networks in turns.
 
     Attributes:
         device: a device of a backend that is named; None for its first.
@@ -95,7 +95,7 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(BenchmarkOptions):
-    """What a merged network is measured against, and how.
+    """Settings of a verification: what a merged network is measured against, and how.
 
     Attributes:
         device, threads, target, cap_s, is_patient: as of :class:`BenchmarkOptions`.
@@ -120,7 +120,7 @@ class VerifyOptions(BenchmarkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(BenchmarkOptions):
-    """How solutions are compared, and what is known of them beforehand.
+    """Settings of a comparison of solutions, and what is known of them beforehand.
 
     Attributes:
         device, threads, target, cap_s, is_patient: as of :class:`BenchmarkOptions`.

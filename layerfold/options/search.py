@@ -17,7 +17,7 @@ GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """What a search is to reach, and how it goes about it; one of ``keep``, ``budget_ms`` and ``speedup`` is given.
+    """Settings of a search: its target, which is one of ``keep``, ``budget_ms`` and ``speedup``, and the way there.
 
     Attributes:
         keep: gates that stay on, 0..number of gates, or a share of them below 1, besides those that free no merge.

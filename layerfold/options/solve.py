@@ -18,7 +18,7 @@ MOST_WHOLES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class SolveOptions:
-    """What is solved for.
+    """Settings of the solver.
 
     Attributes:
         alpha, normalise: see :func:`layerfold.extend_importance`; a solution's importance is the normalised sum.
@@ -51,7 +51,7 @@ class SolveOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions(SolveOptions):
-    """How the loop that measures plans goes about it.
+    """Settings of the loop that measures plans.
 
     Attributes:
         alpha, normalise, limits, risk, budgets_ms, epsilon, max_labels: as of :class:`SolveOptions`.
@@ -67,7 +67,7 @@ class LoopOptions(SolveOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanScores:
-    """What decides between plans that keep the budget, beside the sum of importances.
+    """Scores that decide between plans which keep the budget, beside the sum of importances.
 
     Attributes:
         score_plan: score of a plan's whole network, higher is better (:class:`layerfold.importance.WholeScores`); None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from layerfold.budget import Budget
-from layerfold.pipeline.comparison import ComparedNetwork, SolutionComparison, compare_solutions
 from layerfold.pipeline.compress import CompressResult, compress_network
 from layerfold.pipeline.options import CompressOptions
+from layerfold.pipeline.solution_comparison import ComparedNetwork, SolutionComparison, compare_solutions
 
 __all__ = [
-    "Budget",
     "ComparedNetwork",
     "CompressOptions",
     "CompressResult",

@@ -24,6 +24,7 @@ from layerfold.tables.kernel import SegmentKey
 
 _MOST_TRIALS = 24
 _FASTEST_TRIALS = 5
+_REACHABLE_CAP_S = 6.0
 _ENOUGH = 0.975
 """A plan that uses this much of the limit is not worth another verification."""
 _LEAST_SLACK = 0.02
@@ -33,7 +34,7 @@ MOST_FINALISTS = 4
 
 
 class PlanMeter(Protocol):
-    """What the loop measures with; it decides alone (:class:`layerfold.pipeline.backend_meter.BackendMeter`)."""
+    """Meter of the loop, which itself only decides (:class:`layerfold.pipeline.backend_meter.BackendMeter`)."""
 
     def time(self, plan: Plan) -> MeasuredPlan:
         """Time a plan next to the original: a second or two, with random weights."""
@@ -62,7 +63,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopResult:
-    """What came out.
+    """Result of the loop.
 
     Attributes:
         solution: the best one whose measured latency is within the budget.
@@ -195,7 +196,7 @@ def _finite(plans: Sequence[ScoredPlan]) -> list[float | None]:
 
 
 class _Loop:
-    """What was verified so far, and the ways to verify more."""
+    """State of the loop: what was verified so far, and the ways to verify more."""
 
     def __init__(self, search: PlanSearch, budget: Budget, meter: PlanMeter, *, margin: float, cap_s: float) -> None:
         self._search, self._budget, self._meter, self._margin, self._cap_s = search, budget, meter, margin, cap_s
@@ -291,12 +292,11 @@ class _Loop:
 
 
 def check_reachable(
-    net: Network, latency: LatencyTable, budget: Budget, meter: PlanMeter, *, cap_s: float = 6.0, progress: bool = False
+    net: Network, latency: LatencyTable, budget: Budget, meter: PlanMeter, *, progress: bool = False
 ) -> None:
     """Time the fastest plans before anything is spent on accuracy, where the prediction leaves a doubt.
 
     Args:
-        cap_s: most seconds per network in the last measurement.
         progress: show on stderr that this is being done.
 
     Raises:
@@ -311,7 +311,7 @@ def check_reachable(
     with waiting("profile: is the budget reachable", enabled=progress):
         fastest = search.fastest(_FASTEST_TRIALS)
         predicted_ms = search.predicted_ms(fastest)
-        verification = meter.verify(fastest, budget, predicted_ms=predicted_ms, cap_s=cap_s)
+        verification = meter.verify(fastest, budget, predicted_ms=predicted_ms, cap_s=_REACHABLE_CAP_S)
     if not budget.is_kept_by(verification):
         turn = Round(
             solution=fastest, predicted_ms=predicted_ms, verification=verification, is_within=False, is_safe=False

@@ -50,7 +50,7 @@ _Outcome = TypeVar("_Outcome", bound=StepOutcome)
 
 @dataclass(frozen=True, kw_only=True)
 class CompressResult:
-    """What a compression gave.
+    """Result of a compression.
 
     Attributes:
         out: the output folder.

@@ -27,7 +27,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """How much work the demo does.
+    """Amount of work that the demo does.
 
     Attributes:
         baseline_epochs, finetune_epochs: passes over the 12,000 training images.

@@ -16,7 +16,7 @@ def describe_network(net: Network) -> JsonObject:
         "input_shapes": net.input_shapes,
         "macs": net.macs,
         "num_params": net.num_params,
-        "layers": [asdict(layer) for layer in net.layers],
+        "layers": [layer.to_json() for layer in net.layers],
         "chains": [asdict(chain) for chain in net.chains],
         "residuals": [asdict(residual) for residual in net.residuals],
         "barriers": [asdict(barrier) for barrier in net.barriers],

@@ -206,7 +206,7 @@ class CompressOptions:
 
     @property
     def finetune(self) -> FinetuneOptions:
-        """How the merged network is finetuned; of settled options with epochs (:meth:`settled`)."""
+        """Options of the finetuning; of settled options with epochs (:meth:`settled`)."""
         return FinetuneOptions(
             epochs=self.finetune_epochs or _EPOCHS,
             batch_size=self.batch_size,
@@ -217,7 +217,7 @@ class CompressOptions:
 
     @property
     def importance(self) -> ImportanceOptions:
-        """How importances are estimated; of settled options (:meth:`settled`)."""
+        """Options of the importances; of settled options (:meth:`settled`)."""
         return ImportanceOptions(
             method=self.importance_method,
             score=None if self.importance_score == AUTO else self.importance_score,
@@ -231,7 +231,7 @@ class CompressOptions:
 
     @property
     def profile(self) -> ProfileOptions:
-        """How latencies are measured; of the backend that :meth:`open_backend` returns."""
+        """Options of the profile; of the backend that :meth:`open_backend` returns."""
         return ProfileOptions(batch=self.batch)
 
     def open_backend(self) -> Backend:

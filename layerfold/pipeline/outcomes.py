@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Self
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -23,11 +23,18 @@ from layerfold.profiler import BenchmarkReport
 _Ms = Annotated[float, Gt(0), Le(1e9)]
 _Share = Annotated[float, Ge(0), Le(100)]
 _REMEDY = "start again in this folder with --overwrite"
+_T = TypeVar("_T")
+
+
+def copied(cls: type[_T], source: object, **others: Any) -> _T:
+    """Return a record whose fields are those of the same name of another object, but for ``others``."""
+    names = (each.name for each in fields(cast(Any, cls)) if each.name not in others)
+    return cls(**{name: getattr(source, name) for name in names}, **others)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a step gave; each step has a class of its own, whose fields are the names in the file."""
+    """Outcome of a step; each step has a class of its own, whose fields are the names in the file."""
 
     def to_json(self) -> JsonObject:
         """Return what ``run.json`` holds of it."""
@@ -49,7 +56,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Traced(StepOutcome):
-    """Of the trace: how many layers, chains and residuals the network has."""
+    """Outcome of the trace: how many layers, chains and residuals the network has."""
 
     layers: Count
     chains: Count
@@ -58,7 +65,7 @@ class Traced(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class Profiled(StepOutcome):
-    """Of the profile: how many candidates were measured, and whole networks timed."""
+    """Outcome of the profile: how many candidates were measured, and whole networks timed."""
 
     candidates: Count
     plans: Count | None = None
@@ -66,7 +73,7 @@ class Profiled(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimated(StepOutcome):
-    """Of the importance: how many entries the table has, and how many segments it leaves out on purpose."""
+    """Outcome of the importance: how many entries the table has, and how many segments it leaves out on purpose."""
 
     entries: Count
     left_out: Count | None = None
@@ -109,29 +116,13 @@ class VerifiedRound:
     def of(cls, turn: Round) -> VerifiedRound:
         """Return the record of a turn of the budget loop."""
         found = turn.verification
-        return cls(
+        return copied(
+            cls,
+            found,
             predicted_ms=turn.predicted_ms if found.predicted_ms is None else found.predicted_ms,
             importance=turn.solution.importance,
             is_within=turn.is_within,
-            measured_ms=found.measured_ms,
-            low_ms=found.low_ms,
-            high_ms=found.high_ms,
-            original_ms=found.original_ms,
-            original_low_ms=found.original_low_ms,
-            original_high_ms=found.original_high_ms,
-            ratio=found.ratio,
-            ratio_low=found.ratio_low,
-            ratio_high=found.ratio_high,
-            budget_ms=found.budget_ms,
-            speedup=found.speedup,
-            is_within_budget=found.is_within_budget,
-            is_settled=found.is_settled,
             provenance=as_json(found.provenance),
-            predicted_low_ms=found.predicted_low_ms,
-            predicted_high_ms=found.predicted_high_ms,
-            contended=found.contended,
-            batch_norm=found.batch_norm,
-            prediction_error=found.prediction_error,
         )
 
 
@@ -161,7 +152,7 @@ class WholePlans:
 
 @dataclass(frozen=True, kw_only=True)
 class Solved(StepOutcome):
-    """Of the solving and verifying.
+    """Outcome of solving and verifying.
 
     Attributes:
         rounds: every plan that was built and measured, in order.
@@ -209,7 +200,7 @@ class Solved(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned(StepOutcome):
-    """Of the finetuning; the fields are those of :class:`layerfold.finetune.FinetuneReport`, without weights."""
+    """Outcome of the finetuning; its fields are of :class:`layerfold.finetune.FinetuneReport`, without weights."""
 
     history: list[EpochRow] = field(default_factory=list)
     best_epoch: int | None = None
@@ -222,20 +213,12 @@ class Finetuned(StepOutcome):
     @classmethod
     def of(cls, report: FinetuneReport) -> Finetuned:
         """Return the record of a finetuning."""
-        return cls(
-            history=list(report.history),
-            best_epoch=report.best_epoch,
-            kept_epoch=report.kept_epoch,
-            steps=report.steps,
-            resumed_from_step=report.resumed_from_step,
-            seconds=report.seconds,
-            options=as_json(report.options),
-        )
+        return copied(cls, report, history=list(report.history), options=as_json(report.options))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged(StepOutcome):
-    """Of the merging: the largest difference from the train form, relative to its largest output."""
+    """Outcome of the merging: the largest difference from the train form, relative to its largest output."""
 
     max_difference: Finite | None = None
 
@@ -250,7 +233,7 @@ class OnnxDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported(StepOutcome):
-    """Of the export.
+    """Outcome of the export.
 
     Attributes:
         onnx_path: as it was written.
@@ -277,7 +260,7 @@ class Exported(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkScores:
-    """Of one network on the test images; the fields are those of :class:`layerfold.finetune.Scores`."""
+    """Scores of one network on the test images; the fields are those of :class:`layerfold.finetune.Scores`."""
 
     accuracy_pct: _Share | None
     loss: float | None = None
@@ -288,18 +271,12 @@ class NetworkScores:
     @classmethod
     def of(cls, scores: Scores) -> NetworkScores:
         """Return the record of scores."""
-        return cls(
-            accuracy_pct=scores.accuracy_pct,
-            loss=scores.loss,
-            agreement_pct=scores.agreement_pct,
-            divergence=scores.divergence,
-            num_images=scores.num_images,
-        )
+        return copied(cls, scores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(StepOutcome):
-    """Of the evaluation, which ``scores.json`` holds too: both networks on the test images."""
+    """Outcome of the evaluation, which ``scores.json`` holds too: both networks on the test images."""
 
     original: NetworkScores
     compressed: NetworkScores
@@ -307,7 +284,7 @@ class Scored(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchedNetwork:
-    """Of one network; the fields are those of :class:`layerfold.profiler.NetworkLatency`, and its speed-up."""
+    """Measurement of one network; its fields are of :class:`layerfold.profiler.NetworkLatency`, and its speed-up."""
 
     name: str
     median_ms: _Ms
@@ -335,14 +312,14 @@ class _Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class _Conditioned:
-    """Of what the last measurement left, what is said of the machine meanwhile."""
+    """Part of the last measurement's file: what it says of the machine meanwhile."""
 
     provenance: _Measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benched(StepOutcome):
-    """Of the last measurement.
+    """Outcome of the last measurement.
 
     Attributes:
         is_within_budget: whether the compressed network keeps the budget.
@@ -362,23 +339,7 @@ class Benched(StepOutcome):
         return cls(
             is_within_budget=is_within_budget,
             attempts=attempts,
-            networks=[
-                BenchedNetwork(
-                    name=each.name,
-                    median_ms=each.median_ms,
-                    low_ms=each.low_ms,
-                    high_ms=each.high_ms,
-                    spread_ms=each.spread_ms,
-                    ratio=each.ratio,
-                    ratio_low=each.ratio_low,
-                    ratio_high=each.ratio_high,
-                    runs=each.runs,
-                    is_settled=each.is_settled,
-                    contended=each.contended,
-                    speedup=each.speedup,
-                )
-                for each in report.networks
-            ],
+            networks=[copied(BenchedNetwork, each) for each in report.networks],
             provenance=as_json(report.provenance),
         )
 
@@ -403,5 +364,5 @@ class Benched(StepOutcome):
 
     @property
     def warnings(self) -> list[str]:
-        """What was odd about the machine meanwhile, each in one sentence."""
+        """Warnings about the machine meanwhile, each in one sentence."""
         return parse_json(json.dumps(self.provenance), _Measured, source="provenance").conditions.warnings

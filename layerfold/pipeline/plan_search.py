@@ -55,7 +55,7 @@ class PlanSearch:
         self.trials: list[MeasuredPlan] = []
         self._learnt: list[MeasuredPlan] = []
         self._beliefs: Beliefs | None = None
-        self._rejected: set[tuple[tuple[int, ...], tuple[int, ...] | None]] = set()
+        self._rejected: set[object] = set()
         self._accepted: Solution | None = None
 
     @property
@@ -76,13 +76,13 @@ class PlanSearch:
         """
         table = self.table()
         changes = self.beliefs.changes
-        useful = {*table.useful_segments(), *table.useful_drops()}
+        useful = {*table.useful_segments(), *table.useful_changes()}
         entries = [
             entry
             for entry in table.entries
             if entry.key not in left_out
             and (
-                (entry.key not in changes and not entry.drops)
+                (entry.key not in changes and entry.change is None)
                 or (entry.key in useful and entry.key in changes and _is_faster(*changes[entry.key]))
             )
         ]
@@ -178,11 +178,11 @@ class PlanSearch:
         self._rejected.add(solution.plan)
 
     def _plan_of(self, solution: Solution) -> Plan:
-        return Plan(solution.act_pos, solution.merge_pos, dropped_layers(self._net, solution.kept_layers))
+        dropped = dropped_layers(self._net, solution.kept_layers)
+        return Plan(solution.act_pos, solution.merge_pos, dropped, solution.changes)
 
     def _predict(self, solution: Solution) -> PlanPrediction:
-        plan = self._plan_of(solution)
-        return self.beliefs.predict(plan.merge_pos, plan.dropped)
+        return self.beliefs.predict(*self._plan_of(solution)[1:])
 
     def _learn(self, measured: MeasuredPlan) -> None:
         self._learnt.append(measured)
@@ -197,7 +197,7 @@ def _no_importance(latency: LatencyTable, net: Network) -> ImportanceTable:
     """Return importances that make only latency count."""
     entries = []
     for entry in latency.entries:
-        if entry.dropped is None:
+        if entry.change is not None and entry.change.layers is None:
             continue
         is_chain_start = any(chain.start == entry.start for chain in net.chains)
         start_act = 1 if is_chain_start else int(net.has_activation(entry.start))
@@ -208,8 +208,8 @@ def _no_importance(latency: LatencyTable, net: Network) -> ImportanceTable:
                 start_act=start_act,
                 end_act=int(net.has_activation(entry.end)),
                 importance=0.0,
-                merged=entry.merged if entry.drops else "",
-                kept=entry.kept,
+                merged="" if entry.change is None else entry.merged,
+                change=entry.change,
             )
         )
     return ImportanceTable(entries)

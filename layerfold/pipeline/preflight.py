@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 from torch import nn
@@ -13,6 +12,7 @@ from layerfold.finetune import check_answers, check_device, check_trainable, fir
 from layerfold.graph import Segment
 from layerfold.importance import check_method, trains
 from layerfold.pipeline.options import CompressOptions
+from layerfold.plugins import is_installed
 
 _FEWEST_IMAGES = 2
 
@@ -70,7 +70,7 @@ def _check_images(data: ImageData, options: CompressOptions) -> None:
 
 
 def _check_packages(options: CompressOptions) -> None:
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("onnx", "onnxscript") if not is_installed(name)]
     if missing:
         raise OptionalDependencyError(f"ONNX export needs {' and '.join(missing)}; run: pip install onnx onnxscript")
     if options.formats is not None and "tensorrt" in options.formats:

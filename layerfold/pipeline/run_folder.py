@@ -46,7 +46,7 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class _FileFacts:
-    """What a file was when its step ended."""
+    """State of a file when its step ended."""
 
     sha256: str
     bytes: Count
@@ -81,7 +81,7 @@ class _Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Manifest:
-    """What ``run.json`` holds."""
+    """Content of ``run.json``."""
 
     config: JsonObject
     steps: dict[str, _Step]

@@ -62,7 +62,7 @@ _SHARES_OF_BUDGET = (0.9, 0.95, 1.0, 1.05, 1.1)
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """What is to be compressed, and how.
+    """Network to be compressed, images and options.
 
     Attributes:
         name: of the model, as the user called it.
@@ -86,7 +86,7 @@ class Job:
 
     @cached_property
     def candidates(self) -> list[Segment]:
-        """What is measured."""
+        """Segments that are measured."""
         return self.net.candidates(
             max_kernel=self.options.max_kernel,
             max_growth=self.options.max_growth,
@@ -95,7 +95,7 @@ class Job:
 
     @property
     def epochs(self) -> int:
-        """Of the finetuning; 0 for none."""
+        """Epochs of the finetuning; 0 for none."""
         return self.options.finetune_epochs or 0
 
     def recipe(self, solution: Solution) -> Recipe:
@@ -129,12 +129,12 @@ class Steps:
 
     @cached_property
     def latency(self) -> LatencyTable:
-        """What the profile wrote."""
+        """Table that the profile wrote."""
         return LatencyTable.read(self.folder.file("latency.csv"))
 
     @cached_property
     def importance_table(self) -> ImportanceTable:
-        """What the importance step wrote."""
+        """Table that the importance step wrote."""
         return ImportanceTable.read(self.folder.file("importance.csv"))
 
     @cached_property
@@ -154,7 +154,7 @@ class Steps:
 
     @cached_property
     def meter(self) -> BackendMeter:
-        """What plans are measured with."""
+        """Meter that measures plans."""
         job = self.job
         return BackendMeter(
             job.model, job.net, self.latency, job.backend, batch=job.options.batch, original_onnx=self.original_onnx

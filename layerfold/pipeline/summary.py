@@ -12,7 +12,6 @@ from layerfold.data import ImageData
 from layerfold.files import write_text
 from layerfold.graph import Network, Segment
 from layerfold.graph.description import shortcut_macs
-from layerfold.graph.dropping import dropped_layers
 from layerfold.pipeline.options import CompressOptions
 from layerfold.pipeline.outcomes import Benched, Exported, Scored, Solved, VerifiedRound, WholePlans
 from layerfold.profiler.backends import BackendFacts
@@ -172,7 +171,7 @@ def _predicted_ms(run: RunOutcome, clock: _Clock) -> float:
 
 def _rows(run: RunOutcome, clock: _Clock) -> tuple[ResultRow, ResultRow]:
     before, after = run.benched.original, run.benched.compressed
-    segments = run.net.segments_of(run.solution.merge_pos, dropped_layers(run.net, run.solution.kept_layers))
+    segments = run.net.segments_in(run.solution)
     original = ResultRow(
         name="original",
         accuracy_pct=run.scored.original.accuracy_pct,

@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     from layerfold.profiler.backends import backend_names, get_backend
     from layerfold.profiler.benchmark import BenchmarkReport, NetworkLatency, benchmark_networks
     from layerfold.profiler.profile import profile_network
-    from layerfold.profiler.timing.measure import measure_runners
-    from layerfold.profiler.timing.measurement import Measurement, MeasurePolicy
+    from layerfold.profiler.timing.measurement import MeasurePolicy
     from layerfold.profiler.verify import Verification, verify_solution
 
 _HOMES = {
     "backends": ("backend_names", "get_backend"),
     "benchmark": ("BenchmarkReport", "NetworkLatency", "benchmark_networks"),
     "profile": ("profile_network",),
-    "timing.measure": ("measure_runners",),
-    "timing.measurement": ("MeasurePolicy", "Measurement"),
+    "timing.measurement": ("MeasurePolicy",),
     "verify": ("Verification", "verify_solution"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -32,13 +30,11 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "BenchmarkReport",
     "MeasurePolicy",
-    "Measurement",
     "NetworkLatency",
     "Verification",
     "backend_names",
     "benchmark_networks",
     "get_backend",
-    "measure_runners",
     "profile_network",
     "verify_solution",
 ]

@@ -29,7 +29,7 @@ Benchmarkable = nn.Module | bytes | str | os.PathLike[str]
 
 
 class MeasuredOn(BackendFacts):
-    """What networks were measured on.
+    """Device, backend and settings that networks were measured with.
 
     Attributes:
         batch: images in one forward pass; None where only the networks know it.
@@ -74,7 +74,7 @@ class NetworkLatency:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the first network."""
+        """Speed-up over the first network."""
         return 1 / self.ratio
 
 

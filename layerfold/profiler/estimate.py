@@ -27,7 +27,7 @@ _PROBES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileEstimate:
-    """What profiling would do.
+    """Amount of work that profiling would be.
 
     Attributes:
         segments: entries of the table.
@@ -103,7 +103,7 @@ def estimate_profile(net: Network, backend: Backend, history: CacheHistory, opti
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """What comes after the segments alone: measurements at most, known ones, seconds of one."""
+    """Stage after the segments alone: measurements at most, known ones, seconds of one."""
 
     at_most: int = 0
     cached: int = 0

@@ -39,10 +39,10 @@ class BoxSizes:
 def box_text(layer: Layer) -> str:
     """Return what stands in a layer's box: its kernel size, or what it is if it is no conv."""
     average = "avg " if layer.kind == "pool" else ""
-    return _SHORT_KINDS.get(layer.kind) or average + kernel_text(layer.conv.kernel_size)
+    return _SHORT_KINDS.get(layer.kind) or average + kernel_size_text(layer.conv.kernel_size)
 
 
-def kernel_text(kernel_size: tuple[int, int]) -> str:
+def kernel_size_text(kernel_size: tuple[int, int]) -> str:
     """Return a kernel size for people, for example ``3×3``."""
     return f"{kernel_size[0]}×{kernel_size[1]}"
 

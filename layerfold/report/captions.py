@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerfold.graph.barrier_groups import GATE, GATE_REASON
+from layerfold.graph.barrier_groups import SE_LABEL, SE_REASON
 from layerfold.graph.counts import replaced_macs
-from layerfold.graph.gates import Gate
-from layerfold.report.box_sizes import kernel_text
+from layerfold.graph.squeeze_excitation import SqueezeExcitation
+from layerfold.report.box_sizes import kernel_size_text
 from layerfold.report.words import positions_text
+from layerfold.tables.levers import lever_of
 
 if TYPE_CHECKING:
     from layerfold.graph.description import Barrier, Layer, Residual, Segment
@@ -31,7 +32,7 @@ def fitting_label(segment: Segment, width: float) -> str:
         texts: tuple[str, ...] = (f"{segment.num_layers} layers → nothing", "nothing", "–")
         return next((text for text in texts if 6.5 * len(text) + 8 <= width), texts[-1])
     conv = segment.conv
-    kernel = kernel_text(conv.kernel_size) + (" dw" if conv.is_depthwise else "")
+    kernel = kernel_size_text(conv.kernel_size) + (" dw" if conv.is_depthwise else "")
     stride = f" /{max(conv.stride)}" if max(conv.stride) > 1 else ""
     texts = (
         f"{segment.num_layers} layers → one {kernel}{stride} conv, {conv.in_channels}→{conv.out_channels}",
@@ -39,7 +40,7 @@ def fitting_label(segment: Segment, width: float) -> str:
         f"one {kernel}{stride} conv",
         f"one {kernel}{stride}",
         f"{kernel}{stride}",
-        kernel_text(conv.kernel_size),
+        kernel_size_text(conv.kernel_size),
     )
     return next((text for text in texts if 6.5 * len(text) + 8 <= width), texts[-1])
 
@@ -49,6 +50,8 @@ def segment_text(net: Network, segment: Segment) -> str:
     layers = f"layer {segment.end}" if segment.num_layers == 1 else f"layers {segment.start + 1} to {segment.end}"
     macs = f"{segment.macs:,} multiply-adds in place of {replaced_macs(net, segment.start, segment.end):,}"
     lost = f", {positions_text(segment.dropped)} dropped" if segment.dropped else ""
+    if segment.variant is not None:
+        lost = f" {lever_of(segment.variant.word).phrase(segment.variant)}"
     if segment.is_identity:
         return f"{layers} dropped: nothing is left"
     return f"{layers} merged into one conv{lost}: {conv_text(segment)}; {macs}"
@@ -57,9 +60,9 @@ def segment_text(net: Network, segment: Segment) -> str:
 def conv_text(piece: Segment | Layer) -> str:
     """Return a conv for people: ``5×5, 32→64, stride 2``; what is no conv by its name: ``batch norm, 64``."""
     conv, kind = piece.conv, piece.conv.kind
-    parts = [f"{kernel_text(conv.kernel_size)}, {conv.in_channels}→{conv.out_channels}"]
+    parts = [f"{kernel_size_text(conv.kernel_size)}, {conv.in_channels}→{conv.out_channels}"]
     if kind != "conv":
-        kernel = f" {kernel_text(conv.kernel_size)}" if kind == "pool" else ""
+        kernel = f" {kernel_size_text(conv.kernel_size)}" if kind == "pool" else ""
         parts = [f"{KIND_NAMES.get(kind, kind)}{kernel}, {conv.out_channels}"]
     if max(conv.stride) > 1:
         parts.append(f"stride {max(conv.stride)}")
@@ -83,9 +86,9 @@ def residual_text(residual: Residual, is_merged: bool) -> str:
     return f"residual from position {residual.src} to {residual.dst}, {way}{fate}"
 
 
-def item_text(item: Barrier | Gate) -> str:
+def item_text(item: Barrier | SqueezeExcitation) -> str:
     """Return a barrier's or gate's name, what it is, and why nothing merges across it."""
-    if isinstance(item, Gate):
+    if isinstance(item, SqueezeExcitation):
         inside = f", layers {positions_text(item.layers)}" if item.layers else ""
-        return f"{item.name} ({GATE}{inside}): {GATE_REASON}"
+        return f"{item.name} ({SE_LABEL}{inside}): {SE_REASON}"
     return f"{item.name} ({item.kind}): {item.reason}"

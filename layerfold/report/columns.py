@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layerfold.graph.barrier_groups import item_label, items_before_chains
-from layerfold.graph.gates import Gate, chains_outside, find_gates
+from layerfold.graph.squeeze_excitation import SqueezeExcitation, chains_outside, find_squeeze_excitations
 from layerfold.graph.wiring import barriers_on_the_way, chain_levels
 
 if TYPE_CHECKING:
     from layerfold.graph.description import Barrier, Chain
     from layerfold.graph.network import Network
 
-Items = tuple["Barrier | Gate", ...]
+Items = tuple["Barrier | SqueezeExcitation", ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,12 @@ def columns_of(net: Network) -> tuple[tuple[Column, ...], Items]:
 
 def _by_start(
     net: Network, ways: list[frozenset[int]]
-) -> tuple[dict[int, int], dict[int, frozenset[int]], dict[int, Barrier | Gate]]:
+) -> tuple[dict[int, int], dict[int, frozenset[int]], dict[int, Barrier | SqueezeExcitation]]:
     """Return, by a chain's start, its level and the numbers of the items on its way; and the items by number.
 
     A gate goes by the number of its last barrier.
     """
-    gates = {id(gate.barriers[-1]): gate for gate in find_gates(net)}
+    gates = {id(gate.barriers[-1]): gate for gate in find_squeeze_excitations(net)}
     hidden = {id(barrier) for gate in gates.values() for barrier in gate.barriers[:-1]}
     items = {
         number: gates.get(id(barrier), barrier)
@@ -80,7 +80,7 @@ def _by_start(
 
 def mark_label(items: Items, most: int) -> str:
     """Return what barriers are, shortened to at most ``most`` characters: ``addition ×2, upsample +1``."""
-    if isinstance(items[0], Gate):
+    if isinstance(items[0], SqueezeExcitation):
         return "squeeze-excite"
     counts = Counter(item_label(item) for item in items)
     names = [label + (f" ×{count}" if count > 1 else "") for label, count in counts.items()]

@@ -13,7 +13,7 @@ from layerfold.graph.barrier_groups import why_not_more
 from layerfold.graph.candidates import inner_residuals
 from layerfold.graph.counts import lean_candidates, mergeable_share, replaced_macs
 from layerfold.graph.dropping import dropped_layers
-from layerfold.graph.gates import find_gates
+from layerfold.graph.squeeze_excitation import find_squeeze_excitations
 from layerfold.report import layout as lay
 from layerfold.report.box_sizes import box_text
 from layerfold.report.captions import fitting_label, item_text, layer_text, residual_text, segment_text
@@ -101,7 +101,7 @@ def _solution_line(net: Network, solution: lay.Positions) -> str:
     merged = [segment for segment in segments if is_merged(net, segment)]
     states = [slot_state(net, index, frozenset(solution.act_pos)) for index in range(1, len(net.layers) + 1)]
     replaced = _count(sum(segment.num_layers for segment in merged), "layer")
-    gated = {index for gate in find_gates(net) for index in gate.layers}
+    gated = {index for gate in find_squeeze_excitations(net) for index in gate.layers}
     hidden = sum(segment.end in gated for segment in merged)
     dropped = sum(len(segment.dropped) for segment in segments)
     left = sum(not segment.is_identity for segment in segments)
@@ -132,7 +132,8 @@ def is_merged(net: Network, segment: Segment) -> bool:
 
 def segments_of_solution(net: Network, solution: lay.Positions) -> list[Segment]:
     """Return a solution's segments, without the layers that it drops if it says so."""
-    return net.segments_of(solution.merge_pos, dropped_layers(net, getattr(solution, "kept_layers", None)))
+    changed = net.changed(getattr(solution, "changes", ()))
+    return changed.segments_of(solution.merge_pos, dropped_layers(net, getattr(solution, "kept_layers", None)))
 
 
 class _Picture:

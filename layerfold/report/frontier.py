@@ -9,17 +9,15 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from layerfold.files import replacing
+from layerfold.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, dress_latency_axes, new_figure, save_figure
 from layerfold.report.latency_plots import add_share_axis
-from layerfold.report.words import ms_text, picture_text
+from layerfold.report.words import ms_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Point = tuple[float, float]
 """(latency_ms, importance)."""
-
-_INK, _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#1c2430", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8d97a3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +66,18 @@ def frontier_png(
     Returns:
         ``path``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 4.8), dpi=160, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.6, 4.8, dpi=160, facecolor="white")
     axes = figure.add_subplot()
     frontier = sorted(points)
-    axes.step([p[0] for p in frontier], [p[1] for p in frontier], where="post", color=_BLUE, linewidth=1.4, alpha=0.75)
+    axes.step([p[0] for p in frontier], [p[1] for p in frontier], where="post", color=BLUE, linewidth=1.4, alpha=0.75)
     size = 16 if len(frontier) < 80 else 6
     label = f"{len(frontier)} Pareto-optimal plans, predicted"
-    axes.scatter([p[0] for p in frontier], [p[1] for p in frontier], s=size, color=_BLUE, label=label, zorder=3)
+    axes.scatter([p[0] for p in frontier], [p[1] for p in frontier], s=size, color=BLUE, label=label, zorder=3)
     if original is not None:
         add_share_axis(axes, original[0])
-        axes.scatter(*original, marker="s", s=60, color=_INK, label="original, measured", zorder=5)
+        axes.scatter(*original, marker="s", s=60, color=INK, label="original, measured", zorder=5)
     if least is not None and least != chosen:
-        axes.scatter(*least, marker="<", s=60, facecolor="white", edgecolor=_BLUE, label="fastest plan", zorder=4)
+        axes.scatter(*least, marker="<", s=60, facecolor="white", edgecolor=BLUE, label="fastest plan", zorder=4)
     _draw_measured(axes, measured)
     if chosen is not None:
         axes.scatter(
@@ -91,7 +85,7 @@ def frontier_png(
             marker="o",
             s=120,
             facecolor="none",
-            edgecolor=_GREEN,
+            edgecolor=GREEN,
             linewidth=2,
             label="chosen, predicted",
             zorder=6,
@@ -106,16 +100,10 @@ def frontier_png(
         axes.set_ylim(min(min(values) * 1.6, -margin), max(max(values) * 1.6, 0.0) + margin)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
         importance_label += f"\nlogarithmic beyond ±{linear:g}"
-    axes.set_xlabel("latency of one forward pass (ms)")
     axes.set_ylabel(importance_label)
-    axes.set_title(picture_text(title), loc="left", fontsize=12, fontweight="bold", color=_INK)
-    axes.grid(color="#e5e8ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    dress_latency_axes(axes, title)
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
-    return Path(path)
+    return save_figure(figure, path, format="png")
 
 
 def _linear_range(importances: Sequence[float], chosen: Point | None) -> float | None:
@@ -140,8 +128,8 @@ def _draw_measured(axes: Axes, measured: Sequence[MeasuredPoint]) -> None:
     for point in measured:
         is_over = point.is_within is False
         label = "measured, over the budget" if is_over else "measured, 95 % interval"
-        colour, marker = (_RED, "X") if is_over else (_GREEN, "D")
-        axes.plot([point.predicted_ms, point.measured_ms], [point.importance] * 2, color=_GREY, linewidth=0.9, zorder=4)
+        colour, marker = (RED, "X") if is_over else (GREEN, "D")
+        axes.plot([point.predicted_ms, point.measured_ms], [point.importance] * 2, color=GREY, linewidth=0.9, zorder=4)
         axes.errorbar(
             point.measured_ms,
             point.importance,
@@ -159,8 +147,8 @@ def _draw_measured(axes: Axes, measured: Sequence[MeasuredPoint]) -> None:
 def _draw_budget(axes: Axes, budget_ms: float) -> None:
     left, right = axes.get_xlim()
     left, right = min(left, budget_ms * 0.98), max(right, budget_ms * 1.02)
-    axes.axvspan(budget_ms, right, color=_ORANGE, alpha=0.10, zorder=0)
-    axes.axvline(budget_ms, color=_ORANGE, linewidth=1.6, linestyle="--", zorder=2)
+    axes.axvspan(budget_ms, right, color=ORANGE, alpha=0.10, zorder=0)
+    axes.axvline(budget_ms, color=ORANGE, linewidth=1.6, linestyle="--", zorder=2)
     axes.annotate(
         f"budget {ms_text(budget_ms)}",
         xy=(budget_ms, 0.02),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerfold.errors import TableError, UsageError
-from layerfold.files import replacing
+from layerfold.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PALE, check_picture, new_figure, save_figure
 from layerfold.report.words import ms_text, picture_text
 from layerfold.tables import LatencyTable
 from layerfold.tables.kernel import SegmentKey
@@ -24,7 +24,6 @@ from layerfold.tables.latency import HasMergePositions
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _BLUE, _ORANGE, _GREEN, _GREY, _PALE = "#1c2430", "#0072b2", "#e69f00", "#009e73", "#8d97a3", "#dfe4ea"
 _DPI = 110
 _MOST_RATIO = 4.0
 _MOST_POSITIONS = 2048
@@ -70,7 +69,7 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
     latency_ms, ratio = (np.full((size - first, size - first), np.nan) for _ in range(2))
     scale = table.provenance.scale
     for entry in table.entries:
-        if entry.drops:
+        if entry.change is not None:
             continue
         latency_ms[entry.start - first, entry.end - first] = scale * entry.latency_ms
         layers = [(m, m + 1) for m in range(entry.start, entry.end)]
@@ -89,16 +88,16 @@ def latency_heatmap_png(table: LatencyTable, path: str | Path, *, title: str = "
     bar.set_ticks(ticks, labels=["≤ ¼", "½", "1", "2", "≥ 4"])
     bar.ax.minorticks_off()
     faster = int(np.nansum(ratio < 1))
-    left.set_title("latency of each segment", loc="left", fontsize=10, color=_INK)
+    left.set_title("latency of each segment", loc="left", fontsize=10, color=INK)
     right.set_title(
         f"{faster} of {int(np.isfinite(ratio).sum())} merged segments are faster than what they replace",
         loc="left",
         fontsize=10,
-        color=_INK,
+        color=INK,
     )
     for axes in (left, right):
         for start, end in table.chains:
-            axes.plot([start, end + 1, end + 1], [start, start, end + 1], color=_GREY, linewidth=0.8)
+            axes.plot([start, end + 1, end + 1], [start, start, end + 1], color=GREY, linewidth=0.8)
         axes.set_aspect("equal")
         axes.set_xlim(first, size)
         axes.set_ylim(size, first)
@@ -134,14 +133,14 @@ def prediction_png(
     values = [*measured, *predicted, *itertools.chain(*others)]
     low, high = min(values) * 0.96, max(values) * 1.04
     line = np.array([low, high])
-    axes.fill_between(line, 0.95 * line, 1.05 * line, color=_PALE, zorder=0, label="5 % either side")
-    axes.plot(line, line, color=_GREY, linewidth=1, zorder=1)
+    axes.fill_between(line, 0.95 * line, 1.05 * line, color=PALE, zorder=0, label="5 % either side")
+    axes.plot(line, line, color=GREY, linewidth=1, zorder=1)
     if others:
         axes.scatter(
             [each[1] for each in others],
             [each[0] for each in others],
             s=18,
-            color=_ORANGE,
+            color=ORANGE,
             marker="x",
             linewidth=1.2,
             label=others_label,
@@ -154,8 +153,8 @@ def prediction_png(
         yerr=_bars(predicted, [e.predicted_low_ms for e in points], [e.predicted_high_ms for e in points]),
         fmt="o",
         markersize=4,
-        color=_BLUE,
-        ecolor=_BLUE,
+        color=BLUE,
+        ecolor=BLUE,
         elinewidth=0.7,
         alpha=0.85,
         zorder=3,
@@ -212,13 +211,13 @@ def time_png(
         axes.plot(
             [value_ms, value_ms],
             [at - 0.3, at + 0.3],
-            color=_INK,
+            color=INK,
             linewidth=2,
             zorder=5,
             label="measured" if at else None,
         )
     changed = "merged, or layers dropped" if any(len(key) > 2 for key in plan) else "merged segment"
-    for colour, name in ((_BLUE, "layer of its own"), (_GREEN, changed), (_GREY, "outside the chains")):
+    for colour, name in ((BLUE, "layer of its own"), (GREEN, changed), (GREY, "outside the chains")):
         axes.bar(0, 0, color=colour, label=name)
     axes.set_ylim(-0.4, 1.4)
     axes.set_xlim(0, 1.03 * max(*totals, *(measured_ms or ())))
@@ -240,8 +239,8 @@ def add_share_axis(axes: Axes, original_ms: float) -> None:
         return np.asarray(share) * (original_ms / 100)
 
     above = axes.secondary_xaxis("top", functions=(share, ms))
-    above.set_xlabel("share of the original (%)", color=_GREY, fontsize=9)
-    above.tick_params(colors=_GREY, labelsize=8)
+    above.set_xlabel("share of the original (%)", color=GREY, fontsize=9)
+    above.tick_params(colors=GREY, labelsize=8)
     above.spines["top"].set_visible(False)
 
 
@@ -260,7 +259,7 @@ def _draw_row(
             width,
             left=left,
             height=0.4,
-            color=_GREEN if is_merged else _BLUE,
+            color=GREEN if is_merged else BLUE,
             edgecolor="white",
             linewidth=0.6,
             alpha=0.9,
@@ -271,7 +270,7 @@ def _draw_row(
         spans[key] = left, left + width
         left += width
     fixed_ms = unit * table.provenance.fixed_ms
-    axes.barh(at, fixed_ms, left=left, height=0.4, color=_GREY, edgecolor="white", linewidth=0.6)
+    axes.barh(at, fixed_ms, left=left, height=0.4, color=GREY, edgecolor="white", linewidth=0.6)
     return spans
 
 
@@ -285,23 +284,15 @@ def _bars(middle: Any, low: Sequence[float], high: Sequence[float]) -> Any:
 
 
 def _figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, list[Any]]:
-    # Not through pyplot: its backends and global state are the caller's.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=inches, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*inches)
     return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
 
 
 def _save(figure: Any, path: str | Path, title: str) -> Path:
-    if Path(path).suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"path={str(path)!r}: expected a name that ends in .png, .svg or .pdf")
+    check_picture(path)
     if title:
-        figure.suptitle(picture_text(title), fontsize=12, fontweight="bold", color=_INK, x=0.01, ha="left")
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=_DPI)
-    return Path(path)
+        figure.suptitle(picture_text(title), fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
+    return save_figure(figure, path, dpi=_DPI)
 
 
 def points_of(ratios: Iterable[tuple[float, float, float, float]], original_ms: float) -> list[PredictedPoint]:

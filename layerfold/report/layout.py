@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from layerfold.graph.gates import Gate
+from layerfold.graph.squeeze_excitation import SqueezeExcitation
 from layerfold.report.columns import Items
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """What stands between chains: one gate, or the barriers that follow one another.
+    """Mark between chains: one gate, or the barriers that follow one another.
 
     Attributes:
         items: the gate, or the barriers.
@@ -108,7 +108,7 @@ class Mark:
 
     @property
     def is_gate(self) -> bool:
-        return isinstance(self.items[0], Gate)
+        return isinstance(self.items[0], SqueezeExcitation)
 
 
 @dataclass(kw_only=True)

@@ -172,17 +172,19 @@ def _picture(run: ReportData) -> Iterator[str]:
 
 def _frontier(run: ReportData) -> Iterator[str]:
     if run.frontier_path is not None:
-        data = base64.b64encode(run.frontier_path.read_bytes()).decode("ascii")
-        image = f'<figure><img alt="Latency against importance" src="data:image/png;base64,{data}"></figure>'
         note = "Every point is a plan that no other beats in both latency and importance, found exactly."
-        yield from _section("The frontier", f'{image}<p class="note">{note}</p>')
+        yield from _section("The frontier", _image(run.frontier_path, "Latency against importance", note))
 
 
 def _pictures(run: ReportData) -> Iterator[str]:
     for heading, path, note in run.pictures:
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-        image = f'<figure><img alt="{markup_text(heading)}" src="data:image/png;base64,{data}"></figure>'
-        yield from _section(heading, f'{image}<p class="note">{markup_text(note)}</p>')
+        yield from _section(heading, _image(path, heading, note))
+
+
+def _image(path: Path, name: str, note: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    figure = f'<figure><img alt="{markup_text(name)}" src="data:image/png;base64,{data}"></figure>'
+    return f'{figure}<p class="note">{markup_text(note)}</p>'
 
 
 def _rounds(run: ReportData) -> str:

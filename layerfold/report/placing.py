@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from layerfold.graph.gates import Gate
+from layerfold.graph.squeeze_excitation import SqueezeExcitation
 from layerfold.report import layout as lay
 from layerfold.report.box_sizes import BoxSizes
 from layerfold.report.columns import Column, Items, columns_of, mark_label
@@ -200,6 +200,6 @@ def _split(items: Items) -> list[Items]:
     """Return what each mark holds: a gate by itself, other barriers that follow one another together."""
     found: list[Items] = []
     for item in items:
-        is_alone = isinstance(item, Gate) or not found or isinstance(found[-1][0], Gate)
+        is_alone = isinstance(item, SqueezeExcitation) or not found or isinstance(found[-1][0], SqueezeExcitation)
         found[len(found) - (0 if is_alone else 1) :] = [(item,) if is_alone else (*found[-1], item)]
     return found

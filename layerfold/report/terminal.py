@@ -9,12 +9,11 @@ from layerfold.report import words
 from layerfold.report.data import ResultRow
 
 
-def result_table_text(rows: Sequence[ResultRow], *, width: int = 80, is_coloured: bool = False) -> str:
-    """Return the result table as text: a column per network, and the change from the first to the last.
+def result_table_text(rows: Sequence[ResultRow], *, is_coloured: bool = False) -> str:
+    """Return the result table as text of 80 columns: a column per network, and the change from the first to the last.
 
     Args:
         rows: the networks, the original first.
-        width: columns of the terminal.
         is_coloured: True for a terminal, False for a log or a file.
     """
     from rich import box
@@ -30,7 +29,7 @@ def result_table_text(rows: Sequence[ResultRow], *, width: int = 80, is_coloured
     for cells in _lines(rows):
         table.add_row(*cells)
     stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=is_coloured, no_color=not is_coloured).print(table)
+    Console(file=stream, width=80, force_terminal=is_coloured, no_color=not is_coloured).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 

@@ -1,6 +1,7 @@
 """Gates: which activations may go, alone or together, and what a choice of them leaves.
 
-Not to be confused with squeeze-and-excitation's (:mod:`layerfold.graph.gates`), which multiply feature maps.
+Not to be confused with the gates of squeeze-and-excitation (:mod:`layerfold.graph.squeeze_excitation`), which multiply
+feature maps.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 
 from layerfold.errors import UsageError
 from layerfold.graph.description import Chain
-from layerfold.graph.gates import chains_outside
 from layerfold.graph.network import Network
+from layerfold.graph.squeeze_excitation import chains_outside
 from layerfold.options.search import GRANULARITIES, Granularity
 
 

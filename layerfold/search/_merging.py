@@ -38,7 +38,7 @@ class BestMerging:
                 f"{list(self.table.chains)}, this one has {net.hash} and {list(chains)}; profile this model with the "
                 "same input size and exclusions"
             )
-        entries = [entry for entry in self.table.entries if not entry.drops]
+        entries = [entry for entry in self.table.entries if entry.change is None]
         self._sums: dict[tuple[int, int], OptimalSums] = {
             chain: optimal_sums(entries, chain) for chain in self.table.chains
         }

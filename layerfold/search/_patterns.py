@@ -27,7 +27,7 @@ _NUM_BLOCKS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedSearch:
-    """How a published search was set.
+    """Settings of a published search.
 
     Attributes:
         model: the network it was for.

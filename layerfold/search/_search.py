@@ -45,7 +45,7 @@ class GateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What a search gave.
+    """Result of a search.
 
     Attributes:
         solution: A as learned, and the S that follows from it.

@@ -15,7 +15,7 @@ from layerfold.graph.network import Network
 from layerfold.search._gates import Gate
 from layerfold.search._merging import BestMerging, predict_gates_ms
 from layerfold.solver.labels import least_to_go
-from layerfold.solver.options import ChainOptions, Plan, chain_options
+from layerfold.solver.options import ChainOptions, StretchPlan, chain_options
 from layerfold.solver.search import solve_options
 
 _ROUNDING = 1e-12
@@ -173,6 +173,6 @@ def _options_of(
         to_state=np.array(to_state, dtype=np.int64),
         costs=np.array(costs)[:, None],
         importances=np.zeros(len(costs)),
-        plan_of=lambda index: Plan(breaks=()),
+        plan_of=lambda index: StretchPlan(breaks=()),
     )
     return options, np.array(offs)[order]

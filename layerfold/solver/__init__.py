@@ -9,7 +9,7 @@ from layerfold.solver._limits import Limits
 from layerfold.solver._solution import Solution, SolutionSegment
 from layerfold.solver._solve import solve_frontier
 from layerfold.solver.extension import extend_importance
-from layerfold.solver.options import Option, Plan
+from layerfold.solver.options import Option, StretchPlan
 from layerfold.solver.stage1 import compute_optimal_latency
 
 __all__ = [
@@ -17,10 +17,10 @@ __all__ = [
     "Frontier",
     "Limits",
     "Option",
-    "Plan",
     "ScoredPlan",
     "Solution",
     "SolutionSegment",
+    "StretchPlan",
     "climb_plans",
     "compute_optimal_latency",
     "entries_behind",

@@ -12,6 +12,7 @@ from layerfold.errors import UsageError
 from layerfold.files import JsonObject
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._solution import Solution
+from layerfold.tables.levers import DROP, Change, lever_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Stretch:
     Attributes:
         start, end: positions.
         segments: (start, end) of the convs that remain.
-        dropped: layers that do not stay.
+        change: what a lever does to its layers; None for nothing.
         original_ms: sum of the entries of its single layers, times the scale.
         latency_ms: sum of the entries of its segments, times the scale.
         importance: its importance in points.
@@ -33,7 +34,12 @@ class Stretch:
     original_ms: float
     latency_ms: float
     importance: float
-    dropped: tuple[int, ...] = ()
+    change: Change | None = None
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The layers that do not stay."""
+        return self.change.layers or () if self.change is not None and self.change.lever == DROP else ()
 
     @property
     def saved_ms(self) -> float:
@@ -77,7 +83,7 @@ class Explanation:
         rows = [("layers", "become", "alone ms", "now ms", "saved ms", "importance")]
         single_count, single_ms, single_importance = 0, 0.0, 0.0
         for each in self.stretches:
-            if each.end == each.start + 1 and not each.dropped:
+            if each.end == each.start + 1 and each.change is None:
                 single_count += 1
                 single_ms += each.latency_ms
                 single_importance += each.importance
@@ -85,8 +91,8 @@ class Explanation:
             parts = " ".join(_layers(start, end) for start, end in each.segments)
             if len(each.segments) == 1:
                 parts = "one conv" if len(each.dropped) < each.end - each.start else "nothing"
-            if each.dropped and parts != "nothing":
-                parts += f" without {','.join(map(str, each.dropped))}"
+            if each.change is not None and parts != "nothing":
+                parts += f" {lever_of(each.change.word).phrase(each.change)}"
             rows.append(
                 (
                     _layers(each.start, each.end),
@@ -137,6 +143,9 @@ class Explanation:
             )
             if positions
         ]
+        for sign, more, less in (("+", there, here), ("-", here, there)):
+            new = [each for each in more.changes if each not in less.changes]
+            changes += [f"{sign}{word} of {','.join(map(str, layers or ()))}" for word, layers in new]
         return f"next better point: {latency:+.4g} ms for {importance:+.4g} points: {'; '.join(changes) or 'none'}"
 
 
@@ -175,7 +184,7 @@ def explain_point(frontier: Frontier, index: int) -> Explanation:
                 original_ms=scale * latency.sum_ms(singles) if known else math.nan,
                 latency_ms=scale * latency.sum_ms(option.plan.keys),
                 importance=option.importance,
-                dropped=option.plan.dropped,
+                change=option.plan.change,
             )
         )
     better = [each for each in range(len(frontier)) if frontier.importances[each] > frontier.importances[index]]

@@ -21,11 +21,12 @@ from layerfold.solver._sum import SummedFrontier
 from layerfold.solver._vector_costs import CostColumns
 from layerfold.solver.budgets import BudgetOf, end_to_end_budgets
 from layerfold.solver.labels import ChainFrontier
-from layerfold.solver.options import Option
+from layerfold.solver.options import Option, StretchPlan
 from layerfold.solver.rounding import round_to
 from layerfold.solver.search import Found
 from layerfold.tables import ImportanceTable, LatencyTable
 from layerfold.tables.kernel import SegmentKey
+from layerfold.tables.levers import DROP, MERGE_WORDS, Change
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
@@ -107,10 +108,6 @@ class Frontier:
     def original_ms(self) -> float:
         """Predicted end-to-end latency of the original network on the first device."""
         return self.latency.original_ms
-
-    @property
-    def is_exact(self) -> bool:
-        return not self.gaps.any()
 
     @cached_property
     def least_ms(self) -> float:
@@ -220,6 +217,11 @@ class Frontier:
                     "act_pos": list(solution.act_pos),
                     "merge_pos": list(solution.merge_pos),
                     "kept_layers": None if solution.kept_layers is None else list(solution.kept_layers),
+                    **(
+                        {"changes": [[word, list(layers or ())] for word, layers in made]}
+                        if (made := solution.changes)
+                        else {}
+                    ),
                 }
                 for index, solution in enumerate(self)
             ],
@@ -232,17 +234,19 @@ class Frontier:
     def write_csv(self, path: str | Path) -> None:
         """Write one row per point: latency per device, speed-up, importance, gap, act_pos, merge_pos.
 
-        Where a point drops layers, ``kept_layers`` is one more column.
+        Where a point drops layers, ``kept_layers`` is one more column; where other levers change some, ``changes``.
         """
         devices = self.latencies_ms.shape[1]
         names = ["latency_ms", *(f"latency_{device + 1}_ms" for device in range(1, devices))]
         solutions = list(self)
-        has_drops = any(solution.kept_layers is not None for solution in solutions)
-        last = ["kept_layers"] if has_drops else []
+        last = ["kept_layers"] if any(solution.kept_layers is not None for solution in solutions) else []
+        last += ["changes"] if any(solution.changes for solution in solutions) else []
         header = ["id", *names, "speedup", "importance", "gap", "act_pos", "merge_pos", *last]
         rows: list[list[object]] = []
         for index, solution in enumerate(solutions):
-            kept = [None if solution.kept_layers is None else tuple(solution.kept_layers)] if last else []
+            kept = solution.kept_layers
+            changed = "; ".join(f"{word} {' '.join(map(str, layers or ()))}" for word, layers in solution.changes)
+            cells = {"kept_layers": None if kept is None else tuple(kept), "changes": changed}
             first_ms = float(self.latencies_ms[index, 0])
             numbers = [*self.latencies_ms[index].tolist(), self.original_ms / first_ms if first_ms else math.inf]
             rows.append(
@@ -253,7 +257,7 @@ class Frontier:
                     float(self.gaps[index]),
                     tuple(solution.act_pos),
                     tuple(solution.merge_pos),
-                    *kept,
+                    *(cells[name] for name in last),
                 ]
             )
         write_text(Path(path), csv_text(header, rows))
@@ -344,7 +348,8 @@ class Frontier:
             ends = chain.options.to_state[path]
             acts += [int(state) // 2 + chain.options.chain[0] for state in ends if state % 2]
             importances += chain.options.importances[path].tolist()
-        keys = _keys_of(paths)
+        plans = [chain.options.plan_of(option) for chain, path in paths for option in path]
+        keys = [key for plan in plans for key in plan.keys]
         latency = self.latency
         further = {
             f"latency_{device}_ms": table.end_to_end_ms(table.sum_ms(keys))
@@ -353,21 +358,14 @@ class Frontier:
         return Solution(
             act_pos=tuple(acts),
             merge_pos=tuple(key[1] for key in keys),
-            kept_layers=self._kept_layers(paths),
+            kept_layers=self._kept_layers(plans),
             model=latency.provenance.model,
             network_hash=latency.provenance.network_hash,
             budget_ms=budget_ms,
             predicted_ms=latency.end_to_end_ms(latency.sum_ms(keys)),
             importance=math.fsum(importances),
             segments=tuple(
-                SolutionSegment(
-                    start=key[0],
-                    end=key[1],
-                    plan=_plan_name(key),
-                    latency_ms=latency.at(key).latency_ms,
-                    kernel=key[2] if len(key) > 2 else "",
-                )
-                for key in keys
+                _segment(key, plan.change, latency.at(key).latency_ms) for plan in plans for key in plan.keys
             ),
             table_hashes=self._hashes,
             version=layerfold.__version__,
@@ -376,9 +374,10 @@ class Frontier:
             costs={**further, **costs},
         )
 
-    def _kept_layers(self, paths: Sequence[tuple[ChainFrontier, list[int]]]) -> tuple[int, ...] | None:
+    def _kept_layers(self, plans: Sequence[StretchPlan]) -> tuple[int, ...] | None:
         """Return the layers that stay, or None where no layer is dropped."""
-        lost = {index for chain, path in paths for option in path for index in chain.options.plan_of(option).dropped}
+        changes = [plan.change for plan in plans if plan.change is not None]
+        lost = {index for change in changes if change.lever == DROP for index in change.layers or ()}
         if not lost:
             return None
         return tuple(
@@ -390,7 +389,12 @@ def _keys_of(paths: Sequence[tuple[ChainFrontier, list[int]]]) -> list[SegmentKe
     return [key for chain, path in paths for option in path for key in chain.options.plan_of(option).keys]
 
 
-def _plan_name(key: SegmentKey) -> str:
-    if len(key) > 2:
-        return "drop"
-    return "merge" if key[1] > key[0] + 1 else "keep"
+def _segment(key: SegmentKey, change: Change | None, latency_ms: float) -> SolutionSegment:
+    """Return a part of a stretch; which layers are dropped is said once, by the solution's ``kept_layers``."""
+    start, end = key[:2]
+    part = None if change is None else change.within(start, end)
+    if part is None:
+        return SolutionSegment(start=start, end=end, plan=MERGE_WORDS[end > start + 1], latency_ms=latency_ms)
+    layers = () if part.lever == DROP else part.layers or ()
+    kernel = key[2] if len(key) > 2 else ""
+    return SolutionSegment(start=start, end=end, plan=part.word, latency_ms=latency_ms, kernel=kernel, layers=layers)

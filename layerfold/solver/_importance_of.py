@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from layerfold.errors import MissingEntryError
-from layerfold.solver._drop_options import split_importances
+from layerfold.solver._changed_options import split_importances
 from layerfold.solver._solution import Solution
 from layerfold.solver.extension import ExtendedImportance, extended_importance, normalised_importances
 from layerfold.tables import ImportanceEntry, ImportanceTable
 from layerfold.tables.importance import Key
+from layerfold.tables.levers import changes_within
 
 
 def importance_of(
@@ -58,12 +59,12 @@ def _ways(
     solution: Solution, importance: ImportanceTable, chains: tuple[tuple[int, int], ...], end_acts: frozenset[int]
 ) -> Iterator[_Way]:
     """Yield the way through each stretch between two activations (or a chain's ends)."""
-    whole, drops = split_importances(normalised_importances(importance, 0.0, "single"), importance.entries)
+    whole, changed = split_importances(normalised_importances(importance, 0.0, "single"), importance.entries)
     for start, end in chains:
         extended = extended_importance(whole, (start, end))
         stops = [start, *(position for position in solution.act_pos if start < position < end), end]
         for first, last in pairwise(stops):
-            found = _through(solution, extended, drops, (first, last), int(last < end or end in end_acts))
+            found = _through(solution, extended, changed, (first, last), int(last < end or end in end_acts))
             if found is None:
                 raise MissingEntryError(
                     f"{importance.source}: nothing leads from position {first} to {last} without an activation "
@@ -75,19 +76,18 @@ def _ways(
 def _through(
     solution: Solution,
     extended: ExtendedImportance,
-    drops: Sequence[tuple[ImportanceEntry, float]],
+    changed: Sequence[tuple[ImportanceEntry, float]],
     stretch: tuple[int, int],
     end_act: int,
 ) -> _Way | None:
     """Return the best way through a stretch between activations; None where there is none.
 
-    Rows in which layers are dropped count where they drop just what the solution drops between their ends, which are
-    positions where merging stops.
+    Rows in which layers are changed count where they change just what the solution changes between their ends, which
+    are positions where merging stops.
     """
     first, last = stretch
-    kept = None if solution.kept_layers is None else set(solution.kept_layers)
-    gone = set() if kept is None else {index for index in range(first + 1, last + 1) if index not in kept}
-    stops = [first, *(stop for stop in solution.merge_pos if gone and first < stop < last), last]
+    changes = solution.changes_within(first, last)
+    stops = [first, *(stop for stop in solution.merge_pos if changes and first < stop < last), last]
     best = {first: _Way(0.0, ())}
     for here in stops[1:]:
         state = end_act if here == last else 0
@@ -96,16 +96,16 @@ def _through(
             for before in stops
             if before in best
             and before < here
-            and gone.isdisjoint(range(before + 1, here + 1))
+            and not changes_within(changes, before, here)
             and (value := extended.between(before, here, int(before == first), state)) > -math.inf
         ]
         ways += [
             best[entry.start].through(value, entry.key)
-            for entry, value in drops
+            for entry, value in changed
             if (entry.end, entry.end_act) == (here, state)
             and entry.start in best
             and entry.start_act == int(entry.start == first)
-            and set(entry.dropped) == gone.intersection(range(entry.start + 1, here + 1))
+            and [entry.change] == changes_within(changes, entry.start, here)
         ]
         if ways:
             best[here] = max(ways, key=lambda way: way.importance)

@@ -22,7 +22,7 @@ class Limits:
         max_merged: most segments of more than one layer; those of which nothing stays do not count.
         keep_activations: positions whose activation stays (an empty slot named here is filled).
         drop_activations: positions that get no activation; what the original has there is merged over.
-        never_merge: layers that stay convs of their own, and are not dropped.
+        never_merge: layers that stay convs of their own, as they are.
         max_kernel: largest kernel height or width of a merged segment; single layers may be larger.
         allow_bare_stops: whether merging may stop where an activation was removed, as the published solver allows.
             By default nothing is removed for nothing: an activation stays where its removal frees no merge, and a
@@ -68,7 +68,7 @@ class Limits:
         Raises:
             TableError: a kernel limit on a table that does not say how large its merged kernels are.
         """
-        if entry.end == entry.start + 1 and not entry.drops:
+        if entry.end == entry.start + 1 and entry.change is None:
             return True
         if any(entry.start < layer <= entry.end for layer in self.never_merge):
             return False

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.errors import ProvenanceMismatchError
-from layerfold.solver._drop_options import DropOption, DropSums, drop_options
+from layerfold.solver._changed_options import ChangedOption, ChangedSums, changed_options
 from layerfold.solver._limits import Limits
 from layerfold.solver._vector_costs import CostColumns, VectorSums, vector_sums
 from layerfold.solver.extension import ExtendedImportance, extended_importance
-from layerfold.solver.options import ChainOptions, Plan, chain_options
+from layerfold.solver.options import ChainOptions, StretchPlan, chain_options
 from layerfold.solver.stage1 import OptimalSums, optimal_sums
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, check_coverage
 from layerfold.tables.latency import check_entries
@@ -65,16 +65,16 @@ def build_options(
     importances: dict[Key, float],
     limits: Limits,
     columns: CostColumns,
-    drops: Sequence[tuple[ImportanceEntry, float]] = (),
+    changed: Sequence[tuple[ImportanceEntry, float]] = (),
     *,
     empty_slots: Container[int],
 ) -> list[ChainOptions]:
     """Return the options of every chain.
 
     Args:
-        importances: of stretches that keep every layer.
+        importances: of stretches whose layers are the original's.
         empty_slots: where merging may stop without an activation.
-        drops: rows in which layers are dropped, with their importance.
+        changed: rows in which a lever changes layers, with their importance.
 
     Raises:
         MissingEntryError: no options lead from a chain's start to its end.
@@ -87,8 +87,8 @@ def build_options(
     stops = None if limits.allow_bare_stops else empty_slots
     if stops is not None:
         allowed = [entry for chain in latency.chains for entry in _faster_than_parts(allowed, chain, columns)]
-    drop_sums = DropSums(allowed, [entry for entry, _ in drops], columns, stops) if drops else None
-    allowed = [entry for entry in allowed if not entry.drops]
+    changed_sums = ChangedSums(allowed, [entry for entry, _ in changed], columns, stops) if changed else None
+    allowed = [entry for entry in allowed if entry.change is None]
     found = []
     for chain in latency.chains:
         extended = extended_importance(importances, chain)
@@ -96,8 +96,8 @@ def build_options(
             options = _single_cost_options(optimal_sums(allowed, chain, stops), extended, chain, limits)
         else:
             options = _vector_options(vector_sums(allowed, chain, columns, stops), extended, chain, limits, columns)
-        if drop_sums is not None:
-            options = _with_drops(options, drop_options(drops, chain, limits, drop_sums))
+        if changed_sums is not None:
+            options = _with_changed(options, changed_options(changed, chain, limits, changed_sums))
         found.append(options)
     return found
 
@@ -108,39 +108,39 @@ def _faster_than_parts(
     """Return the entries of one chain that gain something in at least one of the costs.
 
     Where the layers of a segment cost no more in parts, merging them gains nothing and removes activations; where they
-    cost no more with every layer, dropping some gains nothing. Such segments are no options, whatever is said of their
+    cost no more unchanged, changing some gains nothing. Such segments are no options, whatever is said of their
     importance.
     """
     inside = [entry for entry in entries if chain[0] <= entry.start and entry.end <= chain[1]]
-    whole = [entry for entry in inside if not entry.drops]
+    whole = [entry for entry in inside if entry.change is None]
     if not columns.is_single:
         fronts = vector_sums(whole, chain, columns, None)
         return [
             entry
             for entry in inside
-            if not fronts.has_better(entry.start, entry.end, columns.of(entry), or_equal=entry.drops)
+            if not fronts.has_better(entry.start, entry.end, columns.of(entry), or_equal=entry.change is not None)
         ]
     sums = optimal_sums(whole, chain)
     best = sums.sums_ms[[each.start - chain[0] for each in inside], [each.end - chain[0] for each in inside]].tolist()
     return [
         entry
         for entry, least_ms in zip(inside, best, strict=True)
-        if entry.latency_ms < least_ms or (entry.latency_ms == least_ms and not entry.drops)
+        if entry.latency_ms < least_ms or (entry.latency_ms == least_ms and entry.change is None)
     ]
 
 
-def _with_drops(options: ChainOptions, drops: Sequence[DropOption]) -> ChainOptions:
+def _with_changed(options: ChainOptions, changed: Sequence[ChangedOption]) -> ChainOptions:
     """Return both kinds of options of one chain together."""
-    if not drops:
+    if not changed:
         return options
     count = len(options.importances)
     return chain_options(
         chain=options.chain,
-        from_state=np.append(options.from_state, [each.from_state for each in drops]),
-        to_state=np.append(options.to_state, [each.to_state for each in drops]),
-        costs=np.concatenate((options.costs, [each.costs for each in drops])),
-        importances=np.append(options.importances, [each.importance for each in drops]),
-        plan_of=lambda index: options.plan_of(index) if index < count else drops[index - count].plan,
+        from_state=np.append(options.from_state, [each.from_state for each in changed]),
+        to_state=np.append(options.to_state, [each.to_state for each in changed]),
+        costs=np.concatenate((options.costs, [each.costs for each in changed])),
+        importances=np.append(options.importances, [each.importance for each in changed]),
+        plan_of=lambda index: options.plan_of(index) if index < count else changed[index - count].plan,
     )
 
 
@@ -166,8 +166,10 @@ def _single_cost_options(
     )
 
 
-def _plan_of(sums: OptimalSums, rows: Ints, columns: Ints) -> Callable[[int], Plan]:
-    return lambda index: Plan(breaks=sums.breaks(int(rows[index]) + sums.start, int(columns[index]) + sums.start))
+def _plan_of(sums: OptimalSums, rows: Ints, columns: Ints) -> Callable[[int], StretchPlan]:
+    return lambda index: StretchPlan(
+        breaks=sums.breaks(int(rows[index]) + sums.start, int(columns[index]) + sums.start)
+    )
 
 
 def _vector_options(
@@ -192,7 +194,7 @@ def _vector_options(
         to_state=to_state[picked],
         costs=np.array(costs, dtype=float).reshape(len(picked), columns.count),
         importances=values[picked],
-        plan_of=lambda index: Plan(breaks=plans[index]),
+        plan_of=lambda index: StretchPlan(breaks=plans[index]),
     )
 
 

@@ -16,6 +16,7 @@ from layerfold.errors import OptionalDependencyError, SolutionError, UsageError
 from layerfold.files import Finite, JsonObject, JsonValue, parse_json, read_bytes, replacing, write_json
 from layerfold.tables.fields import LARGEST_POSITION, as_tuple
 from layerfold.tables.kernel import SegmentKey, is_kernel_text
+from layerfold.tables.levers import DROP, MERGE_WORDS, Change, changes_within
 from layerfold.torch_files import load_torch_file, plain_array, stands_for
 
 SCHEMA = 1
@@ -29,10 +30,12 @@ class SolutionSegment:
 
     Attributes:
         start, end: positions; layers start+1..end become one conv.
-        plan: ``keep`` for a single layer, ``merge`` for several of which all stay, ``drop`` where some do not.
+        plan: ``keep`` for a single layer, ``merge`` for several as they are, ``drop`` where some do not stay, or the
+            word of another lever (:mod:`layerfold.tables.levers`).
         latency_ms: the table's entry; None if unknown.
-        kernel: with ``drop``, the merged kernel by which latency tables know it, for example ``3x3``, or ``identity``
-            where nothing stays; else empty.
+        kernel: where a lever changes layers, the merged kernel by which latency tables know it, for example ``3x3``, or
+            ``identity`` where nothing stays; else empty.
+        layers: those that a lever other than ``drop`` changes, rising; else empty.
     """
 
     start: int
@@ -40,6 +43,12 @@ class SolutionSegment:
     plan: str = "merge"
     latency_ms: float | None = None
     kernel: str = ""
+    layers: tuple[int, ...] = ()
+
+    @property
+    def change(self) -> Change | None:
+        """What a lever other than ``drop`` changes, of which ``Solution.kept_layers`` speaks; None for nothing."""
+        return None if self.plan in (*MERGE_WORDS, DROP) else Change(self.plan, self.layers)
 
     @property
     def key(self) -> SegmentKey:
@@ -66,7 +75,7 @@ class Solution:
         predicted_ms: fixed + scale * sum of the table's entries.
         measured_ms: measured end-to-end latency of the merged network.
         importance: sum of importances, in points.
-        segments: what is merged.
+        segments: what is merged; what a lever other than ``drop`` changes stands here only.
         table_hashes: name of a table to its hash.
         version: version of layerfold that made it.
         status: ``optimal`` (proven), ``within`` (proven to miss the best importance by at most ``gap``), or
@@ -115,14 +124,25 @@ class Solution:
             )
 
     @property
-    def plan(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """What decides the structure but for activations: merge positions and kept layers."""
-        return self.merge_pos, self.kept_layers
+    def changes(self) -> tuple[Change, ...]:
+        """What levers other than ``drop`` change, by position; ``kept_layers`` says what is dropped."""
+        return tuple(each.change for each in self.segments if each.change is not None)
+
+    def changes_within(self, start: int, end: int) -> list[Change]:
+        """Return all that is changed, dropped layers included, in layers start+1..end."""
+        kept = None if self.kept_layers is None else set(self.kept_layers)
+        lost = tuple(index for index in range(start + 1, end + 1) if kept is not None and index not in kept)
+        return changes_within((Change(DROP, lost), *self.changes), start, end)
 
     @property
-    def structure(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
-        """What decides the network: activations, merge positions and kept layers."""
-        return self.act_pos, self.merge_pos, self.kept_layers
+    def plan(self) -> tuple[object, ...]:
+        """What decides the structure but for activations: merge positions, kept layers, and changes if there are."""
+        return (self.merge_pos, self.kept_layers, *self.changes)
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """What decides the network: activations, merge positions, kept layers, and changes if there are any."""
+        return (self.act_pos, *self.plan)
 
     @classmethod
     def read(cls, path: str | Path) -> Solution:
@@ -164,23 +184,9 @@ class Solution:
             raise SolutionError(f"{source}: schema {shown(schema)} is not known; this version reads schema {SCHEMA}")
         found = parse_json(content, _SolutionFile, source=source, remedy=_REMEDY, error=SolutionError)
         try:
-            return cls(
-                act_pos=tuple(found.act_pos),
-                merge_pos=tuple(found.merge_pos),
-                kept_layers=None if found.kept_layers is None else tuple(found.kept_layers),
-                model=found.model,
-                network_hash=found.network_hash,
-                budget_ms=found.budget_ms,
-                predicted_ms=found.predicted_ms,
-                measured_ms=found.measured_ms,
-                importance=found.importance,
-                segments=tuple(each.segment(f"segments.{number}") for number, each in enumerate(found.segments)),
-                table_hashes=found.tables,
-                version=found.version,
-                status=found.status,
-                gap=found.gap,
-                costs=found.costs,
-            )
+            segments = tuple(each.segment(f"segments.{number}") for number, each in enumerate(found.segments))
+            values = {name: value for name, value in vars(found).items() if name not in ("segments", "tables")}
+            return cls(**values, segments=segments, table_hashes=found.tables)
         except SolutionError as error:
             raise SolutionError(f"{source}: {error}") from None
 
@@ -190,6 +196,8 @@ class Solution:
 
     def write_checkpoint(self, path: str | Path) -> None:
         """Write as a published ``checkpoint.pth``: a dict with ``act_pos`` and ``merge_pos``. Needs torch."""
+        if self.changes:
+            raise SolutionError(f"{path}: a .pth file has no place for {self.changes[0].word}; write it as JSON")
         torch = _torch(Path(path))
         found = {"act_pos": list(self.act_pos), "merge_pos": list(self.merge_pos)}
         if self.kept_layers is not None:
@@ -220,6 +228,7 @@ class Solution:
                     "plan": each.plan,
                     "latency_ms": each.latency_ms,
                     **({"kernel": each.kernel} if each.kernel else {}),
+                    **({"layers": list(each.layers)} if each.layers else {}),
                 }
                 for each in self.segments
             ],
@@ -244,6 +253,7 @@ class _SegmentInFile:
     plan: Annotated[str, MaxLen(100)] = "merge"
     latency_ms: Finite | None = None
     kernel: str | None = None
+    layers: list[_Position] = field(default_factory=list)
 
     def segment(self, field_name: str) -> SolutionSegment:
         """Return it, checked.
@@ -257,9 +267,7 @@ class _SegmentInFile:
             raise SolutionError(
                 f"{field_name}.kernel={shown(self.kernel)}: expected a merged kernel such as '3x3' or 'identity'"
             )
-        return SolutionSegment(
-            start=self.start, end=self.end, plan=self.plan, latency_ms=self.latency_ms, kernel=self.kernel or ""
-        )
+        return SolutionSegment(**{**vars(self), "kernel": self.kernel or "", "layers": tuple(self.layers)})
 
 
 @dataclass(frozen=True, kw_only=True)

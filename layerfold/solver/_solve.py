@@ -13,7 +13,7 @@ from layerfold.arguments import checked
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError, UsageError
 from layerfold.options.solve import Normalise, SolveOptions
 from layerfold.settings import takes_settings
-from layerfold.solver._drop_options import split_importances
+from layerfold.solver._changed_options import split_importances
 from layerfold.solver._frontier import Frontier
 from layerfold.solver._limits import Limits
 from layerfold.solver._pareto import pareto_indices
@@ -63,8 +63,8 @@ def solve_frontier(
 
     Example:
         >>> frontier = lf.solve_frontier(latency, importance)
-        >>> len(frontier), frontier.is_exact
-        (3, True)
+        >>> len(frontier), bool(frontier.gaps.any())
+        (3, False)
         >>> solution = frontier.at(budget_ms=3.5)
         >>> solution.act_pos, solution.predicted_ms, solution.importance
         ((1, 3), 3.2, -1.0)
@@ -79,8 +79,8 @@ def solve_frontier(
     check_epsilon(options.epsilon, options.max_labels)
     caps = _caps(columns, options.budgets_ms)
     importances = normalised_importances(importance, options.alpha, options.normalise)
-    whole, drops = split_importances(importances, importance.entries)
-    all_options = build_options(tables, whole, limits, columns, drops, empty_slots=importance.empty_slots)
+    whole, changed = split_importances(importances, importance.entries)
+    all_options = build_options(tables, whole, limits, columns, changed, empty_slots=importance.empty_slots)
     to_go = [least_to_go(each) for each in all_options]
     least = np.array([each[1] for each in to_go])
     for of_chain, least_costs in zip(all_options, least, strict=True):

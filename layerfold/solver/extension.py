@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from layerfold.arguments import checked, number, shown
 from layerfold.errors import UsageError
 from layerfold.options.solve import Normalise
-from layerfold.solver._drop_options import split_importances
+from layerfold.solver._changed_options import split_importances
 from layerfold.tables import ImportanceEntry, ImportanceTable
 from layerfold.tables.fields import check_chain
 from layerfold.tables.importance import Key
@@ -98,7 +98,7 @@ def normalised_importances(importance: ImportanceTable, alpha: float, normalise:
         alpha: at least 0; 0 changes nothing.
         normalise: over which entries the mean goes: ``single``: single-layer segments; ``default``: those with the
             original's activations at both ends (a slot that appears without one was empty); ``all``: every entry.
-            Entries in which layers are dropped do not count.
+            Entries in which layers are changed do not count.
 
     Raises:
         UsageError: alpha not a number from 0 to 1e6, an unknown ``normalise``, or no entry to take the mean over.
@@ -110,7 +110,7 @@ def normalised_importances(importance: ImportanceTable, alpha: float, normalise:
     shift = 0.0
     if alpha:
         counts = _counts(importance, normalise)
-        over = [entry.importance for entry in importance.entries if entry.kept is None and counts(entry)]
+        over = [entry.importance for entry in importance.entries if entry.change is None and counts(entry)]
         if not over:
             raise UsageError(
                 f"normalise={normalise!r}: {importance.source} has no such entry to take the mean over; "
@@ -127,7 +127,7 @@ def extend_importance(
     """Return I_ext: of every segment in the table, each (start_act, end_act) with an importance, its own or extended.
 
     A stretch that is no segment of the table has no row, as in published files: its importance is the sum of two rows
-    that meet in a slot without activation, and the solver puts those together. Entries in which layers are dropped are
+    that meet in a slot without activation, and the solver puts those together. Entries in which layers are changed are
     not extended, and left out.
 
     Args:

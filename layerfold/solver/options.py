@@ -10,26 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfold.tables.kernel import SegmentKey
+from layerfold.tables.levers import Change
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to do in one stretch.
+class StretchPlan:
+    """What to do in one stretch of a chain.
 
     Attributes:
         breaks: the stretch's start, where merging stops inside it, and its end.
-        label: a name for kinds of options that are told apart by more than their breaks.
-        dropped: layers that do not stay, rising.
-        kernels: for each part between two breaks the kernel that it merges into, if layers are dropped there, else
-            empty; none at all where nothing is dropped.
+        change: what a lever does to its layers; None for nothing.
+        kernels: for each part between two breaks the kernel that it merges into, if layers are changed there, else
+            empty; none at all where nothing is changed.
     """
 
     breaks: tuple[int, ...]
-    label: str = ""
-    dropped: tuple[int, ...] = ()
+    change: Change | None = None
     kernels: tuple[str, ...] = ()
 
     @property
@@ -55,10 +54,9 @@ class Option:
         more_costs: further costs, in the order of the problem's limits (a second device, parameters, ...).
 
     Example:
-        >>> from layerfold.solver.options import Plan
-        >>> option = lf.Option(
-        ...     start=0, start_act=1, end=3, end_act=1, latency_ms=2.2, importance=-1.0, plan=Plan(breaks=(0, 1, 3))
-        ... )
+        >>> from layerfold.solver.options import StretchPlan
+        >>> plan = StretchPlan(breaks=(0, 1, 3))
+        >>> option = lf.Option(start=0, start_act=1, end=3, end_act=1, latency_ms=2.2, importance=-1.0, plan=plan)
         >>> option.plan.keys
         ((0, 1), (1, 3))
     """
@@ -69,7 +67,7 @@ class Option:
     end_act: int
     latency_ms: float
     importance: float
-    plan: Plan
+    plan: StretchPlan
     more_costs: tuple[float, ...] = ()
 
 
@@ -92,7 +90,7 @@ class ChainOptions:
     to_state: Ints
     costs: Floats
     importances: Floats
-    plan_of: Callable[[int], Plan] = field(repr=False)
+    plan_of: Callable[[int], StretchPlan] = field(repr=False)
 
     @property
     def num_states(self) -> int:
@@ -125,7 +123,7 @@ def chain_options(
     to_state: Ints,
     costs: Floats,
     importances: Floats,
-    plan_of: Callable[[int], Plan],
+    plan_of: Callable[[int], StretchPlan],
 ) -> ChainOptions:
     """Return options sorted as :class:`ChainOptions` wants them; ``plan_of`` takes indices in the order given."""
     order = np.lexsort((-importances, costs[:, 0], from_state, to_state))

@@ -109,7 +109,7 @@ def optimal_sums(
 def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:
     """Return T_opt for the segments of ``latency``: each entry's best latency, merged whole or in parts.
 
-    Entries in which layers are dropped are left out: what they stand for depends on the importances.
+    Entries in which layers are changed are left out: what they stand for depends on the importances.
 
     The spread of an entry is the sum of the spreads of its parts, as in the published files.
 
@@ -121,7 +121,7 @@ def compute_optimal_latency(latency: LatencyTable) -> LatencyTable:
         >>> best.entry(0, 3).latency_ms, best.entry(0, 3).breaks
         (1.6, (0, 3))
     """
-    entries = [entry for entry in latency.entries if not entry.drops]
+    entries = [entry for entry in latency.entries if entry.change is None]
     found: dict[tuple[int, int], LatencyEntry] = {}
     for chain in latency.chains:
         best = optimal_sums(entries, chain)

@@ -7,19 +7,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from layerfold.arguments import shown
 from layerfold.errors import MissingEntryError, TableError, UsageError
+from layerfold.tables._changes import change_cells, levers_of, set_change, with_changes
 from layerfold.tables._csv import LARGEST, Row, read_rows, write_rows
-from layerfold.tables._drop_columns import DROP_COLUMNS, drop_cells, with_drops
 from layerfold.tables.fields import LARGEST_POSITION, entries_of, make_plain
 from layerfold.tables.kernel import is_kernel_text
+from layerfold.tables.levers import DROP, Change, Lever, lever_of
 from layerfold.tables.provenance import Provenance
 
 _MEASURED = ("train_loss", "train_acc", "val_loss", "val_acc")
-_KNOWN = ("", "id", "st", "end", "st_act", "end_act", *_MEASURED, "importance", "imp", "breaks", *DROP_COLUMNS)
+_KNOWN = ("", "id", "st", "end", "st_act", "end_act", *_MEASURED, "importance", "imp", "breaks")
 Key = tuple[int, int, int, int] | tuple[int, int, int, int, str]
-"""(start, end, start_act, end_act), and the merged kernel where layers are dropped."""
+"""(start, end, start_act, end_act), and the merged kernel where a lever changes some of the layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,9 @@ class ImportanceEntry:
         extra: further columns of the estimator, name to number or text.
         breaks: in an extended table, the inner positions without activation, with start and end around them.
         merged: the merged kernel (``layerfold.tables.kernel``); empty if unknown. Must be known where layers are
-            dropped: it leads to the latency.
+            changed: it leads to the latency.
         kept: the layers that stay; None for every one.
+        change: what a lever changes; None for nothing. Follows from ``kept`` where that is given.
 
     Example:
         >>> entry = lf.ImportanceEntry(start=1, end=3, start_act=1, end_act=1, importance=-0.8)
@@ -60,6 +63,7 @@ class ImportanceEntry:
     breaks: tuple[int, ...] | None = None
     merged: str = ""
     kept: tuple[int, ...] | None = None
+    change: Change | None = None
 
     def __post_init__(self) -> None:
         make_plain(
@@ -72,10 +76,11 @@ class ImportanceEntry:
         )
         if not isinstance(self.extra, Mapping):
             raise UsageError(f"extra={shown(self.extra)}: expected a mapping from column to number or text")
-        if self.kept is not None and not is_kernel_text(self.merged):
+        set_change(self)
+        if self.change is not None and not is_kernel_text(self.merged):
             raise TableError(
-                f"importance entry ({self.start},{self.end}): merged={self.merged!r}, expected the kernel that layers "
-                f"{list(self.kept)} merge into, such as '3x3' or 'identity'"
+                f"importance entry ({self.start},{self.end}): merged={self.merged!r}, expected the kernel that the "
+                f"segment {lever_of(self.change.word).phrase(self.change)} merges into, such as '3x3' or 'identity'"
             )
         if not 0 <= self.start < self.end <= LARGEST_POSITION:
             raise TableError(
@@ -95,14 +100,12 @@ class ImportanceEntry:
     @property
     def key(self) -> Key:
         states = self.start, self.end, self.start_act, self.end_act
-        return states if self.kept is None else (*states, self.merged)
+        return states if self.change is None else (*states, self.merged)
 
     @property
     def dropped(self) -> tuple[int, ...]:
         """The layers that do not stay, rising."""
-        if self.kept is None:
-            return ()
-        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.kept)
+        return self.change.layers or () if self.change is not None and self.change.lever == DROP else ()
 
 
 class ImportanceTable:
@@ -154,8 +157,8 @@ class ImportanceTable:
 
     @cached_property
     def segments(self) -> frozenset[tuple[int, int]]:
-        """Every (start, end) with at least one entry in which no layer is dropped."""
-        return frozenset((entry.start, entry.end) for entry in self.entries if entry.kept is None)
+        """Every (start, end) with at least one entry in which no layer is changed."""
+        return frozenset((entry.start, entry.end) for entry in self.entries if entry.change is None)
 
     @cached_property
     def empty_slots(self) -> frozenset[int]:
@@ -202,20 +205,23 @@ class ImportanceTable:
         column = next((name for name in ("importance", "imp", "val_acc") if name in header), None)
         if column is None:
             raise TableError(f"{path}: row 1: no column 'val_acc', 'importance' or 'imp', expected one of them")
-        extra_names = [name for name in header if name not in _KNOWN]
+        found = list(with_changes(rows, must_say=True))
+        of_levers = {column for lever in (lever_of(DROP), Lever) for column in lever.columns}
+        of_levers.update(column for lever in levers_of(change for *_, change in found) for column in lever.columns)
+        extra_names = [name for name in header if name not in _KNOWN and name not in of_levers]
         entries = []
         seen: dict[Key, int] = {}
-        for row, merged, kept, _ in with_drops(rows, must_say=True):
+        for row, merged, change in found:
             start, end = row.position("st"), row.position("end")
             importance = row.number_in(column, -LARGEST, "points between -1e9 and 1e9")
-            measured = {name: row.optional_number(name) for name in _MEASURED}
+            measured: dict[str, Any] = {name: row.optional_number(name) for name in _MEASURED}
             entry = ImportanceEntry(
                 start=start,
                 end=end,
                 start_act=row.state("st_act") if has_states else 1,
                 end_act=row.state("end_act") if has_states else 1,
                 merged=merged,
-                kept=kept,
+                change=change,
                 importance=importance,
                 extra={name: _number_or_text(row, name) for name in extra_names},
                 breaks=row.breaks("breaks", start, end),
@@ -223,7 +229,7 @@ class ImportanceTable:
             )
             if entry.key in seen:
                 other = f"{entry.key} stands in row {seen[entry.key]} too"
-                kernel = "" if entry.kept is None else " and kernel"
+                kernel = "" if entry.change is None else " and kernel"
                 raise row.error("st", f"each (st,end,st_act,end_act){kernel} once; {other}")
             seen[entry.key] = row.number
             entries.append(entry)
@@ -232,7 +238,8 @@ class ImportanceTable:
     def write(self, path: str | Path) -> None:
         """Write the CSV and its sidecar; extended tables get ``imp`` and ``breaks``."""
         keys = ("id", "st", "end", "st_act", "end_act")
-        has_drops = any(entry.kept is not None for entry in self.entries)
+        levers = levers_of(entry.change for entry in self.entries)
+        columns = tuple(dict.fromkeys(column for lever in levers for column in lever.columns))
         rows: list[list[object]]
         if all(entry.breaks is not None for entry in self.entries):
             header: tuple[str, ...] = (*keys, "imp", "breaks")
@@ -241,14 +248,13 @@ class ImportanceTable:
             extra_names = list(dict.fromkeys(name for entry in self.entries for name in entry.extra))
             own = ("importance",) if any(entry.importance != entry.val_acc for entry in self.entries) else ()
             # As LayerMerge's program reads it: it needs a column importance.
-            own = ("importance",) if has_drops else own
-            header = (*keys, *(DROP_COLUMNS if has_drops else ()), *_MEASURED, *own, *extra_names)
+            own = ("importance",) if levers else own
+            header = (*keys, *columns, *_MEASURED, *own, *extra_names)
             rows = []
             for index, entry in enumerate(self.entries):
                 cells: list[object] = [index, *entry.key[:4]]
-                if has_drops:
-                    found = drop_cells(entry.start, entry.end, entry.merged, entry.kept)
-                    cells += [found[name] for name in DROP_COLUMNS]
+                found = change_cells(entry, levers)
+                cells += [found[name] for name in columns]
                 cells += [getattr(entry, name) for name in _MEASURED]
                 cells += [entry.importance] if own else []
                 rows.append(cells + [entry.extra.get(name) for name in extra_names])

@@ -1,7 +1,8 @@
-"""Merged kernels as text: what tells the options of one segment apart where layers are dropped.
+"""Merged kernels as text: what tells the options of one segment apart where layers are changed.
 
-``3x3``, ``5x5 dw`` (depthwise), ``3x3 s2x2``, ``3x3 d2x2``, ``3x3 g32``; ``identity`` where nothing stays. LayerMerge's
-files have three columns for it, ``ker``, ``str`` and ``is_dw``, and 0 for the kernel of the identity.
+``3x3``, ``5x5 dw`` (depthwise), ``3x3 s2x2``, ``3x3 d2x2``, ``3x3 g32``; ``identity`` where nothing stays. The
+word of a lever other than ``drop`` stands behind it: ``3x3 +nm:2of4``. LayerMerge's files have three columns for the
+kernel, ``ker``, ``str`` and ``is_dw``, and 0 for that of the identity.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import re
 
 IDENTITY = "identity"
 SegmentKey = tuple[int, int] | tuple[int, int, str]
-"""(start, end), and the merged kernel where layers are dropped."""
+"""(start, end), and the merged kernel where a lever changes some of the layers."""
 
 _SIZE = r"([1-9]\d{0,5})x([1-9]\d{0,5})"
-_TEXT = re.compile(rf"{_SIZE}(?: s{_SIZE})?(?: d{_SIZE})?(?: (dw)| g([1-9]\d{{0,7}}))?")
+_TEXT = re.compile(rf"{_SIZE}(?: s{_SIZE})?(?: d{_SIZE})?(?: (dw)| g([1-9]\d{{0,7}}))?(?: \+[a-z][\w:.-]{{0,99}})?")
 Pair = tuple[int, int]
 
 

@@ -10,33 +10,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 from layerfold.arguments import shown
 from layerfold.errors import MissingEntryError, TableError
+from layerfold.tables._changes import change_cells, levers_of, set_change, with_changes
 from layerfold.tables._csv import LARGEST, read_rows, write_rows
-from layerfold.tables._drop_columns import drop_cells, with_drops
 from layerfold.tables.fields import LARGEST_POSITION, check_chain, entries_of, make_plain, positions
 from layerfold.tables.kernel import IDENTITY, SegmentKey, is_kernel_text
+from layerfold.tables.levers import Change, lever_of
 from layerfold.tables.provenance import Provenance
 
+if TYPE_CHECKING:
+    from layerfold.solver import Solution
+
 _COLUMNS = ("id", "st", "end", "time", "stdev", "st_act", "end_act", "signature", "runs")
-_DROP_COLUMNS = (
-    "id",
-    "st",
-    "end",
-    "ker",
-    "str",
-    "is_dw",
-    "time",
-    "stdev",
-    "st_act",
-    "end_act",
-    "signature",
-    "runs",
-    "merged",
-    "conv_comb",
-)
+_DROP_COLUMNS = (*_COLUMNS[:3], "ker", "str", "is_dw", *_COLUMNS[3:], "merged", "conv_comb")
+"""In the order of LayerMerge's tables."""
 
 
 class HasMergePositions(Protocol):
@@ -44,17 +34,6 @@ class HasMergePositions(Protocol):
 
     @property
     def merge_pos(self) -> tuple[int, ...]: ...
-
-
-@runtime_checkable
-class DropsLayers(Protocol):
-    """What a solution that drops layers has besides."""
-
-    @property
-    def kept_layers(self) -> tuple[int, ...] | None: ...
-
-    @property
-    def segments(self) -> tuple[Any, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +50,12 @@ class LatencyEntry:
         macs, params: multiply-adds of one image and parameters of the merged conv; None: read from the signature.
         breaks: in a table of optimal latencies, where merging stops from ``start`` to ``end``, both included.
         merged: the merged kernel (``layerfold.tables.kernel``); empty if unknown. Must be known where layers are
-            dropped: it is what tells the options of one segment apart.
+            changed: it is what tells the options of one segment apart.
         kept: layers that stayed where it was measured (others that merge into the same kernel take as long); None for
             every one, or, with ``drops``, where the table does not say.
         drops: whether layers are dropped; follows from ``kept`` where that is given.
+        change: what a lever changed where it was measured; None for nothing. Follows from ``kept`` and ``drops`` where
+            layers are dropped.
 
     Example:
         >>> entry = lf.LatencyEntry(start=1, end=3, latency_ms=1.2)
@@ -96,18 +77,17 @@ class LatencyEntry:
     merged: str = ""
     kept: tuple[int, ...] | None = None
     drops: bool = False
+    change: Change | None = None
 
     @property
     def key(self) -> SegmentKey:
-        """(start, end), and the merged kernel where layers are dropped."""
-        return (self.start, self.end, self.merged) if self.drops else (self.start, self.end)
+        """(start, end), and the merged kernel where layers are changed."""
+        return (self.start, self.end) if self.change is None else (self.start, self.end, self.merged)
 
     @property
     def dropped(self) -> tuple[int, ...] | None:
         """The layers that do not stay, rising; None where some are dropped and it is not known which."""
-        if self.kept is None:
-            return None if self.drops else ()
-        return tuple(index for index in range(self.start + 1, self.end + 1) if index not in self.kept)
+        return self.change.layers if self.drops and self.change is not None else ()
 
     def __post_init__(self) -> None:
         make_plain(
@@ -129,9 +109,8 @@ class LatencyEntry:
                     f"latency entry ({self.start},{self.end}): {name}={shown(getattr(self, name))}, expected a whole "
                     "number from 0 to 1e18"
                 )
-        if self.kept is not None:
-            object.__setattr__(self, "drops", True)
-        if self.drops and not is_kernel_text(self.merged):
+        set_change(self, drops=self.drops)
+        if self.change is not None and not is_kernel_text(self.merged):
             raise TableError(
                 f"latency entry ({self.start},{self.end}): merged={self.merged!r}, expected the kernel that the layers "
                 "which stay merge into, such as '3x3' or 'identity'"
@@ -210,8 +189,8 @@ class LatencyTable:
 
     @cached_property
     def segments(self) -> frozenset[tuple[int, int]]:
-        """Every (start, end) that has an entry in which no layer is dropped."""
-        return frozenset((entry.start, entry.end) for entry in self.entries if not entry.drops)
+        """Every (start, end) that has an entry in which no layer is changed."""
+        return frozenset((entry.start, entry.end) for entry in self.entries if entry.change is None)
 
     @cached_property
     def keys(self) -> frozenset[SegmentKey]:
@@ -227,7 +206,7 @@ class LatencyTable:
         return hashlib.sha256(repr((rows, self.provenance.fixed_ms, self.provenance.scale)).encode()).hexdigest()[:16]
 
     def entry(self, start: int, end: int) -> LatencyEntry:
-        """Return the entry of layers start+1..end, none dropped, or raise MissingEntryError."""
+        """Return the entry of layers start+1..end, none changed, or raise MissingEntryError."""
         return self.at((start, end))
 
     def at(self, key: SegmentKey) -> LatencyEntry:
@@ -252,41 +231,42 @@ class LatencyTable:
             found += list(itertools.pairwise(inner))
         return found
 
-    def predict_ms(self, solution: HasMergePositions) -> float:
+    def predict_ms(self, solution: Solution | HasMergePositions) -> float:
         """Return the end-to-end latency of a solution: fixed + scale * sum of its segments' entries."""
         return self.end_to_end_ms(self.sum_ms(self.keys_of(solution)))
 
-    def keys_of(self, solution: HasMergePositions) -> list[SegmentKey]:
+    def keys_of(self, solution: Solution | HasMergePositions) -> list[SegmentKey]:
         """Return the keys of a solution's segments.
 
-        What the layers that stay merge into is taken from the solution's own segments; where it has none, as one
-        written by hand, from the entry that was measured with these layers.
+        What changed layers merge into is taken from the solution's own segments; where it has none, as one written by
+        hand, from the entry that was measured with these layers.
 
         Raises:
             MissingEntryError: no such entry is known.
         """
         segments = self.segments_of(solution.merge_pos)
-        if not isinstance(solution, DropsLayers) or solution.kept_layers is None:
+        if not hasattr(solution, "changes_within"):  # it only says where merging stops
             return list(segments)
-        kept, kernels = set(solution.kept_layers), {(each.start, each.end): each.kernel for each in solution.segments}
+        kernels = {(each.start, each.end): each.kernel for each in getattr(solution, "segments", ())}
         found: list[SegmentKey] = []
         for start, end in segments:
-            stay = tuple(index for index in range(start + 1, end + 1) if index in kept)
-            if len(stay) == end - start:
+            changes = solution.changes_within(start, end)
+            if not changes:
                 found.append((start, end))
             elif kernels.get((start, end)):
                 found.append((start, end, kernels[start, end]))
             else:
-                found.append(self._measured_with(start, end, stay))
+                found.append(self._measured_with(start, end, changes))
         return found
 
-    def _measured_with(self, start: int, end: int, kept: tuple[int, ...]) -> SegmentKey:
+    def _measured_with(self, start: int, end: int, changes: list[Change]) -> SegmentKey:
         for entry in self.entries:
-            if (entry.start, entry.end, entry.kept) == (start, end, kept):
+            if (entry.start, entry.end) == (start, end) and [entry.change] == changes:
                 return entry.key
+        what = " and ".join(lever_of(each.word).phrase(each) for each in changes)
         raise MissingEntryError(
-            f"{self.source}: no entry for segment ({start},{end}) with layers {list(kept)} alone; profile the network "
-            "with --drop-layers, or keep layers that were measured"
+            f"{self.source}: no entry for segment ({start},{end}) {what}; profile the network with this lever, or "
+            "choose layers that were measured"
         )
 
     def sum_ms(self, keys: Iterable[SegmentKey]) -> float:
@@ -303,12 +283,6 @@ class LatencyTable:
         singles = [(position, position + 1) for start, end in self.chains for position in range(start, end)]
         return self.end_to_end_ms(self.sum_ms(singles))
 
-    def with_calibration(self, *, fixed_ms: float, scale: float) -> LatencyTable:
-        """Return the same entries with another fixed part and scale."""
-        return LatencyTable(
-            self.entries, provenance=replace(self.provenance, fixed_ms=fixed_ms, scale=scale), source=self.source
-        )
-
     def useful_segments(self) -> tuple[tuple[int, int], ...]:
         """Return the segments whose own latency is strictly below the best sum over proper breaks, by (start, end).
 
@@ -316,26 +290,26 @@ class LatencyTable:
         """
         return self._useful_and_best[0]
 
-    def useful_drops(self) -> tuple[SegmentKey, ...]:
-        """Return the keys of entries with dropped layers that are strictly faster than the stretch with all its layers.
+    def useful_changes(self) -> tuple[SegmentKey, ...]:
+        """Return the keys of entries with changed layers that are strictly faster than the stretch with its own layers.
 
-        The others need no importance: what keeps every layer, merged or in parts, is at least as fast.
+        The others need no importance: what changes no layer, merged or in parts, is at least as fast.
         """
         best = self._useful_and_best[1]
         return tuple(
             entry.key
             for entry in self.entries
-            if entry.drops and entry.latency_ms < best.get((entry.start, entry.end), math.inf)
+            if entry.change is not None and entry.latency_ms < best.get((entry.start, entry.end), math.inf)
         )
 
     @cached_property
     def _useful_and_best(self) -> tuple[tuple[tuple[int, int], ...], dict[tuple[int, int], float]]:
-        """Useful segments, and the least latency of each stretch with all its layers, merged or in parts."""
+        """Useful segments, and the least latency of each stretch with its own layers, merged or in parts."""
         best: dict[tuple[int, int], float] = {}
         useful = []
         by_end: dict[int, list[LatencyEntry]] = {}
         for entry in self.entries:
-            if not entry.drops:
+            if entry.change is None:
                 by_end.setdefault(entry.end, []).append(entry)
         for chain_start, chain_end in self.chains:
             for start in range(chain_start, chain_end):
@@ -370,9 +344,9 @@ class LatencyTable:
         _, rows, provenance = read_rows(Path(path), ("st", "end", "time"))
         entries = []
         seen: dict[SegmentKey, int] = {}
-        for row, merged, kept, drops in with_drops(rows, must_say=False):
+        for row, merged, change in with_changes(rows, must_say=False):
             start, end = row.position("st"), row.position("end")
-            key: SegmentKey = (start, end, merged) if drops else (start, end)
+            key: SegmentKey = (start, end) if change is None else (start, end, merged)
             if key in seen:
                 name = f"({start},{end})" if len(key) == 2 else f"({start},{end}) merged into {merged}"
                 raise row.error("st", f"each segment once; {name} stands in row {seen[key]} too")
@@ -384,8 +358,7 @@ class LatencyTable:
                     start=start,
                     end=end,
                     merged=merged,
-                    kept=kept,
-                    drops=drops,
+                    change=change,
                     latency_ms=row.number_in("time", 0.0, "milliseconds above 0 and at most 1e9", open_end=above_0),
                     spread_ms=row.number_in("stdev", 0.0, "milliseconds from 0 to 1e9") if has_spread else 0.0,
                     start_act=row.optional_state("st_act"),
@@ -402,6 +375,8 @@ class LatencyTable:
     def write(self, path: str | Path) -> None:
         """Write the CSV and its sidecar; tables of optimal latencies get the published columns and ``breaks``."""
         header: tuple[str, ...] = _DROP_COLUMNS if any(entry.drops for entry in self.entries) else _COLUMNS
+        levers = levers_of(entry.change for entry in self.entries)
+        header += tuple(column for lever in levers for column in lever.columns if column not in header)
         if all(entry.breaks is not None for entry in self.entries):
             header = (*_COLUMNS[:5], "breaks")
         header += tuple(
@@ -422,7 +397,7 @@ class LatencyTable:
                 "macs": entry.macs,
                 "params": entry.params,
                 "breaks": entry.breaks,
-                **drop_cells(entry.start, entry.end, entry.merged, entry.kept, is_known=not entry.drops),
+                **change_cells(entry, levers),
             }
             rows.append([cells[name] for name in header])
         write_rows(Path(path), header, rows, replace(self.provenance, kind=self.provenance.kind or "latency"))

@@ -14,6 +14,7 @@ from torch import nn
 import layerfold as lf
 from tests.bank.architectures import Architecture
 from tests.bank.weights import randomise, randomise_norms
+from tests.quick_onnx import quick_onnx
 
 FLOAT64_TOLERANCE, FLOAT32_TOLERANCE, ONNX_TOLERANCE = 1e-9, 1e-4, 1e-4
 
@@ -152,7 +153,7 @@ def check_architecture(
 
 @torch.no_grad()
 def check_solution(
-    prepared: Prepared, solution: lf.Solution, number: int, found: Differences, *, onnx: str | None = "fast"
+    prepared: Prepared, solution: lf.Solution, number: int, found: Differences, *, onnx: str | None = "quick"
 ) -> None:
     """Run every check of one solution at every size, and note the differences.
 
@@ -161,7 +162,7 @@ def check_solution(
     An exported graph has one size: the solution's number says which, so that both sizes get half of the solutions.
 
     Args:
-        onnx: ``fast`` for the TorchScript exporter, ``shipped`` for the one that writes users' files, None for neither.
+        onnx: ``quick`` for :func:`quick_onnx`, ``shipped`` for the one that writes users' files, None for neither.
     """
     sizes = list(prepared.images)
     onnx_size = sizes[number % len(sizes)]
@@ -183,11 +184,11 @@ def check_solution(
             outputs, deployed = tensors_of(student(images)), tensors_of(merged(images))
             found.record("float32", relative_difference(deployed, outputs), FLOAT32_TOLERANCE, at)
             if onnx is not None and size == onnx_size:
-                ran = run_onnx(merged, images, fast=onnx == "fast")
+                ran = run_onnx(merged, images, is_quick=onnx == "quick")
                 found.record("onnx", relative_difference(ran, deployed), ONNX_TOLERANCE, at)
 
 
-def run_onnx(merged: nn.Module, images: torch.Tensor, *, fast: bool) -> list[torch.Tensor]:
+def run_onnx(merged: nn.Module, images: torch.Tensor, *, is_quick: bool) -> list[torch.Tensor]:
     """Export a network and run the graph in ONNX Runtime, on one thread."""
     import onnxruntime
 
@@ -195,7 +196,7 @@ def run_onnx(merged: nn.Module, images: torch.Tensor, *, fast: bool) -> list[tor
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    graph = export_onnx(Flat(merged), images, fast=fast)
+    graph = quick_onnx(Flat(merged), images) if is_quick else export_onnx(Flat(merged), images)
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     (name,) = (each.name for each in session.get_inputs())
     return [torch.from_numpy(each) for each in session.run(None, {name: images.numpy()})]

@@ -185,7 +185,7 @@ def test_options_with_dropped_layers_are_segments_of_their_own(tmp_path) -> None
     kept, dropped = base.predict(stops).ratio, base.predict(stops, [2]).ratio
     assert kept != pytest.approx(dropped)
     assert base.predict(stops, [2, 3]).ratio == pytest.approx(dropped - 0.5 / alone.original_ms)
-    with pytest.raises(MissingEntryError, match=r"\(3, 4\) without layers \[4\]"):
+    with pytest.raises(MissingEntryError, match=r"\(3, 4\) without 4;"):
         base.predict(stops, [4])
     plan = MeasuredPlan(act_pos=(), merge_pos=stops, ratio=0.8, low=0.799, high=0.801, dropped=(2, 3))
     table = fitted_table(alone, Beliefs(base.segments, base.chains, [plan] * 4))

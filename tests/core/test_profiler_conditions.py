@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import pytest
 
 from layerfold.executor import processors
+from layerfold.profiler.backends import BackendBase
 from layerfold.profiler.machine.conditions import Conditions, Watch
 from layerfold.profiler.machine.reference import ReferenceTime, time_reference
 from layerfold.profiler.machine.state import GpuState, MachineState, gpu_state, machine_state
+from layerfold.profiler.store.cache import open_cache
 
 QUIET = ReferenceTime(arithmetic_ms=0.2, memory_ms=1.0, waiting=0.0)
 
@@ -132,3 +135,45 @@ def test_what_nvidia_smi_prints_is_read(tmp_path, monkeypatch, line, expected):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert gpu_state() == expected
+
+
+class OfAnotherPackage(BackendBase):
+    """A backend as another package makes one, with a GPU."""
+
+    name = "other"
+    requires: ClassVar[dict[str, str]] = {}
+    devices = ("cpu", "rocm")
+
+
+class WithoutTheBase:
+    """A backend that has the members of the protocol alone, as written before there was ``is_gpu``."""
+
+    def __init__(self, device):
+        self.options = {} if device is None else {"device": device}
+
+    def provenance(self):
+        return {"backend": "bare", "versions": {}, "device": "a device", "driver": "", "options": self.options}
+
+
+class SaysItself(WithoutTheBase):
+    is_gpu = False
+
+
+@pytest.mark.parametrize(
+    ("backend", "is_watched"),
+    [
+        (OfAnotherPackage(), False),
+        (OfAnotherPackage(device="rocm"), True),
+        (WithoutTheBase("cuda:1"), True),
+        (WithoutTheBase("cpu"), False),
+        (WithoutTheBase(None), False),
+        (SaysItself("npu"), False),
+    ],
+)
+def test_a_gpu_is_watched_whichever_package_its_backend_comes_from(tmp_path, monkeypatch, backend, is_watched):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '1500, 1980, 61, 0x1'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with open_cache(False, backend) as cache:
+        assert cache.conditions().gpu_celsius == (61.0 if is_watched else None)

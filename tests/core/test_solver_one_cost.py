@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from layerfold.solver.labels import least_to_go, solve_chain
-from layerfold.solver.options import ChainOptions, Plan, chain_options
+from layerfold.solver.options import ChainOptions, StretchPlan, chain_options
 
 
 def _options(seed: int, columns: int, *, whole: bool) -> ChainOptions:
@@ -28,7 +28,7 @@ def _options(seed: int, columns: int, *, whole: bool) -> ChainOptions:
         to_state=2 * end + rng.integers(0, 2, 120),
         costs=np.repeat(costs[:, None], columns, axis=1),
         importances=gains,
-        plan_of=lambda index: Plan(breaks=()),
+        plan_of=lambda index: StretchPlan(breaks=()),
     )
 
 

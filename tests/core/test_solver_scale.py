@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from layerfold.errors import UsageError
-from layerfold.solver import Limits, Option, Plan, solve_frontier
+from layerfold.solver import Limits, Option, StretchPlan, solve_frontier
 from layerfold.solver._hull import make_hull
 from layerfold.solver._pareto import pareto_indices
 from layerfold.solver.labels import least_to_go
@@ -29,7 +29,7 @@ def random_chain(layers: int, candidates: int, options: int, seed: int, columns:
         to_state=2 * end + 1,
         costs=rng.uniform(0.3, 1.0, (len(start), columns)) * length[:, None] ** 0.6,
         importances=-rng.gamma(2.0, 0.2, len(start)) * length**1.1,
-        plan_of=lambda index: Plan(breaks=()),
+        plan_of=lambda index: StretchPlan(breaks=()),
     )
 
 
@@ -136,8 +136,8 @@ def test_frontier_of_thinned_tables_reports_the_gap_with_each_answer() -> None:
         ]
     )
     exact, near = solve_frontier(latency, importance), solve_frontier(latency, importance, epsilon=1e-3)
-    assert exact.is_exact
-    assert not near.is_exact
+    assert not exact.gaps.any()
+    assert near.gaps.any()
     for budget_ms in np.linspace(exact.least_ms * 1.01, exact.original_ms, 60):
         best, found = exact.at(budget_ms=budget_ms), near.at(budget_ms=budget_ms)
         assert found.status in ("within", "optimal")
@@ -146,9 +146,9 @@ def test_frontier_of_thinned_tables_reports_the_gap_with_each_answer() -> None:
 
 
 def test_options_of_any_kind_are_solved_alike() -> None:
-    # Pruning beside merging: the same stretch twice, told apart by label, with no special case in the solver.
+    # Pruning beside merging: the same stretch twice, told apart by kernel, with no special case in the solver.
     options = [
-        Option(start=0, start_act=1, end=1, end_act=1, latency_ms=2.0, importance=0.0, plan=Plan(breaks=(0, 1))),
+        Option(start=0, start_act=1, end=1, end_act=1, latency_ms=2.0, importance=0.0, plan=StretchPlan(breaks=(0, 1))),
         Option(
             start=0,
             start_act=1,
@@ -156,9 +156,9 @@ def test_options_of_any_kind_are_solved_alike() -> None:
             end_act=1,
             latency_ms=1.0,
             importance=-1.0,
-            plan=Plan(breaks=(0, 1), label="half the channels"),
+            plan=StretchPlan(breaks=(0, 1), kernels=("1x1",)),
         ),
-        Option(start=1, start_act=1, end=2, end_act=1, latency_ms=1.0, importance=0.0, plan=Plan(breaks=(1, 2))),
+        Option(start=1, start_act=1, end=2, end_act=1, latency_ms=1.0, importance=0.0, plan=StretchPlan(breaks=(1, 2))),
     ]
     chain = chain_options(
         chain=(0, 2),
@@ -170,7 +170,7 @@ def test_options_of_any_kind_are_solved_alike() -> None:
     )
     summed = solved([chain]).summed
     assert summed.costs[:, 0].tolist() == [2.0, 3.0]
-    assert [chain.option(each).plan.label for each in summed.chains[0].path(0)] == ["half the channels", ""]
+    assert [chain.option(each).plan.kernels for each in summed.chains[0].path(0)] == [("1x1",), ()]
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_many_chains_add_up_exactly_or_say_that_they_do_not() -> None:
         ]
     )
     exact, thinned = solve_frontier(latency, importance), solve_frontier(latency, importance, max_labels=16)
-    assert exact.is_exact
+    assert not exact.gaps.any()
     assert len(exact) > 5 * 16, "the sum must outgrow the limit of the second solve"
-    assert not thinned.is_exact
+    assert thinned.gaps.any()
     for budget_ms in np.linspace(exact.least_ms * 1.01, exact.original_ms, 25):
         best, found = exact.at(budget_ms=budget_ms), thinned.at(budget_ms=budget_ms)
         assert found.predicted_ms <= budget_ms

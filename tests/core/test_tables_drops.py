@@ -205,7 +205,7 @@ def test_solution_by_hand_is_predicted_from_entries_measured_with_its_layers() -
     table = LatencyTable([*entries, LatencyEntry(start=0, end=2, latency_ms=0.7, merged="3x3", kept=(2,))])
     assert table.predict_ms(Solution(act_pos=(), merge_pos=(2, 3), kept_layers=(2, 3))) == pytest.approx(1.7)
     assert table.predict_ms(Solution(act_pos=(), merge_pos=(1, 2, 3), kept_layers=(1, 2, 3))) == pytest.approx(3.0)
-    with pytest.raises(MissingEntryError, match=r"segment \(0,2\) with layers \[1\] alone"):
+    with pytest.raises(MissingEntryError, match=r"segment \(0,2\) without 2; profile"):
         table.predict_ms(Solution(act_pos=(), merge_pos=(2, 3), kept_layers=(1, 3)))
     segments = (SolutionSegment(start=0, end=2, plan="drop", kernel="3x3"), SolutionSegment(start=2, end=3))
     told = Solution(act_pos=(), merge_pos=(2, 3), kept_layers=(1, 3), segments=segments)
@@ -224,7 +224,7 @@ def test_parts_of_tables_with_drops_are_merged_by_kernel() -> None:
 
 
 def test_rows_need_the_kernel_that_leads_to_their_latency() -> None:
-    with pytest.raises(TableError, match=r"merged='', expected the kernel that layers \[1\] merge into"):
+    with pytest.raises(TableError, match=r"merged='', expected the kernel that the segment without 2 merges into"):
         ImportanceEntry(start=0, end=2, start_act=1, end_act=1, importance=0.0, kept=(1,))
 
 

@@ -11,9 +11,10 @@ from torch import nn
 
 from layerfold.export import build_engine, export_onnx, load_engine
 from layerfold.graph import trace_network
-from layerfold.profiler import get_backend, measure_runners, profile_network
+from layerfold.profiler import get_backend, profile_network
 from layerfold.profiler.backends.cuda import input_copies
 from layerfold.profiler.backends.registry import backend_class
+from layerfold.profiler.timing.measure import measure_runners
 
 pytestmark = [pytest.mark.device, pytest.mark.skipif("not torch.cuda.is_available()", reason="no NVIDIA GPU here")]
 

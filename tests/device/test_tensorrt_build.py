@@ -20,6 +20,7 @@ from layerfold.graph import trace_network
 from layerfold.merge import build_train_form, merge_network
 from layerfold.solver import Solution
 from tests.oracles.random_plans import random_solutions
+from tests.quick_onnx import quick_onnx
 
 INPUT = torch.randn(1, 3, 16, 16)
 without_gpu = pytest.mark.skipif("torch.cuda.is_available()", reason="here the GPU is there")
@@ -33,7 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def onnx_bytes(model):
-    return export_onnx(model, INPUT, fast=True)
+    return quick_onnx(model, INPUT)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_merged_mobilenet_is_built_in_both_precisions_for_three_compute_capabili
 
 def test_half_precision_engine_holds_smaller_weights(tensorrt, tmp_path):
     wide = nn.Conv2d(64, 256, 3).eval()
-    onnx_bytes = export_onnx(wide, torch.randn(1, 64, 8, 8), fast=True)
+    onnx_bytes = quick_onnx(wide, torch.randn(1, 64, 8, 8))
     full = build_engine(onnx_bytes, tmp_path / "full.engine")
     half = build_engine(onnx_bytes, tmp_path / "half.engine", precision="fp16")
     assert half.engine_bytes < 0.8 * full.engine_bytes

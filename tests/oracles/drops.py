@@ -1,18 +1,18 @@
-"""The solver with dropped layers against enumeration: every choice of rows, layers and merge positions, by definition.
+"""The solver with changed layers against enumeration: every choice of rows, layers and merge positions, by definition.
 
-A solution is a sequence of importance rows through each chain, each of which says which layers stay between its two
-positions, and merge positions S. Its importance is the sum over rows. S holds every position with an activation; a
-position between two rows that has none may be left out of S where both rows keep every layer. Inside a row, S holds
-only slots that may be empty. Each segment between two positions of S needs a latency entry that drops just what the
-rows drop there; what is removed for nothing, by :mod:`tests.oracles.rules`, is no solution. Shares no code with
-``layerfold.solver``.
+A solution is a sequence of importance rows through each chain, each of which says which layers a lever changes between
+its two positions, and merge positions S. Its importance is the sum over rows. S holds every position with an
+activation; a position between two rows that has none may be left out of S where both rows change no layer. Inside a
+row, S holds only slots that may be empty. Each segment between two positions of S needs a latency entry that changes
+just what the rows change there; what is removed for nothing, by :mod:`tests.oracles.rules`, is no solution. Shares no
+code with ``layerfold.solver``.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise, product
 from statistics import NormalDist
@@ -20,31 +20,37 @@ from statistics import NormalDist
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.solver import solve_frontier
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable
+from layerfold.tables.levers import Change
 from tests.oracles.instances import Problem, random_problem
 from tests.oracles.rules import costs_of, is_worth_it, may_be_bare, whole_costs
 
 TOLERANCE = 1e-9
-Layers = tuple[int, ...]
+
+Marks = tuple[tuple[int, str], ...]
+"""(layer, word of the lever that changes it), rising."""
 
 
-def random_drop_problem(seed: int, *, most_layers: int = 5) -> Problem:
-    """Return a problem of one to three chains in which layers of some segments may be dropped."""
+def random_drop_problem(seed: int, *, most_layers: int = 5, others: Sequence[str] = ()) -> Problem:
+    """Return a problem of one to three chains in which segments may lose layers, or have some changed by ``others``."""
     rng = random.Random(f"drops {seed}")
     problem = random_problem(seed, most_layers=most_layers)
     first, importance = problem.latencies[0], list(problem.importance.entries)
-    options: list[tuple[int, int, str, Layers]] = []
+    options: list[tuple[int, int, str, Change]] = []
     for start, end in sorted(first.segments):
         layers = range(start + 1, end + 1)
         subsets = [kept for count in range(len(layers)) for kept in combinations(layers, count)]
         for kept in rng.sample(subsets, min(len(subsets), rng.choice([0, 0, 1, 1, 2, 3]))):
             name = f"{2 * len(options) + 3}x1" if kept else "identity"
-            options.append((start, end, name, kept))
+            word = rng.choice(("drop", *others)) if others else "drop"
+            name = name if word == "drop" else f"{2 * len(options) + 3}x1 +{word}"
+            lost = tuple(index for index in layers if index not in kept)
+            options.append((start, end, name, Change(word, lost)))
     tables = []
     for table in problem.latencies:
         entries = list(table.entries)
-        for start, end, name, kept in options:
+        for start, end, name, change in options:
             whole = table.entry(start, end).latency_ms
-            is_free = not kept and rng.random() < 0.7
+            is_free = name == "identity" and rng.random() < 0.7
             share = rng.choice([0.5, 1.0]) if rng.random() < 0.5 else rng.uniform(0.2, 1.1)
             entries.append(
                 LatencyEntry(
@@ -52,7 +58,7 @@ def random_drop_problem(seed: int, *, most_layers: int = 5) -> Problem:
                     end=end,
                     latency_ms=0.0 if is_free else whole * share,
                     merged=name,
-                    kept=kept,
+                    change=change,
                     spread_ms=0.0 if is_free else rng.uniform(0.0, 0.4),
                     macs=rng.randint(0, 6),
                     params=rng.randint(0, 6),
@@ -63,11 +69,11 @@ def random_drop_problem(seed: int, *, most_layers: int = 5) -> Problem:
     states = {}
     for entry in importance:
         states.setdefault((entry.start, entry.end), []).append(entry)
-    for start, end, name, kept in options:
+    for start, end, name, change in options:
         for entry in states.get((start, end), ()):
             if rng.random() < 0.85:
                 loss = float(rng.randint(0, 2)) if rng.random() < 0.5 else rng.uniform(-0.3, 2.0)
-                importance.append(replace(entry, importance=entry.importance - loss, merged=name, kept=kept))
+                importance.append(replace(entry, importance=entry.importance - loss, merged=name, change=change))
     rng.shuffle(importance)
     return replace(
         problem,
@@ -82,7 +88,7 @@ class Found:
 
     act_pos: frozenset[int]
     merge_pos: frozenset[int]
-    dropped: frozenset[int]
+    changed: frozenset[tuple[int, str]]
     importance: float
     latencies_ms: tuple[float, ...]
 
@@ -90,7 +96,7 @@ class Found:
 def enumerate_drop_solutions(problem: Problem) -> list[Found]:
     """Return every solution that keeps to the limits."""
     table, limits = problem.latencies[0], problem.limits
-    singles = [e.importance for e in problem.importance.entries if e.end == e.start + 1 and e.kept is None]
+    singles = [e.importance for e in problem.importance.entries if e.end == e.start + 1 and e.change is None]
     shift = problem.alpha * sum(singles) / len(singles) if problem.alpha else 0.0
     deviations = 0.0 if problem.risk is None else NormalDist().inv_cdf(1.0 - problem.risk)
     by_start: dict[int, list[ImportanceEntry]] = {}
@@ -134,7 +140,7 @@ def enumerate_drop_solutions(problem: Problem) -> list[Found]:
             Found(
                 act_pos=frozenset(row.end for row in rows if row.end_act),
                 merge_pos=frozenset(key[1] for key in keys),
-                dropped=frozenset(index for row in rows for index in _lost(row)),
+                changed=frozenset(mark for row in rows for mark in _lost(row)),
                 importance=math.fsum(row.importance - shift for row in rows),
                 latencies_ms=tuple(latencies),
             )
@@ -142,9 +148,9 @@ def enumerate_drop_solutions(problem: Problem) -> list[Found]:
     return found
 
 
-def compare_drops(seed: int, *, most_layers: int = 5) -> tuple[list[str], bool, bool]:
-    """Return what differs for ``random_drop_problem(seed)``, whether it is feasible, and whether its answer drops."""
-    problem = random_drop_problem(seed, most_layers=most_layers)
+def compare_drops(seed: int, *, most_layers: int = 5, others: Sequence[str] = ()) -> tuple[list[str], bool, bool]:
+    """Return what differs for ``random_drop_problem(seed)``, if it has an answer, and if that changes layers."""
+    problem = random_drop_problem(seed, most_layers=most_layers, others=others)
     every = enumerate_drop_solutions(problem)
     fits = [
         each
@@ -167,11 +173,13 @@ def compare_drops(seed: int, *, most_layers: int = 5) -> tuple[list[str], bool, 
         lines.append(f"seed {seed}: importance {found.importance}, enumeration {expected.importance}")
     layers = {index for start, end in problem.latencies[0].chains for index in range(start + 1, end + 1)}
     dropped = frozenset() if found.kept_layers is None else layers - set(found.kept_layers)
+    changed = {(index, "drop") for index in dropped}
+    changed |= {(index, change.word) for change in found.changes for index in change.layers or ()}
     same = [
         each
         for each in every
-        if (each.act_pos, each.merge_pos, each.dropped)
-        == (frozenset(found.act_pos), frozenset(found.merge_pos), frozenset(dropped))
+        if (each.act_pos, each.merge_pos, each.changed)
+        == (frozenset(found.act_pos), frozenset(found.merge_pos), changed)
     ]
     if not any(abs(each.importance - (found.importance or 0.0)) <= TOLERANCE for each in same):
         lines.append(f"seed {seed}: {found} is no solution of the enumeration")
@@ -180,16 +188,16 @@ def compare_drops(seed: int, *, most_layers: int = 5) -> tuple[list[str], bool, 
     if abs(problem.latencies[0].predict_ms(found) - (found.predicted_ms or 0.0)) > TOLERANCE:
         lines.append(f"seed {seed}: says {found.predicted_ms} ms, the table {problem.latencies[0].predict_ms(found)}")
     lines += _frontier_differences(seed, every, frontier.latencies_ms.tolist(), frontier.importances.tolist())
-    return lines, True, bool(dropped)
+    return lines, True, bool(changed)
 
 
 def _chain_solutions(
     problem: Problem,
     chain: tuple[int, int],
     by_start: dict[int, list[ImportanceEntry]],
-    usable: set[tuple[int, int, Layers]],
-) -> Iterator[tuple[list[ImportanceEntry], None, list[tuple[int, int, Layers]]]]:
-    """Yield (rows, None, segments with what they drop) of one chain."""
+    usable: set[tuple[int, int, Marks]],
+) -> Iterator[tuple[list[ImportanceEntry], None, list[tuple[int, int, Marks]]]]:
+    """Yield (rows, None, segments with what is changed of them) of one chain."""
     limits = problem.limits
     bare_slots = may_be_bare(problem)
 
@@ -207,7 +215,7 @@ def _chain_solutions(
             continue
         if acts & limits.drop_activations:
             continue
-        lost = {index for row in rows for index in _lost(row)}
+        lost = {mark for row in rows for mark in _lost(row)}
         bare = {one.end for one, other in pairwise(rows) if not one.end_act and (_lost(one) or _lost(other))}
         needed = acts | bare | {chain[1]}
         free = [
@@ -217,22 +225,20 @@ def _chain_solutions(
             for extra in combinations(free, count):
                 stops = [chain[0], *sorted(needed | set(extra))]
                 keys = [
-                    (start, end, tuple(i for i in range(start + 1, end + 1) if i in lost))
+                    (start, end, tuple(mark for mark in sorted(lost) if start < mark[0] <= end))
                     for start, end in pairwise(stops)
                 ]
                 if all(key in usable and not _is_forbidden(key, limits.never_merge) for key in keys):
                     yield rows, None, keys
 
 
-def _is_forbidden(key: tuple[int, int, Layers], never_merge: frozenset[int]) -> bool:
+def _is_forbidden(key: tuple[int, int, Marks], never_merge: frozenset[int]) -> bool:
     start, end, lost = key
     return (end - start > 1 or bool(lost)) and any(start < layer <= end for layer in never_merge)
 
 
-def _lost(entry: ImportanceEntry | LatencyEntry) -> Layers:
-    if entry.kept is None:
-        return ()
-    return tuple(index for index in range(entry.start + 1, entry.end + 1) if index not in entry.kept)
+def _lost(entry: ImportanceEntry | LatencyEntry) -> Marks:
+    return () if entry.change is None else tuple((index, entry.change.word) for index in entry.change.layers or ())
 
 
 def _size(entry: LatencyEntry, name: str) -> int:

@@ -12,35 +12,36 @@ import pytest
 
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError
 from layerfold.solver import Limits, Solution, solve_alternatives, solve_frontier
+from layerfold.tables import LatencyTable
 from tests.oracles.brute_force import enumerate_solutions
-from tests.oracles.compare import compare
 from tests.oracles.drops import compare_drops, random_drop_problem
 from tests.oracles.instances import Problem, random_problem
 from tests.oracles.published import fill_table
+from tests.oracles.solver_check import check_solver
 
 
 def test_solver_matches_brute_force() -> None:
-    found = [compare(seed, with_milp=False) for seed in range(400)]
+    found = [check_solver(seed, with_milp=False) for seed in range(400)]
     assert [line for each in found for line in each.differences] == []
     assert not any(each.is_over for each in found)
     assert sum(each.is_feasible for each in found) > 200, "the problems must have answers to compare"
 
 
 def test_solver_matches_milp() -> None:
-    found = [compare(seed, most_layers=7) for seed in range(1000, 1080)]
+    found = [check_solver(seed, most_layers=7) for seed in range(1000, 1080)]
     assert [line for each in found for line in each.differences] == []
     assert sum(each.with_milp for each in found) > 30
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_solver_matches_brute_force_on_the_smallest_networks(layers: int) -> None:
-    found = [compare(seed, most_layers=layers) for seed in range(50)]
+    found = [check_solver(seed, most_layers=layers) for seed in range(50)]
     assert [line for each in found for line in each.differences] == []
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 0.05, 0.5])
 def test_gap_is_proven_where_labels_are_thinned(epsilon: float) -> None:
-    found = [compare(seed, with_milp=False, epsilon=epsilon) for seed in range(150)]
+    found = [check_solver(seed, with_milp=False, epsilon=epsilon) for seed in range(150)]
     assert [line for each in found for line in each.differences] == []
     assert not any(each.is_over for each in found)
 
@@ -77,7 +78,8 @@ def test_solver_is_at_least_as_good_as_the_published_algorithm_within_budget() -
     over = 0
     for seed in range(60):
         problem = random_problem(seed, most_layers=7, plain=True)
-        table = problem.latencies[0].with_calibration(fixed_ms=0.0, scale=1.0)
+        first = problem.latencies[0]
+        table = LatencyTable(first.entries, provenance=replace(first.provenance, fixed_ms=0.0, scale=1.0))
         if len(table.chains) > 1:
             continue
         # It removes activations where merging stops all the same.
@@ -102,6 +104,12 @@ def test_solver_with_dropped_layers_matches_brute_force() -> None:
     assert [line for lines, _, _ in found for line in lines] == []
     assert sum(is_feasible for _, is_feasible, _ in found) > 600, "the problems must have answers to compare"
     assert sum(drops for *_, drops in found) > 280, "and answers that drop layers"
+
+
+def test_solver_with_several_levers_matches_brute_force() -> None:
+    found = [compare_drops(seed, others=("half", "int8")) for seed in range(400)]
+    assert [line for lines, _, _ in found for line in lines] == []
+    assert sum(changes for *_, changes in found) > 140, "answers must change layers"
 
 
 def needlessly_removed(problem: Problem, solution: Solution) -> set[int]:

@@ -63,7 +63,7 @@ def test_random_solutions_are_exact(name: str) -> None:
     net = prepared.nets[size]
     solutions = random_solutions(net, 8, limits=QUICK_LIMITS)
     dropping = random_drop_solutions(prepared.model, net, 2, limits=QUICK_LIMITS)
-    exporters = ["fast", *[None] * 7, "fast", None]
+    exporters = ["quick", *[None] * 7, "quick", None]
     found = check_architecture(prepared, [*solutions, *dropping], onnx=exporters)
     assert found.failures == []
     assert found.num_checks == 3 * 10 + 2
@@ -78,7 +78,7 @@ def test_random_solutions_are_exact_at_two_sizes_and_in_onnx_runtime(name: str) 
     architecture = find(name)
     prepared = prepare(architecture)
     solutions = random_solutions(prepared.nets[architecture.sizes[0]], 20)
-    found = check_architecture(prepared, solutions, onnx=["shipped", *["fast"] * 19])
+    found = check_architecture(prepared, solutions, onnx=["shipped", *["quick"] * 19])
     assert found.failures == []
     assert found.num_checks == 3 * 2 * 20 + 20  # an exported graph has one size
 

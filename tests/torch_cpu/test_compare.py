@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import layerfold as lf
 from layerfold.cli import main
-from layerfold.report.comparison import ComparedPoint, comparison_plot
+from layerfold.report.solutions_plot import ComparedPoint, comparison_plot
 from tests.torch_cpu.networks import make_network, random_solution
 from tests.torch_cpu.search_networks import random_network, random_table
 from tests.torch_cpu.test_search_training import images

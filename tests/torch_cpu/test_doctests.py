@@ -9,8 +9,7 @@ once for all examples, by a fixture of the name that the example uses:
 - in the working folder: `images/`, a folder of images of two classes; `own.py`, a file with a factory of a model;
   `original.onnx` and `merged.onnx`.
 
-Where an example measures, it measures for an instant, and exports are by the quick exporter: how exact they are is for
-other tests.
+Where an example measures, it measures for an instant: how exact that is is for other tests.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from torch import fx, nn
 from torch.utils.data import TensorDataset
 
 import layerfold as lf
-from layerfold.export import onnx
-from layerfold.pipeline.comparison import ComparedNetwork
+from layerfold.pipeline.solution_comparison import ComparedNetwork
 from layerfold.profiler.timing.measurement import MeasurePolicy
 
 _NAMES = [name for name in lf.__all__ if inspect.isroutine(getattr(lf, name)) or inspect.isclass(getattr(lf, name))]
@@ -67,7 +65,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pyte
         # A property goes before the values that policies already have.
         instant = property(lambda _, seconds=seconds: seconds, lambda _, value: None)
         monkeypatch_module.setattr(MeasurePolicy, field, instant)
-    monkeypatch_module.setattr(onnx, "_export_dynamo", onnx._export_torchscript)
     folder = tmp_path_factory.mktemp("examples")
     monkeypatch_module.chdir(folder)
     monkeypatch_module.setenv("LAYERFOLD_CACHE", str(folder / "cache"))

@@ -121,7 +121,7 @@ def test_importance_of_the_options_is_estimated_once_and_kept(prepared: Prepared
         )
 
     first = estimate()
-    useful = set(few.useful_drops())
+    useful = set(few.useful_changes())
     assert {(e.start, e.end, e.merged) for e in first.entries if e.kept is not None} == useful
     assert len(useful) > 0
     lines = journal.read_text()

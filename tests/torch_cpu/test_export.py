@@ -16,6 +16,7 @@ from layerfold.graph import trace_network
 from layerfold.merge import build_train_form, merge_network
 from layerfold.profiler import get_backend
 from layerfold.solver import Solution
+from tests.quick_onnx import quick_onnx
 
 INPUT = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -35,12 +36,11 @@ def model():
     )
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_exported_graph_equals_the_module_and_the_module_stays_as_it_was(model, fast, tmp_path, capfd):
+def test_exported_graph_equals_the_module_and_the_module_stays_as_it_was(model, tmp_path, capfd):
     model.train()
     model[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    onnx_bytes = export_onnx(model, INPUT, tmp_path / "sub" / "m.onnx", fast=fast)
+    onnx_bytes = export_onnx(model, INPUT, tmp_path / "sub" / "m.onnx")
     found = check_onnx(onnx_bytes, model, INPUT)
     assert found.max_rel < 1e-5
     assert (tmp_path / "sub" / "m.onnx").read_bytes() == onnx_bytes
@@ -57,9 +57,8 @@ class Doubled(nn.Module):
         return 2 * torch.relu(images)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_file_tells_no_path_of_this_machine(model, fast):
-    found = export_onnx(nn.Sequential(model[0], Doubled(), model[1]), INPUT, fast=fast)
+def test_file_tells_no_path_of_this_machine(model):
+    found = export_onnx(nn.Sequential(model[0], Doubled(), model[1]), INPUT)
     for path in (__file__, Path(torch.__file__).parent, Path(onnx.__file__).parents[1], Path.cwd()):
         assert str(path).encode() not in found
 
@@ -71,7 +70,7 @@ def test_shapes_are_static_and_data_is_inside(model):
 
 
 def test_a_graph_of_other_weights_does_not_pass_the_check(model):
-    onnx_bytes = export_onnx(model, INPUT, fast=True)
+    onnx_bytes = quick_onnx(model, INPUT)
     with torch.no_grad():
         model[7].bias += 1.0
     with pytest.raises(ExportError, match="differs from the module"):
@@ -82,7 +81,7 @@ def test_an_output_that_is_not_a_number_does_not_pass_the_check(model):
     with torch.no_grad():
         model[7].bias.fill_(float("nan"))
     with pytest.raises(ExportError, match="differs from the module by nan"):
-        check_onnx(export_onnx(model, INPUT, fast=True), model, INPUT)
+        check_onnx(quick_onnx(model, INPUT), model, INPUT)
 
 
 class Unexportable(nn.Module):
@@ -90,16 +89,15 @@ class Unexportable(nn.Module):
         return torch.linalg.eigvals(x)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_a_failing_export_names_the_node_and_prints_nothing(fast, capfd):
+def test_a_failing_export_names_the_node_and_prints_nothing(capfd):
     with pytest.raises(ExportError, match="Unexportable cannot be exported to ONNX: node linalg_eig: No ONNX function"):
-        export_onnx(Unexportable(), torch.randn(1, 1, 4, 4), fast=fast)
+        export_onnx(Unexportable(), torch.randn(1, 1, 4, 4))
     assert capfd.readouterr() == ("", "")
 
 
 def test_half_precision_keeps_float32_at_the_ends(model):
     model.eval()
-    runner = get_backend("onnxruntime").compile(to_half(export_onnx(model, INPUT, fast=True)))
+    runner = get_backend("onnxruntime").compile(to_half(quick_onnx(model, INPUT)))
     (found,) = runner.infer({runner.input_names[0]: INPUT.numpy()})
     assert found.dtype == np.float32
     with torch.no_grad():

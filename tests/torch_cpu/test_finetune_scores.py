@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from layerfold.errors import DataError, UsageError
-from layerfold.finetune import averaging_batch_norm, evaluate_network, predict_logits, recalibrate_batch_norm
+from layerfold.finetune import averaging_batch_norm, evaluate_network, recalibrate_batch_norm
 
 
 def labelled(count: int = 30, classes: int = 4) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,8 @@ def test_teachers_logits_stand_for_the_teacher() -> None:
     images, labels = labelled()
     model, teacher = network(1), network(2)
     batches = [(images[i : i + 8], labels[i : i + 8]) for i in range(0, 30, 8)]
-    logits = predict_logits(teacher, batches)
+    with torch.no_grad():
+        logits = teacher.eval()(images)
     assert evaluate_network(model, batches, teacher=logits) == evaluate_network(model, batches, teacher=teacher)
 
 

@@ -23,9 +23,9 @@ from layerfold.importance.suffix import (
     FeatureBank,
     _tap,
     crossing_names,
-    record_shapes,
     shared_names,
     split_suffix,
+    take_over_shapes,
 )
 from tests.torch_cpu import small_training
 
@@ -64,7 +64,7 @@ def test_suffix_on_kept_feature_maps_computes_the_whole_network(trained: Trained
     model, net, data = copy.deepcopy(trained[0]).double(), *trained[1:]
     images = next(iter(data.loader("holdout", 16)))[0].double()
     original = lf.build_train_form(model, net, _solution(net, net.original_act_pos, range(1, len(net.layers) + 1)))
-    record_shapes(net, original)
+    take_over_shapes(net, original)
     bank = FeatureBank(original.eval(), [images])
     request = Request(start=start, end=end, start_act=1, end_act=int(net.has_activation(end)))
     changed = lf.build_train_form(model, net, _solution(net, request.act_pos(net), request.merge_pos(net))).eval()

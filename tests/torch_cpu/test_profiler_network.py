@@ -17,6 +17,7 @@ from layerfold.profiler.graphs.outside import outside_graph
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.verify import judge
 from layerfold.solver import Solution
+from tests.quick_onnx import quick_onnx
 
 
 class Small(nn.Module):
@@ -202,10 +203,9 @@ def test_a_budget_needs_the_upper_end_of_the_interval_below():
 
 
 def test_benchmark_takes_modules_files_and_bytes(model, tmp_path):
-    from layerfold.export import export_onnx
-
     x = torch.randn(1, 3, 32, 32)
-    onnx_bytes = export_onnx(model, x, tmp_path / "m.onnx", fast=True)
+    onnx_bytes = quick_onnx(model, x)
+    (tmp_path / "m.onnx").write_bytes(onnx_bytes)
     report = benchmark_networks({"module": model, "file": tmp_path / "m.onnx", "bytes": onnx_bytes}, x, cap_s=0.3)
     rows = report.rows()
     assert [row["name"] for row in rows] == ["module", "file", "bytes"]

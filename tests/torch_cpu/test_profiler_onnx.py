@@ -15,7 +15,6 @@ from onnx import numpy_helper
 from torch import nn
 
 from layerfold.errors import ExportError, UsageError
-from layerfold.export import export_onnx
 from layerfold.graph import trace_network
 from layerfold.graph.description import Residual, Segment
 from layerfold.graph.specs import ActivationSpec, ConvSpec
@@ -28,6 +27,7 @@ from layerfold.profiler.graphs.segment import overhead_onnx, segment_onnx
 from layerfold.profiler.graphs.writer import ACTIVATION_KINDS, OnnxWriter
 from layerfold.solver import Solution
 from tests.oracles.random_plans import random_solutions
+from tests.quick_onnx import quick_onnx
 
 PARAMS = {
     "leaky_relu": (("negative_slope", 0.2),),
@@ -201,7 +201,7 @@ def test_assembled_plan_has_the_convs_of_the_merged_and_exported_network(build):
         merged = merge_network(
             build_train_form(model, net, Solution(act_pos=act_pos, merge_pos=merge_pos)), tolerance=None
         )
-        exported = export_onnx(merged, x, fast=True)
+        exported = quick_onnx(merged, x)
         assert conv_multiset(assembled) == conv_multiset(exported)
         kinds = Counter(node.op_type for node in onnx.load_from_string(assembled).graph.node)
         expected = Counter(node.op_type for node in onnx.load_from_string(exported).graph.node)

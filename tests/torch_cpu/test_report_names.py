@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import layerfold as lf
-from layerfold.pipeline.comparison import ComparedNetwork, SolutionComparison
+from layerfold.pipeline.solution_comparison import ComparedNetwork, SolutionComparison
 from layerfold.profiler.benchmark import MeasuredOn
 from layerfold.report import ReportData, ResultRow, network_svg, write_report
-from layerfold.report.comparison import ComparedPoint, comparison_plot
+from layerfold.report.solutions_plot import ComparedPoint, comparison_plot
 
 NAMES = [
     "<script>alert(1)</script>",

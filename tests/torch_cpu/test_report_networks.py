@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from layerfold.graph import Network, Segment, trace_network
-from layerfold.graph.gates import Gate, find_gates
+from layerfold.graph.squeeze_excitation import SqueezeExcitation, find_squeeze_excitations
 from layerfold.models import load_model
 from layerfold.report import layout, network_svg
 from layerfold.report.placing import place
@@ -59,12 +59,12 @@ def test_every_layer_residual_and_barrier_of_a_real_network_is_drawn(name: str) 
     svg = network_svg(net, solution)
     ET.fromstring(svg)
     placed = place(net, solution.merge_pos)
-    gates = {index for gate in find_gates(net) for index in gate.layers}
+    gates = {index for gate in find_squeeze_excitations(net) for index in gate.layers}
     assert sorted(placed.boxes) == [layer.index for layer in net.layers if layer.index not in gates]
     assert svg.count('class="lf-arc') == len(net.residuals)
     assert (len(placed.boxes), len(placed.marks)) == NETWORKS[name]
     drawn = [item for mark in placed.marks for item in mark.items]
-    barriers = [each for item in drawn for each in (item.barriers if isinstance(item, Gate) else (item,))]
+    barriers = [each for item in drawn for each in (item.barriers if isinstance(item, SqueezeExcitation) else (item,))]
     assert sorted(map(id, barriers)) == sorted(map(id, net.barriers))  # each once
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.subject import Subject
 
 
@@ -34,6 +34,6 @@ class EstimatorBase:
         """Return what of ``training`` the answers depend on: of one that does not train, nothing."""
         return {}
 
-    def scores_of(self, request: Request) -> Scores:
+    def scores_of(self, request: Request) -> ScoresByName:
         """Return the scores of the changed network."""
         raise NotImplementedError

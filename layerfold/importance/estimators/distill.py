@@ -17,7 +17,7 @@ from layerfold.files import JsonObject
 from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.subject import Subject
 from layerfold.importance.suffix import FeatureBank, cut_behind
 
@@ -44,7 +44,7 @@ class Distill(EstimatorBase):
         """Return how a segment is trained; what it leaves open is as by ``distill``."""
         return training
 
-    def scores_of(self, request: Request) -> Scores:
+    def scores_of(self, request: Request) -> ScoresByName:
         subject = self.subject
         suffix = subject.behind_the_change(subject.changed_form(request))
         end = subject.net.graph.layers[request.end - 1].feature

@@ -9,7 +9,7 @@ from layerfold.finetune import train_network
 from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.subject import Subject
 from layerfold.options import FinetuneOptions, RunOptions
 
@@ -36,7 +36,7 @@ class Finetune(EstimatorBase):
     def options(training: Training) -> JsonObject:
         return training.settled(steps=_STEPS, learning_rate=None).to_json()
 
-    def scores_of(self, request: Request) -> Scores:
+    def scores_of(self, request: Request) -> ScoresByName:
         changed = self.subject.changed_form(request)
         train_network(changed, self.subject.data, self._options, self._run)
         return self.subject.score(changed)

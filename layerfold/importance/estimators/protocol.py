@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from layerfold.files import JsonObject
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.subject import Subject
 
 
@@ -26,7 +26,7 @@ class SettledTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How an entry is trained, by estimators that train.
+    """Settings of an entry's training, for estimators that train.
 
     Attributes:
         steps: optimizer steps per entry; None for the estimator's own default.
@@ -65,7 +65,7 @@ class Estimator(Protocol):
             (``layerfold.importance.estimators.shared.train_together``); ``subject`` then has these.
         looks_ahead: whether importances are what finetuning is expected to leave of the change
             (``layerfold.importance.recovery.lasting_share``); else they are the change as it was scored.
-        known_scores: the scores it can tell (names as in ``Scores``).
+        known_scores: the scores it can tell (names as in ``ScoresByName``).
     """
 
     fills_slots: ClassVar[bool]
@@ -82,5 +82,5 @@ class Estimator(Protocol):
     def options(training: Training) -> JsonObject:
         """Return what of ``training`` its answers depend on, with defaults put in: for journals and sidecars."""
 
-    def scores_of(self, request: Request) -> Scores:
+    def scores_of(self, request: Request) -> ScoresByName:
         """Return the scores of the changed network."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 
 
 class Recalibrate(EstimatorBase):
     """See :class:`Estimator`."""
 
-    def scores_of(self, request: Request) -> Scores:
+    def scores_of(self, request: Request) -> ScoresByName:
         subject = self.subject
         return subject.score_recalibrated(subject.behind_the_change(subject.changed_form(request)))

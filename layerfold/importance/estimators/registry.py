@@ -13,7 +13,7 @@ from layerfold.importance.estimators.protocol import Estimator
 from layerfold.importance.estimators.recalibrate import Recalibrate
 from layerfold.importance.estimators.shared import Shared
 from layerfold.importance.estimators.taylor import Taylor
-from layerfold.plugins import entries_of, load_part
+from layerfold.plugins import entry_points_of, load_part
 
 GROUP = "layerfold.estimators"
 """The entry-point group: ``name = "package.module:Class"``, in any installed package."""
@@ -82,7 +82,7 @@ def estimator_names() -> tuple[str, ...]:
 
 
 def _others() -> dict[str, EntryPoint]:
-    return {name: entry for name, entry in entries_of(GROUP).items() if name not in (*_OWN, *RESERVED)}
+    return {name: entry for name, entry in entry_points_of(GROUP).items() if name not in (*_OWN, *RESERVED)}
 
 
 ESTIMATORS = Registry()

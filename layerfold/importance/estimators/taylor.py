@@ -20,7 +20,7 @@ from layerfold.graph.dropping import gone_branches, keeps_shape
 from layerfold.importance.estimators.base import EstimatorBase
 from layerfold.importance.estimators.protocol import Training
 from layerfold.importance.requests import Request
-from layerfold.importance.scores import Scores
+from layerfold.importance.scores import ScoresByName
 from layerfold.importance.subject import Subject
 
 
@@ -34,11 +34,13 @@ class Taylor(EstimatorBase):
         super().__init__(subject, training)
         self._terms = _terms(subject)
 
-    def scores_of(self, request: Request) -> Scores:
+    def scores_of(self, request: Request) -> ScoresByName:
         net = self.subject.net
         before, after = set(net.original_act_pos), set(request.act_pos(net))
         if after - before:
             raise UsageError("fill_slots=True: taylor knows activations that the original has; leave fill_slots out")
+        if request.variant:
+            raise UsageError(f"method='taylor' knows what is removed, not {request.variant}; choose another method")
         branches = gone_branches(net, request.dropped)
         # What a branch held goes with it; of a lone addition nothing goes.
         inside = {layer for src, dst in branches for layer in range(src + 1, dst + 1)}

@@ -56,6 +56,9 @@ class Backend(Protocol):
         extra: layerfold's own extra that installs them, or None where they come with layerfold or by themselves.
         devices: devices it can be asked for; the first is the default.
         precision: that of this instance: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
+
+    It may also have ``is_gpu``: whether its device computes, so that a GPU is watched while it measures. Where it has
+    none, a device in ``options`` other than ``cpu`` says so.
     """
 
     name: ClassVar[str]
@@ -94,3 +97,12 @@ class Backend(Protocol):
             UsageError: a graph that the precision or the runner cannot take.
             ProfilerError: the backend refuses the graph; names the node where it knows it.
         """
+
+
+def is_gpu(backend: Backend) -> bool:
+    """Say whether a backend's device computes, and this machine's processors only launch.
+
+    Then the GPU's clock and heat are to be watched while it measures.
+    """
+    said = getattr(backend, "is_gpu", None)
+    return backend.options.get("device", "cpu") != "cpu" if said is None else bool(said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib.metadata import EntryPoint
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from layerfold.errors import (
     UsageError,
     nearest_names,
 )
-from layerfold.plugins import entries_of, load_part
+from layerfold.plugins import entry_points_of, is_installed, load_part
 from layerfold.profiler.backends.protocol import Backend
 
 GROUP = "layerfold.backends"
@@ -23,7 +22,7 @@ _MEMBERS = ("name", "requires", "devices", "available_devices", "provenance", "c
 
 def backend_names() -> tuple[str, ...]:
     """Return the names of all registered backends, installed or not, in alphabetical order."""
-    return tuple(sorted(entries_of(GROUP)))
+    return tuple(sorted(entry_points_of(GROUP)))
 
 
 def backend_source(name: str) -> str:
@@ -102,7 +101,7 @@ def get_backend(name: str, *, device: str | None = None, **options: Any) -> Back
 
 def missing_packages(backend: type[Backend]) -> list[str]:
     """Return the packages that a backend requires and that are not installed; imports none of them."""
-    return [package for module, package in backend.requires.items() if not _is_installed(module)]
+    return [package for module, package in backend.requires.items() if not is_installed(module)]
 
 
 def install_line(backend: type[Backend]) -> str:
@@ -111,15 +110,8 @@ def install_line(backend: type[Backend]) -> str:
     return f"pip install 'layerfold[{extra}]'" if extra else f"pip install {' '.join(backend.requires.values())}"
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # ValueError: a module that was made, or blocked, by hand
-        return False
-
-
 def _entry(name: str) -> EntryPoint:
-    entries = entries_of(GROUP)
+    entries = entry_points_of(GROUP)
     if not any(entry.value.startswith("layerfold.") for entry in entries.values()):
         raise ProfilerError(
             "layerfold's own backends are not registered, so its installation is older than its "

@@ -28,7 +28,7 @@ _LEAST_TICKS_S = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What was seen while something was measured; None or empty where the system does not say.
+    """State of the machine while something was measured; None or empty where the system does not say.
 
     Attributes:
         seconds: how long it took.
@@ -64,7 +64,7 @@ class Conditions:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader of the numbers should know, in plain words, each with what can be done."""
+        """Warnings for a reader of the numbers, in plain words, each with what can be done."""
         found = []
         if self.throttles:
             found.append(

@@ -1,7 +1,7 @@
 """Entries that add up: Bayesian linear regression of segments' changes on measured whole networks.
 
 A plan's latency, relative to the original's, is taken to be one plus the changes that its changed segments make (those
-merged, and those without some of their layers):
+merged, and those with layers that a lever changed):
 
     ratio(plan) = 1 + sum of change[s] over changed segments s + noise
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from layerfold.errors import MissingEntryError
 from layerfold.profiler.plans.plan import MeasuredPlan, Plan
 from layerfold.tables.kernel import IDENTITY, SegmentKey
+from layerfold.tables.levers import DROP, Change, changes_within, lever_of
 
 Floats = NDArray[np.float64]
 
@@ -54,14 +55,14 @@ _TWO_SIDED_95 = 1.96
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentFacts:
-    """What is known of a changed segment before any plan is measured.
+    """Facts of a changed segment that are known before any plan is measured.
 
     Attributes:
-        start, end: positions; at least two layers, or one that is dropped.
+        start, end: positions; at least two layers, or one that is changed.
         merged, replaced: latency of the segment alone and of its layers, relative to the original network.
         shape: equal for segments that do the same in place of the same.
-        dropped: layers left out of it, rising.
-        kernel: what it merges into, where layers are dropped.
+        change: what a lever changes of its layers; None for nothing.
+        kernel: what it merges into, where layers are changed.
     """
 
     start: int
@@ -69,12 +70,12 @@ class SegmentFacts:
     merged: float
     replaced: float
     shape: str
-    dropped: tuple[int, ...] = ()
+    change: Change | None = None
     kernel: str = ""
 
     @property
     def key(self) -> SegmentKey:
-        return (self.start, self.end, self.kernel) if self.dropped else (self.start, self.end)
+        return (self.start, self.end) if self.change is None else (self.start, self.end, self.kernel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +119,10 @@ class Beliefs:
         scales: Mapping[str, float] | None = None,
     ) -> None:
         self.segments, self.chains, self.measured = tuple(segments), tuple(chains), tuple(measured)
-        self._index = {(each.start, each.end, each.dropped): index for index, each in enumerate(self.segments)}
+        self._index = {(each.start, each.end, each.change): index for index, each in enumerate(self.segments)}
         self._terms = _prior_terms(self.segments)
         self._mean = np.array([segment.merged - segment.replaced for segment in self.segments])
-        rows = [self._row(plan.merge_pos, plan.dropped) for plan in self.measured]
+        rows = [self._row(*plan.plan[1:]) for plan in self.measured]
         self._rows = np.array(rows).reshape(len(rows), len(self.segments))
         self._seen = np.array([plan.ratio - 1 for plan in self.measured])
         self._errors = np.array([plan.deviation for plan in self.measured])
@@ -130,13 +131,15 @@ class Beliefs:
         self.scales = dict(scales) if scales is not None else self._fitted_scales()
         self._inflate_outliers()
 
-    def predict(self, merge_pos: Iterable[int], dropped: Iterable[int] = ()) -> PlanPrediction:
+    def predict(
+        self, merge_pos: Iterable[int], dropped: Iterable[int] = (), changes: Iterable[Change] = ()
+    ) -> PlanPrediction:
         """Return the latency of a plan, relative to the original.
 
         Raises:
             MissingEntryError: a segment that is not known.
         """
-        row = self._row(merge_pos, dropped)
+        row = self._row(merge_pos, dropped, changes)
         mean, covariance = self._posterior
         ratio = 1 + float(row @ mean)
         variance = float(row @ covariance @ row) + (self.scales["noise"] * ratio * bool(row.any())) ** 2
@@ -182,9 +185,7 @@ class Beliefs:
         Greedy: the plan of largest variance first, then the largest given that one, and so on. Variance does not
         depend on what will be measured, so no measurement is needed in between.
         """
-        rows = np.array([self._row(plan.merge_pos, plan.dropped) for plan in plans]).reshape(
-            len(plans), len(self.segments)
-        )
+        rows = np.array([self._row(*plan[1:]) for plan in plans]).reshape(len(plans), len(self.segments))
         covariance = rows @ self._posterior[1] @ rows.T
         noise = self.scales["noise"] ** 2
         chosen: list[int] = []
@@ -197,18 +198,18 @@ class Beliefs:
             covariance = covariance - np.outer(column, column) / (covariance[best, best] + noise)
         return chosen
 
-    def _row(self, merge_pos: Iterable[int], dropped: Iterable[int] = ()) -> Floats:
-        stops, gone = sorted(set(merge_pos)), sorted(set(dropped))
+    def _row(self, merge_pos: Iterable[int], dropped: Iterable[int] = (), changes: Iterable[Change] = ()) -> Floats:
+        stops, every = sorted(set(merge_pos)), (Change(DROP, tuple(sorted(set(dropped)))), *changes)
         row = np.zeros(len(self.segments))
         for start, end in self.chains:
             for pair in itertools.pairwise([start, *(stop for stop in stops if start < stop < end), end]):
-                lost = tuple(layer for layer in gone if pair[0] < layer <= pair[1])
-                if pair[1] - pair[0] > 1 or lost:
-                    index = self._index.get((*pair, lost))
+                parts = changes_within(every, *pair)
+                if pair[1] - pair[0] > 1 or parts:
+                    index = None if len(parts) > 1 else self._index.get((*pair, parts[0] if parts else None))
                     if index is None:
-                        without = f" without layers {list(lost)}" if lost else ""
+                        words = " and".join(f" {lever_of(each.word).phrase(each)}" for each in parts)
                         raise MissingEntryError(
-                            f"no entry for segment {pair}{without}; it is no candidate, profile it first"
+                            f"no entry for segment {pair}{words}; it is no candidate, profile it first"
                         )
                     row[index] = 1.0
         return row

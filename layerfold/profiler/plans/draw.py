@@ -9,6 +9,7 @@ from layerfold.errors import UsageError
 from layerfold.graph.network import Network
 from layerfold.profiler.plans.plan import Plan
 from layerfold.tables.kernel import SegmentKey
+from layerfold.tables.levers import DROP, Change
 
 _KEEP_ACTIVATION = 1.0
 """No plan that is chosen removes an activation where merging stops all the same, so none that is fitted to does."""
@@ -26,7 +27,7 @@ def covering_solutions(
     count: int,
     seed: int = 0,
     *,
-    dropped: Mapping[SegmentKey, tuple[int, ...]] | None = None,
+    changes: Mapping[SegmentKey, Change | None] | None = None,
 ) -> list[Plan]:
     """Return random plans, no two with equal segments, that hold every promising changed segment about equally often.
 
@@ -39,7 +40,7 @@ def covering_solutions(
         growth: changed segment -> its latency relative to the layers that it replaces, as far as is known.
         count: how many plans, at least 1; fewer come back when the network has fewer.
         seed: of the random numbers.
-        dropped: changed segment -> the layers left out of it; those that are absent keep all.
+        changes: changed segment -> what a lever changes of its layers; nothing of those that are absent.
 
     Returns:
         Plans in random order from light to heavy merging.
@@ -53,8 +54,7 @@ def covering_solutions(
     faster = [segment for segment in usable if growth[segment] < 1]
     used = dict.fromkeys(usable, 0)
     wanted = {segment: 1.0 if growth[segment] < 1 else _SHARE_OF_SLOWER for segment in usable}
-    lost = dropped or {}
-    plans: dict[tuple[tuple[int, ...], tuple[int, ...]], Plan] = {}
+    plans: dict[tuple[object, ...], Plan] = {}
     for _ in range(20 * count):
         if len(plans) == count or not usable:
             break
@@ -69,10 +69,10 @@ def covering_solutions(
             if len(covered) + len(layers) <= most_layers and covered.isdisjoint(layers):
                 taken.append(segment)
                 covered.update(layers)
-        without = sorted(layer for segment in taken for layer in lost.get(segment, ()))
-        plan = _plan_with(net, [segment[:2] for segment in taken], without, rng)
+        made = [change for segment in taken if (change := (changes or {}).get(segment)) is not None]
+        plan = _plan_with(net, [segment[:2] for segment in taken], made, rng)
         if taken and plan[1:] not in plans:
-            plans[plan.merge_pos, plan.dropped] = plan
+            plans[plan[1:]] = plan
             for segment in taken:
                 used[segment] += 1
     return list(plans.values())
@@ -92,8 +92,8 @@ def promising_segments(growth: Mapping[SegmentKey, float]) -> list[SegmentKey]:
     )
 
 
-def _plan_with(net: Network, merged: Sequence[tuple[int, ...]], dropped: Sequence[int], rng: random.Random) -> Plan:
-    """Return a plan with these merged segments, all other layers alone, and random activations."""
+def _plan_with(net: Network, merged: Sequence[tuple[int, ...]], changes: Sequence[Change], rng: random.Random) -> Plan:
+    """Return a plan with these changed segments, all other layers alone, and random activations."""
     inner = {position for start, end in merged for position in range(start + 1, end)}
     merge_pos = [position for position in range(1, len(net.layers) + 1) if position not in inner]
     ends = {chain.end for chain in net.chains}
@@ -102,4 +102,6 @@ def _plan_with(net: Network, merged: Sequence[tuple[int, ...]], dropped: Sequenc
         chance = _KEEP_ACTIVATION if net.has_activation(position) else _FILL_SLOT
         if net.has_activation(position) if position in ends else rng.random() < chance:
             act_pos.append(position)
-    return Plan(tuple(act_pos), tuple(merge_pos), tuple(dropped))
+    dropped = sorted(layer for each in changes if each.lever == DROP for layer in each.layers or ())
+    others = sorted((each for each in changes if each.lever != DROP), key=lambda each: each.layers or ())
+    return Plan(tuple(act_pos), tuple(merge_pos), tuple(dropped), tuple(others))

@@ -21,6 +21,7 @@ from layerfold.profiler.plans.beliefs import Beliefs, SegmentFacts
 from layerfold.profiler.plans.plan import MeasuredPlan, pooled_plans
 from layerfold.tables import LatencyEntry, LatencyTable
 from layerfold.tables.kernel import IDENTITY, SegmentKey
+from layerfold.tables.levers import Change
 
 T = TypeVar("T")
 _FLOOR = 0.05
@@ -62,8 +63,8 @@ def beliefs_of(table: LatencyTable, more: Iterable[MeasuredPlan] = ()) -> Belief
                     merged=share * isolated[entry.key],
                     replaced=share * math.fsum(isolated[each] for each in layers),
                     shape=shape,
-                    dropped=entry.dropped or (),
-                    kernel=entry.merged if entry.drops else "",
+                    change=entry.change,
+                    kernel="" if entry.change is None else entry.merged,
                 )
             )
     return Beliefs(segments, table.chains, pooled_plans([*plans_of(table), *more]))
@@ -105,7 +106,7 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
             least_ms = 0.0 if entry.merged == IDENTITY else _FLOOR * layers_ms
             latency_ms = max(layers_ms + original_ms * change, least_ms)
             spread_ms = original_ms * deviation
-        elif entry.drops:
+        elif entry.change is not None:
             latency_ms, spread_ms = scale * isolated[entry.key], scale * entry.spread_ms
         entries.append(replace(entry, latency_ms=latency_ms, spread_ms=spread_ms))
     facts: JsonObject = {
@@ -120,6 +121,7 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
                 "high": each.high,
                 "rounds": each.rounds,
                 **({"dropped": list(each.dropped)} if each.dropped else {}),
+                **({"changes": [[word, list(layers or ())] for word, layers in each.changes]} if each.changes else {}),
                 **({"is_slowed": True} if each.is_slowed else {}),
             }
             for each in beliefs.measured
@@ -130,14 +132,14 @@ def fitted_table(table: LatencyTable, beliefs: Beliefs, *, original_ms: float | 
 
 
 def predicted_interval_ms(
-    table: LatencyTable, merge_pos: Iterable[int], dropped: Iterable[int] = ()
+    table: LatencyTable, merge_pos: Iterable[int], dropped: Iterable[int] = (), changes: Iterable[Change] = ()
 ) -> tuple[float, float]:
     """Return the 95 % interval of a plan's end-to-end latency, relative to the original as the table knows it.
 
     Raises:
         MissingEntryError: a segment without an entry.
     """
-    found = beliefs_of(table).predict(merge_pos, dropped)
+    found = beliefs_of(table).predict(merge_pos, dropped, changes)
     return table.original_ms * found.low, table.original_ms * found.high
 
 
@@ -152,8 +154,8 @@ def growth_of(entries: Sequence[LatencyEntry]) -> dict[SegmentKey, float]:
 
 
 def _is_changed(entry: LatencyEntry) -> bool:
-    """Say whether an entry is of several layers merged, or without some that are known."""
-    return entry.dropped is not None if entry.drops else entry.end - entry.start > 1
+    """Say whether an entry is of several layers merged, or of some changed that are known."""
+    return entry.end - entry.start > 1 if entry.change is None else entry.change.layers is not None
 
 
 def _isolated_ms(table: LatencyTable, options: Mapping[str, Any]) -> dict[SegmentKey, float]:
@@ -192,6 +194,7 @@ class _StoredPlan:
     high: Finite
     rounds: Count
     dropped: _Positions = ()
+    changes: tuple[Change, ...] = ()
     is_slowed: bool = False
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from layerfold.profiler.timing.ratio import MeasuredRatio
+from layerfold.tables.levers import Change
 
 _LEAST_DEVIATION = 5e-4
 _SLOWED_DEVIATION = 0.03
@@ -15,16 +16,18 @@ _WIDTH_IN_DEVIATIONS = 2 * 1.96
 
 
 class Plan(NamedTuple):
-    """What decides a merged network's latency.
+    """Plan of a merged network, as far as it decides its latency.
 
     Attributes:
         act_pos, merge_pos: as of a solution, chain ends included.
         dropped: layers that are left out, rising.
+        changes: what other levers change, by position.
     """
 
     act_pos: tuple[int, ...]
     merge_pos: tuple[int, ...]
     dropped: tuple[int, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class MeasuredPlan:
     """A plan's latency relative to the original network's.
 
     Attributes:
-        act_pos, merge_pos, dropped: the plan, chain ends included.
+        act_pos, merge_pos, dropped, changes: the plan, chain ends included.
         ratio, low, high: latency / original latency, median over rounds, with its 95 % interval.
         rounds, contended: rounds used, and set aside because something else slowed the machine.
         is_slowed: whether rounds had to be used in which a neighbour slowed the processor.
@@ -46,6 +49,7 @@ class MeasuredPlan:
     rounds: int = 0
     contended: int = 0
     dropped: tuple[int, ...] = ()
+    changes: tuple[Change, ...] = ()
     is_slowed: bool = False
 
     @classmethod
@@ -63,7 +67,7 @@ class MeasuredPlan:
 
     @property
     def plan(self) -> Plan:
-        return Plan(self.act_pos, self.merge_pos, self.dropped)
+        return Plan(self.act_pos, self.merge_pos, self.dropped, self.changes)
 
     @property
     def deviation(self) -> float:
@@ -90,7 +94,7 @@ def pooled(readings: Sequence[MeasuredPlan]) -> MeasuredPlan:
 
 def pooled_plans(measured: Iterable[MeasuredPlan]) -> list[MeasuredPlan]:
     """Return one reading for each set of segments: several are averaged by precision."""
-    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[MeasuredPlan]] = {}
+    groups: dict[tuple[object, ...], list[MeasuredPlan]] = {}
     for plan in measured:
-        groups.setdefault((plan.merge_pos, plan.dropped), []).append(plan)
+        groups.setdefault(plan.plan[1:], []).append(plan)
     return [pooled(each) if len(each) > 1 else replace(each[0]) for each in groups.values()]

@@ -149,9 +149,11 @@ class PlanTimer:
         return [turns.measured_ratio(index, is_settled=not turns.is_slowed) for index in range(1, len(order))]
 
     def _assemble(self, plan: Plan) -> bytes:
-        return assemble_network(self._net, self._outside, *plan, dtype=graph_dtype(self._dtype))
+        net = self._net.changed(plan.changes)
+        return assemble_network(net, self._outside, *plan[:3], dtype=graph_dtype(self._dtype))
 
     def _signature(self, plan: Plan) -> str:
-        parts = plan if plan.dropped else plan[:2]  # as before layers could be dropped: caches stay good
+        # As before layers could be dropped, and otherwise changed: caches stay good.
+        parts = plan if plan.changes else plan[:3] if plan.dropped else plan[:2]
         digest = hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:24]
         return f"plan {digest} of network:{self._net.hash}"

@@ -20,11 +20,11 @@ from typing import Any, Literal, TextIO
 
 from layerfold.errors import ProfilerError
 from layerfold.files import JsonObject
-from layerfold.profiler.backends import Backend
+from layerfold.profiler.backends import Backend, is_gpu
 from layerfold.profiler.machine.conditions import Conditions, Watch
 from layerfold.profiler.store.checked import Reading, facts_of, reading_of
 from layerfold.profiler.store.claims import claimant_here
-from layerfold.profiler.store.environment import environment_of, is_gpu
+from layerfold.profiler.store.environment import environment_of
 from layerfold.profiler.store.file import FILE_NAME as FILE_NAME
 from layerfold.profiler.store.file import INSERT
 from layerfold.profiler.store.file import default_cache_path as default_cache_path
@@ -272,4 +272,4 @@ def open_cache(
         UsageError: the file or its folder cannot be written.
     """
     environment = environment_of(backend, batch=batch, dtype=dtype)
-    return MeasurementCache(path, environment, log=log, has_gpu=is_gpu(environment))
+    return MeasurementCache(path, environment, log=log, has_gpu=is_gpu(backend))

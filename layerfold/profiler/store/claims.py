@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from layerfold.profiler.store.transaction import transaction
 from layerfold.terminal import one_line
 
 CREATE_CLAIM = """
@@ -31,8 +32,8 @@ Claimant: TypeAlias = tuple[str, int, str]
 """Host, process and when that was started."""
 
 
-class Shared(Protocol):
-    """What :func:`fill` needs of a cache."""
+class SharedStore(Protocol):
+    """Cache as :func:`fill` needs it."""
 
     poll_s: float
     """Seconds between looks at what others have finished."""
@@ -51,7 +52,7 @@ class Shared(Protocol):
 
 
 def fill(
-    store: Shared,
+    store: SharedStore,
     signatures: Sequence[str],
     measure: Callable[[list[str]], None],
     most: int,
@@ -101,7 +102,7 @@ def claimant_here() -> Claimant:
 
 
 class ClaimWatch:
-    """What claims of other machines were when they were last seen to change, by this process's own clock.
+    """Claims of other machines as they were last seen to change, by this process's own clock.
 
     Clocks of two machines need not agree, and whether a process of another one lives cannot be asked. But a living one
     renews its claims: what does not change while it is watched is dead.
@@ -169,8 +170,7 @@ def take_claims(
 ) -> list[str]:
     """Claim up to ``most`` signatures in one transaction."""
     mine: list[str] = []
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         for signature in signatures:
             if len(mine) == most:
                 break
@@ -189,11 +189,6 @@ def take_claims(
                     "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)", (*key, *claimant, time.time())
                 )
                 mine.append(signature)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # a full disk has rolled it back already
-            connection.execute("ROLLBACK")
-        raise
     return mine
 
 

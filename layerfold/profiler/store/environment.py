@@ -1,4 +1,4 @@
-"""What a latency depends on besides what is measured: the key of a cache's rows."""
+"""The key of a cache's rows: all that a latency depends on besides what is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from layerfold.profiler.backends import Backend, BackendFacts, is_symmetric, qua
 
 
 class Environment(BackendFacts):
-    """What every latency of a backend depends on besides what is measured: the cache's key."""
+    """Key of a cache's rows: all that a latency depends on besides what is measured."""
 
     batch: int
     dtype: str
@@ -28,9 +28,3 @@ def quantisation_of(backend: Backend, dtype: str) -> str | None:
         return None
     facts = backend.provenance()  # of the workers, where they are elsewhere
     return quantisation_digest(is_symmetric(facts["backend"], facts["options"]))
-
-
-def is_gpu(environment: BackendFacts) -> bool:
-    """Say whether what is measured runs on a GPU, so that its clock and heat are to be watched too."""
-    device = str(environment.get("options", {}).get("device", ""))
-    return device.startswith("cuda") or environment.get("backend") in ("tensorrt", "torch_tensorrt")

@@ -12,6 +12,7 @@ from layerfold.cache_folder import default_cache_folder
 from layerfold.errors import UsageError
 from layerfold.profiler.store import earlier
 from layerfold.profiler.store.claims import CREATE_CLAIM
+from layerfold.profiler.store.transaction import transaction
 
 FILE_NAME = "latency.sqlite"
 MEMORY = ":memory:"
@@ -157,19 +158,13 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _bring_up_to_date(connection: sqlite3.Connection) -> None:
     """Write the measurements of schema 2 as this one has them, all or none: two processes may begin at once."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         if _columns(connection, "measurement") == earlier.COLUMNS:  # no other process was quicker
             rows = list(earlier.rows_of(connection))
             connection.execute("DROP TABLE measurement")
             connection.execute(_CREATE[0])
             connection.executemany(INSERT, rows)
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
@@ -178,16 +173,10 @@ def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
 
 def _create(connection: sqlite3.Connection) -> None:
     """Make the tables, or find them; in one transaction, since two processes may begin at once."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         for statement in _CREATE:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _begins_as_database(path: Path) -> bool:

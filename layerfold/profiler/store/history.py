@@ -19,7 +19,7 @@ from layerfold.profiler.store.rows import facts_in
 
 
 class CacheHistory:
-    """What a cache file holds for an environment, read without writing anything: for estimates and for reading.
+    """Content of a cache file for an environment, read without writing anything: for estimates and for reading.
 
     Args:
         path: the file, or None for the default place; it need not exist.

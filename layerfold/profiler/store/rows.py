@@ -18,7 +18,7 @@ FACTS = "kind, summary, conditions, measured_at, took_s, build_s"
 
 
 class Rows(Protocol):
-    """What a ``MeasurementCache`` asks. Everything given and returned is plain, so that it may travel.
+    """Store that a ``MeasurementCache`` asks. Everything given and returned is plain, so that it may travel.
 
     Attributes:
         path: of the file, for messages.

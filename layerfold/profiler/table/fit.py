@@ -58,7 +58,7 @@ def fit_to_plans(
     original_ms = timer.original_ms()
     growth = growth_of(isolated)
     by_key = {segment.key: segment for segment in segments}
-    dropped = {key: segment.dropped for key, segment in by_key.items()}
+    changes = {key: segment.change for key, segment in by_key.items()}
     promising = [by_key[key] for key in promising_segments(growth)]
     with progress_bar("profile: between neighbours", len(promising), enabled=progress) as bar:
         changes_ms = neighbours.changes_ms(promising, bar.advance)
@@ -73,7 +73,7 @@ def fit_to_plans(
         num_plans = usual_num_plans(promising)
     table = fitted_table(alone, beliefs_of(alone), original_ms=original_ms)
     if num_plans > 0:
-        first = covering_solutions(net, growth, math.ceil(num_plans / 2), _SEED, dropped=dropped)
+        first = covering_solutions(net, growth, math.ceil(num_plans / 2), _SEED, changes=changes)
         what = "profile: whole networks"
         with progress_bar(what, num_plans, enabled=progress) as bar:
 
@@ -82,9 +82,9 @@ def fit_to_plans(
 
             measured = timer.measure(first, advance=bar.advance, on_unsure=say_unsure)
             bar.describe(what)
-            seen = {(plan.merge_pos, plan.dropped) for plan in first}
-            more = covering_solutions(net, growth, _POOL * num_plans, _SEED + 1, dropped=dropped)
-            pool = [plan for plan in more if (plan.merge_pos, plan.dropped) not in seen]
+            seen = {plan[1:] for plan in first}
+            more = covering_solutions(net, growth, _POOL * num_plans, _SEED + 1, changes=changes)
+            pool = [plan for plan in more if plan[1:] not in seen]
             chosen = beliefs_of(table, measured).most_informative(pool, num_plans - len(first))
             measured += timer.measure([pool[index] for index in chosen], advance=bar.advance, on_unsure=say_unsure)
         table = fitted_table(table, beliefs_of(table, measured))

@@ -155,6 +155,6 @@ def _isolated_entry(
         runs=runs,
         macs=segment.macs,
         params=segment.conv.num_params,
-        merged=segment.merged if segment.dropped else "",
-        kept=segment.kept if segment.dropped else None,
+        merged=segment.merged if segment.change is not None else "",
+        change=segment.change,
     )

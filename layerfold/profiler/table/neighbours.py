@@ -37,7 +37,6 @@ class NeighbourTimer:
         net: the network.
         backend: compiles and runs.
         cache: where finished measurements are stored and looked up, or None.
-        policy: of one difference; its target is that of both graphs' medians and of their ratio.
         batch: of every graph.
         dtype: precision that it is run in.
     """
@@ -47,12 +46,11 @@ class NeighbourTimer:
         net: Network,
         backend: Backend,
         cache: MeasurementCache | None = None,
-        policy: MeasurePolicy = NEIGHBOUR_POLICY,
         *,
         batch: int = 1,
         dtype: str = "float32",
     ) -> None:
-        self._net, self._backend, self._policy = net, backend, policy
+        self._net, self._backend = net, backend
         self._cache = cache or MeasurementCache(False, {})
         self._batch, self._dtype = batch, dtype
 
@@ -86,9 +84,8 @@ class NeighbourTimer:
         runners: list[Runner] = []
         try:
             for graph in (apart, merged):
-                onnx_bytes = self._graph(graph)
-                runners.append(compile_to_time(self._backend, onnx_bytes, is_part=True))
-            turns = time_in_turns([runner.run for runner in runners], self._policy, are_latencies_wanted=True)
+                runners.append(compile_to_time(self._backend, self._graph(graph), is_part=True))
+            turns = time_in_turns([runner.run for runner in runners], NEIGHBOUR_POLICY, are_latencies_wanted=True)
         finally:
             for runner in runners:
                 runner.close()

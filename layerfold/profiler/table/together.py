@@ -21,11 +21,11 @@ from layerfold.executor import Executor, Pool
 from layerfold.export.precision import graph_dtype
 from layerfold.graph import Network, trace_again
 from layerfold.options import ProfileOptions
-from layerfold.profiler.backends import Backend, BackendBase, BackendFacts, Runner, get_backend
+from layerfold.profiler.backends import Backend, BackendBase, BackendFacts, Runner, get_backend, is_gpu
 from layerfold.profiler.machine.conditions import Conditions
 from layerfold.profiler.store.cache import MeasurementCache
 from layerfold.profiler.store.checked import Reading
-from layerfold.profiler.store.environment import Environment, environment_of, is_gpu
+from layerfold.profiler.store.environment import Environment, environment_of
 from layerfold.profiler.store.file import MEMORY
 from layerfold.profiler.store.rows import RowFile
 from layerfold.profiler.table.measured import measured_table
@@ -62,7 +62,7 @@ class BackendChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker is asked: to fill the cache, or, without ``rows``, for the facts of its device.
+    """Task of a worker: to fill the cache, or, without ``rows``, for the facts of its device.
 
     Attributes:
         number: tells one task from another.
@@ -85,7 +85,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class _DeviceFacts:
-    """What a worker says of its device: what every latency measured there depends on, and the dtype of every graph."""
+    """Facts of a worker's device: what every latency measured there depends on, and the dtype of every graph."""
 
     environment: Environment
     dtype: str
@@ -164,7 +164,9 @@ class MakeFiller:
             )
         with ExitStack() as stack:
             log = stack.enter_context(open(self.log, "a", encoding="utf-8")) if self.log else None
-            store = stack.enter_context(MeasurementCache(None, here, log=log, has_gpu=is_gpu(here), rows=task.rows()))
+            store = stack.enter_context(
+                MeasurementCache(None, here, log=log, has_gpu=is_gpu(backend), rows=task.rows())
+            )
             measured_table(self.model, net, backend, store, options)
             return store.conditions()
 

@@ -27,7 +27,7 @@ _LEAST_WARMUP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """What timing one block gave.
+    """Times of one block.
 
     Attributes:
         pass_ms: mean time of a pass.

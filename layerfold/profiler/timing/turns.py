@@ -36,7 +36,7 @@ _RETRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """What rounds in turns gave.
+    """Times of rounds in turns.
 
     Attributes:
         ratios: of each runner but the first, latency / the first's, with its 95 % interval.

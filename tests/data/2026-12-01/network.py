@@ -1,6 +1,9 @@
 """The network that the files here were made from: a stem, a bottleneck with a shortcut, and a stride."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 
@@ -25,8 +28,7 @@ class Bottleneck(nn.Module):
 
 
 def build() -> nn.Module:
-    """Return the network, with the same weights every time."""
-    torch.manual_seed(0)
+    """Return the network with its weights of then: a seed gives others on other processors."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
@@ -42,13 +44,7 @@ def build() -> nn.Module:
         nn.Flatten(),
         nn.Linear(8, 3),
     )
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.2, 0.2)
-                module.running_mean.uniform_(-0.2, 0.2)
-                module.running_var.uniform_(0.5, 1.5)
+    network.load_state_dict(load_file(Path(__file__).with_name("network.safetensors")))
     return network
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from layerfold.graph import trace_network
-from layerfold.graph.barrier_groups import GATE, group_barriers, plain_kind, why_not_more
-from layerfold.graph.gates import chains_outside, find_gates, gated_blocks
+from layerfold.graph.barrier_groups import SE_LABEL, group_barriers, plain_kind, why_not_more
+from layerfold.graph.squeeze_excitation import blocks_with_squeeze_excitation, chains_outside, find_squeeze_excitations
 from layerfold.models import load_model
 
 
@@ -25,22 +25,22 @@ from layerfold.models import load_model
 )
 def test_gates_and_their_blocks_are_found(name: str, num_gates: int, num_blocks: int, first: str) -> None:
     net = trace_network(load_model(name).module, torch.zeros(1, 3, 96, 96))
-    gates = find_gates(net)
+    gates = find_squeeze_excitations(net)
     assert len(gates) == num_gates
     assert gates[0].name == first
-    assert gated_blocks(net, gates) == (num_gates, num_blocks)
+    assert blocks_with_squeeze_excitation(net, gates) == (num_gates, num_blocks)
     inside = [index for gate in gates for index in gate.layers]
     outside = [index for chain in chains_outside(net) for index in range(chain.start + 1, chain.end + 1)]
     assert sorted(inside + outside) == list(range(1, len(net.layers) + 1))
     assert all(net.layer(index).input_shape[1:] == (1, 1) for index in inside)
-    assert why_not_more(net).startswith(f"{num_gates} of {num_blocks} blocks end at {GATE}")
+    assert why_not_more(net).startswith(f"{num_gates} of {num_blocks} blocks end at {SE_LABEL}")
 
 
 @pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:convnext_tiny", "torchvision:densenet121"])
 def test_network_without_gates_has_none(name: str) -> None:
     net = trace_network(load_model(name).module, torch.zeros(1, 3, 96, 96))
-    assert find_gates(net) == ()
-    assert GATE not in why_not_more(net)
+    assert find_squeeze_excitations(net) == ()
+    assert SE_LABEL not in why_not_more(net)
 
 
 class _LinearGate(nn.Module):
@@ -61,22 +61,22 @@ class _LinearGate(nn.Module):
 
 def test_gate_of_linear_layers_is_one_group() -> None:
     net = trace_network(_LinearGate(), torch.zeros(1, 3, 16, 16))
-    (gate,) = find_gates(net)
+    (gate,) = find_squeeze_excitations(net)
     assert gate.after == 1
     assert [barrier.kind for barrier in gate.barriers] == ["mean", "Linear", "relu", "Linear", "Sigmoid", "view", "mul"]
-    assert [group.label for group in group_barriers(net)] == [GATE]
-    assert why_not_more(net) == f"1 × {GATE}"  # no blocks to count
+    assert [group.label for group in group_barriers(net)] == [SE_LABEL]
+    assert why_not_more(net) == f"1 × {SE_LABEL}"  # no blocks to count
 
 
 def test_product_without_a_sigmoid_is_no_gate() -> None:
-    assert find_gates(trace_network(_LinearGate(has_sigmoid=False), torch.zeros(1, 3, 16, 16))) == ()
+    assert find_squeeze_excitations(trace_network(_LinearGate(has_sigmoid=False), torch.zeros(1, 3, 16, 16))) == ()
 
 
 def test_every_barrier_is_in_one_group() -> None:
     net = trace_network(load_model("timm:efficientnet_b0").module, torch.zeros(1, 3, 96, 96))
     groups = group_barriers(net)
-    assert sum(len(group.items) for group in groups if group.label != GATE) + sum(
-        len(gate.barriers) for gate in find_gates(net)
+    assert sum(len(group.items) for group in groups if group.label != SE_LABEL) + sum(
+        len(gate.barriers) for gate in find_squeeze_excitations(net)
     ) == len(net.barriers)
     assert [len(group.items) for group in groups] == sorted((len(group.items) for group in groups), reverse=True)
 

@@ -1,4 +1,4 @@
-"""Tables put together and set side by side."""
+"""Several tables: what each must cover, parts joined into one, and how two differ."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from layerfold.tables.provenance import Provenance, check_same_source
 Table = LatencyTable | ImportanceTable
 _AnyTable = TypeVar("_AnyTable", LatencyTable, ImportanceTable)
 Key = tuple[int | str, ...]
+_SOURCE = ("model", "model_hash", "network_hash", "input_shape", "batch", "dtype", "device", "driver", "backend")
+_JOINED = (*_SOURCE, "versions", "chains", "options", "backend_options", "date")
+_COMPARED = (*_SOURCE, "fixed_ms", "scale", "chains")
 
 
 def read_table(path: str | Path, *, partial: bool = False) -> Table:
@@ -105,7 +108,7 @@ def _joined(tables: Sequence[_AnyTable], tolerance: float) -> list[Any]:
     alike: dict[Key, list[tuple[Any, str]]] = {}
     for table in tables:
         for entry in table.entries:
-            alike.setdefault(_key(entry), []).append((entry, table.source))
+            alike.setdefault(entry.key, []).append((entry, table.source))
     found = []
     for key in sorted(alike):
         entries = [entry for entry, _ in alike[key]]
@@ -142,22 +145,7 @@ def _joined_provenance(tables: Sequence[Table]) -> Provenance:
     """Take what the first table that knows it says; a segment is left out only if no part has it."""
     changes: dict[str, Any] = {}
     first = tables[0].provenance
-    for name in (
-        "model",
-        "model_hash",
-        "network_hash",
-        "input_shape",
-        "batch",
-        "dtype",
-        "device",
-        "driver",
-        "backend",
-        "versions",
-        "chains",
-        "options",
-        "backend_options",
-        "date",
-    ):
+    for name in _JOINED:
         changes[name] = next(
             (value for table in tables if (value := getattr(table.provenance, name)) not in ("", None, (), {})),
             getattr(first, name),
@@ -222,26 +210,13 @@ class TableDifference:
 
 def diff_tables(first: Table, second: Table) -> TableDifference:
     """Compare two tables of the same kind, entry by entry and in where they come from."""
-    ours = {_key(entry): _value(entry) for entry in first.entries}
-    theirs = {_key(entry): _value(entry) for entry in second.entries}
+    ours = {entry.key: _value(entry) for entry in first.entries}
+    theirs = {entry.key: _value(entry) for entry in second.entries}
     both = sorted(set(ours) & set(theirs))
     changed = [(key, ours[key], theirs[key]) for key in both if ours[key] != theirs[key]]
     changed.sort(key=lambda each: (-abs(each[2] - each[1]) / max(abs(each[1]), abs(each[2])), each[0]))
     provenance = {}
-    for name in (
-        "model",
-        "model_hash",
-        "network_hash",
-        "input_shape",
-        "batch",
-        "dtype",
-        "device",
-        "driver",
-        "backend",
-        "fixed_ms",
-        "scale",
-        "chains",
-    ):
+    for name in _COMPARED:
         values = getattr(first.provenance, name), getattr(second.provenance, name)
         if values[0] != values[1] and all(value not in ("", None, ()) for value in values):
             provenance[name] = values
@@ -253,10 +228,6 @@ def diff_tables(first: Table, second: Table) -> TableDifference:
         num_equal=len(both) - len(changed),
         provenance=provenance,
     )
-
-
-def _key(entry: LatencyEntry | ImportanceEntry) -> Key:
-    return entry.key
 
 
 def _value(entry: LatencyEntry | ImportanceEntry) -> float:

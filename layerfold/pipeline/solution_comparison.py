@@ -20,12 +20,13 @@ from layerfold.graph import Network
 from layerfold.graph.same_model import network_call
 from layerfold.merge import build_train_form, merge_network
 from layerfold.options import CompareOptions
+from layerfold.pipeline.outcomes import copied
 from layerfold.profiler import benchmark_networks
 from layerfold.profiler.backends import Backend
 from layerfold.profiler.benchmark import MeasuredOn
 from layerfold.profiler.verify import example_input_of
 from layerfold.progress import progress_bar
-from layerfold.report.comparison import ComparedPoint, comparison_plot
+from layerfold.report.solutions_plot import ComparedPoint, comparison_plot
 from layerfold.settings import takes_settings
 from layerfold.solver import Solution, importance_of
 from layerfold.tables import ImportanceTable, LatencyTable
@@ -71,7 +72,7 @@ class ComparedNetwork:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the original."""
+        """Speed-up over the original."""
         return 1 / self.ratio
 
     @property
@@ -126,20 +127,7 @@ class SolutionComparison:
             path: a .png, .svg or .pdf file.
             title: the heading.
         """
-        points = [
-            ComparedPoint(
-                name=each.name,
-                measured_ms=each.measured_ms,
-                low_ms=each.low_ms,
-                high_ms=each.high_ms,
-                predicted_ms=each.predicted_ms,
-                accuracy_pct=each.accuracy_pct,
-                agreement_pct=each.agreement_pct,
-                importance=each.importance,
-                speedup=each.speedup,
-            )
-            for each in self.networks
-        ]
+        points = [copied(ComparedPoint, each) for each in self.networks]
         return comparison_plot(points, path, title=title)
 
 

@@ -42,7 +42,7 @@ _BETWEEN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class SqueezeExcitation:
     """One squeeze-and-excitation gate.
 
     Attributes:
@@ -63,7 +63,7 @@ class Gate:
         return tuple(index for chain in self.chains for index in range(chain.start + 1, chain.end + 1))
 
 
-def find_gates(net: Network) -> tuple[Gate, ...]:
+def find_squeeze_excitations(net: Network) -> tuple[SqueezeExcitation, ...]:
     """Return the squeeze-and-excitation gates of a network, in its order."""
     found = []
     for last, barrier in enumerate(net.barriers):
@@ -72,18 +72,18 @@ def find_gates(net: Network) -> tuple[Gate, ...]:
             while first >= 0 and _word(net.barriers[first]) in _BETWEEN:
                 first -= 1
             if first >= 0 and any(word in _word(net.barriers[first]) for word in _POOLS):
-                gate = _gate(net, net.barriers[first : last + 1])
+                gate = _squeeze_excitation(net, net.barriers[first : last + 1])
                 found.extend([] if gate is None else [gate])
     return tuple(found)
 
 
 def chains_outside(net: Network) -> tuple[Chain, ...]:
     """Return the chains that lie in no gate: where merging could make the network shallower."""
-    inside = {chain.start for gate in find_gates(net) for chain in gate.chains}
+    inside = {chain.start for gate in find_squeeze_excitations(net) for chain in gate.chains}
     return tuple(chain for chain in net.chains if chain.start not in inside)
 
 
-def gated_blocks(net: Network, gates: tuple[Gate, ...]) -> tuple[int, int] | None:
+def blocks_with_squeeze_excitation(net: Network, gates: tuple[SqueezeExcitation, ...]) -> tuple[int, int] | None:
     """Return (blocks with a gate, blocks in all), told by module names; None where the names do not tell.
 
     A block is the module that holds a gate's module; its like are the modules whose names differ from it only in
@@ -97,7 +97,7 @@ def gated_blocks(net: Network, gates: tuple[Gate, ...]) -> tuple[int, int] | Non
     return len(gated), len(blocks)
 
 
-def _gate(net: Network, barriers: tuple[Barrier, ...]) -> Gate | None:
+def _squeeze_excitation(net: Network, barriers: tuple[Barrier, ...]) -> SqueezeExcitation | None:
     after, end = barriers[0].after, barriers[-1].after
     chains = tuple(chain for chain in net.chains if after <= chain.start and chain.end <= end)
     layers = [layer for chain in chains for layer in net.layers[chain.start : chain.end]]
@@ -110,7 +110,9 @@ def _gate(net: Network, barriers: tuple[Barrier, ...]) -> Gate | None:
         return None
     # Modules carry qualified names, functions the name of a node, in which no dot can be.
     names = [layer.name for layer in layers] + [each.name for each in barriers if "." in each.name]
-    return Gate(name=_common_module(names) or barriers[-1].name, after=after, chains=chains, barriers=barriers)
+    return SqueezeExcitation(
+        name=_common_module(names) or barriers[-1].name, after=after, chains=chains, barriers=barriers
+    )
 
 
 def _is_on_vectors(layer: Layer) -> bool:

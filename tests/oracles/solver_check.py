@@ -14,7 +14,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class SolverCheck:
     """What one problem showed.
 
     Attributes:
@@ -30,7 +30,7 @@ class Comparison:
     with_milp: bool
 
 
-def compare(seed: int, *, most_layers: int = 6, with_milp: bool = True, epsilon: float = 0.0) -> Comparison:
+def check_solver(seed: int, *, most_layers: int = 6, with_milp: bool = True, epsilon: float = 0.0) -> SolverCheck:
     """Solve ``random_problem(seed)`` in three ways."""
     problem = random_problem(seed, most_layers=most_layers)
     candidates = enumerate_solutions(problem)
@@ -69,7 +69,7 @@ def compare(seed: int, *, most_layers: int = 6, with_milp: bool = True, epsilon:
         lines += wrong
     if frontier is not None and not epsilon:
         lines += _frontier_differences(seed, candidates, frontier.latencies_ms.tolist(), frontier.importances.tolist())
-    return Comparison(differences=tuple(lines), is_feasible=expected is not None, is_over=is_over, with_milp=with_milp)
+    return SolverCheck(differences=tuple(lines), is_feasible=expected is not None, is_over=is_over, with_milp=with_milp)
 
 
 def _checked(seed: int, problem: Problem, candidates: list[Candidate], found: Solution) -> tuple[bool, list[str]]:

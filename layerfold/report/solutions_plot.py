@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfold.errors import UsageError
-from layerfold.files import replacing
+from layerfold.report.canvas import GREY, INK, check_picture, dress_latency_axes, new_figure, save_figure
 from layerfold.report.words import picture_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _BLUE, _GREY = "#1c2430", "#0072b2", "#8d97a3"
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#7a5195", "#8a6d3b")
 _MARKERS = "oD^vPX*p"
 _PREDICTED = "hollow: predicted"
@@ -57,18 +56,12 @@ def comparison_plot(points: Sequence[ComparedPoint], path: str | Path, *, title:
     Raises:
         UsageError: no points, or another kind of file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path = Path(path)
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"path={str(path)!r}: expected a name that ends in .png, .svg or .pdf")
+    check_picture(path)
     if not points:
         raise UsageError("points is empty; give at least one network")
     values, label = _values_of(points)
     height = 4.8 if values else 1.4 + 0.42 * len(points)
-    figure = Figure(figsize=(8.6, height), dpi=160, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.6, height, dpi=160, facecolor="white")
     axes = figure.add_subplot()
     if values:
         _draw_values(axes, points, values)
@@ -86,14 +79,8 @@ def comparison_plot(points: Sequence[ComparedPoint], path: str | Path, *, title:
         )
     else:
         _draw_rows(axes, points)
-    axes.set_xlabel("latency of one forward pass (ms)")
-    axes.set_title(picture_text(title), loc="left", fontsize=12, fontweight="bold", color=_INK)
-    axes.grid(color="#e5e8ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as partial:
-        figure.savefig(partial)
-    return path
+    dress_latency_axes(axes, title)
+    return save_figure(figure, path)
 
 
 def _values_of(points: Sequence[ComparedPoint]) -> tuple[list[float | None], str]:
@@ -132,14 +119,14 @@ def _draw_values(axes: Axes, points: Sequence[ComparedPoint], values: Sequence[f
             alpha=1.0 if value is not None else 0.6,
         )
         if point.predicted_ms is not None:
-            axes.plot([point.predicted_ms, point.measured_ms], [at, at], color=_GREY, linewidth=0.9, zorder=2)
+            axes.plot([point.predicted_ms, point.measured_ms], [at, at], color=GREY, linewidth=0.9, zorder=2)
             axes.plot(
                 point.predicted_ms, at, marker, markersize=7, markerfacecolor="white", markeredgecolor=colour, zorder=3
             )
     if any(point.predicted_ms is not None for point in points):
-        axes.plot([], [], "o", markersize=7, markerfacecolor="white", markeredgecolor=_GREY, label=_PREDICTED)
+        axes.plot([], [], "o", markersize=7, markerfacecolor="white", markeredgecolor=GREY, label=_PREDICTED)
     if has_missing:
-        axes.axhline(floor + 0.06 * span, color=_GREY, linewidth=0.8, linestyle=":")
+        axes.axhline(floor + 0.06 * span, color=GREY, linewidth=0.8, linestyle=":")
         axes.text(
             0.995,
             floor + 0.065 * span,
@@ -148,7 +135,7 @@ def _draw_values(axes: Axes, points: Sequence[ComparedPoint], values: Sequence[f
             ha="right",
             va="bottom",
             fontsize=8,
-            color=_GREY,
+            color=GREY,
         )
     axes.set_ylim(floor - 0.06 * span if has_missing else min(given) - 0.08 * span, max(given) + 0.08 * span)
     if has_missing:
@@ -170,7 +157,7 @@ def _draw_rows(axes: Axes, points: Sequence[ComparedPoint]) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=_INK,
+            color=INK,
         )
     axes.set_yticks(
         [len(points) - index for index in range(len(points))], [picture_text(point.name) for point in points]
@@ -180,7 +167,7 @@ def _draw_rows(axes: Axes, points: Sequence[ComparedPoint]) -> None:
 
 def _style(index: int) -> tuple[str, str]:
     if index == 0:
-        return _INK, "s"
+        return INK, "s"
     return _COLOURS[(index - 1) % len(_COLOURS)], _MARKERS[(index - 1) % len(_MARKERS)]
 
 
