@@ -3,6 +3,7 @@
     python benchmarks/latency/prediction.py                    # all five, about five minutes each
     python benchmarks/latency/prediction.py mobilenet_v2       # one
     python benchmarks/latency/prediction.py --ways mobilenet_v2 cifar_resnet56   # also every segment in a network
+    python benchmarks/latency/prediction.py --backend openvino --precision int8 mobilenet_v2   # another record
 
 Each network is profiled as ``layerfold profile`` does it (ONNX Runtime, one thread). Then 30 random plans that no fit
 has seen are timed twice, at two moments, in turns with the original; the mean of both readings is what a prediction
@@ -30,7 +31,9 @@ from predictions import errors, ratios_of, with_intervals
 from record import RESULTS, write_record
 
 import layerfold as lf
+from layerfold.export.precision import canonical_precision, graph_dtype
 from layerfold.profiler import get_backend
+from layerfold.profiler.backends.base import cpu_flags
 from layerfold.profiler.graphs.outside import outside_graph
 from layerfold.profiler.plans.beliefs import Beliefs
 from layerfold.profiler.plans.draw import covering_solutions, promising_segments
@@ -42,17 +45,19 @@ from layerfold.profiler.table.neighbours import NeighbourTimer
 from layerfold.profiler.timing.measurement import MeasurePolicy
 
 NUM_HELD_OUT = 30
+USUAL = ("onnxruntime", "float32")
 _HELD_OUT_POLICY = MeasurePolicy(target=0.004, cap_s=1.2, block_ms=1.0, warmup_cap_s=0.3)
-_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
+_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "numpy")
 _DOUBT = 0.04
 _LIMITS = {"median_pct": 2.0, "max_pct": 5.0, "rank": 0.98}
 
 
-def run_case(name: str, *, with_ways: bool, num_plans: int | None) -> dict[str, Any]:
+def run_case(name: str, backend_name: str, precision: str, *, with_ways: bool, num_plans: int | None) -> dict[str, Any]:
     """Profile one network, time its held-out plans twice, and return every way's errors."""
     model, net, candidates = open_case(name)
-    backend = get_backend("onnxruntime", threads=1)
-    cache = WORK / f"{name}.sqlite"
+    backend = get_backend(backend_name, threads=1, precision=precision)
+    stem = name + suffix_of(backend_name, precision)
+    cache = WORK / f"{stem}.sqlite"
     began = time.perf_counter()
     arguments = {"candidates": candidates, "cache": cache, "model_name": CASES[name].source}
     first = lf.profile_network(model, net, backend, num_plans=0, **arguments)
@@ -60,17 +65,18 @@ def run_case(name: str, *, with_ways: bool, num_plans: int | None) -> dict[str, 
     began = time.perf_counter()
     table = lf.profile_network(model, net, backend, num_plans=num_plans, **arguments)  # from the cache, then the plans
     plans_s = time.perf_counter() - began
-    table.write(WORK / f"{name}.csv")
+    table.write(WORK / f"{stem}.csv")
     isolated = isolated_table(table)
     trained = plans_of(table)
     seen = {each.merge_pos for each in trained}
     pool = covering_solutions(net, growth_of(isolated.entries), 4 * NUM_HELD_OUT, seed=1000)
     held_out = [plan for plan in pool if plan[1] not in seen][:NUM_HELD_OUT]
-    outside = outside_graph(model, net)
+    outside = outside_graph(model, net, dtype=graph_dtype(precision))
 
     def visit(number: int, plans: Sequence[Plan]) -> list[MeasuredPlan]:
-        with MeasurementCache(WORK / f"{name}-held_out.sqlite", {"visit": number}) as kept_visit:
-            return PlanTimer(net, outside, backend, kept_visit, _HELD_OUT_POLICY).measure(plans)
+        with MeasurementCache(WORK / f"{stem}-held_out.sqlite", {"visit": number}) as kept_visit:
+            timer = PlanTimer(net, outside, backend, kept_visit, _HELD_OUT_POLICY, dtype=precision)
+            return timer.measure(plans)
 
     began = time.perf_counter()
     # The second time in another order, beside other plans in the same rounds.
@@ -120,7 +126,7 @@ def further_ways(
     used = {pair for plan in truth for pair in table.segments_of(plan.merge_pos) if pair[1] - pair[0] > 1}
     segments = [net.segment(*pair) for pair in sorted({*promising, *used})]
     began = time.perf_counter()
-    changes = NeighbourTimer(net, backend).changes_ms(segments)
+    changes = NeighbourTimer(net, backend, dtype=backend.precision).changes_ms(segments)
     seconds = time.perf_counter() - began
     found = {"between its neighbours": {**errors(ratios_of(changes, table, truth), measured), "seconds": seconds}}
     return found
@@ -182,6 +188,16 @@ def compare_ways(
     return ways
 
 
+def flags() -> list[str]:
+    """Return what of the processor decides how fast whole numbers are."""
+    return sorted(each for each in cpu_flags() if each.startswith(("amx", "avx512_vnni", "avx_vnni", "avx512_bf16")))
+
+
+def suffix_of(backend_name: str, precision: str) -> str:
+    """Return what stands behind the names of files of another backend or precision than the usual."""
+    return "" if (backend_name, precision) == USUAL else f"-{backend_name}-{precision}"
+
+
 def kept(name: str, work: Callable[[], dict[str, Any]], *, fresh: bool) -> dict[str, Any]:
     """Return what an earlier run left, or do the work and keep it."""
     path = WORK / f"prediction-{name}.json"
@@ -229,24 +245,36 @@ def main() -> int:
     parser.add_argument("--ways", action="store_true", help="also time every segment in a whole network (minutes more)")
     parser.add_argument("--plans", type=int, metavar="N", help="plans to fit (default: the profile's own)")
     parser.add_argument("--fresh", action="store_true", help="forget earlier measurements")
+    parser.add_argument("--backend", default=USUAL[0], help="default: %(default)s")
+    parser.add_argument("--precision", default=USUAL[1], help="default: %(default)s")
     arguments = parser.parse_args()
+    precision = canonical_precision(arguments.precision)
+    suffix = suffix_of(arguments.backend, precision)
     WORK.mkdir(parents=True, exist_ok=True)
     results = {}
     for name in arguments.networks or CASES:
         results[name] = kept(
-            name,
-            lambda name=name: run_case(name, with_ways=arguments.ways, num_plans=arguments.plans),
+            name + suffix,
+            lambda name=name: run_case(
+                name, arguments.backend, precision, with_ways=arguments.ways, num_plans=arguments.plans
+            ),
             fresh=arguments.fresh,
         )
         print_table({name: results[name]})
-    earlier = RESULTS / "prediction.json"
+    earlier = RESULTS / f"prediction{suffix}.json"
     if arguments.networks and earlier.exists():
         results = {**json.loads(earlier.read_text())["results"], **results}
     results = {name: results[name] for name in CASES if name in results}
     write_record(
-        "prediction",
+        f"prediction{suffix}",
         results,
-        {"held_out": NUM_HELD_OUT, "threads": 1, "batch": 1, "limits": _LIMITS},
+        {
+            "held_out": NUM_HELD_OUT,
+            "threads": 1,
+            "batch": 1,
+            "limits": _LIMITS,
+            **({"backend": arguments.backend, "precision": precision, "processor": flags()} if suffix else {}),
+        },
         packages=_PACKAGES,
     )
     print_table(results)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from layerfold.export import build_engine, export_onnx, load_engine
-from layerfold.profiler import get_backend
+from layerfold.graph import trace_network
+from layerfold.profiler import get_backend, profile_network
 from layerfold.profiler.backends.cuda import input_copies
 from layerfold.profiler.backends.registry import backend_class
 from layerfold.profiler.timing.measure import measure_runners
@@ -71,6 +72,27 @@ def test_backend_computes_what_the_cpu_computes(model, onnx_bytes, name, device,
     assert facts["device"].startswith(torch.cuda.get_device_name())
     assert facts["driver"]
     assert (facts["options"]["device"], facts["options"]["precision"]) == (device, precision)
+
+
+def test_table_in_int8_is_filled_by_tensorrt(model) -> None:
+    backend = backend_of("tensorrt", "cuda", precision="int8")
+    net = trace_network(model, INPUT)
+    table = profile_network(model, net, backend, cache=False, progress=False, cap_s=0.02, num_plans=2, batch=2)
+    assert table.provenance.dtype == "int8"
+    assert all(entry.latency_ms > 0 for entry in table.entries)
+    assert not table.provenance.measurement["not_built"]
+
+
+@pytest.mark.parametrize(("name", "device"), [("torch", "cuda")])
+def test_bfloat16_is_close_where_the_gpu_has_it(model, onnx_bytes, name, device) -> None:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("the GPU has no bfloat16")
+    runner = backend_of(name, device, precision="bf16").compile(onnx_bytes)
+    with torch.no_grad():
+        expected = model(INPUT).numpy()
+    (found,) = runner.infer({"input": INPUT.numpy()})
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 5e-2
+    runner.close()
 
 
 @pytest.mark.parametrize(("name", "device"), GPU[:3])

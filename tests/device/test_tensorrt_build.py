@@ -13,7 +13,7 @@ from torch import nn
 
 from layerfold.errors import DeviceUnavailableError, ExportError, OptionalDependencyError, UsageError
 from layerfold.export import build_engine, export_network, export_onnx, load_engine
-from layerfold.export.engine import _TimingCache
+from layerfold.export.engine import _TimingCache, compile_engine
 from layerfold.export.engine_check import check_header
 from layerfold.export.trt_library import library_logger
 from layerfold.graph import trace_network
@@ -123,6 +123,34 @@ def test_int8_engine_is_built_from_a_quantised_graph_only(tensorrt, onnx_bytes, 
     assert report.precision == "int8"
     with pytest.raises(UsageError, match="precision='int8' needs a graph with QuantizeLinear"):
         build_engine(onnx_bytes, tmp_path / "n.engine", precision="int8")
+
+
+def test_int8_graphs_that_a_table_is_made_of_are_built(tensorrt):
+    from layerfold.profiler.backends.to_time import quantised_to_time
+    from layerfold.profiler.graphs.assemble import assemble_network
+    from layerfold.profiler.graphs.outside import outside_graph
+    from layerfold.profiler.graphs.segment import segment_onnx
+
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=10).eval()
+    net = trace_network(model, torch.randn(1, 3, 64, 64))
+    outside = outside_graph(model, net)
+    ends = {*outside.network_inputs, *outside.outputs}
+    whole = assemble_network(net, outside, net.original_act_pos, range(1, len(net.layers) + 1))  # weights as rules
+    graphs = {
+        "whole": quantised_to_time(whole, symmetric=True),
+        "part": quantised_to_time(segment_onnx(net.segment(0, 3)), symmetric=True, is_part=True),
+        "outside": quantised_to_time(outside.onnx_bytes, symmetric=True, is_part=True, float_ends=ends),
+    }
+    built = {
+        name: compile_engine(graph, precision="int8", compute_capabilities=("8.6",)) for name, graph in graphs.items()
+    }
+    dtypes = {
+        name: {put["dtype"] for put in (*each.inputs.values(), *each.outputs.values())} for name, each in built.items()
+    }
+    assert dtypes == {"whole": {"float32"}, "part": {"int8"}, "outside": {"int8", "float32"}}
+    with pytest.raises(UsageError, match="precision='bfloat16': engines are built in float32, float16 or int8"):
+        compile_engine(whole, precision="bf16")
 
 
 def test_export_network_adds_an_engine_and_how_images_are_prepared(tensorrt, model, tmp_path):

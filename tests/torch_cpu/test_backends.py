@@ -17,7 +17,7 @@ from layerfold.errors import ProfilerError, ProvenanceMismatchError, UsageError
 from layerfold.export import export_onnx, to_half
 from layerfold.graph import trace_network
 from layerfold.profiler import get_backend, profile_network, verify_solution
-from layerfold.profiler.backends.torch_graph import OPERATORS, torch_module
+from layerfold.profiler.backends.torch_graph import OPERATORS, in_bfloat16, torch_module
 from layerfold.solver import Solution
 from layerfold.tables.provenance import check_same_source
 
@@ -103,6 +103,48 @@ def test_half_precision_is_close_and_is_what_runs(model, onnx_bytes, name) -> No
     runner.close()
 
 
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_bfloat16_is_close_and_is_what_runs_where_the_processor_has_it(model, onnx_bytes, name) -> None:
+    precisions = type(backend_of(name)).precisions("cpu")
+    if "bfloat16" not in precisions:
+        words = rf"precision='bfloat16': device 'cpu' of backend '{name}' lacks it; choose from float32"
+        with pytest.raises(UsageError, match=words):
+            backend_of(name, precision="bf16")
+        pytest.skip("the processor has no bfloat16")
+    backend = backend_of(name, precision="bf16")
+    assert backend.provenance()["options"]["precision"] == "bfloat16"
+    runner = backend.compile(onnx_bytes)
+    runner.run()
+    (found,) = runner.infer({"input": INPUT.numpy()})
+    assert found.dtype == np.float32  # the ends stay float32
+    with torch.no_grad():
+        expected = model(INPUT).numpy()
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    assert 1e-4 < difference < 3e-2  # coarser than float16 and than float32's own answer
+    if name == "openvino":
+        facts = [each.get_rt_info() for each in runner._compiled.get_runtime_model().get_ordered_ops()]
+        kinds = {
+            each["runtimePrecision"].astype(str) for each in facts if each["layerType"].astype(str) == "Convolution"
+        }
+        assert kinds == {"bf16"}
+    runner.close()
+
+
+def test_cast_inside_a_graph_stays_in_bfloat16() -> None:
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(((x > 0).float() * x).float())
+
+    onnx_bytes = export_onnx(Casting().eval(), INPUT)
+    assert any(node.op_type == "Cast" for node in onnx.load_from_string(onnx_bytes).graph.node)
+    module = in_bfloat16(torch_module(onnx_bytes))
+    assert module(INPUT)[0].dtype == torch.float32
+
+
 def test_nodes_of_a_graph_in_halves_are_in_order(onnx_bytes) -> None:
     onnx.checker.check_model(onnx.load_from_string(to_half(onnx_bytes)), full_check=True)
 
@@ -156,7 +198,7 @@ def test_float16_is_refused_where_the_processor_lacks_it() -> None:
     else:
         with pytest.raises(
             UsageError,
-            match="precision='float16': device 'cpu' of backend 'openvino' lacks it; choose from float32, int8",
+            match="precision='float16': device 'cpu' of backend 'openvino' lacks it; choose from float32, ",
         ):
             get_backend("openvino", precision="float16")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired
+from typing import NotRequired, cast
 
 from layerfold.profiler.backends import Backend, BackendFacts, is_symmetric, quantisation_digest
 
@@ -17,11 +17,9 @@ class Environment(BackendFacts):
 
 def environment_of(backend: Backend, *, batch: int, dtype: str) -> Environment:
     """Return what every latency of a backend depends on besides what is measured: the cache's key."""
-    found: Environment = {**backend.provenance(), "batch": batch, "dtype": dtype}
     how = quantisation_of(backend, dtype)
-    if how is not None:
-        found["quantisation"] = how
-    return found
+    quantised = {} if how is None else {"quantisation": how}
+    return cast(Environment, {**backend.provenance(), "batch": batch, "dtype": dtype, **quantised})
 
 
 def quantisation_of(backend: Backend, dtype: str) -> str | None:
