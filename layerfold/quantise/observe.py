@@ -52,7 +52,8 @@ class Observed:
             self.channel_low, self.channel_high, self.channel_mean = low, high, mean
         self.images += count
         self.low, self.high = min(self.low, float(low.min())), max(self.high, float(high.max()))
-        self._count(values.reshape(-1))
+        if np.isfinite((self.low, self.high)).all():  # NaN is the least and the greatest of what it is among
+            self._count(values.reshape(-1))
 
     def _count(self, values: Array) -> None:
         step = max(1, values.size // _SAMPLED)
@@ -147,8 +148,8 @@ def regrouped(
         images = images.astype(np.float32, copy=False)[: None if most is None else most - taken]
         if not np.isfinite(images).all():
             raise UsageError("batches: images hold NaN or infinity; prepare them as the network takes them")
-        flat = images.reshape(len(images), -1)
-        varies = varies or bool(len(images) and (flat.max(axis=1) > flat.min(axis=1)).any())
+        channels = images.reshape(*images.shape[:2], -1)
+        varies = varies or bool((channels.max(axis=2, initial=-np.inf) > channels.min(axis=2, initial=np.inf)).any())
         taken += len(images)
         rest = np.concatenate([rest, images]) if len(rest) else images
         while len(rest) >= shape[0]:
