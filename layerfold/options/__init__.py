@@ -10,6 +10,7 @@ from layerfold.options.export import ExportOptions
 from layerfold.options.finetune import FinetuneOptions, RunOptions
 from layerfold.options.importance import ImportanceOptions, Refinement
 from layerfold.options.measure import BenchmarkOptions, CompareOptions, ProfileOptions, VerifyOptions
+from layerfold.options.quantise import QuantiseOptions
 from layerfold.options.search import SearchOptions
 from layerfold.options.solve import LoopOptions, PlanScores, SolveOptions
 
@@ -23,6 +24,7 @@ __all__ = [
     "LoopOptions",
     "PlanScores",
     "ProfileOptions",
+    "QuantiseOptions",
     "Refinement",
     "RunOptions",
     "SearchOptions",
