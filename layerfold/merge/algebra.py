@@ -37,7 +37,7 @@ class AffineConv:
 def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> AffineConv:
     """Return ``conv`` followed by ``norm`` in eval mode as one conv; gradients flow to what both are made of."""
     weight, bias = weights_of(conv)
-    weight_OIHW = weight.double()
+    weight_OIHW = weight.double().contiguous()  # in training weights are stored channels last
     shift = weight_OIHW.new_zeros(conv.out_channels) if bias is None else bias.double()
     return _then_norm(AffineConv(weight_OIHW=weight_OIHW.clone(), bias=shift.clone()), norm)
 

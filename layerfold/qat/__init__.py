@@ -5,10 +5,9 @@ from __future__ import annotations
 from layerfold.qat._export import check_places, fake_quantised, kept_ranges, quantised_onnx
 from layerfold.qat._fake import RoundedFeatureMap
 from layerfold.qat._places import Place, find_places
-from layerfold.qat._rounded import RANGES, measure_ranges, ranges_of, rounded_network, set_ranges
+from layerfold.qat._rounded import measure_ranges, ranges_of, rounded_network, set_ranges
 
 __all__ = [
-    "RANGES",
     "Place",
     "RoundedFeatureMap",
     "check_places",

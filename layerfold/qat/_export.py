@@ -8,8 +8,9 @@ from torch import Tensor, fx
 
 from layerfold.errors import UsageError
 from layerfold.export import export_onnx
+from layerfold.merge import ACTIVATION_RANGES
 from layerfold.qat._places import Place, find_places
-from layerfold.qat._rounded import RANGES, Ranges, node_of_group, rounded_network, set_ranges
+from layerfold.qat._rounded import Ranges, node_of_group, rounded_network, set_ranges
 from layerfold.quantise import quantise_graph
 
 
@@ -52,7 +53,7 @@ def kept_ranges(form: fx.GraphModule) -> Ranges:
     Raises:
         UsageError: it was not trained in int8.
     """
-    found: Ranges | None = getattr(form, "meta", {}).get(RANGES)
+    found: Ranges | None = getattr(form, "meta", {}).get(ACTIVATION_RANGES)
     if found is None:
         raise UsageError(
             "this network was not trained in int8, so that it has no ranges of its own; finetune it with "

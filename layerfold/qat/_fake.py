@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 _WEIGHT_LEVELS = 127
 """On either side of zero: -128 is left out, so that the levels are symmetric."""
-_LEAST, _MOST = 0, 255
-"""Levels of feature maps: unsigned, as processors multiply them with signed weights."""
+_MOST = 255
+"""Levels of feature maps are 0..255: unsigned, as processors multiply them with signed weights."""
+_LEAST_SCALE = float(torch.finfo(torch.float32).tiny) * 2**24
+"""The quantiser's: a product of two of these is no denormal number."""
 
 
 def weight_scales(weight: Tensor) -> Tensor:
-    """Return the width of a step for each output channel: [output channels], float32; 1 for a channel of zeros."""
-    largest = weight.detach().abs().flatten(1).amax(1).float()
-    scales = largest / _WEIGHT_LEVELS
-    return torch.where(scales > 0, scales, torch.ones_like(scales))
+    """Return the width of a step for each output channel: [output channels], float32."""
+    largest = weight.detach().abs().flatten(1).amax(1)
+    return (largest.double() / _WEIGHT_LEVELS).clamp_min(_LEAST_SCALE).float()
 
 
 def round_weight(weight: Tensor) -> Tensor:
@@ -39,11 +40,9 @@ def round_weight(weight: Tensor) -> Tensor:
 
 def levels_of(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return the (scale, zero point) of a feature map in the range ``low..high``, which holds zero."""
-    # In float64, as the quantiser works it out: a zero point that is rounded the other way moves every value.
-    wide_low, wide_high = low.double(), high.double()
-    scale = ((wide_high - wide_low) / (_MOST - _LEAST)).clamp_min(torch.finfo(torch.float32).tiny)
-    zero_point = (_LEAST - wide_low / scale).round().to(torch.int32)
-    return scale.float(), zero_point
+    # As the quantiser works them out: a zero point that is rounded the other way moves every value.
+    scale = ((high.double() - low.double()) / _MOST).clamp_min(_LEAST_SCALE).float()
+    return scale, (-low / scale).round().to(torch.int32)
 
 
 class RoundedFeatureMap(nn.Module):
@@ -82,7 +81,7 @@ class RoundedFeatureMap(nn.Module):
     def range(self) -> tuple[float, float]:
         """The range as it stands: (low, high), zero and no more than the bounds within."""
         low, high = self._ends()
-        return float(low), float(high)
+        return low.item(), high.item()
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         return self.low.clamp(self.bounds[0], 0.0), self.high.clamp(0.0, self.bounds[1])
@@ -107,23 +106,23 @@ class _RoundWithinRange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         scale, zero_point = levels_of(low, high)
-        rounded = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, _LEAST, _MOST)
+        rounded = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, _MOST)
         ctx.save_for_backward(x, rounded, scale, zero_point)
         return rounded
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, rounded, scale, zero_point = ctx.saved_tensors
-        bottom, top = (_LEAST - zero_point) * scale, (_MOST - zero_point) * scale
+        bottom, top = -zero_point * scale, (_MOST - zero_point) * scale
         below, above = x < bottom, x > top
         inside = ~(below | above)
         grad_x = grad * inside
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return grad_x, None, None
         # Of what lies inside, y = scale * round(x / scale) changes with the scale by its error in steps.
-        by_scale = (grad_x * (rounded - x)).sum() / (scale * (_MOST - _LEAST))
+        by_scale = (grad_x * (rounded - x)).sum() / (scale * _MOST)
         # Sums over so many values would outgrow the gradients of weights: the factor is that of LSQ, per image.
-        factor = (x[0].numel() * (_MOST - _LEAST)) ** -0.5
+        factor = (x[0].numel() * _MOST) ** -0.5
         grad_low = ((grad * below).sum() - by_scale) * factor
         grad_high = ((grad * above).sum() + by_scale) * factor
         return grad_x, grad_low, grad_high

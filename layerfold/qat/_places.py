@@ -1,7 +1,7 @@
 """Where a quantised ONNX file rounds feature maps, as nodes of the traced network that it is exported from.
 
-The file decides: the float graph is written as the quantiser writes it, and each feature map that it rounds is found
-again in the torch.fx graph by its values on one made-up image. So nothing here repeats the quantiser's rules.
+The quantiser decides: each feature map that it rounds in the exported graph is found again in the torch.fx graph by its
+values on one made-up image. So nothing here repeats the quantiser's rules, or leans on an exporter's names.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from torch import Tensor, fx
 from layerfold.errors import OptionalDependencyError, UsageError
 from layerfold.export import export_onnx
 from layerfold.graph.examples import example_images
-from layerfold.quantise import quantise_graph
+from layerfold.quantise.graph import cut_bounds
+from layerfold.quantise.placement import place
 from layerfold.quantise.prepare import prepared
 
 Array = NDArray[Any]
 
-_SUFFIX = "_QuantizeLinear_Input"
-"""What ONNX Runtime's quantiser appends to the name of the graph's output before it is rounded."""
 _TOLERANCE = 1e-3
 """Of the largest value: two runtimes add up in another order."""
 _BOUNDED = {
-    "Relu": (0.0, math.inf),
     "Sigmoid": (0.0, 1.0),
     "HardSigmoid": (0.0, 1.0),
     "Softmax": (0.0, 1.0),
@@ -48,8 +46,8 @@ class Place:
         node: of the traced network whose value it is; None where it lies inside one of its modules.
         tensor: its name in the float ONNX graph.
         group: feature maps of one group have one scale: the name of the first one's tensor.
-        low, high: what its values cannot leave, since an activation ends there; the file may do without that
-            activation where the range ends there too.
+        low, high: what its values cannot leave, since an activation ends there; the file does without that activation
+            where the range ends there too.
     """
 
     node: str | None
@@ -72,17 +70,17 @@ def find_places(deploy: fx.GraphModule, onnx_bytes: bytes | None = None) -> list
     """
     image = _example_of(deploy)
     float_bytes = export_onnx(deploy, image) if onnx_bytes is None else onnx_bytes
-    model, _ = prepared(float_bytes)
-    scales = _rounded_tensors(quantise_graph(float_bytes), {name for node in model.graph.node for name in node.output})
+    model = prepared(float_bytes)
+    placement = place(model)
+    if not placement.quantised:
+        raise UsageError("precision='int8': this network holds nothing to quantise; train it in float32")
     bounds = _bounds(model)
-    nodes = _nodes_of(_values_in_onnx(model, scales, image), _values_in_torch(deploy, image))
-    first: dict[str, str] = {}
-    for tensor, scale in scales.items():
-        first.setdefault(scale, tensor)
+    nodes = _nodes_of(_values_in_onnx(model, placement.quantised, image), _values_in_torch(deploy, image))
     found = []
-    for tensor, scale in scales.items():
+    for tensor in placement.quantised:
         low, high = bounds.get(tensor, (-math.inf, math.inf))
-        found.append(Place(node=nodes.get(tensor), tensor=tensor, group=first[scale], low=low, high=high))
+        group = placement.same_as.get(tensor, tensor)
+        found.append(Place(node=nodes.get(tensor), tensor=tensor, group=group, low=low, high=high))
     return found
 
 
@@ -96,37 +94,16 @@ def _example_of(deploy: fx.GraphModule) -> Tensor:
     return example_images((1, *shape[1:]))
 
 
-def _rounded_tensors(quantised: bytes, known: set[str]) -> dict[str, str]:
-    """Return the feature maps that a quantised graph rounds, in its order, each with the name of its scale."""
-    import onnx
-
-    graph = onnx.load_from_string(quantised).graph
-    known = known | {put.name for put in graph.input}
-    found = {}
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear":
-            name = node.input[0].removesuffix(_SUFFIX)
-            if name in known:
-                found[name] = node.input[1]
-    return found
-
-
 def _bounds(model: Any) -> dict[str, tuple[float, float]]:
-    from onnx import numpy_helper
-
+    """Return what the values of feature maps cannot leave, of those of which that is known."""
     constants = {each.name: each for each in model.graph.initializer}
     found: dict[str, tuple[float, float]] = {}
     for node in model.graph.node:
-        bounds = _BOUNDED.get(node.op_type)
-        if node.op_type == "Clip":
-            ends = [-math.inf, math.inf]
-            for index, name in enumerate(node.input[1:3]):
-                if name in constants:
-                    ends[index] = float(numpy_helper.to_array(constants[name]))
-            bounds = ends[0], ends[1]
-        elif node.op_type in _KEEPS_BOUNDS:
-            bounds = found.get(node.input[0])
-        if bounds is not None:
+        low, high = cut_bounds(node, constants)
+        bounds = _BOUNDED.get(node.op_type, (low, high))
+        if node.op_type in _KEEPS_BOUNDS:
+            bounds = found.get(node.input[0], bounds)
+        if not any(math.isnan(each) for each in bounds):
             found |= dict.fromkeys(node.output, bounds)
     return found
 

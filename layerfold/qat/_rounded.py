@@ -22,8 +22,6 @@ from layerfold.merge.segment import TrainSegment
 from layerfold.qat._fake import RoundedFeatureMap, round_weight
 from layerfold.qat._places import Place
 
-RANGES = "activation_ranges"
-"""Where a form keeps the ranges that its feature maps were trained with: a key of ``module.meta``."""
 _PREFIX = "rounded_"
 
 Ranges = Mapping[str, tuple[float, float]]
