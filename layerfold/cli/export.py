@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -131,14 +132,11 @@ def _export(
     from layerfold.merge import load_form
 
     check_formats(formats)
-    if canonical_precision(args.precision) == "int8":
-        raise UsageError(
-            "--precision int8: takes a quantised ONNX file (QuantizeLinear, DequantizeLinear); "
-            "export ONNX, quantise it, and give that file"
-        )
     form = load_form(source)
     if form.kind != "deploy":
         raise UsageError(f"{args.merged}: is in train form; give it to `layerfold merge` first")
+    if canonical_precision(args.precision) == "int8":
+        return _export_int8(args, form, folder, formats, options)
     if form.batch_norm == "original":
         print(
             f"layerfold: note: {args.merged}: its BatchNorm statistics are the original's, and do not fit a network "
@@ -168,6 +166,44 @@ def _export(
             )
         )
     return {**report.to_json(), "batch_norm": form.batch_norm}
+
+
+def _export_int8(
+    args: argparse.Namespace, form: LoadedForm, folder: Path, formats: tuple[str, ...], options: _EngineArguments
+) -> JsonObject:
+    """Write a network that was trained in int8 as a quantised ONNX file, with the ranges that it was trained with."""
+    from layerfold.export import build_engine
+    from layerfold.export.engine import write_with_facts
+    from layerfold.graph import example_images
+    from layerfold.merge import ACTIVATION_RANGES
+    from layerfold.qat import compare_quantised, quantised_onnx
+
+    if ACTIVATION_RANGES not in form.module.meta:
+        raise UsageError(
+            "--precision int8: takes a quantised ONNX file (QuantizeLinear, DequantizeLinear), or a network that was "
+            "trained in int8 (`layerfold finetune --precision int8`); export ONNX, quantise it, and give that file"
+        )
+    name, preprocessing = Path(args.merged).stem, _preprocessing_of(form)
+    images = example_images((args.batch, *form.recipe.input_shape))
+    onnx_bytes = quantised_onnx(form.module, images)
+    check = compare_quantised(onnx_bytes, form.module, images)
+    onnx_path = folder / f"{name}.onnx"
+    write_with_facts(onnx_path, onnx_bytes, None if preprocessing is None else {"preprocessing": preprocessing})
+    print(f"wrote {onnx_path}", file=sys.stderr)
+    report = None
+    if "tensorrt" in formats:
+        report = build_engine(onnx_bytes, folder / f"{name}.engine", preprocessing=preprocessing, **options)
+    if not args.json:
+        size = f"{onnx_path}, {onnx_path.stat().st_size / 2**20:.1f} MiB, int8"
+        checked = f"differs from what was trained by {check.max_rel:.2g} of the largest output"
+        show(facts([("ONNX", size), ("check", checked), *_engine_facts(report)]))
+    return {
+        "onnx_path": str(onnx_path),
+        "check": asdict(check),
+        "engine": report.to_json() if report else None,
+        "skipped": {},
+        "batch_norm": form.batch_norm,
+    }
 
 
 def _engine_of_onnx(

@@ -12,9 +12,9 @@ from layerfold.errors import UsageError
 from layerfold.finetune._batch_norm import recalibrate_batch_norm
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._modes import device_of, modes_kept
-from layerfold.merge import ACTIVATION_RANGES, merge_network
+from layerfold.merge import ACTIVATION_RANGES
 from layerfold.options.finetune import FinetuneOptions, RunOptions
-from layerfold.qat import check_places, find_places, measure_ranges, ranges_of, rounded_network
+from layerfold.qat import check_places, measure_ranges, places_of_form, ranges_of, rounded_network
 
 _IMAGES = 512
 """That ranges are read from before the first rounded step; they are learned from then on."""
@@ -42,13 +42,11 @@ class RoundedTraining:
     def __init__(self, form: nn.Module, data: ImageData) -> None:
         if not isinstance(form, fx.GraphModule):
             raise UsageError(
-                f"precision='int8': takes a traced network, this is a {type(form).__name__}; give what build_train_form "
-                "or merge_network returned, or net.graph.on(model)"
+                f"precision='int8': takes a traced network, this is a {type(form).__name__}; give what "
+                "build_train_form or merge_network returned, or net.graph.on(model)"
             )
         self._form, self._data = form, data
-        with modes_kept(form):
-            form.eval()
-            places = find_places(merge_network(form, tolerance=None, cut_borders=False))
+        places = places_of_form(form)
         check_places(places)
         self.network = rounded_network(form, places)
 
@@ -78,7 +76,8 @@ def check_rounding(options: FinetuneOptions, run: RunOptions, fade: float) -> No
     """
     if fade and options.int8_share >= 1:
         raise UsageError(
-            f"fade={fade:g}: activations fade in the steps in float32, and int8_share=1 leaves none; give a smaller share"
+            f"fade={fade:g}: activations fade in the steps in float32, and int8_share=1 leaves none; give a smaller "
+            "share"
         )
     if run.keep_other:
         raise UsageError(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from layerfold.qat._export import check_places, fake_quantised, kept_ranges, quantised_onnx
+from layerfold.qat._export import (
+    check_places,
+    compare_quantised,
+    fake_quantised,
+    kept_ranges,
+    places_of_form,
+    quantised_onnx,
+)
 from layerfold.qat._fake import RoundedFeatureMap
 from layerfold.qat._places import Place, find_places
 from layerfold.qat._rounded import measure_ranges, ranges_of, rounded_network, set_ranges
@@ -11,10 +18,12 @@ __all__ = [
     "Place",
     "RoundedFeatureMap",
     "check_places",
+    "compare_quantised",
     "fake_quantised",
     "find_places",
     "kept_ranges",
     "measure_ranges",
+    "places_of_form",
     "quantised_onnx",
     "ranges_of",
     "rounded_network",

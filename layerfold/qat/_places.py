@@ -113,7 +113,9 @@ def _values_in_onnx(model: Any, names: Iterable[str], image: Tensor) -> dict[str
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise OptionalDependencyError("precision='int8' needs onnx and onnxruntime; run: pip install onnx onnxruntime") from error
+        raise OptionalDependencyError(
+            "precision='int8' needs onnx and onnxruntime; run: pip install onnx onnxruntime"
+        ) from error
     (put,) = model.graph.input
     wanted = [name for name in names if name != put.name]
     outputs = {each.name for each in model.graph.output}
