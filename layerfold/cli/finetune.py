@@ -119,6 +119,7 @@ def _finetune(args: argparse.Namespace) -> int:
         finetune_network,
         float_checkpoint,
         is_main_process,
+        recalibrate_batch_norm,
     )
     from layerfold.merge import add_fading, build_train_form, save_form, segment_ends
     from layerfold.report.training import training_png
@@ -166,6 +167,8 @@ def _finetune(args: argparse.Namespace) -> int:
         tensorboard_path=args.tensorboard,
         progress=not args.quiet,
     )
+    if options.precision == "int8" and options.int8_share >= 1:
+        recalibrate_batch_norm(student, data)  # the original's do not fit, and rounded steps leave them alone
     kind: Kind = args.int8_form if options.precision == "int8" else "train"
     form = student
     if kind == "deploy":

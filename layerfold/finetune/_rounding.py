@@ -9,7 +9,6 @@ from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
 from layerfold.errors import UsageError
-from layerfold.finetune._batch_norm import recalibrate_batch_norm
 from layerfold.finetune._layout import channels_last
 from layerfold.finetune._modes import device_of, modes_kept
 from layerfold.merge import ACTIVATION_RANGES
@@ -24,13 +23,12 @@ _BATCH = 64
 class RoundedTraining:
     """A network made ready to be trained in int8, in place.
 
-    Before the first step the statistics of its BatchNorms are measured again, since they are folded into the kernels
-    and stay as they are from then on; then the ranges of its feature maps are. Both are done again on the same images
-    by a run that was stopped before its first checkpoint.
+    The statistics of its BatchNorms are folded into the kernels and stay as they are. Before the first step the ranges
+    of its feature maps are measured, on the same images again by a run that was stopped before its first checkpoint.
 
     Args:
         form: a train form (its segments train as the merged kernels that they become) or a deploy form.
-        data: ranges and statistics are measured on its training images.
+        data: ranges are measured on its training images.
 
     Attributes:
         network: what is trained; it has the form's own parameters, and the ranges.
@@ -51,9 +49,8 @@ class RoundedTraining:
         self.network = rounded_network(form, places)
 
     def before_step(self, step: int, total_steps: int) -> None:
-        """Measure statistics and ranges before the first step."""
+        """Measure ranges before the first step."""
         if step == 0:
-            recalibrate_batch_norm(self._form, self._data)
             with modes_kept(self.network):
                 self.network.eval()
                 measure_ranges(self.network, self._batches(device_of(self.network)))

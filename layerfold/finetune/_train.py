@@ -13,7 +13,6 @@ from torch import fx, nn
 
 from layerfold.data import ImageData
 from layerfold.errors import UsageError
-from layerfold.finetune._batch_norm import recalibrate_batch_norm
 from layerfold.finetune._layout import stored_channels_last
 from layerfold.finetune._log import EpochLog
 from layerfold.finetune._memory import memory_errors_named
@@ -56,7 +55,8 @@ def finetune_network(
 
     For ``precision='int8'`` the last steps compute as the quantised network will: each kernel, merged ones too, is
     rounded to int8 per output channel, and feature maps to 8 bits within ranges that are learned. These are kept with
-    the network, for its quantised ONNX file (:func:`layerfold.qat.quantised_onnx`).
+    the network, for its quantised ONNX file (:func:`layerfold.qat.quantised_onnx`). BatchNorm statistics no longer move
+    then; where no step is in float32 (``int8_share=1``) they must fit already (:func:`recalibrate_batch_norm`).
 
     In processes that torchrun or ``accelerate launch`` started together, each takes its rows of every batch and
     BatchNorm sees all of them: the loss is that of one process. The first one writes files and shows progress.
@@ -182,8 +182,6 @@ def finetune_merged(
         raise UsageError("precision='float32': the merged network is trained for int8; say precision='int8'")
     check_rounding(options, run, fade)
     first = _finetune_before_rounding(student, data, options, teacher=teacher, features=features, fade=fade, run=run)
-    if first is None:
-        recalibrate_batch_norm(student, data)
     merged = merge_network(student.eval())
     return merged, _go_on_rounded(merged, data, options, first, teacher=teacher, features=features, run=run)
 
