@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         FinetuneOptions,
         ImportanceOptions,
         ProfileOptions,
+        QuantiseOptions,
         Refinement,
         RunOptions,
         SearchOptions,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     )
     from layerfold.pipeline import CompressOptions, SolutionComparison, compare_solutions, compress_network
     from layerfold.profiler import benchmark_networks, profile_network, verify_solution
+    from layerfold.quantise import quantise_network
     from layerfold.search import SearchResult, published_pattern, search_activations
     from layerfold.solver import (
         Frontier,
@@ -91,6 +93,7 @@ _HOMES = {
         "FinetuneOptions",
         "ImportanceOptions",
         "ProfileOptions",
+        "QuantiseOptions",
         "Refinement",
         "RunOptions",
         "SearchOptions",
@@ -99,6 +102,7 @@ _HOMES = {
     ),
     "layerfold.pipeline": ("CompressOptions", "SolutionComparison", "compare_solutions", "compress_network"),
     "layerfold.profiler": ("benchmark_networks", "profile_network", "verify_solution"),
+    "layerfold.quantise": ("quantise_network",),
     "layerfold.search": ("SearchResult", "published_pattern", "search_activations"),
     "layerfold.solver": (
         "Frontier",
@@ -154,6 +158,7 @@ __all__ = [
     "ProfilerError",
     "Provenance",
     "ProvenanceMismatchError",
+    "QuantiseOptions",
     "Refinement",
     "Residual",
     "RunOptions",
@@ -189,6 +194,7 @@ __all__ = [
     "open_data",
     "profile_network",
     "published_pattern",
+    "quantise_network",
     "recalibrate_batch_norm",
     "search_activations",
     "solve_alternatives",

@@ -26,6 +26,7 @@ from layerfold.export.trt_library import (
     parser_errors,
 )
 from layerfold.files import JsonObject, JsonValue, read_bytes, replacing_all, sidecar_path, write_bytes
+from layerfold.quantise.symmetric import symmetric_form
 
 _SCHEMA = 2
 _BUILD_LOCK = threading.Lock()
@@ -106,7 +107,7 @@ def build_engine(
         onnx_bytes: a serialised ONNX model with static shapes.
         path: the engine file; its folder is made.
         precision: ``float32``, with TF32 off; ``float16``: weights and feature maps in halves; ``int8``: of a model
-            with QuantizeLinear and DequantizeLinear nodes.
+            with QuantizeLinear and DequantizeLinear nodes, whose zero points are made zero first.
         compute_capabilities: GPUs to build for, for example ``("8.6", "12.0")``; empty for the builder's default.
         library: ``tensorrt`` or ``tensorrt_rtx``; None for what fits this machine.
         timing_cache: file of kernel timings to use and to add to, so that a second build is quick; made where it is
@@ -288,9 +289,9 @@ def _typed(onnx_bytes: bytes, precision: str) -> bytes:
     if precision == "int8" and not has_quantised_nodes(onnx_bytes):
         raise UsageError(
             "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this one "
-            "has none; quantise it first, for example with onnxruntime.quantization"
+            "has none; quantise it first with lf.quantise_network, or give --data to layerfold export"
         )
-    return onnx_bytes
+    return symmetric_form(onnx_bytes) if precision == "int8" else onnx_bytes
 
 
 def _facts(put: Any) -> PutFacts:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from layerfold.settings import check_settings, setting
 
 RangeMethod = Literal["minmax", "percentile", "mse"]
+_USUAL_IMAGES = 300
 RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 
 
@@ -16,7 +17,8 @@ class QuantiseOptions:
     """How a float32 network becomes one in int8.
 
     Attributes:
-        calibration_images: images without labels that the network is run on, at least 1.
+        calibration_images: images without labels that the network is run on, at least 1, as many as there are to be;
+            None for as many as there are, 300 at most.
         method: how the range of each feature map is chosen: ``minmax`` its extremes, ``percentile`` all but the
             outermost values (``percentile``), ``mse`` the range whose quantised values differ least.
         percentile: share of the values that ``percentile`` keeps, in percent, 50..100.
@@ -32,8 +34,8 @@ class QuantiseOptions:
         True
     """
 
-    calibration_images: int = setting(
-        500, least=1, metavar="N", help="images without labels that the ranges of feature maps are read from"
+    calibration_images: int | None = setting(
+        None, least=1, metavar="N", help="images that the ranges of feature maps are read from"
     )
     method: RangeMethod = setting("mse", choices=RANGE_METHODS, help="how the range of each feature map is chosen")
     percentile: float = setting(99.99, least=50, most=100, metavar="P", help="share of the values that are kept")
@@ -44,3 +46,13 @@ class QuantiseOptions:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def images_wanted(self) -> int | None:
+        """How many images there must be; None for any number."""
+        return self.calibration_images
+
+    @property
+    def images_at_most(self) -> int:
+        """How many images are taken."""
+        return _USUAL_IMAGES if self.calibration_images is None else self.calibration_images

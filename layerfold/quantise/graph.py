@@ -29,8 +29,8 @@ def quantise_graph(onnx_bytes: bytes, ranges: Ranges | None = None, options: Qua
         options: ``symmetric`` and ``weight_bits`` count here.
 
     Raises:
-        UsageError: the graph is no float32 model, is quantised already, or holds nothing to quantise; a range is missing
-            or not finite.
+        UsageError: the graph is no float32 model, is quantised already, or holds nothing to quantise; a range is
+            missing or not finite.
     """
     model = prepared(onnx_bytes)
     return quantised_model(model, ranges, options or QuantiseOptions())
@@ -183,7 +183,7 @@ class _Writer:
         name = node.input[1]
         source = self._constants[self._sources[name]]
         weight = numpy_helper.to_array(source)
-        axis = _output_axis(node, weight.ndim)
+        axis = output_axis(node, weight.ndim)
         has_bias = len(node.input) > 2 and node.input[2] in self._constants
         bias = numpy_helper.to_array(self._constants[node.input[2]]).reshape(-1) if has_bias else None
         if bias is not None and node.op_type == "Gemm":
@@ -231,7 +231,7 @@ def _dequantised(name: str, outputs: set[str]) -> str:
     return name if name in outputs else f"{name}.dequantized"
 
 
-def _output_axis(node: Any, dims: int) -> int:
+def output_axis(node: Any, dims: int) -> int:
     """Return the axis of a weight that its output channels lie along."""
     if node.op_type == "Conv":
         return 0

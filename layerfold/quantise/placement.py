@@ -1,8 +1,8 @@
 """Which values of a graph are quantised, and which nodes the quantised form needs no longer.
 
-A conv, a matrix product, an addition or a pooling runs in integers where each of its inputs and its output is quantised
-(ONNX Runtime asks for both; OpenVINO and TensorRT take it). An activation that only cuts off, ReLU and its bounded forms,
-is done by the quantisation behind it, which cuts off at the ends of its range.
+A conv, a matrix product, an addition or a pooling runs in integers where each of its inputs and its output is
+quantised (ONNX Runtime asks for both; OpenVINO and TensorRT take it). An activation that only cuts off, ReLU and
+its bounded forms, is done by the quantisation behind it, which cuts off at the ends of its range.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -188,6 +187,19 @@ def set_array(tensor: Any, values: np.ndarray[Any, Any]) -> None:
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, dtype=np.float32), tensor.name))
 
 
-def size_of(shape: tuple[int, ...]) -> int:
-    """Return the number of values of a shape."""
-    return math.prod(shape)
+def image_input_of(model: Any) -> Any:
+    """Return the declaration of the one input of a model.
+
+    Raises:
+        UsageError: it has none, or several.
+    """
+    weights = {each.name for each in model.graph.initializer}
+    inputs = [put for put in model.graph.input if put.name not in weights]
+    if len(inputs) != 1:
+        raise UsageError(f"this network has {len(inputs)} inputs; images calibrate a network of one input only")
+    return inputs[0]
+
+
+def input_shape_of(model: Any) -> tuple[int, ...]:
+    """Return the shape of the one input of a model, batch included."""
+    return tuple(size.dim_value for size in image_input_of(model).type.tensor_type.shape.dim)

@@ -116,7 +116,7 @@ class BackendBase:
         if self.precision == "int8" and not has_quantised_nodes(onnx_bytes):
             raise UsageError(
                 "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this "
-                "one has none; quantise it first, for example with onnxruntime.quantization"
+                "one has none; quantise it first with `layerfold export --precision int8 --data DATA`"
             )
         return onnx_bytes
 

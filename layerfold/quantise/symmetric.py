@@ -1,0 +1,81 @@
+"""A QDQ graph with free zero points as one with zero points of zero, as TensorRT takes it.
+
+TensorRT refuses uint8 feature maps with zero points and biases in int32; ONNX Runtime fuses a ReLU into an integer
+conv only where the zero point stands for it. So the file is in the form for processors, and this is the step from
+there: a feature map of ``[low, high]`` becomes int8 of ``[-m, m]`` with m the larger end, behind a ReLU where the
+old range began at zero, and a bias becomes the float32 numbers that it stands for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from layerfold.errors import UsageError
+from layerfold.quantise.prepare import replace_nodes
+
+
+def symmetric_form(onnx_bytes: bytes) -> bytes:
+    """Return a QDQ model whose zero points are all zero; as it is where they are already.
+
+    Raises:
+        UsageError: a scale that is not finite or not above 0.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load_from_string(onnx_bytes)
+    graph = model.graph
+    constants = {each.name: each for each in graph.initializer}
+    nodes: list[Any] = []
+    is_changed = False
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[1] not in constants:
+            nodes.append(node)
+            continue
+        scale = numpy_helper.to_array(constants[node.input[1]])
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise UsageError(f"node {node.name!r}: its scale must be finite and above 0; quantise the network again")
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        whole = constants.get(node.input[0])
+        if node.op_type == "DequantizeLinear" and whole is not None and whole.data_type == onnx.TensorProto.INT32:
+            values = numpy_helper.to_array(whole).astype(np.float64) * scale
+            bias = graph.initializer.add()
+            bias.CopyFrom(numpy_helper.from_array(values.astype(np.float32), node.output[0]))
+            is_changed = True
+            continue
+        if zero is None or (not numpy_helper.to_array(zero).any() and zero.data_type != onnx.TensorProto.UINT8):
+            nodes.append(node)
+            continue
+        is_changed = True
+        middle, first, last = int(numpy_helper.to_array(zero)), *_ends(zero.data_type)
+        most = max(middle - first, last - middle) * float(scale)
+        wide, none = f"{node.input[1]}.symmetric", f"{node.input[1]}.zero"
+        if wide not in constants:
+            for values, name in ((np.float32(most / 127), wide), (np.int8(0), none)):
+                constants[name] = graph.initializer.add()
+                constants[name].CopyFrom(numpy_helper.from_array(np.asarray(values), name))
+        copy = type(node)()
+        copy.CopyFrom(node)
+        copy.input[1], copy.input[2] = wide, none
+        if node.op_type == "QuantizeLinear" and middle == first:
+            cut = f"{node.output[0]}.cut"
+            nodes.append(helper.make_node("Relu", [node.input[0]], [cut], name=cut))
+            copy.input[0] = cut
+        nodes.append(copy)
+    if not is_changed:
+        return onnx_bytes
+    replace_nodes(graph, nodes)
+    read = {name for node in graph.node for name in node.input}
+    kept = [each for each in graph.initializer if each.name in read]
+    copies = [type(each).FromString(each.SerializeToString()) for each in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _ends(data_type: int) -> tuple[int, int]:
+    from onnx import TensorProto
+
+    return (0, 255) if data_type == TensorProto.UINT8 else (-128, 127)
