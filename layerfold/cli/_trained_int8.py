@@ -1,4 +1,4 @@
-"""``layerfold export --precision int8`` of a network that was trained in int8: with the ranges that it was trained with."""
+"""The quantised file of a network that was trained in int8: with the ranges that it was trained with."""
 
 from __future__ import annotations
 
