@@ -55,10 +55,10 @@ class RoundedTraining:
                 self.network.eval()
                 measure_ranges(self.network, self._batches(device_of(self.network)))
 
-    def _batches(self, device: torch.device) -> Iterator[Tensor]:
+    def _batches(self, device: torch.device) -> Iterator[tuple[Tensor]]:
         part = "holdout" if self._data.train is None else "train"
         loader = self._data.loader(part, _BATCH, limit=_IMAGES)
-        return (channels_last(images.to(device)) for images, _ in loader)
+        return ((channels_last(images.to(device)),) for images, _ in loader)
 
     def finish(self) -> None:
         """Keep the ranges with the form."""

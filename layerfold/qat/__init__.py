@@ -12,7 +12,7 @@ from layerfold.qat._export import (
 )
 from layerfold.qat._fake import RoundedFeatureMap
 from layerfold.qat._places import Place, find_places
-from layerfold.qat._rounded import measure_ranges, ranges_of, rounded_network, set_ranges
+from layerfold.qat._rounded import measure_ranges, ranges_of, rounded_maps, rounded_network, set_ranges
 
 __all__ = [
     "Place",
@@ -26,6 +26,7 @@ __all__ = [
     "places_of_form",
     "quantised_onnx",
     "ranges_of",
+    "rounded_maps",
     "rounded_network",
     "set_ranges",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -80,7 +80,13 @@ class RoundedLinear(nn.Module):
         return F.linear(x, round_weight(self.linear.weight), self.linear.bias)
 
 
-def rounded_network(form: fx.GraphModule, places: Sequence[Place], *, is_learned: bool = True) -> fx.GraphModule:
+def rounded_network(
+    form: fx.GraphModule,
+    places: Sequence[Place],
+    *,
+    is_learned: bool = True,
+    kernels: Container[str] | None = None,
+) -> fx.GraphModule:
     """Return a network with the same parameters as ``form`` whose kernels and feature maps are rounded to 8 bits.
 
     Norms behind convs are folded by their running statistics, which do not change meanwhile.
@@ -89,6 +95,7 @@ def rounded_network(form: fx.GraphModule, places: Sequence[Place], *, is_learned
         form: a train form, a deploy form or any traced network; shares its parameters with the result.
         places: what the quantised ONNX file of its deploy form rounds (:func:`find_places`).
         is_learned: whether the ranges of feature maps are parameters that train.
+        kernels: nodes whose kernels are rounded; None for all.
 
     Raises:
         UsageError: a conv whose weight is computed from other parameters; those train in deploy form.
@@ -100,6 +107,8 @@ def rounded_network(form: fx.GraphModule, places: Sequence[Place], *, is_learned
     module.meta = {}
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     for node in [each for each in graph.nodes if each.op == "call_module"]:
+        if kernels is not None and node.name not in kernels:
+            continue
         part = module.get_submodule(str(node.target))
         if isinstance(part, nn.Conv2d):
             norm = _norm_behind(node, part, calls, module)
@@ -184,12 +193,12 @@ def set_ranges(module: nn.Module, ranges: Ranges) -> None:
 
 
 @torch.no_grad()
-def measure_ranges(module: nn.Module, batches: Iterable[Tensor]) -> None:
+def measure_ranges(module: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
     """Give each rounded feature map the range that its values have on some images: the mean over the batches.
 
     Args:
         module: a rounded network; its feature maps are not rounded meanwhile. It is run in the mode that it is in.
-        batches: images [batch, channels, height, width], where the module is.
+        batches: what the module takes, each: images [batch, channels, height, width], where the module is.
     """
     lows: dict[str, list[float]] = {}
     highs: dict[str, list[float]] = {}
@@ -207,8 +216,8 @@ def measure_ranges(module: nn.Module, batches: Iterable[Tensor]) -> None:
         part.set_range(0.0, 0.0)
     handles = [part.register_forward_pre_hook(note(name)) for name, part in maps]
     try:
-        for images in batches:
-            module(images)
+        for values in batches:
+            module(*values)
     finally:
         for handle in handles:
             handle.remove()

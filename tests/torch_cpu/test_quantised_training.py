@@ -17,7 +17,7 @@ import layerfold as lf
 from layerfold.errors import UsageError
 from layerfold.finetune import finetune_merged, float_checkpoint
 from layerfold.merge import ACTIVATION_RANGES, Recipe, load_form, save_form
-from layerfold.qat import RoundedFeatureMap, fake_quantised, find_places, quantised_onnx, rounded_network
+from layerfold.qat import RoundedFeatureMap, fake_quantised, find_places, quantised_onnx, rounded_maps, rounded_network
 from layerfold.qat._fake import levels_of, round_weight
 from layerfold.quantise.scales import activation_scale, quantised_weight, weight_scales
 from tests.torch_cpu.small_training import Interrupt, images, interrupted_after, is_same
@@ -157,21 +157,24 @@ def test_ranges_stay_where_an_activation_ends(trained: fx.GraphModule) -> None:
     assert all(low <= 0.0 < high for low, high in ranges.values())
 
 
-@pytest.mark.parametrize(("run", "share_pct"), [(in_onnxruntime, 50), (in_openvino, 0)])
-def test_quantised_file_computes_what_was_trained(trained: fx.GraphModule, run: Any, share_pct: int) -> None:
+@pytest.mark.parametrize(("run", "left_out"), [(in_onnxruntime, None), (in_openvino, "segment_2_4")])
+def test_quantised_file_computes_what_was_trained(trained: fx.GraphModule, run: Any, left_out: str | None) -> None:
     merged = lf.merge_network(trained)
     given = holdout()
     found = run(quantised_onnx(merged, given), given)
+    network = fake_quantised(trained)
+    if left_out is not None:  # OpenVINO adds up a conv and what is added behind it without rounding in between
+        dict(rounded_maps(network))[left_out].set_range(0.0, 0.0)
     with torch.no_grad():
-        expected = fake_quantised(trained)(given).numpy()
+        expected = network(given).numpy()
         in_float = trained(given).numpy()
-    # Where a value lies between two levels runtimes round either way, and OpenVINO does not round every map: at most a
-    # step of the map that the logits are computed from. In ONNX Runtime most do not differ at all.
+    # Where a value lies between two levels runtimes round either way, so that logits differ by at most a step of the map
+    # that they are computed from; most do not differ at all.
     low, high = trained.meta[ACTIVATION_RANGES]["mean"]
     step = (high - low) / 255 * float(np.abs(merged.get_submodule("head").weight.detach().numpy()).sum(1).max())
     difference = np.abs(found - expected)
     assert difference.max() <= step
-    assert (difference < step / 100).mean() * 100 >= share_pct
+    assert (difference < step / 50).mean() >= 0.5
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.98
     # That can fail: rounding itself moves the outputs by far more.
     assert np.abs(in_float - expected).mean() > 1.5 * difference.mean()
