@@ -67,8 +67,9 @@ def test_merging_saves_what_rounding_would_lose_in_between() -> None:
     in_float, in_int8 = ({(e.start, e.end): e.importance for e in table.entries} for table in tables(network(1e4)))
     assert in_float[1, 3] == pytest.approx(plain[1, 3], abs=1e-3)
     assert in_float[1, 2] == in_float[2, 3] == 0
-    assert in_int8[1, 2] < -3e-3
-    assert in_int8[2, 3] < -3e-3
+    # Which way is chance: the network is not trained.
+    for key in ((1, 2), (2, 3)):
+        assert abs(in_int8[key]) > 2e-3 > 10 * abs(plain[key])
     assert in_int8[1, 3] == pytest.approx(plain[1, 3], abs=1e-3)
 
 

@@ -168,8 +168,8 @@ def test_quantised_file_computes_what_was_trained(trained: fx.GraphModule, run: 
     with torch.no_grad():
         expected = network(given).numpy()
         in_float = trained(given).numpy()
-    # Where a value lies between two levels runtimes round either way, so that logits differ by at most a step of the map
-    # that they are computed from; most do not differ at all.
+    # Where a value lies between two levels runtimes round either way, so that logits differ by at most a step of the
+    # map that they are computed from; most do not differ at all.
     low, high = trained.meta[ACTIVATION_RANGES]["mean"]
     step = (high - low) / 255 * float(np.abs(merged.get_submodule("head").weight.detach().numpy()).sum(1).max())
     difference = np.abs(found - expected)
