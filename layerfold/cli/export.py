@@ -204,6 +204,7 @@ def _of_network(
     if is_int8 and args.data is None and kind == "model":
         open_images(args, (), {})  # says that images are missing, before anything is loaded
     if kind == "model":
+        args.model = args.merged
         loaded = load_model_of(args)
         module, shape, batch_norm = loaded.module.eval(), loaded.input_shape, None
         preprocessing = _preprocessing_of(loaded, shape)
@@ -302,12 +303,11 @@ def _of_onnx(
         if len(shape) != 4:
             raise UsageError(f"FILE {source}: takes {list(shape)}; images are [batch, channels, height, width]")
         path = folder / f"{source.stem}.onnx"
-        if path.exists() and path.samefile(source):
-            raise UsageError(f"-o {folder}: {path} is the float32 network itself; name another folder")
-        data = open_images(args, shape[1:], said or {})
+        data = open_images(args, shape[1:], {**(said or {}), "num_classes": _classes_of(float_bytes)})
         return _quantised(args, float_bytes, data, path, formats, options, data.preprocessing or said)
     if "tensorrt" not in formats:
-        raise UsageError(f"FILE {source}: is ONNX already; give --formats tensorrt to build an engine from it")
+        what = "quantised already" if args.precision == "int8" else "ONNX already"
+        raise UsageError(f"FILE {source}: is {what}; give --formats tensorrt to build an engine from it")
     if args.data is not None:
         print(f"layerfold: note: {source}: is quantised already; taken as it is, without --data", file=sys.stderr)
     report = build_engine(read_input(source, "FILE"), folder / f"{source.stem}.engine", preprocessing=said, **options)
@@ -315,6 +315,14 @@ def _of_onnx(
     if not args.json:
         show(facts(_engine_facts(report)))
     return {"onnx_path": str(source), "check": None, "engine": report.to_json(), "skipped": {}}
+
+
+def _classes_of(onnx_bytes: bytes) -> int | None:
+    """Return the classes of an ONNX classifier, None where its output is none's."""
+    from layerfold.export.precision import read_graph
+
+    sizes = [size.dim_value for size in read_graph(onnx_bytes).output[0].type.tensor_type.shape.dim]
+    return sizes[1] if len(sizes) == 2 else None
 
 
 def _quantised(

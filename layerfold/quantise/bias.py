@@ -39,6 +39,9 @@ def correct_biases(
 
     nodes = [model.graph.node[index] for index in placement.weighted]
     constants = {each.name: each for each in model.graph.initializer}
+    for node in nodes:
+        if node.op_type == "Conv" and len(node.input) == 2 and node.input[1] in constants:
+            _add_bias(model.graph, node, constants)
     num_uses: dict[str, int] = {}
     for node in nodes:
         for name in node.input[2:]:
@@ -60,6 +63,15 @@ def correct_biases(
         shift = _mean_outputs(lost, observed[value].channel_mean)
         if shift is not None and shift.size == bias.size:
             set_array(constants[node.input[2]], bias + shift.reshape(bias.shape))
+
+
+def _add_bias(graph: Any, conv: Any, constants: dict[str, Any]) -> None:
+    """Give a conv without a bias one of zeros."""
+    name = f"{conv.output[0]}.bias.added"
+    constants[name] = graph.initializer.add()
+    constants[name].name = name
+    set_array(constants[name], np.zeros(constants[conv.input[1]].dims[0]))
+    conv.input.append(name)
 
 
 def _mean_outputs(weight: NDArray[Any], means: NDArray[Any]) -> NDArray[np.float64] | None:

@@ -41,8 +41,9 @@ class Observed:
     def add(self, values: Array) -> None:
         """Take in values [images, channels, ...]."""
         by_channel = values.reshape(values.shape[0], values.shape[1] if values.ndim > 1 else 1, -1)
-        low, high = by_channel.min(axis=(0, 2)), by_channel.max(axis=(0, 2))
-        mean = by_channel.mean(axis=(0, 2), dtype=np.float64)
+        # the last axis first: that lies together in memory
+        low, high = by_channel.min(axis=2).min(axis=0), by_channel.max(axis=2).max(axis=0)
+        mean = by_channel.mean(axis=2).mean(axis=0, dtype=np.float64)
         count = values.shape[0]
         if self.images:
             self.channel_low, self.channel_high = np.minimum(self.channel_low, low), np.maximum(self.channel_high, high)
@@ -51,7 +52,8 @@ class Observed:
             self.channel_low, self.channel_high, self.channel_mean = low, high, mean
         self.images += count
         self.low, self.high = min(self.low, float(low.min())), max(self.high, float(high.max()))
-        self._count(values.reshape(-1))
+        if np.isfinite((self.low, self.high)).all():  # NaN is the least and the greatest of what it is among
+            self._count(values.reshape(-1))
 
     def _count(self, values: Array) -> None:
         step = max(1, values.size // _SAMPLED)
@@ -146,8 +148,8 @@ def regrouped(
         images = images.astype(np.float32, copy=False)[: None if most is None else most - taken]
         if not np.isfinite(images).all():
             raise UsageError("batches: images hold NaN or infinity; prepare them as the network takes them")
-        flat = images.reshape(len(images), -1)
-        varies = varies or bool(len(images) and (flat.max(axis=1) > flat.min(axis=1)).any())
+        channels = images.reshape(*images.shape[:2], -1)
+        varies = varies or bool((channels.max(axis=2, initial=-np.inf) > channels.min(axis=2, initial=np.inf)).any())
         taken += len(images)
         rest = np.concatenate([rest, images]) if len(rest) else images
         while len(rest) >= shape[0]:

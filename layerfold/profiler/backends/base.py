@@ -116,7 +116,8 @@ class BackendBase:
         if self.precision == "int8" and not has_quantised_nodes(onnx_bytes):
             raise UsageError(
                 "precision='int8' needs a graph with QuantizeLinear and DequantizeLinear nodes, and this "
-                "one has none; quantise it first with `layerfold export --precision int8 --data DATA`"
+                "one has none; quantise it first with `layerfold export --precision int8 --data DATA`, or leave "
+                "precision out: a graph that is quantised computes in int8 all the same"
             )
         return onnx_bytes
 
