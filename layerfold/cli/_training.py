@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from layerfold.models import LoadedModel
 
 _PRESETS = ("mobilenetv2-1.0", "mobilenetv2-1.4", "vgg19")
-_OF_FINETUNE_ALONE = {"keep", "feature_weight"}
+_OF_FINETUNE_ALONE = {"keep", "feature_weight", "precision", "int8_share", "int8_rate"}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> None:

@@ -31,10 +31,13 @@ from layerfold.cli._quantising import (
 )
 from layerfold.cli._sources import add_weights_arguments, load_model_of, parse_shape
 from layerfold.cli._text import facts
+from layerfold.cli._trained_int8 import has_ranges, write_trained
 from layerfold.errors import UsageError
 from layerfold.files import JsonObject
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from layerfold.data import ImageData
     from layerfold.export import EngineReport
     from layerfold.merge.files import LoadedForm
@@ -80,8 +83,8 @@ def add_parser(subparsers: Any) -> None:
         choices=ENGINE_PRECISIONS,
         default="float32",
         metavar="NAME",
-        help="float32 (TF32 off in an engine), float16 (of an engine), or int8: quantised with --data, or of an ONNX "
-        "file that is quantised already (default: %(default)s)",
+        help="float32 (TF32 off in an engine), float16 (of an engine), or int8: quantised with --data, or of a network "
+        "that was trained in int8, or of an ONNX file that is quantised already (default: %(default)s)",
     )
     model = parser.add_argument_group("model", "where NETWORK is a model")
     add_weights_arguments(model, "a .safetensors file, a saved state_dict or a checkpoint (default: random weights)")
@@ -192,8 +195,9 @@ def _of_network(
 
     check_formats(formats)
     is_int8 = args.precision == "int8"
-    if is_int8 and args.data is None:
+    if is_int8 and args.data is None and kind == "model":
         open_images(args, (), {})  # says that images are missing, before anything is loaded
+    loaded: LoadedModel | None
     if kind == "model":
         args.model = args.merged
         loaded = load_model_of(args)
@@ -206,6 +210,8 @@ def _of_network(
         preprocessing = None if loaded is None else _preprocessing_of(loaded, shape)
     dtype = next(module.parameters()).dtype
     example = example_images((args.batch, *shape)).to(dtype)
+    if is_int8 and args.data is None and has_ranges(module):
+        return {**_trained_int8(args, module, example, path, formats, options, preprocessing), "batch_norm": batch_norm}
     if is_int8:
         from layerfold.export import export_onnx
 
@@ -236,6 +242,28 @@ def _of_network(
             )
         )
     return {**report.to_json(), "batch_norm": batch_norm}
+
+
+def _trained_int8(
+    args: argparse.Namespace,
+    module: nn.Module,
+    example: Tensor,
+    path: Path,
+    formats: tuple[str, ...],
+    options: _EngineArguments,
+    preprocessing: JsonObject | None,
+) -> JsonObject:
+    """Write what was trained in int8, and build the engine if asked."""
+    from layerfold.export import build_engine
+
+    onnx_bytes, found = write_trained(module, example, path, preprocessing, is_shown=not args.json)
+    engine = None
+    if "tensorrt" in formats:
+        engine = build_engine(onnx_bytes, path.with_suffix(".engine"), preprocessing=preprocessing, **options)
+        print(f"wrote {engine.engine_path}", file=sys.stderr)
+        if not args.json:
+            show(facts(_engine_facts(engine)))
+    return {**found, "engine": None if engine is None else engine.to_json()}
 
 
 def _form_of(args: argparse.Namespace) -> LoadedForm:

@@ -28,7 +28,12 @@ from layerfold.files import JsonObject
 from layerfold.options import FinetuneOptions, RunOptions
 
 if TYPE_CHECKING:
+    from torch import fx, nn
+
     from layerfold.finetune import FinetuneReport
+    from layerfold.merge.files import Kind
+
+_FORMS = ("train", "deploy")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,7 +45,8 @@ def add_parser(subparsers: Any) -> None:
         "Bring a network into the train form of a solution and finetune it, with the original as teacher. The state is "
         "kept in OUTPUT.checkpoint until the end: a run that is stopped goes on where it was. Each epoch is written to "
         "OUTPUT.log.csv, and all of them drawn in OUTPUT.png. `accelerate launch -m layerfold finetune ...` trains in "
-        "several processes, with the same batches and the same loss.",
+        "several processes, with the same batches and the same loss. With --precision int8 the last steps compute as "
+        "the quantised network will.",
         "  layerfold finetune timm:mobilenetv2_100 --weights weights.safetensors --data folder:images \\\n"
         "      --solution solution.json --epochs 20 -o finetuned.safetensors",
     )
@@ -62,6 +68,15 @@ def add_parser(subparsers: Any) -> None:
         default=0.0,
         metavar="X",
         help="share of the steps over which the activations that go fade to nothing (default: at once)",
+    )
+    group = parser.add_argument_group("int8")
+    add_flags(group, FinetuneOptions, "precision", "int8_share", "int8_rate", is_left_open=True)
+    group.add_argument(
+        "--int8-form",
+        choices=_FORMS,
+        default=_FORMS[0],
+        help="what the rounded steps train: the layers that merged kernels are made of (train), or the merged kernels "
+        "(deploy); OUTPUT is in that form (default: %(default)s)",
     )
     parser.add_argument(
         "--teacher-weights",
@@ -92,22 +107,31 @@ def _run(args: argparse.Namespace) -> int:
 
 def options_of(args: argparse.Namespace) -> FinetuneOptions:
     """Return how to train, by everything that was given."""
-    given = {"keep": args.keep, "feature_weight": args.feature_weight}
+    given = {name: getattr(args, name) for name in ("keep", "feature_weight", "precision", "int8_share", "int8_rate")}
     return replace(training_of(args), **{name: value for name, value in given.items() if value is not None})
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    from layerfold.finetune import FINETUNED, evaluate_network, finetune_network, is_main_process
+    from layerfold.finetune import (
+        FINETUNED,
+        evaluate_network,
+        finetune_merged,
+        finetune_network,
+        float_checkpoint,
+        is_main_process,
+        recalibrate_batch_norm,
+    )
     from layerfold.merge import add_fading, build_train_form, save_form, segment_ends
     from layerfold.report.training import training_png
     from layerfold.solver import Solution
 
     options = options_of(args)
+    _check_int8(args, options)
     output = Path(args.output)
     checkpoint, log, plot = (Path(f"{output}.{name}") for name in ("checkpoint", "log.csv", "png"))
     other = output.with_suffix(f".{'last' if options.keep == 'best' else 'best'}.safetensors")
     # A run that is resumed may have been stopped anywhere, also after it had written some of its files.
-    may_replace = args.overwrite or checkpoint.exists()
+    may_replace = args.overwrite or checkpoint.exists() or float_checkpoint(checkpoint).exists()
     check_outputs(args, Output(flag="-o", path=output, suffixes=(".safetensors",)), overwrite=may_replace)
     for path in (log, plot):
         check_output(path, overwrite=may_replace)
@@ -143,12 +167,19 @@ def _finetune(args: argparse.Namespace) -> int:
         tensorboard_path=args.tensorboard,
         progress=not args.quiet,
     )
-    report = finetune_network(student, data, options, teacher=teacher, features=features, fade=fade, run=run)
+    if options.precision == "int8" and options.int8_share >= 1:
+        recalibrate_batch_norm(student, data)  # the original's do not fit, and rounded steps leave them alone
+    kind: Kind = args.int8_form if options.precision == "int8" else "train"
+    form = student
+    if kind == "deploy":
+        form, report = finetune_merged(student, data, options, teacher=teacher, features=features, fade=fade, run=run)
+    else:
+        report = finetune_network(student, data, options, teacher=teacher, features=features, fade=fade, run=run)
     if not is_main_process():
         return 0
     test: _TestScores | None = None
     if not args.no_test:
-        scores = evaluate_network(student, data.split("test"), teacher=original.module)
+        scores = evaluate_network(_as_deployed(form, options), data.split("test"), teacher=original.module)
         before = evaluate_network(original.module, data.split("test")).accuracy_pct if data.is_labelled else None
         test = _TestScores(
             num_images=scores.num_images,
@@ -165,14 +196,15 @@ def _finetune(args: argparse.Namespace) -> int:
         "original_weights_sha256": original.weights_sha256,
         "fade": fade,
     }
-    save_form(student, output, kind="train", recipe=recipe, facts=facts_kept)
+    save_form(form, output, kind=kind, recipe=recipe, facts=facts_kept)
     training_png(report.history, plot, kept_epoch=report.kept_epoch, title=f"{loaded.source}, {output.name}")
     written = [output, log, plot]
     if report.other_weights is not None:
         student.load_state_dict(report.other_weights)
         save_form(student, other, kind="train", recipe=recipe, facts={**facts_kept, "test": {}})
         written.append(other)
-    checkpoint.unlink(missing_ok=True)
+    for path in (checkpoint, float_checkpoint(checkpoint)):
+        path.unlink(missing_ok=True)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     if args.json:
@@ -180,6 +212,30 @@ def _finetune(args: argparse.Namespace) -> int:
     else:
         show(_as_text(report, test))
     return 0
+
+
+def _check_int8(args: argparse.Namespace, options: FinetuneOptions) -> None:
+    """Refuse flags of int8 without it, and those that make no sense with it."""
+    if options.precision == "int8":
+        if args.save_both:
+            raise UsageError(
+                "--save-both: for --precision int8 one set of weights is kept, with its ranges; leave one out"
+            )
+        return
+    given = [flag for flag in ("int8_share", "int8_rate") if getattr(args, flag) is not None]
+    if args.int8_form != _FORMS[0]:
+        given.append("int8_form")
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')}: goes with --precision int8; say that too, or leave it out")
+
+
+def _as_deployed(form: fx.GraphModule, options: FinetuneOptions) -> nn.Module:
+    """Return what is scored: for int8 the network that computes as its quantised file does."""
+    if options.precision != "int8":
+        return form
+    from layerfold.qat import fake_quantised
+
+    return fake_quantised(form)
 
 
 @dataclass(frozen=True, kw_only=True)

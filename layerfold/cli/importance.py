@@ -70,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
         "finetune (the whole network is, for each entry), taylor (one backward pass over the original) "
         "or adaptive (each entry cheaply, then those of the best plans expensively; needs --latency); here "
         "there are %(choices)s",
-        default="shared, without labels recalibrate",
+        default="shared, without labels or with --precision int8 recalibrate",
     )
     add_flag(
         group,
@@ -102,6 +102,7 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         help="refine for this budget, such as 1.2ms; may be given several times (default: the whole frontier)",
     )
+    add_flag(group, ImportanceOptions, "precision")
     add_flag(group, ImportanceOptions, "seed")
     add_freezing_arguments(parser)
     add_executor_arguments(parser, has_threads=True)

@@ -117,7 +117,7 @@ class _Merged:
 def run(args: argparse.Namespace) -> int:
     """Merge, compare, write."""
     from layerfold.graph import example_images
-    from layerfold.merge import merge_network, save_form
+    from layerfold.merge import ACTIVATION_RANGES, merge_network, save_form
     from layerfold.pipeline.equality import check_same
 
     _check_arguments(args)
@@ -148,6 +148,12 @@ def run(args: argparse.Namespace) -> int:
     if args.onnx is not None:
         from layerfold.export import check_onnx, export_onnx
 
+        if ACTIVATION_RANGES in merged.meta:
+            print(
+                f"layerfold: note: {args.onnx} is in float32, and the network was trained for int8; `layerfold export "
+                "--precision int8` writes it quantised",
+                file=sys.stderr,
+            )
         onnx_bytes = export_onnx(merged, example)
         fresh = example_images(example.shape, dtype=dtype, seed=1)
         found = replace(found, onnx=args.onnx, onnx_difference=check_onnx(onnx_bytes, merged, fresh).max_rel)

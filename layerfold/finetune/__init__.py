@@ -18,7 +18,7 @@ from layerfold.finetune._presets import PRESETS, preset
 from layerfold.finetune._processes import ending_together, is_main_process
 from layerfold.finetune._report import EpochRow, FinetuneReport
 from layerfold.finetune._scores import Scores, check_labels, evaluate_network
-from layerfold.finetune._train import finetune_network, train_network
+from layerfold.finetune._train import finetune_merged, finetune_network, float_checkpoint, train_network
 from layerfold.finetune._trainable import check_trainable, unfreeze_parameters
 from layerfold.options import FinetuneOptions
 
@@ -39,8 +39,10 @@ __all__ = [
     "check_trainable",
     "ending_together",
     "evaluate_network",
+    "finetune_merged",
     "finetune_network",
     "first_images",
+    "float_checkpoint",
     "has_batch_norm",
     "is_main_process",
     "is_out_of_memory",

@@ -11,7 +11,7 @@ from typing import Any
 
 from layerfold.errors import OptionalDependencyError
 from layerfold.files import write_text
-from layerfold.finetune._report import EpochRow
+from layerfold.finetune._report import EpochRow, continued
 
 _COLUMNS = tuple(field.name for field in fields(EpochRow))
 
@@ -23,25 +23,26 @@ class EpochLog:
         path: the CSV file, or None. It is written again each time, so that a run that is stopped and resumed leaves
             each epoch once.
         tensorboard: folder for TensorBoard's files, or None.
+        earlier: rows of a training that this one goes on from: they stand before its own.
 
     Raises:
         OptionalDependencyError: TensorBoard is not installed.
     """
 
-    def __init__(self, path: Path | None, tensorboard: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, tensorboard: Path | None, earlier: Sequence[EpochRow] = ()) -> None:
+        self._path, self._earlier = path, tuple(earlier)
         self._board: Any = None if tensorboard is None else _summary_writer(tensorboard)
 
     def restore(self, rows: Sequence[EpochRow]) -> None:
         """Write the rows that a run had when it was stopped; TensorBoard has them."""
         if self._path is not None:
-            write_text(self._path, _as_csv(rows))
+            write_text(self._path, _as_csv(continued(self._earlier, rows)))
 
     def write(self, rows: Sequence[EpochRow]) -> None:
         """Write the rows of all epochs so far; the last one is new."""
         self.restore(rows)
         if self._board is not None:
-            row = rows[-1]
+            row = continued(self._earlier, rows)[-1]
             for name in _COLUMNS:
                 value = getattr(row, name)
                 if name not in ("epoch", "steps") and value is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from torch import Tensor
@@ -68,6 +69,31 @@ class FinetuneReport:
         found = asdict(replace(self, other_weights=None))
         del found["other_weights"]
         return found
+
+
+def continued(earlier: Sequence[EpochRow], rows: Sequence[EpochRow]) -> list[EpochRow]:
+    """Return the rows of a training and of one that goes on from it, numbered through."""
+    if not earlier:
+        return list(rows)
+    last = earlier[-1]
+    return [
+        *earlier,
+        *(replace(row, epoch=row.epoch + last.epoch, steps=row.steps + last.steps) for row in rows),
+    ]
+
+
+def after(first: FinetuneReport, second: FinetuneReport) -> FinetuneReport:
+    """Return the report of two trainings, the second of which went on from the first and decides what is kept."""
+    epochs = first.history[-1].epoch
+    return replace(
+        second,
+        history=tuple(continued(first.history, second.history)),
+        best_epoch=None if second.best_epoch is None else second.best_epoch + epochs,
+        kept_epoch=second.kept_epoch + epochs,
+        steps=first.steps + second.steps,
+        resumed_from_step=first.resumed_from_step + second.resumed_from_step,
+        seconds=first.seconds + second.seconds,
+    )
 
 
 def best_epoch(history: list[EpochRow]) -> int | None:

@@ -100,7 +100,7 @@ class Run:
         if path is not None:
             self._config = {
                 **job.settings,
-                **asdict(options),
+                **options.deciding(),
                 "model": network_hash(model),
                 "data": data.fingerprint,
                 "teacher": network_hash(teacher) if teacher is not None else None,

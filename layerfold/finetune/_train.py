@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from layerfold.data import ImageData
 from layerfold.errors import UsageError
@@ -18,10 +18,12 @@ from layerfold.finetune._log import EpochLog
 from layerfold.finetune._memory import memory_errors_named
 from layerfold.finetune._modes import modes_kept
 from layerfold.finetune._processes import open_accelerator, send_to_all
-from layerfold.finetune._report import FinetuneReport
+from layerfold.finetune._report import EpochRow, FinetuneReport, after
+from layerfold.finetune._rounding import RoundedTraining, check_rounding, steps_of
 from layerfold.finetune._run import Run, TrainingJob
 from layerfold.finetune._trainable import check_trainable
 from layerfold.graph.fading import fade_to, fading_activations, remove_fading
+from layerfold.merge import ACTIVATION_RANGES, merge_network
 from layerfold.modules import public_call
 from layerfold.options.finetune import FinetuneOptions, RunOptions
 from layerfold.progress import progress_bar
@@ -51,11 +53,17 @@ def finetune_network(
     distance of feature maps. Without labels there is no cross-entropy: all is learned from the teacher.
     Accelerate places tensors and does mixed precision.
 
+    For ``precision='int8'`` the last steps compute as the quantised network will: each kernel, merged ones too, is
+    rounded to int8 per output channel, and feature maps to 8 bits within ranges that are learned. These are kept with
+    the network, for its quantised ONNX file (:func:`layerfold.qat.quantised_onnx`). BatchNorm statistics no longer move
+    then; where no step is in float32 (``int8_share=1``) they must fit already (:func:`recalibrate_batch_norm`).
+
     In processes that torchrun or ``accelerate launch`` started together, each takes its rows of every batch and
     BatchNorm sees all of them: the loss is that of one process. The first one writes files and shows progress.
 
     Args:
-        model: images to logits; the train form of a compressed network, or any other network. Parameters that do not
+        model: images to logits; the train form of a compressed network, or any other network (for int8: any traced
+            one, also in deploy form). Parameters that do not
             require gradients stay as they are; BatchNorm statistics follow the images all the same.
         data: its train split is learned, its holdout scored after every epoch.
         teacher: the original network; left as it is.
@@ -83,7 +91,23 @@ def finetune_network(
         (4, [1, 2])
     """
     options, run = options or FinetuneOptions(), run or RunOptions()
+    if options.precision == "int8":
+        return _finetune_rounded(model, data, options, teacher=teacher, features=features, fade=fade, run=run)
+    return _finetune(model, data, options, teacher=teacher, features=features, fade=fade, run=run)
+
+
+def _finetune(
+    model: nn.Module,
+    data: ImageData,
+    options: FinetuneOptions,
+    *,
+    teacher: nn.Module | None,
+    features: Sequence[tuple[str, str]],
+    fade: float,
+    run: RunOptions,
+) -> FinetuneReport:
     _check_fade(model, fade, options, run)
+    getattr(model, "meta", {}).pop(ACTIVATION_RANGES, None)  # of an earlier training: these weights will not fit them
     try:
         report = train_network(
             model,
@@ -99,6 +123,114 @@ def finetune_network(
         fade_to(model, 1.0)
     remove_fading(model)
     return report
+
+
+def _finetune_rounded(
+    model: nn.Module,
+    data: ImageData,
+    options: FinetuneOptions,
+    *,
+    teacher: nn.Module | None,
+    features: Sequence[tuple[str, str]],
+    fade: float,
+    run: RunOptions,
+) -> FinetuneReport:
+    """Train in float32 first, then rounded: two trainings, each with a checkpoint of its own."""
+    check_rounding(options, run, fade)
+    first = _finetune_before_rounding(model, data, options, teacher=teacher, features=features, fade=fade, run=run)
+    return _go_on_rounded(model, data, options, first, teacher=teacher, features=features, run=run)
+
+
+@public_call
+def finetune_merged(
+    student: nn.Module,
+    data: ImageData,
+    options: FinetuneOptions,
+    *,
+    teacher: nn.Module | None = None,
+    features: Sequence[tuple[str, str]] = (),
+    fade: float = 0.0,
+    run: RunOptions | None = None,
+) -> tuple[fx.GraphModule, FinetuneReport]:
+    """Train a train form in float32, merge it, and train the merged network in int8: each merged kernel by itself.
+
+    :func:`finetune_network` with ``precision='int8'`` stays in train form instead, where a merged kernel is trained
+    through the layers that it is made of.
+
+    Args:
+        student: a train form; afterwards it holds the weights of the steps in float32.
+        data, teacher, features, fade: as of :func:`finetune_network`.
+        options: with ``precision='int8'``; ``int8_share`` says when it is merged.
+        run: where it runs, and what it keeps and shows.
+
+    Returns:
+        The merged network, with the ranges of its feature maps, and the report of both trainings.
+
+    Raises:
+        What :func:`finetune_network` and :func:`layerfold.merge_network` raise.
+
+    Example:
+        >>> from layerfold.finetune import finetune_merged
+        >>> form = lf.build_train_form(model, net, solution)
+        >>> options = lf.FinetuneOptions(precision="int8", epochs=2, batch_size=16)
+        >>> merged, report = finetune_merged(form, data, options, run=lf.RunOptions(progress=False))
+        >>> sum(isinstance(part, nn.BatchNorm2d) for part in merged.modules()), report.steps
+        (0, 4)
+    """
+    run = run or RunOptions()
+    if options.precision != "int8":
+        raise UsageError("precision='float32': the merged network is trained for int8; say precision='int8'")
+    check_rounding(options, run, fade)
+    first = _finetune_before_rounding(student, data, options, teacher=teacher, features=features, fade=fade, run=run)
+    merged = merge_network(student.eval())
+    return merged, _go_on_rounded(merged, data, options, first, teacher=teacher, features=features, run=run)
+
+
+def _finetune_before_rounding(
+    model: nn.Module,
+    data: ImageData,
+    options: FinetuneOptions,
+    *,
+    teacher: nn.Module | None,
+    features: Sequence[tuple[str, str]],
+    fade: float,
+    run: RunOptions,
+) -> FinetuneReport | None:
+    """Do the steps in float32; None where there are none."""
+    num_steps, _ = steps_of(options, data)
+    if not num_steps:
+        return None
+    path = None if run.checkpoint_path is None else float_checkpoint(run.checkpoint_path)
+    in_float = replace(options, precision="float32", keep="last", steps=num_steps)
+    run = replace(run, checkpoint_path=path)
+    return _finetune(model, data, in_float, teacher=teacher, features=features, fade=fade, run=run)
+
+
+def _go_on_rounded(
+    model: nn.Module,
+    data: ImageData,
+    options: FinetuneOptions,
+    first: FinetuneReport | None,
+    *,
+    teacher: nn.Module | None,
+    features: Sequence[tuple[str, str]],
+    run: RunOptions,
+) -> FinetuneReport:
+    _, num_rounded = steps_of(options, data)
+    rounding = RoundedTraining(model, data)
+    second = train_network(
+        rounding.network,
+        data,
+        replace(options, steps=num_rounded, learning_rate=options.highest_learning_rate * options.int8_rate),
+        replace(run, description=f"{run.description or 'Finetuning'} in int8"),
+        teacher=teacher,
+        features=features,
+        before_step=rounding.before_step,
+        earlier=() if first is None else first.history,
+    )
+    rounding.finish()
+    model.eval()
+    return replace(second if first is None else after(first, second), options=asdict(options))
 
 
 def _check_fade(model: nn.Module, fade: float, options: FinetuneOptions, run: RunOptions) -> None:
@@ -132,6 +264,7 @@ def train_network(
     features: Sequence[tuple[str, str]] = (),
     before_step: Callable[[int, int], None] | None = None,
     settings: Mapping[str, Any] | None = None,
+    earlier: Sequence[EpochRow] = (),
 ) -> FinetuneReport:
     """Train a network in place, as :func:`finetune_network` does, which says what is not said here.
 
@@ -141,6 +274,7 @@ def train_network(
         before_step: called before each step with the steps done and the steps in all, for what changes on the way.
             It must depend on nothing but these and the model's state, or a resumed run would end otherwise.
         settings: plain values that decide the outcome beside the options; a checkpoint made with others is refused.
+        earlier: rows of a training that this one goes on from: they stand first in the log.
     """
     if (options.keep == "best" or run.keep_other) and not run.score_holdout:
         raise UsageError("keep='best': needs the holdout's scores; leave score_holdout=True")
@@ -175,7 +309,8 @@ def train_network(
             )
         stack.enter_context(memory_errors_named(options.batch_size, number))
         stack.enter_context(stored_channels_last(model, accelerator.device))
-        log = EpochLog(_path(run.log_path), _path(run.tensorboard_path)) if is_main else EpochLog(None, None)
+        log_path, board_path = (_path(run.log_path), _path(run.tensorboard_path)) if is_main else (None, None)
+        log = EpochLog(log_path, board_path, earlier)
         stack.callback(log.close)
         if teacher is not None:
             stack.enter_context(stored_channels_last(teacher, accelerator.device))
@@ -203,6 +338,11 @@ def train_network(
         with bar_of as bar:
             training.train(bar)
     return training.report()
+
+
+def float_checkpoint(path: str | Path) -> Path:
+    """Return where the steps in float32 of a training for int8 keep their state, beside that of the rounded ones."""
+    return Path(f"{path}.float32")
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -106,6 +106,7 @@ def estimate_importance(
     """
     options = _settled(options or ImportanceOptions(), data)
     check_method(options.method, _score_of(options), data, options.refinement)
+    _check_precision(options)
     check_answers(model, first_images(data))
     if trains(options.method, options.refinement):
         check_trainable(model, unfreeze=options.unfreeze, keep_frozen=options.keep_frozen)
@@ -122,6 +123,9 @@ def estimate_importance(
         "holdout_images": options.holdout_images,
         "seed": options.seed,
     }
+    is_int8 = options.precision == "int8"
+    if is_int8:  # float32 goes without saying: journals of earlier versions go on
+        common["precision"] = options.precision
     weights = weights_hash(model)
     decisive = {"network": net.hash, "weights": weights, "data": data.fingerprint, **common}
     journal = Path(journal_path) if journal_path is not None else None
@@ -132,6 +136,7 @@ def estimate_importance(
         model_hash=weights,
         network_hash=net.hash,
         input_shape=(1, *net.input_shapes[0][1:]),
+        dtype="int8" if is_int8 else "",
         chains=tuple((chain.start, chain.end) for chain in net.chains),
         options={"method": options.method, **common, "data": data.name, "data_fingerprint": data.fingerprint},
         versions={"torch": torch.__version__},
@@ -161,7 +166,7 @@ def estimate_importance(
         work = Work(
             net=net,
             score=_score_of(options),
-            entries=[request for request in requests if not request.changes_nothing(net)],
+            entries=[request for request in requests if is_int8 or not request.changes_nothing(net)],
             settings=decisive,
             pool=pool,
             is_local=where.kind == "local",
@@ -195,8 +200,21 @@ def estimate_importance(
 
 def _settled(options: ImportanceOptions, data: ImageData) -> ImportanceOptions:
     """Return the options with what is left to the data said: the method and the score."""
-    method = options.method if options.method != AUTO else default_method(data)
+    method = options.method
+    if method == AUTO:
+        method = "recalibrate" if options.precision == "int8" else default_method(data)
     return replace(options, method=method, score=options.score or ("accuracy" if data.is_labelled else "agreement"))
+
+
+def _check_precision(options: ImportanceOptions) -> None:
+    """Refuse int8 of a method that scores in float32."""
+    used = _used_methods(options.method, options.refinement)
+    unable = [each for each in used if not getattr(ESTIMATORS[each], "rounds", False)]
+    if options.precision == "int8" and unable:
+        raise UsageError(
+            f"precision='int8': method={unable[0]!r} scores entries in float32; use method='recalibrate', or leave "
+            "precision out: a table of importances in float32 goes with latencies in int8 too"
+        )
 
 
 def _score_of(options: ImportanceOptions) -> str:

@@ -10,14 +10,22 @@ from torch import Tensor, fx, nn
 
 from layerfold.data import ImageData
 from layerfold.errors import DataError
-from layerfold.finetune import averaging_batch_norm, check_device, check_labels, recalibrate_batch_norm
+from layerfold.finetune import averaging_batch_norm, check_device, check_labels, has_batch_norm, recalibrate_batch_norm
 from layerfold.graph import Network
 from layerfold.graph.copying import copy_module
 from layerfold.graph.functional import make_out_of_place
 from layerfold.importance.requests import NOTHING, Request
+from layerfold.importance.rounding import first_node, rounded_entry
 from layerfold.importance.scores import ScoresByName, score_logits
 from layerfold.importance.sharing import share_parameters
-from layerfold.importance.suffix import FeatureBank, crossing_names, shared_names, split_suffix, take_over_shapes
+from layerfold.importance.suffix import (
+    FeatureBank,
+    before,
+    crossing_names,
+    shared_names,
+    split_suffix,
+    take_over_shapes,
+)
 from layerfold.merge import build_train_form, merge_network
 from layerfold.options import ImportanceOptions
 from layerfold.solver import Solution, SolutionSegment
@@ -56,6 +64,7 @@ class Subject:
         original_form: the original as a train form, in eval mode; none of its modules works in place.
         original: its scores.
         calibration: feature maps on the calibration images.
+        precision: what entries are scored in.
     """
 
     def __init__(
@@ -69,7 +78,7 @@ class Subject:
         weights: Mapping[str, Tensor] | None = None,
         device: str = "cpu",
     ) -> None:
-        self.net, self.data, self.device = net, data, device
+        self.net, self.data, self.device, self.precision = net, data, device, options.precision
         check_device(device)
         # Channels last is several times faster in depthwise convs on a CPU.
         self._model = copy_module(model).eval().to(device).to(memory_format=torch.channels_last)
@@ -115,9 +124,16 @@ class Subject:
         share_parameters(owner)
         return owner, [self._form(each, owner) for each in requests]
 
-    def behind_the_change(self, changed: fx.GraphModule) -> Suffix:
-        """Cut off, in place, what a changed network shares with the original, where its feature maps fit in memory."""
+    def behind_the_change(self, changed: fx.GraphModule, first: str | None = None) -> Suffix:
+        """Cut off, in place, what a changed network shares with the original, where its feature maps fit in memory.
+
+        Args:
+            changed: of :meth:`changed_form`.
+            first: a node that counts as changed, with all that depends on it.
+        """
         shared = shared_names(changed, self.original_form)
+        if first is not None:
+            shared = before(first, shared, changed)
         names = crossing_names(changed, shared)
         if self.calibration.is_affordable(names) and self._holdout.is_affordable(names):
             return Suffix(split_suffix(changed, shared), self.calibration.values(names), self._holdout.values(names))
@@ -138,10 +154,22 @@ class Subject:
 
     def score_recalibrated(self, suffix: Suffix) -> ScoresByName:
         """Measure BatchNorm statistics again, in place, and score."""
+        self._recalibrate(suffix)
+        return self._scores(logits_of(suffix.network, suffix.holdout))
+
+    def score_rounded(self, request: Request) -> ScoresByName:
+        """Score the network of an entry with the segment in int8, BatchNorm statistics measured again before."""
+        changed = self.changed_form(request)
+        suffix = self.behind_the_change(changed, first_node(changed, self.net, request))
+        if has_batch_norm(suffix.network):
+            self._recalibrate(suffix)
+        network = rounded_entry(suffix.network, self.net, request, suffix.holdout)
+        return self._scores(logits_of(network, suffix.holdout))
+
+    def _recalibrate(self, suffix: Suffix) -> None:
         with averaging_batch_norm(suffix.network):
             for values in suffix.calibration:
                 suffix.network(*values)
-        return self._scores(logits_of(suffix.network, suffix.holdout))
 
     def _on_device(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         return [(_channels_last(x.to(self.device)), y.to(self.device)) for x, y in batches]

@@ -102,6 +102,15 @@ def shared_names(changed: fx.GraphModule, original: fx.GraphModule) -> set[str]:
     return shared
 
 
+def before(name: str, shared: set[str], changed: fx.GraphModule) -> set[str]:
+    """Return the shared nodes that do not depend on the named one, nor are it."""
+    kept: set[str] = set()
+    for node in changed.graph.nodes:
+        if node.name in shared and node.name != name and kept.issuperset(each.name for each in node.all_input_nodes):
+            kept.add(node.name)
+    return kept
+
+
 def crossing_names(changed: fx.GraphModule, shared: set[str]) -> tuple[str, ...]:
     """Return the shared nodes whose values the rest of the network reads, in graph order.
 

@@ -35,10 +35,10 @@ class AffineConv:
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> AffineConv:
-    """Return ``conv`` followed by ``norm`` in eval mode as one conv."""
+    """Return ``conv`` followed by ``norm`` in eval mode as one conv; gradients flow to what both are made of."""
     weight, bias = weights_of(conv)
-    weight_OIHW = weight.detach().double()
-    shift = weight_OIHW.new_zeros(conv.out_channels) if bias is None else bias.detach().double()
+    weight_OIHW = weight.double().contiguous()  # in training weights are stored channels last
+    shift = weight_OIHW.new_zeros(conv.out_channels) if bias is None else bias.double()
     return _then_norm(AffineConv(weight_OIHW=weight_OIHW.clone(), bias=shift.clone()), norm)
 
 
@@ -82,7 +82,7 @@ def channel_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     numbers: Any = norm
     device = next((each.device for each in (*norm.parameters(), *norm.buffers())), None)
     weight, bias = (
-        torch.as_tensor(default if value is None else value, dtype=torch.float64, device=device).detach().reshape(-1)
+        torch.as_tensor(default if value is None else value, dtype=torch.float64, device=device).reshape(-1)
         for value, default in ((numbers.weight, 1.0), (numbers.bias, 0.0))
     )
     if isinstance(norm, ChannelScale):

@@ -178,6 +178,7 @@ def make_conv(spec: ConvSpec, affine: AffineConv, dtype: torch.dtype) -> nn.Conv
     return conv.eval()
 
 
+@torch.no_grad()
 def fold_norms(module: fx.GraphModule) -> None:
     """Fold, in place, every norm and scale that follows a conv alone, inside chains and outside."""
     modules = dict(module.named_modules())

@@ -38,6 +38,9 @@ from layerfold.models import load_model
 from layerfold.solver import Solution
 
 SCHEMA = 1
+ACTIVATION_RANGES = "activation_ranges"
+"""Where a form that was trained in int8 keeps the ranges of its feature maps: a key of ``module.meta``. They are
+(low, high) by the name of the node of the deploy form that gives the feature map."""
 Kind = Literal["train", "deploy"]
 _REMEDY = "write the form again"
 _KINDS: tuple[Kind, ...] = ("train", "deploy")
@@ -156,6 +159,7 @@ class _FormFile:
     recipe: JsonObject
     facts: JsonObject
     kernels: dict[str, _Kernel] = field(default_factory=dict)
+    activation_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     weights_sha256: str
     version: str = ""
 
@@ -233,6 +237,9 @@ def save_form(
         "facts": dict(facts or {}),
         "kernels": _kernels(module),
     }
+    ranges = getattr(module, "meta", {}).get(ACTIVATION_RANGES)
+    if ranges is not None:
+        content[ACTIVATION_RANGES] = {name: list(ends) for name, ends in ranges.items()}
     with replacing_all(target, sidecar_path(target)) as (partial, partial_sidecar):
         save_file(state, partial)
         content |= {"weights_sha256": file_sha256(partial), "version": __version__}
@@ -273,6 +280,8 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
         raise UsageError(
             f"{error}; was the model changed since? (layerfold {content.version} wrote it, this is {__version__})"
         ) from error
+    if content.activation_ranges:
+        module.meta[ACTIVATION_RANGES] = _checked_ranges(content.activation_ranges, sidecar_path(path))
     return LoadedForm(
         module=module.eval(),
         kind=content.kind,
@@ -281,6 +290,16 @@ def load_form(path: str | Path, model: nn.Module | None = None) -> LoadedForm:
         net=net,
         weights_sha256=weights_sha256,
     )
+
+
+def _checked_ranges(ranges: dict[str, tuple[float, float]], sidecar: Path) -> dict[str, tuple[float, float]]:
+    for name, ends in ranges.items():
+        if not (all(map(math.isfinite, ends)) and ends[0] <= 0 <= ends[1]):
+            raise UsageError(
+                f"{sidecar}: activation_ranges: {shown(name)}: {shown(ends)} is no range of finite numbers around 0; "
+                f"{_REMEDY}"
+            )
+    return ranges
 
 
 def _read_sidecar(path: Path) -> _FormFile:

@@ -152,7 +152,11 @@ class TrainSegment(nn.Module):
 
     @torch.no_grad()
     def linear_map(self) -> LinearMap:
-        """Return the whole segment in eval mode as one linear map in float64."""
+        """Return the whole segment in eval mode as one linear map in float64, without gradients."""
+        return self.trained_map()
+
+    def trained_map(self) -> LinearMap:
+        """Return what :meth:`linear_map` does; gradients flow to the weights of its layers and of their norms."""
         device = next((each.device for each in (*self.parameters(), *self.buffers())), torch.device("cpu"))
         maps = {0: LinearMap.identity(self.merged.in_channels, device)}
         # Only where a residual starts or ends is the map from the segment's input needed.

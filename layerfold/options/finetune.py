@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from layerfold.arguments import check_bounds
 from layerfold.errors import UsageError
 from layerfold.options.optimizers import LEARNING_RATES, WEIGHT_DECAYS, unknown_optimizer
 from layerfold.options.schedules import SCHEDULES, ScheduleName, rate_share
 from layerfold.settings import check_settings, setting
+
+_OF_INT8 = ("precision", "int8_share", "int8_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,10 @@ class FinetuneOptions:
         random_erasing: share of the images of which a patch is erased, 0..1.
         keep: weights of the ``last`` epoch, or of the ``best`` on the holdout.
         mixed_precision: ``no``, ``bf16`` or ``fp16`` (which needs a GPU).
+        precision: what the network is trained for: ``float32``, or ``int8``, where the last steps compute with kernels
+            and feature maps rounded as in the quantised network.
+        int8_share: share of the steps that do so, above 0..1; those before are in float32.
+        int8_rate: their highest learning rate, as a share of the others', above 0.
         seed: of the order of images, augmentation, mixing and dropout.
 
     Example:
@@ -88,6 +94,11 @@ class FinetuneOptions:
         "last", choices=("last", "best"), help="weights of the last epoch, or of the best on the holdout"
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", choices=("no", "bf16", "fp16"))
+    precision: Literal["float32", "int8"] = setting(
+        "float32", choices=("float32", "int8"), help="what it is trained for; int8 rounds in the last steps"
+    )
+    int8_share: float = setting(0.5, above=0, most=1, help="share of the steps that are rounded, with --precision int8")
+    int8_rate: float = setting(0.1, above=0, help="their highest learning rate, as a share of the others'")
     seed: int = setting(0, metavar="N", help="of the order of images, augmentation, mixing and dropout")
 
     def __post_init__(self) -> None:
@@ -100,6 +111,11 @@ class FinetuneOptions:
             "needs a learning_rate, since none is known to suit it",
         )
         self._require("batch_size", not (self.is_mixed and self.batch_size % 2), "must be even for mixup and cutmix")
+        self._require(
+            "mixed_precision",
+            self.precision != "int8" or self.mixed_precision == "no",
+            "must be no with precision='int8', whose steps half precision cannot hold",
+        )
         for milestone in self.milestones:
             check_bounds("milestones", milestone, above=0)
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -112,6 +128,13 @@ class FinetuneOptions:
     def _require(self, name: str, is_fine: bool, rule: str) -> None:
         if not is_fine:
             raise UsageError(f"{name}={getattr(self, name)!r}: {rule}")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return every option that has a part in the outcome: none of int8 where nothing is rounded."""
+        found = asdict(self)
+        if self.precision == "float32":  # checkpoints of versions that knew no other go on
+            found = {name: value for name, value in found.items() if name not in _OF_INT8}
+        return found
 
     @property
     def is_mixed(self) -> bool:

@@ -95,6 +95,9 @@ class ImportanceOptions:
             ``adaptive`` of its expensive method.
         epochs: in place of ``steps``, passes over the train split per entry; the paper's ``finetune`` has one.
         refinement: how ``adaptive`` goes about it.
+        precision: ``float32``, or ``int8``: the kernel of each entry's segment and the feature maps at its ends are
+            rounded, so that the importance holds what quantising it loses too. With ``recalibrate`` alone, which
+            ``auto`` then is.
         seed: of the images drawn and of training.
         unfreeze, keep_frozen: by methods that train, whether parameters that are frozen train too, or stay as they are;
             a model with frozen parameters is refused where neither is said.
@@ -121,6 +124,9 @@ class ImportanceOptions:
     batch_size: int = 128
     learning_rate: float | None = setting(None, above=0, help="with finetune, distill and shared")
     refinement: Refinement = field(default_factory=Refinement)
+    precision: str = setting(
+        "float32", choices=("float32", "int8"), help="what entries are scored in: int8 rounds their merged kernels"
+    )
     seed: int = setting(0, metavar="N", help="of the images drawn and of training")
     unfreeze: bool = False
     keep_frozen: bool = False

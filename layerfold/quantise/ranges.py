@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +31,7 @@ def range_of(observed: Observed, options: QuantiseOptions) -> tuple[float, float
 
 
 def _least_error(
-    centres: NDArray[np.float64], counts: NDArray[np.float64], low: float, high: float, is_symmetric: bool
+    centres: NDArray[np.floating[Any]], counts: NDArray[np.float64], low: float, high: float, is_symmetric: bool
 ) -> tuple[float, float]:
     """Return the range, a share of the whole one on each side, that rounds and cuts off least in the mean square."""
     used = counts > 0

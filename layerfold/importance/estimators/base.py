@@ -24,6 +24,7 @@ class EstimatorBase:
     trains_original: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False
+    rounds: ClassVar[bool] = False
     known_scores: ClassVar[tuple[str, ...]] = ("val_acc", "val_loss", "agreement", "kl")
 
     def __init__(self, subject: Subject, training: Training) -> None:

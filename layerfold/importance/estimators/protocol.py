@@ -66,6 +66,8 @@ class Estimator(Protocol):
         looks_ahead: whether importances are what finetuning is expected to leave of the change
             (``layerfold.importance.recovery.lasting_share``); else they are the change as it was scored.
         known_scores: the scores it can tell (names as in ``ScoresByName``).
+
+    One more may be there: ``rounds``, whether it scores entries in int8 where ``subject.precision`` says so.
     """
 
     fills_slots: ClassVar[bool]
