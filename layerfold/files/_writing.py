@@ -68,9 +68,9 @@ def replacing_all(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
         if target.exists() and not target.is_file():
             what = "a folder" if target.is_dir() else "no regular file"
             raise WriteError(f"{path}: is {what}, so no file can take its place; give another name")
-    partials = tuple(
-        target.with_name(f".{target.stem[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part{target.suffix}")
-        for target in targets
+    partials = tuple(  # with the suffix that was asked for: a link may lead to a name with another, or none
+        target.with_name(f".{target.stem[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part{Path(path).suffix}")
+        for path, target in zip(paths, targets, strict=True)
     )
     try:
         for target in targets:

@@ -245,11 +245,19 @@ class RunFolder:
         self._remove([each for step in stale for each in step.outputs if each not in {*keep_files}] + scratch)
 
     def check_whole(self) -> None:
-        """Refuse to call a run done whose files are not there.
+        """Refuse to call a run done whose files are not there, and forget steps that are none of it.
 
         Raises:
             WriteError: names the file.
         """
+        strange = set(self._steps) - {record.name for record in self.records}
+        for name in sorted(strange):
+            del self._steps[name]
+            print(
+                f"layerfold: note: {self._manifest_path}: {name!r} is no step of this run; forgotten", file=sys.stderr
+            )
+        if strange:
+            self._write()
         for step in self._steps.values():
             for output in step.outputs:
                 if not self.file(output).exists():

@@ -136,6 +136,15 @@ def test_a_link_stays_and_rights_stay(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "real.json").stat().st_mode) == 0o640
 
 
+@pytest.mark.parametrize("target", ["nothing-there", "old.jpg"])
+def test_a_link_to_another_kind_of_name_gets_the_picture_that_was_asked_for(target: str, tmp_path: Path) -> None:
+    (tmp_path / "plot.png").symlink_to(target)
+    with replacing(tmp_path / "plot.png") as partial:
+        assert partial.suffix == ".png", "what draws takes the format from it"
+        partial.write_bytes(b"picture")
+    assert (tmp_path / target).read_bytes() == b"picture"
+
+
 def test_no_cell_of_a_sheet_is_a_formula() -> None:
     cells = ["=1+1", "+a", "-cmd", "@x", "\tx", "-2.5", "+3", "1e-3", "plain", -2.5, None, (1, 2)]
     assert csv_text(["v"], [[cell] for cell in cells]).splitlines()[1:] == [

@@ -47,7 +47,7 @@ class _Block(nn.Module):
 
 def block_bytes(activation: type[nn.Module] = nn.ReLU6, batch: int = 1) -> bytes:
     torch.manual_seed(0)
-    return export_onnx(_Block(activation).eval(), torch.randn(batch, 3, 24, 24), fast=True)
+    return export_onnx(_Block(activation).eval(), torch.randn(batch, 3, 24, 24))
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def uneven_bytes(activation: type[nn.Module] = nn.ReLU) -> bytes:
         model[0].weight *= sizes.reshape(-1, 1, 1, 1)
         model[0].bias *= sizes
         model[2].weight /= sizes.reshape(-1, 1, 1, 1)
-    return export_onnx(model, torch.zeros(4, 3, 16, 16), fast=True)
+    return export_onnx(model, torch.zeros(4, 3, 16, 16))
 
 
 def error_of(model: object, batches: list[np.ndarray], options: lf.QuantiseOptions, expected: np.ndarray) -> float:
@@ -92,7 +92,7 @@ def test_equalisation_changes_no_answer_and_lowers_the_error_where_channels_diff
 def test_bias_correction_takes_away_the_mean_error_of_rounded_weights() -> None:
     torch.manual_seed(1)
     conv = nn.Conv2d(3, 32, 5, padding=0)
-    model = prepared(export_onnx(nn.Sequential(conv).eval(), torch.zeros(4, 3, 16, 16), fast=True))
+    model = prepared(export_onnx(nn.Sequential(conv).eval(), torch.zeros(4, 3, 16, 16)))
     batches = [images()[at : at + 4] + 3 for at in range(0, 24, 4)]
     options, placement = lf.QuantiseOptions(method="minmax"), place(model)
     observed = observe(model, list(placement.quantised), batches)
@@ -106,7 +106,7 @@ def test_bias_correction_takes_away_the_mean_error_of_rounded_weights() -> None:
 
 def test_a_conv_without_bias_gets_one_to_correct() -> None:
     torch.manual_seed(1)
-    float_bytes = export_onnx(nn.Conv2d(3, 32, 5, bias=False).eval(), torch.zeros(4, 3, 16, 16), fast=True)
+    float_bytes = export_onnx(nn.Conv2d(3, 32, 5, bias=False).eval(), torch.zeros(4, 3, 16, 16))
     found = quantised_network(float_bytes, [images() + 3], lf.QuantiseOptions())
     without = quantised_network(float_bytes, [images() + 3], lf.QuantiseOptions(bias_correction=False))
     assert found.is_bias_corrected
@@ -172,9 +172,9 @@ def test_a_network_of_two_inputs_or_without_convs_is_refused() -> None:
             return self.conv(x) + y
 
     puts = (torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 16, 16))
-    two = export_onnx(Two().eval(), puts, fast=True, input_names=("x", "y"))
+    two = export_onnx(Two().eval(), puts, input_names=("x", "y"))
     with pytest.raises(UsageError, match="has 2 inputs"):
         lf.quantise_network(two, [images()])
-    pooling = export_onnx(nn.AdaptiveAvgPool2d(1), torch.zeros(1, 3, 16, 16), fast=True)
+    pooling = export_onnx(nn.AdaptiveAvgPool2d(1), torch.zeros(1, 3, 16, 16))
     with pytest.raises(UsageError, match="holds nothing to quantise"):
         lf.quantise_network(pooling, [images()])

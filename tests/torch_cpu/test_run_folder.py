@@ -116,6 +116,16 @@ def as_old(manifest: dict[str, Any]) -> None:
             del step[name]
 
 
+def test_step_whose_name_was_changed_is_done_again_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path)
+    manifest = tmp_path / "run.json"
+    manifest.write_text(manifest.read_text().replace('"merge": {', '"mesge": {'))
+    assert "merge" in run(tmp_path)
+    assert "run.json: 'mesge' is no step of this run; forgotten" in capsys.readouterr().err
+    assert "mesge" not in manifest.read_text()
+    assert run(tmp_path) == []
+
+
 def test_manifest_without_hashes_loads_and_gets_them(tmp_path: Path) -> None:
     run(tmp_path)
     path = tmp_path / "run.json"
