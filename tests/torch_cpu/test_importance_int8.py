@@ -69,7 +69,7 @@ def test_merging_saves_what_rounding_would_lose_in_between() -> None:
     assert in_float[1, 2] == in_float[2, 3] == 0
     # Which way is chance: the network is not trained.
     for key in ((1, 2), (2, 3)):
-        assert abs(in_int8[key]) > 2e-3 > 10 * abs(plain[key])
+        assert abs(in_int8[key]) > 5e-4 > 5 * abs(plain[key])
     assert in_int8[1, 3] == pytest.approx(plain[1, 3], abs=1e-3)
 
 
