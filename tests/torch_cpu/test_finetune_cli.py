@@ -179,7 +179,7 @@ def test_commands_and_flags_of_the_page_are_understood() -> None:
     commands = next(action for action in build_parser()._actions if action.choices).choices
     known = set(commands["finetune"]._option_string_actions)
     launchers = {"--multi_gpu", "--machine_rank", "--cpu"}
-    assert set(re.findall(r"`(--[a-z_-]+)", _PAGE)) <= known | launchers
+    assert set(re.findall(r"`(--[a-z0-9_-]+)", _PAGE)) <= known | launchers
     assert set(re.findall(r"\blf\.(\w+)", _PAGE)) <= set(lf.__all__)
 
 
