@@ -173,13 +173,13 @@ def test_tensorboard_is_written_or_named_as_missing(command: list[str], tmp_path
 
 def test_commands_and_flags_of_the_page_are_understood() -> None:
     lines = re.findall(r"^\$ .*?layerfold (finetune .*)$", _PAGE, re.MULTILINE)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         build_parser().parse_args(line.split())
     commands = next(action for action in build_parser()._actions if action.choices).choices
     known = set(commands["finetune"]._option_string_actions)
     launchers = {"--multi_gpu", "--machine_rank", "--cpu"}
-    assert set(re.findall(r"`(--[a-z_-]+)", _PAGE)) <= known | launchers
+    assert set(re.findall(r"`(--[a-z0-9_-]+)", _PAGE)) <= known | launchers
     assert set(re.findall(r"\blf\.(\w+)", _PAGE)) <= set(lf.__all__)
 
 
