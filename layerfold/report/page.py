@@ -76,6 +76,10 @@ def _tiles(run: ReportData) -> Iterator[tuple[str, str]]:
     if before.latency_ms is not None and after.latency_ms is not None:
         change = f"{words.ms_text(before.latency_ms)} → {words.ms_text(after.latency_ms)}"
         yield words.speedup_text(before.latency_ms, after.latency_ms), f"faster, measured: {change}"
+    for other in run.rows[1:-1]:  # the original quantised, in a run in int8
+        if other.latency_ms is not None and after.latency_ms is not None:
+            change = f"{words.ms_text(other.latency_ms)} → {words.ms_text(after.latency_ms)}"
+            yield words.speedup_text(other.latency_ms, after.latency_ms), f"faster than {other.name}: {change}"
     if before.accuracy_pct is not None and after.accuracy_pct is not None:
         change = f"{words.percent_text(before.accuracy_pct)} → {words.percent_text(after.accuracy_pct)}"
         yield words.points_text(after.accuracy_pct - before.accuracy_pct), f"points of accuracy: {change}"

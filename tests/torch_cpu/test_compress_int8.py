@@ -67,6 +67,7 @@ def test_a_run_leaves_three_networks_and_compares_them(
     page = (out / "report.html").read_text()
     assert "original-int8.onnx" in page
     assert "calibrated on 64 images" in page
+    assert "faster than original-int8" in page
 
     # What scores.json says is what the files answer, in a runtime of its own.
     data = lf.open_data("mnist5k", input_shape=(1, 28, 28), mean=(0.5,), std=(0.5,), progress=False)
