@@ -198,6 +198,7 @@ def _of_network(
 
     check_formats(formats)
     is_int8 = args.precision == "int8"
+    loaded: LoadedModel | None
     if is_int8 and args.data is None:
         open_images(args, (), {})  # says that images are missing, before anything is loaded
     if kind == "model":
