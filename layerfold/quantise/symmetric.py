@@ -55,14 +55,15 @@ def symmetric_form(onnx_bytes: bytes) -> bytes:
         first, last = (0, 255) if zeros.dtype == np.uint8 else (-128, 127)
         middle = zeros.astype(np.float64)
         wide = (np.maximum(middle - first, last - middle) * scale / 127).astype(np.float32)
-        copy.input[1], copy.input[2] = f"{node.input[1]}.symmetric", f"{node.input[2]}.none"
+        pair = f"{node.input[1]}.{node.input[2]}"  # a scale may be shared by maps of different zero points
+        copy.input[1], copy.input[2] = f"{pair}.scale", f"{pair}.none"
         _store(graph, constants, copy.input[1], wide)
         _store(graph, constants, copy.input[2], np.zeros(zeros.shape, np.int8))
         if whole is not None and node.op_type == "DequantizeLinear":  # a weight: its numbers change too
             axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
             numbers = numpy_helper.to_array(whole)
             before, after, middle = (_along(each, axis, numbers.ndim) for each in (scale, wide, middle))
-            copy.input[0] = f"{node.input[0]}.symmetric"
+            copy.input[0] = f"{node.input[0]}.{pair}.int8"
             rounded = np.rint((numbers - middle) * before / after).clip(-127, 127)
             _store(graph, constants, copy.input[0], rounded.astype(np.int8))
         if node.op_type == "QuantizeLinear" and (middle == first).all():

@@ -250,6 +250,7 @@ def test_the_symmetric_form_of_a_file_of_another_program_computes_nearly_the_sam
         tmp_path / "theirs.onnx",
         Reader(),
         per_channel=True,
+        activation_type=QuantType.QUInt8,
         weight_type=QuantType.QUInt8,
         extra_options={"WeightSymmetric": False},
     )
