@@ -62,7 +62,8 @@ def quantise_network(
         OptionalDependencyError: onnxruntime is not installed.
 
     Example:
-        >>> onnx_bytes = open("original.onnx", "rb").read()
+        >>> from pathlib import Path
+        >>> onnx_bytes = Path("original.onnx").read_bytes()
         >>> quantised = lf.quantise_network(onnx_bytes, data.loader("train", batch_size=8), calibration_images=16)
         >>> len(quantised) > 0
         True

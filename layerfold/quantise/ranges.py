@@ -18,14 +18,13 @@ def range_of(observed: Observed, options: QuantiseOptions) -> tuple[float, float
     low, high = min(observed.low, 0.0), max(observed.high, 0.0)
     if options.method == "minmax" or observed.reach == 0.0:
         return low, high
-    centres = (
-        observed.reach * (np.arange(observed.counts.size) + 0.5 - observed.counts.size / 2) / (observed.counts.size / 2)
-    )
+    half = observed.counts.size / 2
+    centres = np.asarray(observed.reach * (np.arange(2 * half) + 0.5 - half) / half, dtype=np.float64)
     if options.method == "percentile":
         outside = (1 - options.percentile / 100) / (2 if low < 0 < high else 1)
         share = np.cumsum(observed.counts) / observed.counts.sum()
         first, last = np.searchsorted(share, outside), np.searchsorted(share, 1 - outside)
-        ends = observed.reach / (observed.counts.size / 2) / 2
+        ends = observed.reach / half / 2
         return max(low, float(centres[first] - ends)), min(high, float(centres[min(last, share.size - 1)] + ends))
     return _least_error(centres, observed.counts, low, high, options.symmetric)
 

@@ -45,21 +45,28 @@ def symmetric_form(onnx_bytes: bytes) -> bytes:
             bias.CopyFrom(numpy_helper.from_array(values.astype(np.float32), node.output[0]))
             is_changed = True
             continue
-        if zero is None or (not numpy_helper.to_array(zero).any() and zero.data_type != onnx.TensorProto.UINT8):
+        zeros = None if zero is None else numpy_helper.to_array(zero)
+        if zeros is None or not (zeros.any() or zeros.dtype == np.uint8):
             nodes.append(node)
             continue
         is_changed = True
-        middle, first, last = int(numpy_helper.to_array(zero)), *_ends(zero.data_type)
-        most = max(middle - first, last - middle) * float(scale)
-        wide, none = f"{node.input[1]}.symmetric", f"{node.input[1]}.zero"
-        if wide not in constants:
-            for values, name in ((np.float32(most / 127), wide), (np.int8(0), none)):
-                constants[name] = graph.initializer.add()
-                constants[name].CopyFrom(numpy_helper.from_array(np.asarray(values), name))
         copy = type(node)()
         copy.CopyFrom(node)
-        copy.input[1], copy.input[2] = wide, none
-        if node.op_type == "QuantizeLinear" and middle == first:
+        first, last = (0, 255) if zeros.dtype == np.uint8 else (-128, 127)
+        middle = zeros.astype(np.float64)
+        wide = (np.maximum(middle - first, last - middle) * scale / 127).astype(np.float32)
+        pair = f"{node.input[1]}.{node.input[2]}"  # a scale may be shared by maps of different zero points
+        copy.input[1], copy.input[2] = f"{pair}.scale", f"{pair}.none"
+        _store(graph, constants, copy.input[1], wide)
+        _store(graph, constants, copy.input[2], np.zeros(zeros.shape, np.int8))
+        if whole is not None and node.op_type == "DequantizeLinear":  # a weight: its numbers change too
+            axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
+            numbers = numpy_helper.to_array(whole)
+            before, after, middle = (_along(each, axis, numbers.ndim) for each in (scale, wide, middle))
+            copy.input[0] = f"{node.input[0]}.{pair}.int8"
+            rounded = np.rint((numbers - middle) * before / after).clip(-127, 127)
+            _store(graph, constants, copy.input[0], rounded.astype(np.int8))
+        if node.op_type == "QuantizeLinear" and (middle == first).all():
             cut = f"{node.output[0]}.cut"
             nodes.append(helper.make_node("Relu", [node.input[0]], [cut], name=cut))
             copy.input[0] = cut
@@ -75,7 +82,18 @@ def symmetric_form(onnx_bytes: bytes) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _ends(data_type: int) -> tuple[int, int]:
-    from onnx import TensorProto
+def _store(graph: Any, constants: dict[str, Any], name: str, values: Any) -> None:
+    from onnx import numpy_helper
 
-    return (0, 255) if data_type == TensorProto.UINT8 else (-128, 127)
+    if name not in constants:
+        constants[name] = graph.initializer.add()
+        constants[name].CopyFrom(numpy_helper.from_array(np.asarray(values), name))
+
+
+def _along(values: Any, axis: int, dims: int) -> Any:
+    """Return one number per channel so that it meets a tensor along its axis; a single number as it is."""
+    if values.size == 1:
+        return values.reshape(())
+    shape = [1] * dims
+    shape[axis] = -1
+    return values.reshape(shape)

@@ -233,6 +233,35 @@ def test_the_symmetric_form_has_no_zero_points_and_computes_nearly_the_same(floa
     assert symmetric_form(symmetric) == symmetric
 
 
+def test_the_symmetric_form_of_a_file_of_another_program_computes_nearly_the_same(
+    float_bytes, images, tmp_path
+) -> None:
+    """Weights in uint8 with a zero point each, as `onnxruntime.quantization` can write them."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        left = iter([{"input": image[None]} for image in images[0]])
+
+        def get_next(self):
+            return next(self.left, None)
+
+    quantize_static(
+        onnx.load_from_string(float_bytes),
+        tmp_path / "theirs.onnx",
+        Reader(),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QUInt8,
+        extra_options={"WeightSymmetric": False},
+    )
+    theirs = (tmp_path / "theirs.onnx").read_bytes()
+    symmetric = symmetric_form(theirs)
+    before, after = run(theirs, images[0]), run(symmetric, images[0])
+    assert np.abs(before - after).max() < 0.05 * np.abs(before).max()
+    graph = onnx.load_from_string(symmetric).graph
+    assert not {TensorProto.UINT8, TensorProto.INT32} & {each.data_type for each in graph.initializer}
+
+
 @pytest.mark.parametrize("form", ["free", "symmetric"])
 def test_tensorrt_builds_an_engine_of_the_quantised_graph(float_bytes, form, tmp_path) -> None:
     pytest.importorskip("tensorrt_rtx")
