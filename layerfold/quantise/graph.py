@@ -25,7 +25,8 @@ def quantise_graph(onnx_bytes: bytes, ranges: Ranges | None = None, options: Qua
     Args:
         onnx_bytes: a float32 model with fixed shapes.
         ranges: least and greatest value by name of feature map, from :func:`layerfold.quantise.calibrate`; None for
-            constant ones that are plausible, which is enough where only latency is asked.
+            constant ones that are plausible, which is enough where only latency is asked; weights that are all
+            zero are then replaced.
         options: ``symmetric`` and ``weight_bits`` count here.
 
     Raises:
@@ -43,7 +44,7 @@ def quantised_model(model: Any, ranges: Ranges | None, options: QuantiseOptions)
         raise UsageError(
             "this network holds nothing to quantise: no conv, matrix product, addition or pooling in float32"
         )
-    writer = _Writer(model, placement, plausible_ranges(model) if ranges is None else ranges, options)
+    writer = _Writer(model, placement, ranges, options)
     return writer.written()
 
 
@@ -88,8 +89,10 @@ def cut_bounds(node: Any, constants: Mapping[str, Any]) -> tuple[float, float]:
 class _Writer:
     """Writes the quantised form of one model."""
 
-    def __init__(self, model: Any, placement: Placement, ranges: Ranges, options: QuantiseOptions) -> None:
-        self._model, self._placement, self._ranges, self._options = model, placement, ranges, options
+    def __init__(self, model: Any, placement: Placement, ranges: Ranges | None, options: QuantiseOptions) -> None:
+        self._model, self._placement, self._options = model, placement, options
+        self._is_for_latency = ranges is None
+        self._ranges = plausible_ranges(model) if ranges is None else ranges
         self._graph = model.graph
         self._constants = {each.name: each for each in self._graph.initializer}
         self._sources = weight_sources(self._graph)
@@ -194,7 +197,11 @@ class _Writer:
         if bias is not None and bias.size != scales.size:
             has_bias, bias = False, None  # one number for all channels
         stem = f"{node.output[0]}.weight"
-        numbers = self._store(quantised_weight(weight, scales, axis, bits=bits), f"{stem}.int8")
+        rounded = quantised_weight(weight, scales, axis, bits=bits)
+        if self._is_for_latency and not rounded.any():
+            # OpenVINO computes such a conv in float32: a last BatchNorm that starts at zero would be timed wrongly.
+            rounded = np.ones_like(rounded)
+        numbers = self._store(rounded, f"{stem}.int8")
         if name in self._repeats:
             repeated = f"{stem}.repeated"
             self._nodes.append(
