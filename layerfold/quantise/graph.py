@@ -31,7 +31,8 @@ def quantise_graph(
     Args:
         onnx_bytes: a float32 model with fixed shapes.
         ranges: least and greatest value by name of feature map, from :func:`layerfold.quantise.calibrate`; None for
-            constant ones that are plausible, which is enough where only latency is asked.
+            constant ones that are plausible, which is enough where only latency is asked; weights that are all
+            zero are then replaced.
         options: ``symmetric`` and ``weight_bits`` count here.
         ends: inputs and outputs that are quantised whatever reads or makes them: of a part of a network, beside which
             others are quantised too.
@@ -51,7 +52,7 @@ def quantised_model(model: Any, ranges: Ranges | None, options: QuantiseOptions,
         raise UsageError(
             "this network holds nothing to quantise: no conv, matrix product, addition or pooling in float32"
         )
-    writer = _Writer(model, placement, plausible_ranges(model) if ranges is None else ranges, options)
+    writer = _Writer(model, placement, ranges, options)
     return writer.written()
 
 
@@ -96,8 +97,10 @@ def cut_bounds(node: Any, constants: Mapping[str, Any]) -> tuple[float, float]:
 class _Writer:
     """Writes the quantised form of one model."""
 
-    def __init__(self, model: Any, placement: Placement, ranges: Ranges, options: QuantiseOptions) -> None:
-        self._model, self._placement, self._ranges, self._options = model, placement, ranges, options
+    def __init__(self, model: Any, placement: Placement, ranges: Ranges | None, options: QuantiseOptions) -> None:
+        self._model, self._placement, self._options = model, placement, options
+        self._is_for_latency = ranges is None
+        self._ranges = plausible_ranges(model) if ranges is None else ranges
         self._graph = model.graph
         self._constants = {each.name: each for each in self._graph.initializer}
         self._sources = weight_sources(self._graph)
@@ -203,6 +206,9 @@ class _Writer:
             has_bias, bias = False, None  # one number for all channels
         stem = f"{node.output[0]}.weight"
         whole_numbers = quantised_weight(weight, scales, axis, bits=bits)
+        if self._is_for_latency and not whole_numbers.any():
+            # OpenVINO computes such a conv in float32: a last BatchNorm that starts at zero would be timed wrongly.
+            whole_numbers = np.ones_like(whole_numbers)
         is_repeated = name in self._repeats
         if is_repeated and self._options.symmetric:  # TensorRT takes a constant and nothing between it and the pair
             sizes = numpy_helper.to_array(self._constants[self._repeats[name].input[1]])

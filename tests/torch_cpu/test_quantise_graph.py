@@ -126,6 +126,17 @@ def test_every_conv_of_openvino_computes_in_eight_bits(activation, images) -> No
         assert not any(kind == "Eltwise" and precision == "f32" for kind, precision in layers)
 
 
+def test_a_conv_whose_weights_are_all_zero_is_timed_in_eight_bits_all_the_same() -> None:
+    """A network with random weights may start with a last BatchNorm of zeros (timm's ResNets)."""
+    model = _Block().eval()
+    with torch.no_grad():
+        model.body[4].weight.zero_()
+    quantised = quantise_graph(export_onnx(model, torch.randn(1, 3, 24, 24), fast=True))
+    convs = [precision for kind, precision in openvino_layers(quantised) if kind == "Convolution"]
+    assert len(convs) == 4
+    assert set(convs) <= {"i8", "u8"}
+
+
 @pytest.mark.parametrize("is_light", [False, True])
 def test_a_segment_without_images_is_integer_too(is_light, tmp_path) -> None:
     quantised = quantise_graph(segment_bytes(is_light=is_light))
