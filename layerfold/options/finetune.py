@@ -48,7 +48,7 @@ class FinetuneOptions:
         precision: what the network is trained for: ``float32``, or ``int8``, where the last steps compute with kernels
             and feature maps rounded as in the quantised network.
         int8_share: share of the steps that do so, above 0..1; those before are in float32.
-        int8_rate: their highest learning rate, as a share of the others', above 0.
+        int8_rate: their highest learning rate, as a share of the others', above 0..1.
         seed: of the order of images, augmentation, mixing and dropout.
 
     Example:
@@ -98,7 +98,7 @@ class FinetuneOptions:
         "float32", choices=("float32", "int8"), help="what it is trained for; int8 rounds in the last steps"
     )
     int8_share: float = setting(0.5, above=0, most=1, help="share of the steps that are rounded, with --precision int8")
-    int8_rate: float = setting(0.1, above=0, help="their highest learning rate, as a share of the others'")
+    int8_rate: float = setting(0.1, above=0, most=1, help="their highest learning rate, as a share of the others'")
     seed: int = setting(0, metavar="N", help="of the order of images, augmentation, mixing and dropout")
 
     def __post_init__(self) -> None:
