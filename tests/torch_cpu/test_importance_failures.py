@@ -90,7 +90,7 @@ from tests.torch_cpu.test_importance_failures import estimate, many_images
 
 estimate("recalibrate")  # what is loaded at first use is loaded
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + (200 << 20), size + (200 << 20)))
+resource.setrlimit(resource.RLIMIT_AS, (size + (120 << 20), size + (120 << 20)))
 try:
     estimate("recalibrate", many_images(), calibration_images=None)
 except ExecutorError as error:
