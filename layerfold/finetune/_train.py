@@ -55,7 +55,7 @@ def finetune_network(
 
     For ``precision='int8'`` the last steps compute as the quantised network will: each kernel, merged ones too, is
     rounded to int8 per output channel, and feature maps to 8 bits within ranges that are learned. These are kept with
-    the network, for its quantised ONNX file (:func:`layerfold.qat.quantised_onnx`). BatchNorm statistics no longer move
+    the network, for its quantised ONNX file (``layerfold.qat.quantised_onnx``). BatchNorm statistics no longer move
     then; where no step is in float32 (``int8_share=1``) they must fit already (:func:`recalibrate_batch_norm`).
 
     In processes that torchrun or ``accelerate launch`` started together, each takes its rows of every batch and

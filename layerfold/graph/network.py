@@ -57,7 +57,7 @@ class Network(Description):
             layer_norms: layer to the L1 norm of its weights (:func:`layerfold.layer_norms`). If given, options in which
                 layers are dropped follow behind the others: for each merged kernel that a segment can come down to,
                 the one that keeps the layers of greatest norm (Kim et al., *LayerMerge*, ICML 2024, section 3).
-            levers: names of the levers to use (:mod:`layerfold.tables.levers`); None for ``merge``, and ``drop`` if
+            levers: names of the levers to use (``layerfold.tables.levers``); None for ``merge``, and ``drop`` if
                 ``layer_norms`` is given. Each layer on its own is always there.
         """
         rules = CandidateRules(

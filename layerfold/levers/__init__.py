@@ -1,1 +1,1 @@
-"""The levers: one file for each kind of change that a solver may choose (:mod:`layerfold.tables.levers`)."""
+"""The levers: one file for each kind of change that a solver may choose (``layerfold.tables.levers``)."""

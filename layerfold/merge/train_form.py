@@ -37,7 +37,7 @@ def build_train_form(model: nn.Module, net: Network, solution: Solution) -> fx.G
 
     Layers that the solution drops are not in it: each is the identity, and where nothing of a residual's branch stays
     only the shortcut does (``layerfold.graph.dropping``). What other levers change stands in ``segments``; each lever
-    says what becomes of a layer's module (:mod:`layerfold.tables.levers`).
+    says what becomes of a layer's module (``layerfold.tables.levers``).
 
     Args:
         model: the model that ``net`` was traced from.

@@ -42,7 +42,6 @@ def export_int8(
     folder: Path,
     formats: Sequence[str],
     *,
-    example_input: Tensor,
     images: Sequence[Tensor],
     data: ImageData,
     quantise: QuantiseOptions,
@@ -55,8 +54,8 @@ def export_int8(
         original_onnx: the original in float32.
         folder: where they go.
         formats: out of ``onnx`` and ``tensorrt``.
-        example_input: [N, C, H, W]; fixes the shapes.
-        images: batches of that shape, on which the float32 file must compute what the module does.
+        images: batches [N, C, H, W] of one shape, which the files have, and on which the float32 one must compute what
+            the module does.
         data: its training images calibrate.
         quantise, options: how.
 
@@ -64,7 +63,7 @@ def export_int8(
         ExportError: the float32 file computes something else than its module.
         DataError, UsageError: of the images; says what is wrong with them.
     """
-    onnx_bytes = export_onnx(merged, example_input)
+    onnx_bytes = export_onnx(merged, images[0])
     checks = [check_onnx(onnx_bytes, merged, batch, MOST_DIFFERENCE) for batch in images]
     path = folder / f"{options.name}.onnx"
     network, original = (quantise_with(each, data, quantise) for each in (onnx_bytes, original_onnx))

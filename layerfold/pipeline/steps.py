@@ -320,7 +320,7 @@ class Steps:
 
     def export(self) -> Exported:
         """Export the merged network, in int8 the original beside it."""
-        job, example = self.job, self.job.batch_example()
+        job = self.job
         asked = job.options.formats
         formats = asked or FORMATS
         options = ExportOptions(
@@ -334,13 +334,14 @@ class Steps:
                 self.original_onnx,
                 self.folder.path,
                 formats,
-                example_input=example,
                 images=list(batches_of(job.images, job.options.batch)),
                 data=job.data,
                 quantise=job.options.quantise,
                 options=options,
             )
-        report = export_network(self.merged, self.folder.path, formats, options=options, example_input=example)
+        report = export_network(
+            self.merged, self.folder.path, formats, options=options, example_input=job.batch_example()
+        )
         self._check_onnx(report.onnx_path.read_bytes(), self.merged)
         return Exported.of(report)
 

@@ -31,7 +31,7 @@ class SolutionSegment:
     Attributes:
         start, end: positions; layers start+1..end become one conv.
         plan: ``keep`` for a single layer, ``merge`` for several as they are, ``drop`` where some do not stay, or the
-            word of another lever (:mod:`layerfold.tables.levers`).
+            word of another lever (``layerfold.tables.levers``).
         latency_ms: the table's entry; None if unknown.
         kernel: where a lever changes layers, the merged kernel by which latency tables know it, for example ``3x3``, or
             ``identity`` where nothing stays; else empty.
