@@ -17,10 +17,13 @@ from layerfold.settings import merged
 
 if TYPE_CHECKING:
     from layerfold.data import ImageData
+    from layerfold.models import LoadedModel
     from layerfold.quantise import QuantisedCheck, QuantisedNetwork
 
 _CHECKED = 512  # images on which the two networks are compared
 _BATCH = 50
+_OF_QUANTISING = ("calibration_images", "calibration", "weight_bits", "no_bias_correction", "no_equalisation")
+_OF_IMAGES = ("mean", "std", "interpolation", "crop_pct")
 
 
 def add_quantising_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +31,8 @@ def add_quantising_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, required=False, trains=False)
     group = parser.add_argument_group("quantising", "with --precision int8, for a network that is in float32")
     add_flag(group, QuantiseOptions, "calibration_images", default="as many as there are, 300 at most")
-    add_flag(group, QuantiseOptions, "method", "--calibration")
-    add_flag(group, QuantiseOptions, "weight_bits")
+    add_flag(group, QuantiseOptions, "method", "--calibration", is_left_open=True)
+    add_flag(group, QuantiseOptions, "weight_bits", is_left_open=True)
     for name, text in (
         ("bias-correction", "do not correct biases, even where that helps"),
         ("equalisation", "do not even out channels, even where that helps"),
@@ -39,17 +42,60 @@ def add_quantising_arguments(parser: argparse.ArgumentParser) -> None:
 
 def quantise_options(args: argparse.Namespace) -> QuantiseOptions:
     """Return the options that were given."""
+    given = {
+        "calibration_images": args.calibration_images,
+        "method": args.calibration,
+        "weight_bits": args.weight_bits,
+    }
     return merged(
         None,
         QuantiseOptions,
         {
-            "calibration_images": args.calibration_images,
-            "method": args.calibration,
-            "weight_bits": args.weight_bits,
+            **{name: value for name, value in given.items() if value is not None},
             "bias_correction": not args.no_bias_correction,
             "equalisation": not args.no_equalisation,
         },
     )
+
+
+def check_nothing_to_quantise(args: argparse.Namespace, why: str) -> None:
+    """Refuse flags that only count where a network is quantised; ``why`` this command does not.
+
+    Raises:
+        UsageError: names the first one.
+    """
+    for name in _OF_QUANTISING:
+        value = getattr(args, name)
+        if value is not None and value is not False:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag}: says how a float32 network is quantised, and {why}; leave it out")
+
+
+def prepared_as_asked(args: argparse.Namespace, preprocessing: JsonObject | None) -> JsonObject | None:
+    """Return how images become a network's input with what flags say of it put in; None stays None."""
+    if preprocessing is None:
+        return None
+    given = {name: getattr(args, name) for name in _OF_IMAGES}
+    return {**preprocessing, **{name: value for name, value in given.items() if value is not None}}
+
+
+def note_guessed_preparation(args: argparse.Namespace, loaded: LoadedModel) -> None:
+    """Say on stderr where neither a model of one's own nor a flag says how images are normalised."""
+    from layerfold.factories import is_factory_source
+
+    said = getattr(loaded.module, "pretrained_cfg", None) or {}
+    guessed = [
+        f"{name} {','.join(f'{each:.4g}' for each in getattr(loaded, name))}"
+        for name in ("mean", "std")
+        if getattr(args, name) is None
+        and (said.get(name) if isinstance(said, dict) else getattr(said, name, None)) is None
+    ]
+    if guessed and is_factory_source(loaded.source):
+        print(
+            f"layerfold: note: {loaded.source} does not say how its images are prepared; {' and '.join(guessed)} "
+            "(ImageNet's) is taken: give --mean and --std if it was trained with others",
+            file=sys.stderr,
+        )
 
 
 def open_images(args: argparse.Namespace, input_shape: tuple[int, ...], said: JsonObject) -> ImageData:

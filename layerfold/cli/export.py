@@ -23,7 +23,10 @@ from layerfold.cli._output import show, show_json
 from layerfold.cli._output_files import Output, check_outputs
 from layerfold.cli._quantising import (
     add_quantising_arguments,
+    check_nothing_to_quantise,
+    note_guessed_preparation,
     open_images,
+    prepared_as_asked,
     quantise,
     quantise_options,
     quantised_facts,
@@ -133,6 +136,9 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.precision != "int8" and args.data is not None:
         raise UsageError(f"--data {args.data}: images are for --precision int8; leave it out, or ask for int8")
+    _check_for_models_only(args, kind)
+    if args.precision != "int8":
+        check_nothing_to_quantise(args, f"--precision {args.precision} quantises nothing")
     if kind == "onnx":
         found = _of_onnx(args, Path(args.merged), folder, formats, options)
     else:
@@ -140,6 +146,24 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         show_json(found)
     return 0
+
+
+def _check_for_models_only(args: argparse.Namespace, kind: str) -> None:
+    """Refuse flags that say nothing about a file that holds its weights and shapes.
+
+    Raises:
+        UsageError: names the first one.
+    """
+    if kind == "model":
+        return
+    for name in ("weights", "weights_key", "num_classes", "input"):
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: is for a model, and {args.merged} has its own; leave it out")
+    if kind == "onnx" and args.batch != 1:
+        raise UsageError(
+            f"--batch {args.batch}: {args.merged} is ONNX of fixed shapes; export the network itself with --batch, and "
+            "leave it out here"
+        )
 
 
 class _EngineArguments(TypedDict):
@@ -208,9 +232,13 @@ def _of_network(
         module, shape, batch_norm = form.module, form.recipe.input_shape, form.batch_norm
         loaded = _loaded_of(form)
         preprocessing = None if loaded is None else _preprocessing_of(loaded, shape)
+    preprocessing = prepared_as_asked(args, preprocessing)
+    if loaded is not None and preprocessing is not None:
+        note_guessed_preparation(args, loaded)
     dtype = next(module.parameters()).dtype
     example = example_images((args.batch, *shape)).to(dtype)
     if is_int8 and args.data is None and has_ranges(module):
+        check_nothing_to_quantise(args, f"{args.merged} was trained in int8: its own ranges are taken")
         return {**_trained_int8(args, module, example, path, formats, options, preprocessing), "batch_norm": batch_norm}
     if is_int8:
         from layerfold.export import export_onnx
@@ -303,6 +331,7 @@ def _of_onnx(
     if "tensorrt" not in formats:
         what = "quantised already" if args.precision == "int8" else "ONNX already"
         raise UsageError(f"FILE {source}: is {what}; give --formats tensorrt to build an engine from it")
+    check_nothing_to_quantise(args, f"{source} is ONNX as it is to be")
     if args.data is not None:
         print(f"layerfold: note: {source}: is quantised already; taken as it is, without --data", file=sys.stderr)
     report = build_engine(read_input(source, "FILE"), folder / f"{source.stem}.engine", preprocessing=said, **options)

@@ -61,7 +61,7 @@ def place(model: Any, ends: Collection[str] = ()) -> Placement:
             is_last = readers[node.output[0]] == 1 and node.output[0] not in only_reader
             if kind == "Conv" or not is_last:  # logits stay in float32
                 _mark_output(node.output[0], only_reader, found)
-        elif kind in _COMPUTES and not swish & {*node.input, *node.output}:
+        elif kind in _COMPUTES and not swish & {*node.input, *node.output} and not _counts_beyond_padding(node):
             if any(name not in floats for name in node.input):
                 continue  # a constant or a number of another type: left as it is
             for name in node.input:
@@ -90,6 +90,15 @@ def _mark_output(name: str, only_reader: dict[str, Any], found: Placement) -> No
         found.cut_by[reader.output[0]] = reader
         name = reader.output[0]
     found.quantised[name] = None
+
+
+def _counts_beyond_padding(node: Any) -> bool:
+    """Say whether windows of an average pooling reach beyond counted padding.
+
+    ONNX Runtime's integer kernel divides by what lies beyond too, its float kernel does not: it stays in float32.
+    """
+    found = {each.name: each.i for each in node.attribute if each.name in ("ceil_mode", "count_include_pad")}
+    return node.op_type == "AveragePool" and bool(found.get("ceil_mode")) and bool(found.get("count_include_pad"))
 
 
 def _is_swish(sigmoid: Any, reader: Any) -> bool:

@@ -99,11 +99,25 @@ def test_an_engine_is_built_from_what_was_quantised(place, capsys, tmp_path) -> 
     assert (tmp_path / "small.engine").stat().st_size > 0
 
 
+def test_a_normalisation_that_nobody_said_is_named_and_one_that_flags_say_is_kept(place, capsys, tmp_path) -> None:
+    given = ["export", f"{place}/own.py:small", "--input", "3x24x24", "-o"]
+    code, _, err = call(capsys, *given, tmp_path / "guessed", "--precision", "int8", "--data", f"images:{place}/images")
+    assert code == 0, err
+    assert "does not say how its images are prepared; mean 0.485,0.456,0.406 and std 0.229,0.224,0.225" in err
+    flags = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.2"]
+    code, _, err = call(capsys, *given, tmp_path / "said", *flags)
+    assert code == 0, err
+    assert "does not say" not in err
+    facts = json.loads((tmp_path / "said" / "small.onnx.json").read_text())["preprocessing"]
+    assert facts["mean"] == [0.5, 0.4, 0.3]
+    assert facts["std"] == [0.2, 0.2, 0.2]
+
+
 def test_bad_input_is_one_line_and_exit_code_2(place, capsys, tmp_path) -> None:
     float_file = place / "float" / "small.onnx"
     no_facts = tmp_path / "bare.onnx"
     no_facts.write_bytes(float_file.read_bytes())
-    images = f"images:{place}/images"
+    images, model = f"images:{place}/images", f"{place}/own.py:small"
     (tmp_path / "black").mkdir()
     for number in range(12):
         Image.new("RGB", (24, 24)).save(tmp_path / "black" / f"{number}.png")
@@ -116,6 +130,12 @@ def test_bad_input_is_one_line_and_exit_code_2(place, capsys, tmp_path) -> None:
         ([no_facts, "--precision", "int8", "--data", images], "give --mean and --std"),
         ([float_file, "--formats", "tensorrt", "--data", images], "images are for --precision int8"),
         ([place / "own.py", "--precision", "int8", "--data", images], "own.py"),
+        ([float_file, "--precision", "int8", "--data", images, "--batch", 4], "--batch 4: "),
+        ([float_file, "--precision", "int8", "--data", images, "--num-classes", 3], "--num-classes: is for a model"),
+        ([model, "--input", "3x24x24", "--calibration", "mse"], "--calibration: says how a float32 network"),
+        ([model, "--input", "3x24x24", "--calibration-images", 5], "--precision float32 quantises nothing"),
+        ([model, "--input", "3x24x24", "--weight-bits", 7], "--weight-bits: says"),
+        ([model, "--input", "3x24x24", "--no-equalisation"], "--no-equalisation: says"),
     ):
         code, _, err = call(capsys, "export", *arguments, "-o", tmp_path / "out")
         assert code == 2, err
