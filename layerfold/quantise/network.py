@@ -47,8 +47,9 @@ def quantise_network(
 ) -> bytes:
     """Return a trained float32 network in int8, as one ONNX model in QDQ form, calibrated on images without labels.
 
-    Weights get a scale per output channel, feature maps one per tensor; logits stay float32. ONNX Runtime and OpenVINO
-    compute the result in integers; :func:`layerfold.export.build_engine` builds TensorRT engines from it.
+    Weights get a scale per output channel, feature maps one per tensor; logits of a matrix product stay float32. ONNX
+    Runtime and OpenVINO compute the result in integers; :func:`layerfold.export.build_engine` builds TensorRT engines
+    from it.
 
     Args:
         onnx_bytes: a float32 model with fixed shapes and one input, as ``lf.export_network`` writes it.

@@ -238,7 +238,9 @@ def test_loading_an_engine_without_a_gpu_says_so_after_checking_the_file(tensorr
 
 
 def test_bad_arguments_and_graphs_are_named(tensorrt, onnx_bytes, tmp_path):
-    with pytest.raises(UsageError, match=r"precision='int3' is not known; choose from float32, float16, bfloat16, int8"):
+    with pytest.raises(
+        UsageError, match=r"precision='int3' is not known; choose from float32, float16, bfloat16, int8"
+    ):
         build_engine(onnx_bytes, tmp_path / "m.engine", precision="int3")
     with pytest.raises(UsageError, match=r"compute_capability='8.7'.*choose from 7.5"):
         build_engine(onnx_bytes, tmp_path / "m.engine", compute_capabilities=("8.7",))

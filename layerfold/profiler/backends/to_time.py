@@ -95,11 +95,14 @@ def _reference_graph() -> bytes:
     smooth = node("Mul", added, node("Sigmoid", added))
     gate = node("HardSigmoid", conv(node("GlobalAveragePool", smooth), 4, 4))
     gated = node("Mul", smooth, gate)
-    pooled = node(
-        "Concat", node("MaxPool", gated, kernel_shape=[2, 2]), node("AveragePool", gated, kernel_shape=[2, 2]), axis=1
-    )
+    pools = [
+        node("MaxPool", gated, kernel_shape=[2, 2]),
+        node("AveragePool", gated, kernel_shape=[2, 2]),
+        node("AveragePool", gated, kernel_shape=[2, 2], ceil_mode=1, count_include_pad=1),
+    ]
+    pooled = node("Concat", *pools, axis=1)
     flat = node("Flatten", node("GlobalAveragePool", node("LeakyRelu", pooled)))
-    output = node("MatMul", node("Gemm", flat, stored(4, 8), stored(4), transB=1), stored(4, 2))
+    output = node("MatMul", node("Gemm", flat, stored(4, 12), stored(4), transB=1), stored(4, 2))
     puts = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in (("x", (1, 3, 16, 16)), (output, (1, 2)))
