@@ -27,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,16 @@ def main() -> int:
         folder = Path(name) / "work"
         folder.mkdir()
         make_inputs(folder)
-        results = kill_and_restart(command, folder, args.kills, random.Random(args.seed))
-    if not args.no_record:
-        write_record("kill_compress", results, vars(args), packages=("torch", "onnxruntime", "filelock"))
+        results: dict[str, Any] = {}
+        for results in kill_and_restart(command, folder, args.kills, random.Random(args.seed)):
+            if not args.no_record:  # after each run: all of them take an hour
+                write_record("kill_compress", results, vars(args), packages=("torch", "onnxruntime", "filelock"))
     print(f"{results['kills']} kills in {results['runs']} runs, faults: {results['faults'] or 'none'}", file=sys.stderr)
     return int(bool(results["faults"]))
 
 
-def kill_and_restart(command: list[str], folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Return what undisturbed and killed runs left behind, compared."""
+def kill_and_restart(command: list[str], folder: Path, kills: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield after each run what the undisturbed and all killed ones so far left behind, compared."""
     done = run_forked(command, folder, limit_s=3600)
     if done.code != 0:
         sys.exit(f"error: {done.err}")
@@ -99,15 +101,15 @@ def kill_and_restart(command: list[str], folder: Path, kills: int, rng: random.R
         if is_done:
             faults += compared(folder / "whole", folder / "out")
             other_solutions += solution_of(folder / "whole") != solution_of(folder / "out")
+        yield {
+            "kills": killed,
+            "runs": runs,
+            "undisturbed_s": round(whole_s, 1),
+            "other_solutions": other_solutions,
+            "faults": list(faults),
+            "lives": list(lives),
+        }
     print(file=sys.stderr)
-    return {
-        "kills": killed,
-        "runs": runs,
-        "undisturbed_s": round(whole_s, 1),
-        "other_solutions": other_solutions,
-        "faults": faults,
-        "lives": lives,
-    }
 
 
 def one_life(command: list[str], folder: Path, sign: signal.Signals, wait_s: float | None) -> dict[str, Any]:
