@@ -53,8 +53,11 @@ def prepared(images: Array) -> Array:
     return np.ascontiguousarray(((images.astype(np.float32) / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2))
 
 
-def float_network(merges: list[tuple[int, int]]) -> bytes:
-    """Return the float32 network as ONNX, with these stretches of layers merged (end included, start not)."""
+def float_network(merges: list[tuple[int, int]], images: Array) -> bytes:
+    """Return the float32 network as ONNX, with these stretches of layers merged (end included, start not).
+
+    Nothing is trained: a merged network's BatchNorm statistics are recalibrated on the images, no more.
+    """
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "lite0.safetensors"
         convert_weights(weights)
@@ -66,7 +69,9 @@ def float_network(merges: list[tuple[int, int]]) -> bytes:
         ends = [layer.index for layer in net.layers if layer.index not in inside]
         active = [position for position in net.original_act_pos if position not in inside]
         solution = lf.Solution(act_pos=active, merge_pos=sorted({*ends, *active}))
-        model = lf.merge_network(lf.build_train_form(model, net, solution).eval())
+        form = lf.build_train_form(model, net, solution).eval()
+        lf.recalibrate_batch_norm(form, [torch.from_numpy(step) for step in _steps(images)])
+        model = lf.merge_network(form)
     return export_onnx(model, example)
 
 
@@ -229,7 +234,7 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(images))
     calibration, test = order[:500][: args.calibration_images], order[500:][: args.test_images]
     merges = [(int(start), int(end)) for start, _, end in (each.partition(":") for each in args.merge)]
-    float_bytes = float_network(merges)
+    float_bytes = float_network(merges, images[calibration])
     expected = logits(float_bytes, images[test])
     how = {"calibration_images": len(calibration)}
     ways: dict[str, Callable[[bytes, Array], bytes]] = {"layerfold": ours(QuantiseOptions(**how))}
