@@ -105,6 +105,8 @@ def test_half_precision_is_close_and_is_what_runs(model, onnx_bytes, name) -> No
 
 @pytest.mark.parametrize("name", ["openvino", "torch"])
 def test_bfloat16_is_close_and_is_what_runs_where_the_processor_has_it(model, onnx_bytes, name) -> None:
+    if name == "openvino" and "ONEDNN_MAX_CPU_ISA" in os.environ:
+        pytest.skip("OpenVINO names what the processor has, and its kernels are held to an older one")
     precisions = type(backend_of(name)).precisions("cpu")
     if "bfloat16" not in precisions:
         words = rf"precision='bfloat16': device 'cpu' of backend '{name}' lacks it; choose from float32"
