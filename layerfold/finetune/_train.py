@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ def finetune_network(
 
     Args:
         model: images to logits; the train form of a compressed network, or any other network (for int8: any traced
-            one, also in deploy form). Parameters that do not
-            require gradients stay as they are; BatchNorm statistics follow the images all the same.
+            one, also in deploy form). Parameters that do not require gradients stay as they are; BatchNorm statistics
+            follow the images all the same.
         data: its train split is learned, its holdout scored after every epoch.
         teacher: the original network; left as it is.
         options, settings: see :class:`FinetuneOptions`; a setting given by name takes the place of that of ``options``.
@@ -91,54 +91,12 @@ def finetune_network(
         (4, [1, 2])
     """
     options, run = options or FinetuneOptions(), run or RunOptions()
-    if options.precision == "int8":
-        return _finetune_rounded(model, data, options, teacher=teacher, features=features, fade=fade, run=run)
-    return _finetune(model, data, options, teacher=teacher, features=features, fade=fade, run=run)
-
-
-def _finetune(
-    model: nn.Module,
-    data: ImageData,
-    options: FinetuneOptions,
-    *,
-    teacher: nn.Module | None,
-    features: Sequence[tuple[str, str]],
-    fade: float,
-    run: RunOptions,
-) -> FinetuneReport:
-    _check_fade(model, fade, options, run)
-    getattr(model, "meta", {}).pop(ACTIVATION_RANGES, None)  # of an earlier training: these weights will not fit them
-    try:
-        report = train_network(
-            model,
-            data,
-            options,
-            replace(run, description=run.description or "Finetuning"),
-            teacher=teacher,
-            features=features,
-            before_step=_fading_steps(model, fade) if fade else None,
-            settings={"fade": fade} if fade else None,
-        )
-    finally:
-        fade_to(model, 1.0)
-    remove_fading(model)
-    return report
-
-
-def _finetune_rounded(
-    model: nn.Module,
-    data: ImageData,
-    options: FinetuneOptions,
-    *,
-    teacher: nn.Module | None,
-    features: Sequence[tuple[str, str]],
-    fade: float,
-    run: RunOptions,
-) -> FinetuneReport:
-    """Train in float32 first, then rounded: two trainings, each with a checkpoint of its own."""
+    training = _Finetuning(data=data, options=options, teacher=teacher, features=features, fade=fade, run=run)
+    if options.precision != "int8":
+        return training.in_float32(model)
     check_rounding(options, run, fade)
-    first = _finetune_before_rounding(model, data, options, teacher=teacher, features=features, fade=fade, run=run)
-    return _go_on_rounded(model, data, options, first, teacher=teacher, features=features, run=run)
+    first = training.before_rounding(model)
+    return training.rounded(model, first)
 
 
 @public_call
@@ -181,56 +139,74 @@ def finetune_merged(
     if options.precision != "int8":
         raise UsageError("precision='float32': the merged network is trained for int8; say precision='int8'")
     check_rounding(options, run, fade)
-    first = _finetune_before_rounding(student, data, options, teacher=teacher, features=features, fade=fade, run=run)
+    training = _Finetuning(data=data, options=options, teacher=teacher, features=features, fade=fade, run=run)
+    first = training.before_rounding(student)
     merged = merge_network(student.eval())
-    return merged, _go_on_rounded(merged, data, options, first, teacher=teacher, features=features, run=run)
+    return merged, training.rounded(merged, first)
 
 
-def _finetune_before_rounding(
-    model: nn.Module,
-    data: ImageData,
-    options: FinetuneOptions,
-    *,
-    teacher: nn.Module | None,
-    features: Sequence[tuple[str, str]],
-    fade: float,
-    run: RunOptions,
-) -> FinetuneReport | None:
-    """Do the steps in float32; None where there are none."""
-    num_steps, _ = steps_of(options, data)
-    if not num_steps:
-        return None
-    path = None if run.checkpoint_path is None else float_checkpoint(run.checkpoint_path)
-    in_float = replace(options, precision="float32", keep="last", steps=num_steps)
-    run = replace(run, checkpoint_path=path)
-    return _finetune(model, data, in_float, teacher=teacher, features=features, fade=fade, run=run)
+@dataclass(frozen=True, kw_only=True)
+class _Finetuning:
+    """One finetuning: all that it is asked but for the network; see :func:`finetune_network`.
 
+    For int8 it is two trainings, in float32 and then rounded, each with a checkpoint of its own.
+    """
 
-def _go_on_rounded(
-    model: nn.Module,
-    data: ImageData,
-    options: FinetuneOptions,
-    first: FinetuneReport | None,
-    *,
-    teacher: nn.Module | None,
-    features: Sequence[tuple[str, str]],
-    run: RunOptions,
-) -> FinetuneReport:
-    _, num_rounded = steps_of(options, data)
-    rounding = RoundedTraining(model, data)
-    second = train_network(
-        rounding.network,
-        data,
-        replace(options, steps=num_rounded, learning_rate=options.highest_learning_rate * options.int8_rate),
-        replace(run, description=f"{run.description or 'Finetuning'} in int8"),
-        teacher=teacher,
-        features=features,
-        before_step=rounding.before_step,
-        earlier=() if first is None else first.history,
-    )
-    rounding.finish()
-    model.eval()
-    return replace(second if first is None else after(first, second), options=asdict(options))
+    data: ImageData
+    options: FinetuneOptions
+    teacher: nn.Module | None
+    features: Sequence[tuple[str, str]]
+    fade: float
+    run: RunOptions
+
+    def in_float32(self, model: nn.Module) -> FinetuneReport:
+        """Train a network in place."""
+        fade = self.fade
+        _check_fade(model, fade, self.options, self.run)
+        getattr(model, "meta", {}).pop(ACTIVATION_RANGES, None)  # of an earlier training: they will not fit
+        try:
+            report = train_network(
+                model,
+                self.data,
+                self.options,
+                replace(self.run, description=self.run.description or "Finetuning"),
+                teacher=self.teacher,
+                features=self.features,
+                before_step=_fading_steps(model, fade) if fade else None,
+                settings={"fade": fade} if fade else None,
+            )
+        finally:
+            fade_to(model, 1.0)
+        remove_fading(model)
+        return report
+
+    def before_rounding(self, model: nn.Module) -> FinetuneReport | None:
+        """Do the steps in float32; None where there are none."""
+        num_steps, _ = steps_of(self.options, self.data)
+        if not num_steps:
+            return None
+        path = None if self.run.checkpoint_path is None else float_checkpoint(self.run.checkpoint_path)
+        options = replace(self.options, precision="float32", keep="last", steps=num_steps)
+        return replace(self, options=options, run=replace(self.run, checkpoint_path=path)).in_float32(model)
+
+    def rounded(self, model: nn.Module, first: FinetuneReport | None) -> FinetuneReport:
+        """Do the rounded steps; return the report of both trainings."""
+        options = self.options
+        _, num_rounded = steps_of(options, self.data)
+        rounding = RoundedTraining(model, self.data)
+        second = train_network(
+            rounding.network,
+            self.data,
+            replace(options, steps=num_rounded, learning_rate=options.highest_learning_rate * options.int8_rate),
+            replace(self.run, description=f"{self.run.description or 'Finetuning'} in int8"),
+            teacher=self.teacher,
+            features=self.features,
+            before_step=rounding.before_step,
+            earlier=() if first is None else first.history,
+        )
+        rounding.finish()
+        model.eval()
+        return replace(second if first is None else after(first, second), options=asdict(options))
 
 
 def _check_fade(model: nn.Module, fade: float, options: FinetuneOptions, run: RunOptions) -> None:
