@@ -148,13 +148,12 @@ def open_images(args: argparse.Namespace, input_shape: tuple[int, ...], said: Js
 
 def quantise(float_bytes: bytes, data: ImageData, options: QuantiseOptions) -> tuple[QuantisedNetwork, QuantisedCheck]:
     """Quantise a network with the training images of a data set (its holdout where it has none), check it on others."""
-    from layerfold.quantise import check_quantised, quantised_network
+    from layerfold.pipeline.int8 import calibration_images, quantise_with
+    from layerfold.quantise import check_quantised
 
-    split = "holdout" if data.train is None else "train"
-    limit = min(options.images_at_most, len(data.split(split)))
-    loader = data.loader(split, _BATCH, limit=limit)
+    split, limit = calibration_images(data, options)
     print(f"layerfold: calibrating with {limit} images of {data.name}, {split}", file=sys.stderr)
-    network = quantised_network(float_bytes, loader, options)
+    network = quantise_with(float_bytes, data, options)
     test = data.loader("test", _BATCH, limit=min(_CHECKED, len(data.split("test"))))
     return network, check_quantised(network.onnx_bytes, float_bytes, test)
 

@@ -24,15 +24,15 @@ from layerfold.quantise import QuantisedNetwork, quantised_network
 _BATCH = 50
 
 
-def calibration_split(data: ImageData) -> str:
-    """Return the split whose images calibrate."""
-    return "holdout" if data.train is None else "train"
+def calibration_images(data: ImageData, options: QuantiseOptions) -> tuple[str, int]:
+    """Return the split whose images calibrate, and how many of them do."""
+    split = "holdout" if data.train is None else "train"
+    return split, min(options.images_at_most, len(data.split(split)))
 
 
 def quantise_with(onnx_bytes: bytes, data: ImageData, options: QuantiseOptions) -> QuantisedNetwork:
     """Quantise a float32 network on training images, or those of the holdout where there are none."""
-    split = calibration_split(data)
-    limit = min(options.images_at_most, len(data.split(split)))
+    split, limit = calibration_images(data, options)
     return quantised_network(onnx_bytes, data.loader(split, _BATCH, limit=limit), options)
 
 

@@ -11,7 +11,7 @@ from layerfold.errors import DataError, OptionalDependencyError, UsageError
 from layerfold.finetune import check_answers, check_device, check_trainable, first_images
 from layerfold.graph import Segment
 from layerfold.importance import check_method, trains
-from layerfold.pipeline.int8 import calibration_split
+from layerfold.pipeline.int8 import calibration_images
 from layerfold.pipeline.options import CompressOptions
 from layerfold.plugins import is_installed
 
@@ -68,11 +68,9 @@ def _check_images(data: ImageData, options: CompressOptions) -> None:
             )
     check_method(options.importance_method, options.importance_score, data)
     data.check_holdout()
-    wanted, split = options.calibration_images, calibration_split(data)
-    if wanted is not None and wanted > len(data.split(split)):
-        raise UsageError(
-            f"calibration_images={wanted}: there are only {len(data.split(split))} images in {split}; ask for fewer"
-        )
+    wanted, (split, count) = options.calibration_images, calibration_images(data, options.quantise)
+    if wanted is not None and wanted > count:
+        raise UsageError(f"calibration_images={wanted}: there are only {count} images in {split}; ask for fewer")
 
 
 def _check_packages(options: CompressOptions) -> None:

@@ -27,11 +27,12 @@ class QuantisedNetwork:
     """A quantised network, and how it came about.
 
     Attributes:
-        onnx_bytes: the QDQ model. num_images: that it was calibrated on. equalised_pairs: pairs of convs between
-        which channels were evened out; 0 where that did not help. is_bias_corrected: whether biases were corrected;
-        where that did not help they were not. relative_error: of its outputs on calibration images: root of the
-        mean square difference from the float network's
-            outputs, relative to the root of their mean square.
+        onnx_bytes: the QDQ model.
+        num_images: that it was calibrated on.
+        equalised_pairs: pairs of convs between which channels were evened out; 0 where that did not help.
+        is_bias_corrected: whether biases were corrected; where that did not help they were not.
+        relative_error: of its outputs on calibration images: root of the mean square difference from the float
+            network's outputs, relative to the root of their mean square.
     """
 
     onnx_bytes: bytes

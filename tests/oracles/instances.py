@@ -6,7 +6,7 @@ import itertools
 import random
 from dataclasses import dataclass, field, replace
 
-from layerfold.solver import Limits
+from layerfold.solver import Frontier, Limits, solve_frontier
 from layerfold.tables import ImportanceEntry, ImportanceTable, LatencyEntry, LatencyTable, Provenance
 
 
@@ -27,6 +27,12 @@ class Problem:
     risk: float | None = None
     alpha: float = 0.0
     budgets_ms: tuple[float, ...] = ()
+
+    def frontier(self, *, epsilon: float = 0.0) -> Frontier:
+        """Solve it; raises what ``solve_frontier`` does."""
+        return solve_frontier(
+            self.latencies, self.importance, self.alpha, limits=self.limits, risk=self.risk, epsilon=epsilon
+        )
 
 
 def random_problem(seed: int, *, most_layers: int = 6, most_devices: int = 2, plain: bool = False) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from layerfold.errors import InfeasibleBudgetError, MissingEntryError
-from layerfold.solver import Solution, solve_frontier
+from layerfold.solver import Solution
 from tests.oracles.brute_force import Candidate, best_within, enumerate_solutions
 from tests.oracles.instances import Problem, random_problem
 from tests.oracles.milp import best_importance
@@ -38,14 +38,7 @@ def check_solver(seed: int, *, most_layers: int = 6, with_milp: bool = True, eps
     found, lines = None, []
     frontier = None
     try:
-        frontier = solve_frontier(
-            problem.latencies,
-            problem.importance,
-            problem.alpha,
-            limits=problem.limits,
-            risk=problem.risk,
-            epsilon=epsilon,
-        )
+        frontier = problem.frontier(epsilon=epsilon)
         found = frontier.at(budget_ms=problem.budgets_ms)
     except (InfeasibleBudgetError, MissingEntryError):
         pass

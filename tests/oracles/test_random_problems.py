@@ -138,14 +138,7 @@ def test_no_solution_removes_an_activation_whose_removal_frees_no_merge(
     for seed in range(count):
         problem = problem_of(seed)
         try:
-            frontier = solve_frontier(
-                problem.latencies,
-                problem.importance,
-                problem.alpha,
-                limits=problem.limits,
-                risk=problem.risk,
-                epsilon=epsilon,
-            )
+            frontier = problem.frontier(epsilon=epsilon)
         except (InfeasibleBudgetError, MissingEntryError):
             continue
         needless = [needlessly_removed(problem, solution) for solution in frontier]

@@ -55,7 +55,7 @@ def test_what_is_given_counts_over_the_preset() -> None:
     assert changed.learning_rate == plain.learning_rate
 
 
-_FACTORY = """
+FACTORY = """
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -77,7 +77,7 @@ def data(**_):
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     factory = tmp_path / "factory.py"
-    factory.write_text(_FACTORY)
+    factory.write_text(FACTORY)
     lf.Solution(act_pos=(2,), merge_pos=(2,)).write(tmp_path / "solution.json")
     return [
         "finetune",
@@ -104,7 +104,7 @@ def test_form_knows_its_network_where_a_solution_by_hand_names_none(
     assert main([*command, "--steps", "2"]) == 0
     factory, sidecar = tmp_path / "factory.py", tmp_path / "out.safetensors.json"
     if change == "model":
-        factory.write_text(_FACTORY.replace("nn.Conv2d(4, 4, 3)", "nn.Conv2d(4, 4, 3, stride=2)"))
+        factory.write_text(FACTORY.replace("nn.Conv2d(4, 4, 3)", "nn.Conv2d(4, 4, 3, stride=2)"))
     else:
         content = json.loads(sidecar.read_text())
         content["recipe"]["input_shape"] = [3, 9, 8]

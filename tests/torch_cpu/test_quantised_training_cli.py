@@ -13,31 +13,14 @@ import torch
 import layerfold as lf
 from layerfold.cli import main
 from layerfold.merge import ACTIVATION_RANGES, load_form
+from tests.torch_cpu.test_finetune_cli import FACTORY
 from tests.torch_cpu.test_finetune_processes import launch
-
-_FACTORY = """
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-from layerfold.data import ImageData
-
-def network(num_classes=3):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
-                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
-
-def data(**_):
-    labels = torch.arange(48) % 3
-    images = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + labels[:, None, None, None]
-    split = TensorDataset(images, labels)
-    return ImageData(name="made up", num_classes=3, input_shape=(3, 8, 8), train=split, holdout=split, test=split)
-"""
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     factory = tmp_path / "factory.py"
-    factory.write_text(_FACTORY)
+    factory.write_text(FACTORY)
     lf.Solution(act_pos=(2,), merge_pos=(2,)).write(tmp_path / "solution.json")
     made = ["finetune", f"{factory}:network", "--input", "3x8x8", "--data", f"{factory}:data"]
     made += ["--solution", str(tmp_path / "solution.json"), "--batch-size", "16", "--steps", "6", "--quiet"]
@@ -144,7 +127,7 @@ def test_two_processes_train_for_int8_as_one_does(tmp_path: Path) -> None:
 def test_statistics_are_measured_where_no_step_is_in_float32(tmp_path: Path) -> None:
     """A form whose batch norm statistics are the original's has them measured where no step is in float32."""
     factory = tmp_path / "factory.py"
-    factory.write_text(_FACTORY)
+    factory.write_text(FACTORY)
     lf.Solution(act_pos=(2,), merge_pos=(2,)).write(tmp_path / "solution.json")
     command = ["finetune", f"{factory}:network", "--input", "3x8x8", "--data", f"{factory}:data", "--quiet"]
     command += ["--solution", str(tmp_path / "solution.json"), "--batch-size", "16", "--steps", "1", "--no-test"]
